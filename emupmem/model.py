@@ -1,0 +1,257 @@
+"""What flows between the stages: frozen values only, no behaviour that reads the machine.
+
+Sizes and addresses are bytes. An end is exclusive everywhere in the code; what the kernel prints
+is inclusive (exclusive before Linux 3.5) and the parser is the only place that knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+LOW_LIMIT = 4 * GIB
+"""Nothing is reserved below: the kernel, DMA buffers, the initrd and the PCI hole live there."""
+
+MAX_MEMMAP_REGIONS = 4
+"""What the kernel's address randomisation can keep clear of (arch/x86/boot/compressed/kaslr.c)."""
+
+
+class EmupmemError(Exception):
+    """A refusal or failure that a person can act on: one line of what is wrong, one of what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Kind(StrEnum):
+    """What a range of the firmware map is, in one vocabulary for all kernels and sources."""
+
+    RAM = "usable"
+    RESERVED = "reserved"
+    SOFT_RESERVED = "soft reserved"
+    ACPI_DATA = "ACPI data"
+    ACPI_NVS = "ACPI NVS"
+    UNUSABLE = "unusable"
+    PMEM = "persistent (type 7)"
+    PRAM = "persistent (type 12)"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A half-open range of physical addresses in bytes: `start` belongs to it, `end` does not."""
+
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class MapEntry:
+    """One line of a memory map; `words` are the kernel's own words for the type."""
+
+    start: int
+    end: int
+    kind: Kind
+    words: str = ""
+    line: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+    @property
+    def span(self) -> Span:
+        return Span(self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareMap:
+    """What the firmware says of the memory, before any `memmap=`.
+
+    `entries` are sorted by start and do not overlap. `source` names where it was read
+    (`dmesg`, `journal`, `/sys/firmware/memmap`, a file name), `who` the prefix of its lines
+    (`BIOS-e820`, `extended`, `BIOS-e801`, `BIOS-88`, `Xen`, `sysfs`).
+    """
+
+    entries: tuple[MapEntry, ...]
+    source: str = ""
+    who: str = "BIOS-e820"
+
+    @property
+    def ram(self) -> tuple[Span, ...]:
+        """The usable ranges, one per entry: neighbours are not joined."""
+        return tuple(e.span for e in self.entries if e.kind is Kind.RAM)
+
+    @property
+    def ram_bytes(self) -> int:
+        return sum(e.size for e in self.entries if e.kind is Kind.RAM)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRange:
+    """A range of memory that belongs to a NUMA node."""
+
+    node: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemmapItem:
+    """One item of a `memmap=` list as the kernel reads it.
+
+    `op` is `!` (persistent), `@` (RAM), `#` (ACPI data), `$` (reserved), `%` (change of type),
+    `exactmap`, or `limit` (a bare size, or anything the kernel takes for one: acts like `mem=`).
+    `text` is the item as written. `size` and `start` are bytes (`start` 0 for a limit).
+    """
+
+    op: str
+    size: int
+    start: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """A kernel command line read by the kernel's rules (lib/cmdline.c, kernel/params.c, e820.c).
+
+    `items` are all `memmap=` items in order; `mem_limits` the values of `mem=` in bytes;
+    `crashkernel` the values of `crashkernel=` as written; `hugepages` the bytes that
+    `hugepages=`/`hugepagesz=` ask for (`hugepages_text` the words, for messages).
+    """
+
+    text: str
+    words: tuple[str, ...]
+    items: tuple[MemmapItem, ...]
+    mem_limits: tuple[int, ...] = ()
+    crashkernel: tuple[str, ...] = ()
+    hugepages: int = 0
+    hugepages_text: str = ""
+    nokaslr: bool = False
+
+    @property
+    def reservations(self) -> tuple[MemmapItem, ...]:
+        """The items that make persistent memory: what emupmem calls its own."""
+        return tuple(i for i in self.items if i.op == "!")
+
+
+@dataclass(frozen=True, slots=True)
+class BootLog:
+    """What one boot's log tells, the last boot where the text holds several.
+
+    `firmware` is None when the text has no map (see `problem`). `user` is the map after the
+    command line, `modified` after the kernel's own trimming; both None where not printed.
+    `symptoms` are lines that tell of a broken reservation, as printed.
+    """
+
+    firmware: FirmwareMap | None
+    problem: EmupmemError | None = None
+    user: tuple[MapEntry, ...] | None = None
+    modified: tuple[MapEntry, ...] | None = None
+    command_line: CommandLine | None = None
+    linux_version: str = ""
+    efi: bool | None = None
+    xen: bool = False
+    hypervisor: str = ""
+    nodes: tuple[NodeRange, ...] = ()
+    symptoms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asks of the planner. Sizes in bytes; `size` None lets the planner choose."""
+
+    size: int | None = None
+    count: int = 1
+    offset: int | None = None
+    min_free: int = 2 * GIB
+    numa_node: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """One range that becomes one device. `align` is the step that start and size are multiples of."""
+
+    start: int
+    size: int
+    align: int
+    numa_node: int | None = None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A range that was not chosen, and why in words for people."""
+
+    start: int
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The most that a usable range could give (bytes, 0 where nothing), with the reason."""
+
+    start: int
+    size: int
+    at_most: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A reservation that keeps all the rules.
+
+    `memmap` is the one kernel argument; `add_nokaslr` proposes that word as well.
+    `ram_left` bytes of RAM stay for the system, page structs and other takers deducted.
+    """
+
+    memmap: str
+    reservations: tuple[Reservation, ...]
+    ram_left: int
+    page_structs: int
+    warnings: tuple[str, ...] = ()
+    add_nokaslr: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program to run, as data until the one place that runs it: argv, and why."""
+
+    argv: tuple[str, ...]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One rung of the verification ladder."""
+
+    name: str
+    status: str  # ok | fail | pending | skipped
+    expected: str = ""
+    found: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A pmem block device: its name under /dev and the physical range behind it (bytes)."""
+
+    dev: str
+    start: int | None
+    size: int
+    numa_node: int | None = None
+    dax: bool | None = None
+    mode: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
