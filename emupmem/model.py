@@ -6,7 +6,7 @@ is inclusive (exclusive before Linux 3.5) and the parser is the only place that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -144,6 +144,26 @@ class CommandLine:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelRelease:
+    """A kernel's version; `stable` is None where the distribution hides it. `text` is for people."""
+
+    major: int
+    minor: int
+    stable: int | None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IomemLine:
+    """One line of /proc/iomem; `depth` 0 is the outermost."""
+
+    depth: int
+    start: int
+    end: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class BootLog:
     """What one boot's log tells, the last boot where the text holds several.
 
@@ -254,4 +274,3 @@ class Device:
     numa_node: int | None = None
     dax: bool | None = None
     mode: str = ""
-    extra: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,392 @@
+"""Apply and remove: what to change (computed first, shown, proven) and the one transaction that does it.
+
+At every moment the machine boots either its old or its new configuration: files are replaced by
+rename, grub.cfg is set aside before the generator (which writes it in place) runs, and whatever
+goes wrong after the first write puts everything back. A run that was killed leaves what the next
+`apply` or `remove` finishes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from emupmem import editor, grubcfg, survey
+from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_value
+from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
+from emupmem.model import Command, CommandLine, EmupmemError, Plan, Request, Reservation
+from emupmem.planner import STEPS, Situation, plan, satisfied
+
+GENERATOR_SECONDS = 600
+OUR_WORDS = ("nokaslr",)
+"""Words beside memmap= that apply adds when asked to."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How apply should go about it."""
+
+    variable: str = editor.LINUX
+    add: bool = False
+    replace: bool = False
+    nokaslr: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A new text for /etc/default/grub and what the boot menu must carry afterwards.
+
+    `normal` and `recovery` are the items (`1G!4G`) of the normal and the recovery entries.
+    `regenerate` says that the menu is not what the (unchanged) defaults ask for.
+    """
+
+    before: bytes
+    after: bytes
+    normal: tuple[str, ...]
+    recovery: tuple[str, ...]
+    plan: Plan | None = None
+    warnings: tuple[str, ...] = ()
+    regenerate: bool = False
+
+    @property
+    def needed(self) -> bool:
+        return self.before != self.after or self.regenerate
+
+    @property
+    def diff(self) -> str:
+        """A unified diff, empty when the text stays as it is."""
+        return unified(self.before, self.after)
+
+    @property
+    def memmap(self) -> str:
+        """All reservations after the change as one argument, empty where there are none."""
+        return f"memmap={','.join(self.normal)}" if self.normal else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was done: names of the backup and the number of entries that carry the argument."""
+
+    backup: str = ""
+    entries: int = 0
+    generator: str = ""
+
+
+def unified(before: bytes, after: bytes) -> str:
+    """The unified diff of two versions of /etc/default/grub."""
+    old, new = (t.decode("utf-8", "backslashreplace").splitlines(keepends=True) for t in (before, after))
+    lines = difflib.unified_diff(old, new, GRUB_DEFAULT, GRUB_DEFAULT)
+    return "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
+    )
+
+
+# What to change -----------------------------------------------------------------------------------
+
+
+def read_defaults(machine: Machine) -> bytes:
+    """The text of /etc/default/grub. Raises EmupmemError where there is none."""
+    data = machine.read(GRUB_DEFAULT)
+    if data is None:
+        raise EmupmemError(
+            f"there is no {GRUB_DEFAULT}: this machine is not started by a GRUB that grub-mkconfig sets up",
+            "emupmem changes such machines only",
+        )
+    return data
+
+
+def effective_line(machine: Machine, main: bytes) -> CommandLine:
+    """The kernel command line that GRUB's defaults give a normal entry, drop-ins included."""
+    values = _effective(machine, main)
+    return parse_command_line(" ".join(values[v].value or "" for v in editor.VARIABLES))
+
+
+def _effective(machine: Machine, main: bytes) -> dict[str, editor.Effective]:
+    return editor.effective([(n, main if n == GRUB_DEFAULT else t) for n, t in survey.grub_texts(machine)])
+
+
+def prepare_apply(machine: Machine, found: survey.Survey, request: Request, options: Options) -> Change:
+    """The change that makes the machine reserve what is asked.
+
+    Raises EmupmemError for a reservation that differs (without --replace or --add), for a drop-in
+    that would override, and for everything that the planner and the editor refuse.
+    """
+    before = read_defaults(machine)
+    present, variable = survey.configured_items(before)
+    line = effective_line(machine, before)
+    kept = present if options.add else ()
+    situation = _with_line(found.situation, survey.without_reservations(line, kept))
+    _refuse_dropin_items(machine, before, present)
+    made: Plan | None = None
+    if options.add or not _as_asked(situation, request, present, variable, options):
+        if present and not (options.add or options.replace):
+            raise EmupmemError(
+                f"there is a different reservation already: memmap={','.join(present)}",
+                "--replace puts the new one in its place, --add joins them",
+            )
+        made = plan(situation, request)
+        items = (*kept, *_items(made.memmap))
+        if options.add:
+            variable = variable if present else options.variable
+            items = _items(
+                format_memmap([(r.size, r.start) for r in sorted(_reservations(items), key=_start)])
+            )
+        else:
+            variable = options.variable
+    else:
+        items = present
+    words = OUR_WORDS if options.nokaslr else ()
+    after = editor.set_items(before, variable, items, extra_words=words)
+    if after != before:
+        editor.prove(before, after, variable, items, extra_words=words)
+    change = _change(machine, before, after, made, found)
+    _refuse_override(machine, change, variable, items)
+    return change
+
+
+def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
+    """The change that gives reserved memory back: all of it, or the named items.
+
+    Where nothing else changed the file since apply, the kept backup gives the former bytes.
+    """
+    before = read_defaults(machine)
+    present, variable = survey.configured_items(before)
+    for item in items:
+        if item.removeprefix("memmap=") not in present:
+            known = f"there are: {', '.join(present)}" if present else "nothing is reserved"
+            raise EmupmemError(f"there is no reservation {item}", known)
+    named = [i.removeprefix("memmap=") for i in items]
+    left = tuple(i for i in present if i not in named) if named else ()
+    after = editor.remove_items(before, named) if left else _undone(machine, before, variable)
+    if after != before:
+        editor.prove(before, after, variable, left, drop_words=_words_gone(before, after))
+    _refuse_dropin_items(machine, before, present)
+    return _change(machine, before, after, None, None)
+
+
+def _with_line(situation: Situation, line: CommandLine) -> Situation:
+    return Situation(
+        situation.firmware, situation.vetoes, situation.nodes, line, situation.efi, situation.kernel
+    )
+
+
+def _start(reservation: Reservation) -> int:
+    return reservation.start
+
+
+def _items(memmap: str) -> tuple[str, ...]:
+    return tuple(i.text for i in parse_memmap_value(memmap.removeprefix("memmap=")))
+
+
+def _reservations(items: Sequence[str]) -> list[Reservation]:
+    parsed = parse_memmap_value(",".join(items)) if items else ()
+    return [Reservation(i.start, i.size, _step(i.start, i.size)) for i in parsed]
+
+
+def _step(start: int, size: int) -> int:
+    return next((s for s in STEPS if start % s == 0 and size % s == 0), 1)
+
+
+def _as_asked(
+    situation: Situation, request: Request, present: Sequence[str], variable: str, options: Options
+) -> bool:
+    if not present or variable != options.variable:
+        return False
+    bare = _with_line(
+        situation, survey.without_reservations(situation.command_line or parse_command_line(""))
+    )
+    return satisfied(bare, request, _reservations(present))
+
+
+def _words_gone(before: bytes, after: bytes) -> tuple[str, ...]:
+    """Words other than memmap= that an undo takes away: what apply had added beside it (nokaslr)."""
+    old, new = (editor.read(t, GRUB_DEFAULT) for t in (before, after))
+    gone = (set(old.variable(v).words) - set(new.variable(v).words) for v in editor.VARIABLES)
+    return tuple(w for words in gone for w in sorted(words) if w in OUR_WORDS)
+
+
+def _undone(machine: Machine, current: bytes, variable: str) -> bytes:
+    """The text without our items: former bytes from the backups of the applies that made it."""
+    text = current
+    for name in _records(machine):
+        former, written = machine.read(name), machine.read(f"{name}.written")
+        if former is None or written is None or not survey.configured_items(written)[0]:
+            continue
+        candidate = editor.undo(text, former, written)
+        if survey.configured_items(candidate)[0]:
+            text = candidate  # that apply replaced an earlier one of ours: go on with the one before it
+            continue
+        return candidate
+    return editor.remove_items(text, None)
+
+
+def _records(machine: Machine) -> list[str]:
+    """Backups of /etc/default/grub that an apply or remove of ours made, newest first."""
+    names = [n for n in machine.names(BACKUPS) if n.startswith("grub.") and n.endswith(".written")]
+    return [f"{BACKUPS}/{n.removesuffix('.written')}" for n in sorted(names, reverse=True)]
+
+
+def _change(
+    machine: Machine, before: bytes, after: bytes, made: Plan | None, found: survey.Survey | None
+) -> Change:
+    values = _effective(machine, after)
+    recovery = values[editor.LINUX].items
+    normal = (*recovery, *values[editor.DEFAULT].items)
+    warnings = (*(found.notes if found else ()), *(made.warnings if made else ()))
+    regenerate = machine.live and bool(_menu_problems(machine, normal, recovery))
+    return Change(before, after, normal, recovery, made, warnings, regenerate and before == after)
+
+
+def _menu_problems(
+    machine: Machine, normal: Sequence[str], recovery: Sequence[str]
+) -> list[tuple[grubcfg.BootEntry | None, str]]:
+    try:
+        data = machine.read(machine.grub_cfg())
+    except EmupmemError:
+        return []  # not ours to read without root: a dry run says nothing of it
+    text = (data or b"").decode("utf-8", "surrogateescape")
+    return grubcfg.problems(grubcfg.entries(text), normal, recovery)
+
+
+def _refuse_dropin_items(machine: Machine, main: bytes, present: Sequence[str]) -> None:
+    """Reservations made in a drop-in are somebody's own; two places that reserve are a trap."""
+    for name, text in survey.grub_texts(machine):
+        if name == GRUB_DEFAULT:
+            continue
+        for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
+            code = line.split("#")[0]
+            if "memmap=" in code and "!" in code:
+                raise EmupmemError(
+                    f"{name}:{number} reserves memory already: {code.strip()}",
+                    "take that line away first, or leave the reservation to it",
+                )
+
+
+def _refuse_override(machine: Machine, change: Change, variable: str, items: Sequence[str]) -> None:
+    """A drop-in that assigns our variable anew would throw the argument away: refuse before writing."""
+    wanted = change.recovery if variable == editor.LINUX else change.normal
+    if tuple(wanted) == tuple(items):
+        return
+    last = _effective(machine, change.after)[variable]
+    hint = "--variable GRUB_CMDLINE_LINUX" if variable != editor.LINUX else ""
+    raise EmupmemError(
+        f"{last.filename}:{last.line} assigns {variable} anew, so what {GRUB_DEFAULT} says would not reach the kernel",
+        f"use {hint}, or make that file extend the variable"
+        if hint
+        else "make that file extend the variable",
+    )
+
+
+# The transaction ------------------------------------------------------------------------------------
+
+
+def carry_out(machine: Machine, change: Change, tell: Tell = lambda step: None) -> Outcome:
+    """Write the new text, make the menu, prove the menu; or put everything back and say why.
+
+    `tell` is called after every step with its name. Raises EmupmemError; the old configuration
+    is then in force again (the message says so if even that failed).
+    """
+    with machine.lock(), interrupts() as stop:
+        if machine.read(GRUB_DEFAULT) != change.before:
+            raise EmupmemError(
+                f"{GRUB_DEFAULT} was changed by somebody else meanwhile", "look at it and try again"
+            )
+        generator = _generator(machine)
+        tell("locked")
+        backup = ""
+        if change.before != change.after:
+            moment = stamp()
+            machine.keep(GRUB_DEFAULT, moment, change.after, ".written")
+            backup = machine.keep(GRUB_DEFAULT, moment, change.before)
+            tell("backup")
+            stop.check()
+        if generator is None:
+            machine.replace(GRUB_DEFAULT, change.after)
+            tell("written")
+            return Outcome(backup)
+        _set_menu_aside(machine)
+        tell("set aside")
+        try:
+            if change.before != change.after:
+                machine.replace(GRUB_DEFAULT, change.after)
+            tell("written")
+            carry = _generate(machine, generator, change, stop)
+            tell("generated")
+            stop.check()
+        except BaseException as exc:
+            _roll_back(machine, change, exc)
+            raise
+        machine.drop_aside(machine.grub_cfg())
+        tell("done")
+        return Outcome(backup, carry, generator.argv[0])
+
+
+def _set_menu_aside(machine: Machine) -> None:
+    """Keep the menu that boots now. A torn one, of a run that was killed, is replaced by its whole copy."""
+    cfg = machine.grub_cfg()
+    text = (machine.read(cfg) or b"").decode("utf-8", "surrogateescape")
+    if machine.is_aside(cfg) and not grubcfg.whole(text):
+        machine.put_back(cfg)
+    machine.set_aside(cfg)
+
+
+def _generator(machine: Machine) -> Command | None:
+    if not machine.live:
+        return None
+    found = machine.generator()
+    if found is None:
+        raise EmupmemError(
+            "neither update-grub2, update-grub, grub2-mkconfig nor grub-mkconfig is installed: nothing could make grub.cfg",
+            "nothing was changed",
+        )
+    return found
+
+
+def _generate(machine: Machine, generator: Command, change: Change, stop: Interrupts) -> int:
+    """Run the generator and judge its menu; the number of entries that carry the argument."""
+    stop.check()
+    done = machine.run(generator, GENERATOR_SECONDS)
+    name = generator.argv[0]
+    if done.status:
+        raise EmupmemError(f"{name} failed with status {done.status}: {done.last_words}")
+    cfg = machine.grub_cfg()
+    wrong = _menu_problems(machine, change.normal, change.recovery)
+    if wrong:
+        entry, why = wrong[0]
+        where = f"{cfg}:{entry.line} “{entry.title}”" if entry else cfg
+        raise EmupmemError(
+            f"{name} made a menu that is not as planned: {where}: {why}", _blame(machine, change)
+        )
+    text = (machine.read(cfg) or b"").decode("utf-8", "surrogateescape")
+    return sum(1 for e in grubcfg.entries(text) if e.ours and e.command_line.reservations)
+
+
+def _blame(machine: Machine, change: Change) -> str:
+    """Which file had the last word on the variables, for the message."""
+    try:
+        values = _effective(machine, change.after)
+    except EmupmemError:
+        return ""
+    others = sorted(
+        {f"{v.filename}:{v.line}" for v in values.values() if v.filename not in ("", GRUB_DEFAULT)}
+    )
+    return f"{', '.join(others)} has the last word on the command line" if others else ""
+
+
+def _roll_back(machine: Machine, change: Change, exc: BaseException) -> None:
+    """Put the old text and the old menu back; tells in the error what state the machine is in."""
+    state = "the old configuration is back, nothing is changed"
+    try:
+        if change.before != change.after:
+            machine.replace(GRUB_DEFAULT, change.before)
+        machine.put_back(machine.grub_cfg())
+    except EmupmemError as second:
+        state = (
+            f"and it could not be put back: {second.message}. Before you reboot: restore {GRUB_DEFAULT} from "
+            f"{BACKUPS} and run update-grub2"
+        )
+    if isinstance(exc, EmupmemError):
+        exc.hint = f"{exc.hint}; {state}" if exc.hint else state

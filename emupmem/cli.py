@@ -1,0 +1,558 @@
+"""The command line: call a stage, show its result, choose the exit status. No logic of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from emupmem import __version__
+from emupmem.model import EmupmemError, Request
+from emupmem.units import parse_size
+
+if TYPE_CHECKING:
+    from emupmem.change import Change, Outcome
+    from emupmem.machine import Machine
+    from emupmem.survey import Survey
+
+
+class Exit(IntEnum):
+    """Exit statuses of every command."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    NOT_AS_PLANNED = 3
+
+
+class Source(StrEnum):
+    """Where the firmware's memory map is read on a running machine."""
+
+    AUTO = "auto"
+    DMESG = "dmesg"
+    JOURNAL = "journal"
+    SYSFS = "sysfs"
+
+
+class Variable(StrEnum):
+    """The GRUB variable that holds the argument."""
+
+    LINUX = "GRUB_CMDLINE_LINUX"
+    DEFAULT = "GRUB_CMDLINE_LINUX_DEFAULT"
+
+
+EPILOG = (
+    "Exit status: 0 as planned; 1 error; 2 wrong usage; 3 not as planned "
+    "(a check failed, a reboot is pending, or --check found that something would change)."
+)
+
+app = typer.Typer(
+    name="emupmem",
+    help="Turn ordinary RAM into /dev/pmem0 for development: plan memmap=, put it into GRUB, prove it "
+    "after the reboot. The device is emulated and volatile: its content does not survive a power cycle.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"emupmem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback where an error comes from.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["EMUPMEM_DEBUG"] = "1"
+
+
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="SIZE", help="Size of each device, as 16G or 512M.")
+]
+Count = Annotated[int, typer.Option("--count", metavar="N", help="How many devices, 1 to 4.")]
+Offset = Annotated[
+    str | None,
+    typer.Option("--offset", metavar="ADDR", help="Where the first begins, as 4G; else the lowest place."),
+]
+MinFree = Annotated[
+    str, typer.Option("--min-free", metavar="SIZE", help="RAM that must stay for the system.")
+]
+Node = Annotated[int | None, typer.Option("--numa-node", metavar="N", help="Reserve on this NUMA node only.")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="FILE", help="Plan from a saved boot log (- for standard input), not this machine."
+    ),
+]
+SourceOption = Annotated[
+    Source, typer.Option("--source", help="Where to read the memory map of this machine.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", metavar="DIR", help="Edit the tree of another machine; nothing is run in it."),
+]
+
+
+@app.command(epilog=EPILOG)
+def suggest(
+    size: Size = None,
+    count: Count = 1,
+    offset: Offset = None,
+    min_free: MinFree = "2G",
+    numa_node: Node = None,
+    from_: From = None,
+    source: SourceOption = Source.AUTO,
+    as_json: Json = False,
+) -> None:
+    """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
+    from emupmem import planner, survey
+
+    result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
+    with _json_errors(as_json, result):
+        request = _request(size, count, offset, min_free, numa_node)
+        found = _survey(from_, source)
+        situation = found.situation
+        result |= {"source": found.source, "ranges": [_entry(e) for e in situation.firmware.entries]}
+        problem: EmupmemError | None = None
+        made = None
+        try:
+            made = planner.plan(situation, request)
+        except planner.NoPlan as exc:
+            problem = exc
+        rejected = planner.rejected(situation, request, made)
+        result["rejected"] = [{"start": r.start, "size": r.size, "reason": r.reason} for r in rejected]
+        if made:
+            warnings = [*found.notes, *made.warnings]
+            result["plan"] = {
+                "memmap": made.memmap,
+                "reservations": [
+                    {"start": r.start, "size": r.size, "align": r.align, "numa_node": r.numa_node}
+                    for r in made.reservations
+                ],
+                "ram_left": made.ram_left,
+                "nokaslr": made.add_nokaslr,
+                "warnings": warnings,
+            }
+        if not as_json:
+            from emupmem import render
+
+            out = render.console()
+            offers = planner.offers(situation, request)
+            render.suggestion(out, situation, found.source, offers, rejected, made)
+            for note in found.notes:
+                _say(f"  ! {note}")
+        if problem is not None and size is not None:
+            raise problem
+        if problem is not None:
+            if as_json:
+                result["error"] = _one_line(problem)
+            else:
+                print()
+                _say(_one_line(problem))
+        elif made and not as_json:
+            print(
+                f"\nNext:  {_next_command(made.reservations[0].size, count, offset, min_free, numa_node, from_)}"
+            )
+            print(f"       (adds {shlex.quote(made.memmap)} to the kernel command line)")
+    if as_json:
+        _print_json(result)
+
+
+@app.command(epilog=EPILOG)
+def apply(
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Size of each device, as 16G or 512M.")],
+    count: Count = 1,
+    offset: Offset = None,
+    min_free: MinFree = "2G",
+    numa_node: Node = None,
+    variable: Annotated[
+        Variable,
+        typer.Option(
+            "--variable",
+            help="GRUB_CMDLINE_LINUX reaches every entry; GRUB_CMDLINE_LINUX_DEFAULT leaves recovery entries "
+            "without the reservation, for machines where you want a menu entry with all the memory.",
+        ),
+    ] = Variable.LINUX,
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep the reservation that is there and add to it.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put this in place of what is reserved.")
+    ] = False,
+    nokaslr: Annotated[
+        bool,
+        typer.Option(
+            "--nokaslr", help="Also add nokaslr, for kernels that may place themselves in the range."
+        ),
+    ] = False,
+    dry_run: DryRun = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 3 if something would change; change nothing.")
+    ] = False,
+    yes: Yes = False,
+    root: Root = None,
+    from_: From = None,
+    source: SourceOption = Source.AUTO,
+    as_json: Json = False,
+) -> None:
+    """Put the reservation into GRUB's configuration, safely. It takes effect at the next reboot."""
+    from emupmem import change, obstacles
+
+    result = _change_result()
+    with _json_errors(as_json, result):
+        if add and replace:
+            _usage("--add and --replace exclude each other")
+        request = _request(size, count, offset, min_free, numa_node)
+        machine = _machine(root, from_, changes=not (dry_run or check))
+        warnings = obstacles.refuse(machine)
+        found = _survey(from_, source, machine)
+        options = change.Options(variable.value, add, replace, nokaslr)
+        prepared = change.prepare_apply(machine, found, request, options)
+        _carry_out(machine, prepared, result, [*warnings, *prepared.warnings], dry_run, check, yes, as_json)
+
+
+@app.command(epilog=EPILOG)
+def remove(
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ITEM]...", help="What to give back, as '1G!4G'; else everything."),
+    ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Give reserved memory back: undo what apply did. It takes effect at the next reboot."""
+    from emupmem import change
+
+    result = _change_result()
+    with _json_errors(as_json, result):
+        machine = _machine(root, None, changes=not dry_run, needs_log=False)
+        prepared = change.prepare_remove(machine, items or ())
+        _carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
+
+
+@app.command(epilog=EPILOG)
+def verify(
+    wait: Annotated[
+        float,
+        typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for the device to appear."),
+    ] = 10,
+    require: Annotated[
+        bool, typer.Option("--require", help="Exit 3 also where nothing is reserved and nothing should be.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Prove that what was asked is there: from GRUB's file up to a device with DAX."""
+    from emupmem import survey
+    from emupmem import verifier as judge
+    from emupmem.machine import Machine
+
+    result: dict[str, Any] = {"ok": False, "pending": False, "checks": [], "devices": []}
+    with _json_errors(as_json, result):
+        seen = survey.observe(Machine(), wait)
+        verdict = judge.verify(seen)
+        ok = verdict.ok and not (require and verdict.nothing_reserved)
+        result |= {
+            "ok": ok,
+            "pending": verdict.pending,
+            "checks": [
+                {"name": c.name, "status": c.status, "expected": c.expected, "found": c.found, "hint": c.hint}
+                for c in verdict.checks
+            ],
+            "devices": [{"dev": d.dev, "start": d.start, "size": d.size} for d in verdict.devices],
+        }
+        if not as_json:
+            _show_verdict(verdict)
+    if as_json:
+        _print_json(result)
+    raise typer.Exit(Exit.OK if ok else Exit.NOT_AS_PLANNED)
+
+
+def _show_verdict(verdict: Any) -> None:
+    from emupmem import render
+    from emupmem.machine import Machine
+
+    render.ladder(render.console(), verdict.checks)
+    if verdict.nothing_reserved:
+        print("Nothing is reserved.")
+    elif verdict.pending:
+        print("Reboot pending.")
+    unseen = [c.name for c in verdict.checks if c.status == "skipped" and not c.found.startswith("explained")]
+    if unseen:
+        _say(f"not seen: {', '.join(unseen)}" + ("" if Machine().is_root else "; with sudo it can be"))
+
+
+# Shared by the commands ------------------------------------------------------------------------------
+
+
+def _request(size: str | None, count: int, offset: str | None, min_free: str, node: int | None) -> Request:
+    try:
+        return Request(
+            parse_size(size) if size is not None else None,
+            count,
+            parse_size(offset, "offset") if offset is not None else None,
+            parse_size(min_free, "--min-free"),
+            node,
+        )
+    except EmupmemError as exc:
+        _usage(exc.message, exc.hint)
+
+
+def _survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
+    from emupmem import change, survey
+    from emupmem.machine import Machine, standard_input
+
+    if from_ is not None:
+        if from_ == "-":
+            return survey.of_log(standard_input(), "standard input")
+        data = Machine().read(str(Path(from_).absolute()))
+        if data is None:
+            raise EmupmemError(f"there is no file {from_}")
+        return survey.of_log(data, from_)
+    machine = machine or Machine()
+    boots = None
+    try:
+        boots = change.effective_line(machine, change.read_defaults(machine))
+    except EmupmemError:
+        boots = None  # no GRUB here: this boot's own command line serves
+    return survey.of_machine(machine, source.value, boots)
+
+
+def _machine(root: Path | None, from_: str | None, *, changes: bool, needs_log: bool = True) -> Machine:
+    from emupmem.machine import Machine
+
+    if root is None:
+        if from_ is not None:
+            _usage("--from plans for another machine: it needs --root, the tree of that machine")
+        machine = Machine()
+    else:
+        if not root.is_dir():
+            raise EmupmemError(f"{root} is not a folder")
+        machine = Machine(root)
+        if machine.live and from_ is not None:
+            _usage("--root / is this machine: leave --root and --from away")
+        if not machine.live and needs_log and from_ is None:
+            _usage("--root needs --from: the boot log of the machine that the tree belongs to")
+    if machine.live and changes and not machine.is_root:
+        raise EmupmemError(
+            "this changes the boot configuration and needs root", f"sudo {shlex.join(_as_typed())}"
+        )
+    return machine
+
+
+def _as_typed() -> list[str]:
+    return ["emupmem", *sys.argv[1:]]
+
+
+def _carry_out(
+    machine: Machine,
+    prepared: Change,
+    result: dict[str, Any],
+    warnings: list[str],
+    dry_run: bool,
+    check: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Show, ask, do, tell; ends the command with its exit status."""
+    from emupmem import change as changes
+
+    booted = machine.peek("/proc/cmdline") if machine.live else ""
+    result |= {"memmap": prepared.memmap, "diff": prepared.diff}
+    for warning in warnings:
+        _say(f"! {warning}")
+    if not prepared.needed:
+        result["reboot_required"] = machine.live and not _boots_as(booted, prepared)
+        if not as_json:
+            print(f"Already as asked: {prepared.memmap or 'nothing is reserved'}. Nothing was changed.")
+            if result["reboot_required"]:
+                print("Reboot, then:  sudo emupmem verify")
+        _finish(as_json, result, Exit.OK)
+    if not as_json:
+        _show_change(machine, prepared)
+    if dry_run or check:
+        _finish(as_json, result, Exit.NOT_AS_PLANNED if check else Exit.OK)
+    if not yes:
+        _ask("Apply?")
+    outcome = changes.carry_out(machine, prepared)
+    result |= {"changed": True, "backup": outcome.backup, "reboot_required": not _boots_as(booted, prepared)}
+    if not as_json:
+        _tell(machine, prepared, outcome, result["reboot_required"])
+    _finish(as_json, result, Exit.OK)
+
+
+def _boots_as(booted: str, prepared: Change) -> bool:
+    from emupmem.cmdline import parse_command_line
+
+    return tuple(i.text for i in parse_command_line(booted).reservations) == prepared.normal
+
+
+def _show_change(machine: Machine, prepared: Change) -> None:
+    from emupmem import render
+
+    out = render.console()
+    render.diff(out, prepared.diff)
+    generator = machine.generator() if machine.live else None
+    name = machine.grub_cfg()
+    if generator:
+        out.print(f"then: {shlex.join(generator.argv)} (and check every entry of {name})")
+    elif not machine.live:
+        out.print("then, on that machine: update-grub2")
+
+
+def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
+    from emupmem.machine import GRUB_DEFAULT
+
+    if outcome.backup:
+        print(f"✓ {GRUB_DEFAULT} written (before: {outcome.backup})")
+    if not machine.live:
+        print("Nothing was run in the tree. On that machine: update-grub2, reboot, emupmem verify")
+        return
+    what = (
+        f"{outcome.entries} entries carry {prepared.memmap}"
+        if prepared.memmap
+        else "no entry reserves memory"
+    )
+    print(f"✓ {outcome.generator} · {what}")
+    if reboot:
+        print("Reboot, then:  sudo emupmem verify")
+        if prepared.memmap:
+            print(
+                f"If the machine does not come up: in GRUB's menu (hold Shift or press Esc at the start) press e, "
+                f"delete {prepared.memmap}, press Ctrl-x; then sudo emupmem remove."
+            )
+
+
+def _change_result() -> dict[str, Any]:
+    return {"changed": False, "memmap": "", "diff": "", "backup": "", "reboot_required": False}
+
+
+def _ask(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise EmupmemError("there is no terminal to ask on", "--yes goes ahead without asking")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise EmupmemError("not confirmed", "nothing was changed")
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    return {"start": entry.start, "size": entry.size, "type": entry.kind.value}
+
+
+def _next_command(
+    size: int, count: int, offset: str | None, min_free: str, node: int | None, from_: str | None
+) -> str:
+    from emupmem.units import tight
+
+    words = ["sudo", "emupmem", "apply", "--size", tight(size)]
+    words += ["--count", str(count)] if count != 1 else []
+    words += ["--offset", offset] if offset is not None else []
+    words += ["--min-free", min_free] if min_free != "2G" else []
+    words += ["--numa-node", str(node)] if node is not None else []
+    if from_ is not None:
+        return f"{shlex.join(words)}   (on that machine)"
+    return shlex.join(words)
+
+
+# Errors, JSON, exit -----------------------------------------------------------------------------------
+
+
+class UsageError(EmupmemError):
+    """Wrong options: exit status 2."""
+
+
+def _usage(message: str, hint: str = "") -> NoReturn:
+    raise UsageError(message, hint or "emupmem --help tells more")
+
+
+def _one_line(error: EmupmemError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_json(result: dict[str, Any]) -> None:
+    print(json.dumps(result, indent=2))
+
+
+def _finish(as_json: bool, result: dict[str, Any], status: Exit) -> NoReturn:
+    if as_json:
+        _print_json(result)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def _json_errors(as_json: bool, result: dict[str, Any]) -> Iterator[None]:
+    """With --json the object is printed in every case: an error becomes its `error`."""
+    try:
+        yield
+    except EmupmemError as exc:
+        if as_json:
+            _print_json(result | {"error": _one_line(exc)})
+        raise
+
+
+def main() -> NoReturn:
+    """Run the program: one line for an error and one for what to do, a traceback only with --debug."""
+    try:
+        status = app(standalone_mode=False) or Exit.OK
+        sys.stdout.flush()
+    except EmupmemError as exc:
+        status = _fail(exc.message, exc.hint, Exit.USAGE if isinstance(exc, UsageError) else Exit.ERROR, exc)
+    except BrokenPipeError:
+        # The reader of a pipe has gone: nothing more to tell, and nobody to tell it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = Exit.ERROR
+    except KeyboardInterrupt:
+        status = _fail("stopped", "nothing was changed", Exit.ERROR, None)
+    except Exception as exc:
+        # typer's own errors, without importing the click that it brings or does not bring
+        if not hasattr(exc, "format_message"):
+            if os.environ.get("EMUPMEM_DEBUG"):
+                raise
+            name = type(exc).__name__
+            status = _fail(
+                f"unexpected: {name}: {exc}", "emupmem --debug shows where; please report it", Exit.ERROR, exc
+            )
+        else:
+            status = _fail(
+                exc.format_message(), "emupmem --help tells more", getattr(exc, "exit_code", Exit.USAGE), None
+            )
+    sys.exit(int(status))
+
+
+def _fail(message: str, hint: str, status: int, exc: BaseException | None) -> int:
+    if exc is not None and os.environ.get("EMUPMEM_DEBUG"):
+        import traceback
+
+        traceback.print_exception(exc)
+    _say(f"emupmem: {' '.join(message.split())}")
+    if hint:
+        _say(f"         {' '.join(hint.split())}")
+    return status

@@ -1,0 +1,453 @@
+"""The kernel command line, read and written by the kernel's own rules.
+
+A model of lib/cmdline.c (memparse, next_arg), kernel/params.c (parse_args), arch/x86/kernel/e820.c
+(parse_memmap_one, e820__update_table) and arch/x86/boot/compressed/kaslr.c (mem_avoid_memmap) of
+Linux 6.12. Pure: text in, values out. Where the kernel goes on in silence after nonsense, so does
+the model: what matters is what the machine will do with the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+from emupmem.model import (
+    GIB,
+    KIB,
+    MAX_MEMMAP_REGIONS,
+    MIB,
+    CommandLine,
+    EmupmemError,
+    FirmwareMap,
+    Kind,
+    MapEntry,
+    MemmapItem,
+    Span,
+)
+
+COMMAND_LINE_MAX = 2047
+"""Bytes of the command line that an x86 kernel reads (COMMAND_LINE_SIZE less the final NUL)."""
+
+_U64 = (1 << 64) - 1
+_SUFFIXES = "kmgtpe"
+_DIGITS = "0123456789abcdef"
+
+# lib/ctype.c: what isspace() is true for, the Latin-1 no-break space included.
+_SPACES = " \t\n\v\f\r\xa0"
+
+# E820_TYPE_* of arch/x86/include/asm/e820/types.h: where ranges overlap the highest number wins.
+_TYPE_NUMBERS = {
+    Kind.RAM: 1,
+    Kind.RESERVED: 2,
+    Kind.ACPI_DATA: 3,
+    Kind.ACPI_NVS: 4,
+    Kind.UNUSABLE: 5,
+    Kind.PMEM: 7,
+    Kind.PRAM: 12,
+    Kind.SOFT_RESERVED: 0xEFFFFFFF,
+}
+_KINDS = {number: kind for kind, number in _TYPE_NUMBERS.items()}
+_OPERATORS = {"@": Kind.RAM, "#": Kind.ACPI_DATA, "$": Kind.RESERVED, "!": Kind.PRAM}
+
+
+# Numbers -------------------------------------------------------------------------------------
+
+
+def memparse(text: str) -> tuple[int, str]:
+    """Read a size as the kernel does: (bytes, what follows it).
+
+    `0x` is hexadecimal, a leading 0 octal, one suffix letter K M G T P E of either case multiplies
+    by powers of 1024, and everything wraps at 64 bits. Text that is no number gives (0, text).
+    Source: lib/cmdline.c memparse, lib/vsprintf.c simple_strtoull, lib/kstrtox.c.
+    """
+    value, rest = _strtoull(text)
+    shift = 10 * (_SUFFIXES.find(rest[0].lower()) + 1) if rest and rest[0].isascii() else 0
+    return (value << shift) & _U64, rest[1:] if shift else rest
+
+
+def _strtoull(text: str) -> tuple[int, str]:
+    """simple_strtoull(text, …, 0): unsigned, no sign, no blanks skipped, wraps at 64 bits."""
+    base, at = 10, 0
+    if text[:1] == "0":
+        # "0x" without a digit after it is the octal number 0, followed by an x.
+        hexadecimal = text[1:2] in ("x", "X") and text[2:3] and text[2:3].lower() in _DIGITS
+        base, at = (16, 2) if hexadecimal else (8, 0)
+    value = 0
+    while at < len(text) and 0 <= _DIGITS.find(text[at].lower()) < base:
+        value = (value * base + int(text[at], 16)) & _U64
+        at += 1
+    return value, text[at:]
+
+
+def format_size(size: int) -> str:
+    """Write a size for a kernel argument: a whole number with the largest exact unit up to G.
+
+    `size` is bytes, 0 < size < 2^64. Decimals, `GB` and leading zeros do not exist here: the kernel
+    would read another number. Raises EmupmemError for what cannot be said, or would not be read back.
+    """
+    if not 0 < size <= _U64:
+        raise EmupmemError(f"{size} bytes cannot be a size on the kernel command line")
+    unit, letter = next(((u, c) for u, c in ((GIB, "G"), (MIB, "M"), (KIB, "K")) if size % u == 0), (1, ""))
+    text = f"{size // unit}{letter}"
+    if memparse(text) != (size, ""):
+        raise EmupmemError(f"{size} bytes would not be read back from {text}")
+    return text
+
+
+def format_memmap(reservations: Iterable[tuple[int, int]]) -> str:
+    """Write reservations, pairs (size, start) in bytes, as one `memmap=SIZE!START,…` argument.
+
+    One argument and not several: kaslr.c neither avoids nor flags a fifth separate `memmap=`.
+    The text is read back through the model before it is returned; raises EmupmemError where the
+    kernel would not read exactly these ranges, and for ranges that are empty or overlap.
+    """
+    pairs = list(reservations)
+    if not pairs:
+        raise EmupmemError("a memmap= argument needs at least one reservation")
+    spans = sorted(Span(start, start + size) for size, start in pairs)
+    if any(b.start < a.end for a, b in pairwise(spans)) or spans[-1].end > _U64:
+        raise EmupmemError("reservations overlap or reach beyond 64 bits")
+    text = "memmap=" + ",".join(f"{format_size(size)}!{format_size(start)}" for size, start in pairs)
+    read = parse_command_line(text)
+    if [(i.op, i.size, i.start) for i in read.items] != [("!", size, start) for size, start in pairs]:
+        raise EmupmemError(f"the kernel would not read {text[:100]} as it is meant")
+    return text
+
+
+# Words ---------------------------------------------------------------------------------------
+
+
+def parse_command_line(text: str) -> CommandLine:
+    """Read a kernel command line as the kernel does, up to its 2047th byte and to a word `--`.
+
+    `words` have the quotes removed that the kernel removes. Other items are read in the units of
+    `CommandLine`. Never raises: what the kernel ignores is not in the result.
+    Source: init/main.c do_early_param, lib/cmdline.c next_arg, arch/x86/kernel/e820.c.
+    """
+    words: list[str] = []
+    items: list[MemmapItem] = []
+    limits: list[int] = []
+    crashkernel: list[str] = []
+    huge: list[tuple[str, str]] = []
+    for name, value in _parameters(text):
+        words.append(name if value is None else f"{name}={value}")
+        # parameq() takes - and _ for the same, kernel/params.c
+        key = name.replace("-", "_")
+        if value is None:
+            continue
+        if key == "memmap":
+            items += parse_memmap_value(value)
+        elif key == "mem":
+            limits += _mem_limit(value)
+        elif key == "crashkernel":
+            crashkernel.append(value)
+        elif key in ("hugepages", "hugepagesz", "default_hugepagesz"):
+            huge.append((key, value))
+    return CommandLine(
+        text=text,
+        words=tuple(words),
+        items=tuple(items),
+        mem_limits=tuple(limits),
+        crashkernel=tuple(crashkernel),
+        hugepages=_huge_bytes(huge),
+        hugepages_text=" ".join(f"{key}={value}" for key, value in huge),
+        nokaslr=_has_bare_word(text, "nokaslr"),
+    )
+
+
+def is_cut(text: str) -> bool:
+    """Whether the kernel reads only a part of this command line, for it is longer than 2047 bytes."""
+    return len(text.rstrip("\n").encode("utf-8", "surrogateescape")) > COMMAND_LINE_MAX
+
+
+def _seen(text: str) -> str:
+    """The bytes that the kernel reads, as Latin-1 characters: its quoting and blanks are of bytes."""
+    raw = text.encode("utf-8", "surrogateescape")[:COMMAND_LINE_MAX]
+    return raw.split(b"\0", 1)[0].decode("latin-1")
+
+
+def _back(text: str) -> str:
+    return text if text.isascii() else text.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+def _parameters(text: str) -> Iterator[tuple[str, str | None]]:
+    """(name, value or None) of each parameter up to `--`. Source: parse_args of kernel/params.c."""
+    rest = _seen(text).lstrip(_SPACES)
+    at = 0
+    while at < len(rest):
+        name, value, at = _next_arg(rest, at)
+        if value is None and name == "--":
+            return
+        yield _back(name), None if value is None else _back(value)
+
+
+def _next_arg(text: str, at: int) -> tuple[str, str | None, int]:
+    """next_arg() of lib/cmdline.c, to the letter: (name, value, where the next one begins)."""
+    quoted = in_quote = text[at] == '"'
+    start = at + quoted
+    end, equals = start, 0
+    while end < len(text) and (in_quote or text[end] not in _SPACES):
+        if text[end] == "=" and equals == 0:
+            equals = end - start  # stays 0 for a leading =, as in the kernel
+        if text[end] == '"':
+            in_quote = not in_quote
+        end += 1
+    word = text[start:end]
+    value = word[equals + 1 :] if equals else None
+    name = word[:equals] if equals else word
+    if value is not None and value[:1] == '"':
+        value = value[1:]
+        if word[-1] == '"':
+            value = value[:-1]
+            quoted = False  # this quote is taken off already
+    if quoted and word[-1:] == '"':
+        name, value = (name, value[:-1]) if value is not None else (name[:-1], None)
+    end += 1
+    while end < len(text) and text[end] in _SPACES:
+        end += 1
+    return name, value, end
+
+
+def _has_bare_word(text: str, word: str) -> bool:
+    """cmdline_find_option_bool() of arch/x86/boot/cmdline.c: knows neither quotes nor `--`."""
+    seen = "".join(c if c > " " else " " for c in _seen(text))
+    return word in seen.split(" ")
+
+
+# memmap= -------------------------------------------------------------------------------------
+
+
+def parse_memmap_value(value: str) -> tuple[MemmapItem, ...]:
+    """Read the value of a `memmap=` parameter: the items that have an effect, in order.
+
+    Whatever follows a size and is none of `@ # $ ! %` makes the item a memory limit; text that does
+    not begin with a number is ignored, as is junk after the second number of an item.
+    Source: parse_memmap_opt and parse_memmap_one of arch/x86/kernel/e820.c.
+    """
+    return tuple(i for i in map(_memmap_item, value.split(",")) if i is not None)
+
+
+def _memmap_item(text: str) -> MemmapItem | None:
+    if text.startswith("exactmap"):
+        return MemmapItem("exactmap", 0, 0, text)
+    size, rest = memparse(text)
+    if rest == text:
+        return None
+    if rest[:1] in _OPERATORS or rest[:1] == "%":
+        return MemmapItem(rest[0], size, memparse(rest[1:])[0], text)
+    return MemmapItem("limit", size, 0, text)
+
+
+def _mem_limit(value: str) -> list[int]:
+    """The limit that `mem=` sets: none for nopentium and 0 (parse_memopt of e820.c)."""
+    size = memparse(value)[0]
+    return [size] if size and value != "nopentium" else []
+
+
+def memmap_region_count(line: CommandLine) -> int:
+    """How many of the kernel's 4 slots for ranges that address randomisation avoids are asked for.
+
+    Items with `!`, `#` or `$` and a start above 0 take one each (parse_memmap of
+    arch/x86/boot/compressed/kaslr.c); `@`, `%`, limits and exactmap take none.
+    """
+    return sum(1 for i in line.items if i.op in ("!", "#", "$") and i.start)
+
+
+def kaslr_avoided(line: CommandLine) -> tuple[tuple[Span, ...], bool]:
+    """What kaslr.c keeps the kernel clear of: (ranges in bytes, whether it gives up randomising).
+
+    It gives up where a `memmap=` list goes on after the fourth range. A fifth range in a parameter
+    of its own is neither avoided nor noticed: that is the kernel's bug and the reason for one list.
+    Source: mem_avoid_memmap and handle_mem_options of arch/x86/boot/compressed/kaslr.c.
+    """
+    spans: list[Span] = []
+    too_many = False
+    for name, value in _parameters(line.text):
+        if name != "memmap" or value is None or len(spans) >= MAX_MEMMAP_REGIONS:
+            continue
+        left = value.split(",")
+        while left and len(spans) < MAX_MEMMAP_REGIONS:
+            item = _memmap_item(left[0])
+            if item is None or item.op == "exactmap":
+                break  # the rest of this list is not looked at
+            del left[0]
+            if item.op in ("!", "#", "$") and item.start:
+                spans.append(Span(item.start, item.start + item.size))
+        too_many = too_many or (len(spans) >= MAX_MEMMAP_REGIONS and bool(left))
+    return tuple(spans), too_many
+
+
+# hugepages= ----------------------------------------------------------------------------------
+
+
+def _huge_bytes(words: Sequence[tuple[str, str]]) -> int:
+    """Bytes that the huge page parameters ask for (mm/hugetlb.c: the *_setup functions, 6.12)."""
+    default, size, valid = 2 * MIB, 0, True  # size 0: the default one, whichever it becomes
+    counts: dict[int, int] = {}
+    known: set[int] = set()
+    default_given = False
+    last: int | None = None
+    for key, value in words:
+        if key == "hugepages":
+            if valid and size != last:
+                counts[size] = _huge_count(value)
+                last = size
+            valid = True
+            continue
+        asked = memparse(value)[0]
+        valid = asked in (2 * MIB, GIB)  # arch_hugetlb_valid_size() of x86-64
+        if key == "default_hugepagesz":
+            valid = valid and not default_given
+            if valid:
+                default, default_given = asked, True
+        elif asked in known and not (default_given and asked == default and not counts.get(asked)):
+            valid = False  # "specified twice, ignoring"
+        if valid:
+            size = asked
+            known.add(asked)
+    if 0 in counts:
+        counts.setdefault(default, counts[0])
+    return sum(size * count for size, count in counts.items())
+
+
+def _huge_count(value: str) -> int:
+    """`N`, or `node:N,node:N`: the sum over the nodes (hugepages_setup of mm/hugetlb.c)."""
+    total = 0
+    for part in value.split(","):
+        number = _leading_decimal(part.split(":", 1)[-1])
+        if ":" not in part:
+            return total or number
+        total += number
+    return total
+
+
+def _leading_decimal(text: str) -> int:
+    """sscanf("%lu") without signs."""
+    digits = text[: len(text) - len(text.lstrip("0123456789"))]
+    return int(digits) & _U64 if digits else 0
+
+
+# The map after the command line ----------------------------------------------------------------
+
+
+class _Table:
+    """The e820 table while the early parameters are read: rows of [start, size, type]."""
+
+    def __init__(self, entries: Sequence[MapEntry]) -> None:
+        self.rows = [[e.start, e.size, _number(e)] for e in entries]
+        self.names = {_number(e): e.words for e in entries}
+
+    def add(self, start: int, size: int, number: int) -> None:
+        self.rows.append([start, size, number])
+
+    def change(self, start: int, size: int, old: int, new: int) -> None:
+        """e820__range_update and e820__range_remove: `old` 0 is any type, `new` 0 takes it out."""
+        end = min(start + size, _U64)
+        at = 0
+        while at < len(self.rows):  # rows that are added on the way are looked at as well
+            row = self.rows[at]
+            at += 1
+            row_start, row_end = row[0], row[0] + row[1]
+            if old and row[2] != old:
+                continue
+            if row_start >= start and row_end <= end:
+                row[:] = [row_start, row[1], new] if new else [0, 0, 0]
+                continue
+            first, last = max(start, row_start), min(end, row_end)
+            if first >= last:
+                continue
+            if new:
+                self.add(first, last - first, new)
+            if row_start < first and last < row_end:
+                self.add(last, row_end - last, row[2])
+                row[1] = first - row_start
+            elif row_start < first:
+                row[1] = first - row_start
+            else:
+                row[:] = [last, row_end - last, row[2]]
+
+    def sanitized(self) -> Iterator[MapEntry]:
+        """e820__update_table: sorted, the highest type wins, neighbours of a type joined (not type 12)."""
+        rows = [r for r in self.rows if r[1]]
+        edges = sorted({edge for start, size, _ in rows for edge in (start, start + size)})
+        made: list[list[int]] = []
+        for low, high in pairwise(edges):
+            number = max((n for start, size, n in rows if start <= low and high <= start + size), default=0)
+            merges = number not in (_TYPE_NUMBERS[Kind.PRAM], _TYPE_NUMBERS[Kind.SOFT_RESERVED])
+            if number and merges and made and made[-1][1] == low and made[-1][2] == number:
+                made[-1][1] = high
+            elif number:
+                made.append([low, high, number])
+        for low, high, number in made:
+            kind = _KINDS.get(number, Kind.UNKNOWN)
+            default = f"type {number}" if kind is Kind.UNKNOWN else kind.value
+            yield MapEntry(low, high, kind, self.names.get(number) or default)
+
+
+def apply_memmap(firmware: FirmwareMap, line: CommandLine) -> tuple[MapEntry, ...]:
+    """What the kernel's map will be once it has read the command line: the model of its `user:` lines.
+
+    Raises EmupmemError where the kernel would stop: fewer than two ranges left, a range beyond 64
+    bits, or a `%` item that changes a type into itself.
+    Source: e820__finish_early_params, parse_memmap_one, e820__update_table of arch/x86/kernel/e820.c.
+    """
+    table = _Table(firmware.entries)
+    steps = _steps(line)
+    for item in steps:
+        _apply(table, item)
+    if not steps:
+        return tuple(table.sanitized())
+    if len(table.rows) < 2 or any(start + size > _U64 for start, size, _ in table.rows):
+        raise EmupmemError("the kernel would stop at this command line: Invalid user supplied memory map")
+    return tuple(table.sanitized())
+
+
+def _steps(line: CommandLine) -> list[MemmapItem]:
+    """The items and the limits of mem= in the order of the line, where its text still is their origin."""
+    in_order: list[MemmapItem] = []
+    for name, value in _parameters(line.text):
+        key = name.replace("-", "_")
+        if key == "memmap" and value is not None:
+            in_order += parse_memmap_value(value)
+        elif key == "mem" and value is not None:
+            in_order += [MemmapItem("mem", limit, 0, value) for limit in _mem_limit(value)]
+    if tuple(i for i in in_order if i.op != "mem") == line.items:
+        return in_order
+    return [*line.items, *(MemmapItem("mem", limit, 0, "") for limit in line.mem_limits)]
+
+
+def _apply(table: _Table, item: MemmapItem) -> None:
+    if item.op == "exactmap":
+        table.rows.clear()
+    elif item.op in _OPERATORS:
+        table.add(item.start, item.size, _TYPE_NUMBERS[_OPERATORS[item.op]])
+    elif item.op == "%":
+        _apply_percent(table, item)
+    else:
+        table.change(item.size, _U64 - item.size, _TYPE_NUMBERS[Kind.RAM], 0)
+
+
+def _apply_percent(table: _Table, item: MemmapItem) -> None:
+    rest = memparse(memparse(item.text)[1][1:])[1]
+    old = new = 0
+    if rest[:1] == "-":
+        old, rest = _strtoull(rest[1:])
+    if rest[:1] == "+":
+        new, rest = _strtoull(rest[1:])
+    if rest:
+        return
+    old, new = old & 0xFFFFFFFF, new & 0xFFFFFFFF  # enum e820_type is 32 bits wide
+    if old and old == new:
+        raise EmupmemError(f"the kernel would stop at memmap={item.text}: it changes a type into itself")
+    if new and not old:
+        table.add(item.start, item.size, new)
+    else:
+        table.change(item.start, item.size, old, new)
+
+
+def _number(entry: MapEntry) -> int:
+    """The type number of a map line; that of an unknown type is in its words, or else reserved."""
+    if entry.kind in _TYPE_NUMBERS:
+        return _TYPE_NUMBERS[entry.kind]
+    digits = entry.words.removeprefix("type ")
+    return int(digits) if digits.isascii() and digits.isdigit() else _TYPE_NUMBERS[Kind.RESERVED]

@@ -1,0 +1,238 @@
+"""What GRUB will boot: the generated grub.cfg read line by line. Pure.
+
+Only as much of GRUB's script language as grub-mkconfig writes: quoting (grub-core/script/yylex.l),
+menuentry and submenu blocks, `linux` lines, the `### BEGIN /etc/grub.d/… ###` marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from emupmem.cmdline import parse_command_line
+from emupmem.model import CommandLine
+
+_LINUX = ("linux", "linux16", "linuxefi")
+
+
+@dataclass(frozen=True, slots=True)
+class BootEntry:
+    """One `linux` line: the kernel's path, its words after GRUB's unquoting, where it stands.
+
+    `path` is the entry's place in the menu as GRUB's `default` names it: titles or ids, outermost
+    first; `index` the same as numbers. `ours` tells lines written by the distribution's own
+    10_linux-like scripts from entries for other systems (os-prober, custom files).
+    """
+
+    titles: tuple[str, ...]
+    ids: tuple[str, ...]
+    index: tuple[int, ...]
+    kernel: str
+    words: tuple[str, ...]
+    line: int
+    recovery: bool
+    ours: bool
+
+    @property
+    def title(self) -> str:
+        return self.titles[-1] if self.titles else ""
+
+    @property
+    def command_line(self) -> CommandLine:
+        """The words as the kernel will read them."""
+        return parse_command_line(" ".join(_requote(w) for w in self.words))
+
+    @property
+    def release(self) -> str:
+        """The kernel release that the file name tells: `6.1.0-32-amd64` of /boot/vmlinuz-6.1.0-32-amd64."""
+        name = self.kernel.rpartition("/")[2]
+        if "-" in name:
+            return name.partition("-")[2]
+        parts = self.kernel.split("/")  # /usr/lib/modules/RELEASE/vmlinuz
+        return parts[-2] if len(parts) > 2 and parts[-3] == "modules" else ""
+
+
+@dataclass(slots=True)
+class _Block:
+    kind: str
+    title: str = ""
+    id: str = ""
+    index: int = 0
+    children: int = 0
+
+
+def split_words(line: str) -> list[str]:
+    """Words of one GRUB script line, quotes and backslashes resolved, `$variables` left as they are."""
+    words: list[str] = []
+    word: str | None = None
+    i, quote = 0, ""
+    while i < len(line):
+        c = line[i]
+        if quote == "'":
+            if c == "'":
+                quote = ""
+            else:
+                word = (word or "") + c
+        elif quote == '"':
+            if c == '"':
+                quote = ""
+            elif c == "\\" and i + 1 < len(line) and line[i + 1] in '"\\$':
+                i += 1
+                word = (word or "") + line[i]
+            else:
+                word = (word or "") + c
+        elif c in " \t":
+            if word is not None:
+                words.append(word)
+            word = None
+        elif c in "'\"":
+            quote, word = c, word or ""
+        elif c == "\\" and i + 1 < len(line):
+            i += 1
+            word = (word or "") + line[i]
+        elif c == "#" and word is None:
+            break
+        else:
+            word = (word or "") + c
+        i += 1
+    if word is not None:
+        words.append(word)
+    return words
+
+
+def entries(text: str) -> tuple[BootEntry, ...]:
+    """Every `linux` line of a grub.cfg, in order."""
+    found: list[BootEntry] = []
+    stack = [_Block("top")]
+    section, sections = "", "### BEGIN " in text
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if line.startswith("### BEGIN "):
+            section = line.split()[2]
+        elif line.startswith("### END "):
+            section = ""
+        elif line == "}":
+            if len(stack) > 1:
+                stack.pop()
+        elif line.endswith("{"):
+            stack.append(_open_block(line, stack))
+        elif line.split(None, 1)[:1] and line.split(None, 1)[0] in _LINUX:
+            words = split_words(line)
+            if len(words) > 1:
+                ours = not sections or "linux" in section.rpartition("/")[2]
+                found.append(_entry(stack, words, number, ours))
+    return tuple(found)
+
+
+def _open_block(line: str, stack: list[_Block]) -> _Block:
+    words = split_words(line)
+    kind = words[0] if words else ""
+    if kind not in ("menuentry", "submenu"):
+        return _Block("other")
+    parent = next(b for b in reversed(stack) if b.kind in ("top", "submenu"))
+    block = _Block(kind, words[1] if len(words) > 1 else "", "", parent.children)
+    parent.children += 1
+    for option, value in zip(words, words[1:], strict=False):
+        if option in ("--id", "$menuentry_id_option", "${menuentry_id_option}"):
+            block.id = value
+        elif option.startswith("--id="):
+            block.id = option[5:]
+    return block
+
+
+def _entry(stack: Sequence[_Block], words: list[str], line: int, ours: bool) -> BootEntry:
+    blocks = [b for b in stack if b.kind in ("menuentry", "submenu")]
+    last = blocks[-1] if blocks else _Block("top")
+    recovery = (
+        "-recovery-" in last.id
+        or "recovery mode" in last.title
+        or any(w in ("single", "recovery", "systemd.unit=rescue.target") for w in words[2:])
+    )
+    return BootEntry(
+        tuple(b.title for b in blocks),
+        tuple(b.id for b in blocks),
+        tuple(b.index for b in blocks),
+        words[1],
+        tuple(words[2:]),
+        line,
+        recovery,
+        ours,
+    )
+
+
+def whole(text: str) -> bool:
+    """Whether a menu was written to its end: all sections closed, and a Linux entry in it."""
+    begun, ended = text.count("### BEGIN "), text.count("### END ")
+    return text.endswith("\n") and begun == ended and bool(entries(text))
+
+
+def uses_bls(text: str) -> bool:
+    """Whether the menu comes from Boot Loader Specification files instead of grub.cfg."""
+    return any(line.split()[:1] == ["blscfg"] for line in text.splitlines())
+
+
+def default_entry(text: str, grubenv: Mapping[str, str]) -> BootEntry | None:
+    """The entry that boots by default, None where it cannot be told.
+
+    `grubenv` holds the variables of GRUB's environment block; a one-shot `next_entry` counts.
+    """
+    wanted = grubenv.get("next_entry") or _default_word(text)
+    if wanted in ("${saved_entry}", "$saved_entry"):
+        wanted = grubenv.get("saved_entry") or "0"
+    if wanted is None:
+        return None
+    parts = wanted.split(">")
+    # The first kernel of an entry is the one it boots.
+    return next((e for e in entries(text) if len(e.titles) == len(parts) and _names(e, parts)), None)
+
+
+def _default_word(text: str) -> str | None:
+    found = None
+    for raw in text.splitlines():
+        words = split_words(raw)
+        if words[:1] == ["set"] and len(words) > 1 and words[1].startswith("default="):
+            value = words[1].removeprefix("default=")
+            if "next_entry" not in value:
+                found = value
+    return found
+
+
+def _names(entry: BootEntry, parts: Sequence[str]) -> bool:
+    levels = zip(parts, entry.titles, entry.ids, entry.index, strict=True)
+    return all(part in (title, ident) or part == str(index) for part, title, ident, index in levels)
+
+
+def _requote(word: str) -> str:
+    """A word as GRUB hands it to the kernel (grub_create_loader_cmdline, grub-core/lib/cmdline.c)."""
+    escaped = "".join("\\" + c if c in "\\'\"" else c for c in word)
+    return f'"{escaped}"' if " " in word else escaped
+
+
+def problems(
+    found: Sequence[BootEntry], normal: Sequence[str], recovery: Sequence[str]
+) -> list[tuple[BootEntry | None, str]]:
+    """What is wrong with a generated menu whose normal and recovery entries should reserve these items.
+
+    Items are texts like `1G!4G`; entries must have exactly them, read by the kernel's rules.
+    """
+    ours = [e for e in found if e.ours]
+    if not any(not e.recovery for e in ours):
+        return [(None, "there is no normal Linux entry in it")]
+    wrong: list[tuple[BootEntry | None, str]] = []
+    for entry in ours:
+        want = list(recovery if entry.recovery else normal)
+        line = entry.command_line
+        have = [i.text for i in line.reservations]
+        mangled = [i.text for i in line.items if i.op == "limit" and "!" in i.text]
+        if mangled:
+            wrong.append((entry, f"memmap={mangled[0]} reached the kernel as a memory limit"))
+        elif have != want:
+            wrong.append((entry, f"it has {_list(have)} instead of {_list(want)}"))
+        elif len(" ".join(entry.words)) > 2000:
+            # GRUB puts BOOT_IMAGE=… in front; the kernel reads 2047 bytes (COMMAND_LINE_SIZE)
+            wrong.append((entry, "the command line is longer than the 2047 bytes that the kernel reads"))
+    return wrong
+
+
+def _list(items: Sequence[str]) -> str:
+    return f"memmap={','.join(items)}" if items else "no reservation"

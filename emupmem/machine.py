@@ -1,0 +1,564 @@
+"""The one impure module: every open, subprocess, rename, /proc and /sys of the program is here.
+
+A `Machine` is a root directory. `/` is the machine we run on; any other directory is a tree of
+another machine, where symbolic links are resolved inside the tree and nothing is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gzip
+import os
+import platform
+import re
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from emupmem.model import Command, EmupmemError, NodeRange
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C", "LANG": "C"}
+"""What every program is started with: nothing of the caller's environment reaches them."""
+
+BACKUPS = "/var/backups/emupmem"
+GRUB_DEFAULT = "/etc/default/grub"
+GRUB_DROPINS = "/etc/default/grub.d"
+GRUB_CFGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
+GENERATORS: tuple[tuple[str, ...], ...] = (
+    ("update-grub2",),
+    ("update-grub",),
+    ("grub2-mkconfig", "-o", "/boot/grub2/grub.cfg"),
+    ("grub-mkconfig", "-o", "/boot/grub/grub.cfg"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """How a program ended: exit status (negative: signal), what it printed."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def last_words(self) -> str:
+        """The last line of what it said (standard error first), for an error message."""
+        for stream in (self.stderr, self.stdout):
+            lines = [line.strip() for line in stream.decode("utf-8", "replace").splitlines()]
+            if any(lines):
+                return next(line for line in reversed(lines) if line)
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A libnvdimm region: bytes; `start` None where the kernel hides it from us."""
+
+    name: str
+    size: int
+    start: int | None
+    provider: str
+    numa_node: int | None
+    block: str
+    block_size: int
+    dax: bool | None
+    mode: str
+    driver: str
+
+
+class Machine:
+    """The files and programs of one machine, below `root`."""
+
+    def __init__(self, root: str | Path = "/") -> None:
+        self.root = Path(root)
+        self.live = self.root.resolve() == Path("/")
+
+    # Files -----------------------------------------------------------------------------------
+
+    def path(self, name: str | Path) -> Path:
+        """Where the file `name` (absolute, as the machine itself sees it) really is.
+
+        Symbolic links are followed inside the tree, as chroot would: an absolute link in a tree
+        never leads to a file of the machine that we run on. Raises EmupmemError for a loop.
+        """
+        parts = [p for p in Path(name).parts if p != "/"]
+        done: list[str] = []
+        links = 0
+        while parts:
+            part = parts.pop(0)
+            if part == "..":
+                done = done[:-1]
+                continue
+            here = self.root.joinpath(*done, part)
+            try:
+                target = here.readlink()
+            except OSError:
+                done.append(part)
+                continue
+            links += 1
+            if links > 40:
+                raise EmupmemError(f"{name}: too many symbolic links")
+            if target.is_absolute():
+                done = []
+            parts = [p for p in target.parts if p != "/"] + parts
+        return self.root.joinpath(*done)
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file, None where it is not there. Raises EmupmemError where it may not be read."""
+        try:
+            return self.path(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be read: {exc.strerror}", _sudo_hint(exc)) from exc
+
+    def peek(self, name: str) -> str:
+        """Text of a small file, empty where it is missing or not ours to read."""
+        try:
+            return self.path(name).read_bytes().decode("utf-8", "replace").strip("\n\0")
+        except OSError:
+            return ""
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; none where it cannot be read."""
+        try:
+            return sorted(p.name for p in self.path(folder).iterdir())
+        except OSError:
+            return []
+
+    def modified(self, name: str) -> float | None:
+        """When a file was last written (seconds of the epoch)."""
+        try:
+            return self.path(name).stat().st_mtime
+        except OSError:
+            return None
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put `data` into a file so that at every moment the old or the new content is whole there.
+
+        A new file beside the old one, fsync, rename, fsync of the folder. Mode, owner and extended
+        attributes (ACLs and SELinux label are such) are the old file's; a symbolic link stays one.
+        Raises EmupmemError; the old file is then untouched and nothing is left beside it.
+        """
+        target = self.path(name)
+        fresh = target.with_name(f".{target.name}.emupmem-new")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                fresh.unlink()  # of a run that was killed; the lock keeps others away
+            _write_like(fresh, data, target)
+            fresh.rename(target)
+            _sync_folder(target.parent)
+        except OSError as exc:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise EmupmemError(
+                f"{name} cannot be written: {exc.strerror}", _write_hint(exc) or "nothing was changed"
+            ) from exc
+
+    def keep(self, name: str, stamp: str, data: bytes, suffix: str = "") -> str:
+        """Keep `data` as the backup `NAME.STAMP` of file `name`; gives the backup's name.
+
+        Only root may read the folder. Written and synced like every other file.
+        """
+        folder = self.path(BACKUPS)
+        base = name.rpartition("/")[2]
+        backup = f"{BACKUPS}/{base}.{stamp}{suffix}"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh = folder / f".{base}.{stamp}{suffix}.new"
+            _write_like(fresh, data, self.path(name))
+            fresh.rename(folder / f"{base}.{stamp}{suffix}")
+            _sync_folder(folder)
+        except OSError as exc:
+            raise EmupmemError(
+                f"the backup {backup} cannot be written: {exc.strerror}",
+                _write_hint(exc) or "nothing was changed",
+            ) from exc
+        return backup
+
+    def set_aside(self, name: str) -> None:
+        """Copy a file beside itself before a program writes it in place, so that `put_back` needs no room."""
+        target = self.path(name)
+        aside = _aside(target)
+        fresh = aside.with_name(aside.name + ".new")
+        try:
+            if target.exists():
+                _write_like(fresh, target.read_bytes(), target)
+                fresh.rename(aside)
+                _sync_folder(aside.parent)
+        except OSError as exc:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise EmupmemError(
+                f"{name} cannot be copied before it is made anew: {exc.strerror}",
+                _write_hint(exc) or "nothing was changed",
+            ) from exc
+
+    def is_aside(self, name: str) -> bool:
+        """Whether a run that was killed left such a copy."""
+        return _aside(self.path(name)).exists()
+
+    def put_back(self, name: str) -> None:
+        """Rename the copy that `set_aside` made over the file."""
+        target = self.path(name)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                _aside(target).rename(target)
+            _sync_folder(target.parent)
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be put back: {exc.strerror}", _write_hint(exc)) from exc
+
+    def drop_aside(self, name: str) -> None:
+        """Take the copy away again, all being well."""
+        with contextlib.suppress(OSError):
+            _aside(self.path(name)).unlink()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the one lock of all that changes this machine; EmupmemError when another holds it."""
+        folder = self.path(BACKUPS)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(
+                folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
+        except OSError as exc:
+            raise EmupmemError(
+                f"{BACKUPS} cannot be written: {exc.strerror}", _write_hint(exc) or "nothing was changed"
+            ) from exc
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as exc:
+                who = os.read(descriptor, 20).decode("ascii", "replace").strip()
+                raise EmupmemError(
+                    f"another emupmem is at work{f' (process {who})' if who.isdigit() else ''}",
+                    "wait until it has finished",
+                ) from exc
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk must not stop a rollback; the number is a courtesy
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # Programs --------------------------------------------------------------------------------
+
+    def find(self, program: str) -> str | None:
+        """Absolute path of a program on the fixed PATH, None where it is missing."""
+        for folder in PATH.split(":"):
+            candidate = Path(folder) / program
+            if candidate.is_file() and os.access(candidate, os.X_OK):
+                return str(candidate)
+        return None
+
+    def run(self, command: Command, timeout: float = 60, data: bytes | None = None) -> Completed:
+        """Run a program to its end in a session of its own, so that no Ctrl-C hits it half way.
+
+        No shell, the fixed environment, no standard input. Past `timeout` seconds the whole
+        session is killed. Raises EmupmemError when it is missing, cannot start or was killed so.
+        """
+        name = command.argv[0]
+        program = name if name.startswith("/") else self.find(name)
+        if program is None:
+            raise EmupmemError(f"{name} is not installed")
+        try:
+            child = subprocess.Popen(
+                [program, *command.argv[1:]],
+                stdin=subprocess.PIPE if data is not None else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be started: {exc.strerror}") from exc
+        try:
+            out, err = child.communicate(data, timeout)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            raise EmupmemError(f"{name} did not finish within {timeout:g} seconds and was ended") from None
+        return Completed(child.returncode, out, err)
+
+    def output(self, *argv: str, timeout: float = 30) -> Completed | None:
+        """Like run, for programs that may be missing or fail: None where they cannot be run."""
+        try:
+            return self.run(Command(argv), timeout)
+        except EmupmemError:
+            return None
+
+    # What the kernel shows ----------------------------------------------------------------------
+
+    @property
+    def is_root(self) -> bool:
+        return os.geteuid() == 0
+
+    def firmware_entries(self) -> list[tuple[int, str, str, str]]:
+        """(index, start, end, type) of /sys/firmware/memmap, as text."""
+        folder = "/sys/firmware/memmap"
+        return [
+            (int(n), *(self.peek(f"{folder}/{n}/{field}") for field in ("start", "end", "type")))  # type: ignore[misc]
+            for n in self.names(folder)
+            if n.isdigit()
+        ]
+
+    def nodes(self) -> tuple[NodeRange, ...]:
+        """Memory ranges of the NUMA nodes by sysfs, each node's gaps filled where no other node lies in them.
+
+        RAM that is reserved has no memory blocks; the gap it leaves inside a node is the node's.
+        A single node has all the memory there is.
+        """
+        base = "/sys/devices/system/node"
+        try:
+            block = int(self.peek("/sys/devices/system/memory/block_size_bytes"), 16)
+        except ValueError:
+            return ()
+        blocks: list[tuple[int, int]] = []
+        nodes = [int(n[4:]) for n in self.names(base) if re.fullmatch(r"node\d+", n)]
+        for node in nodes:
+            numbers = [n[6:] for n in self.names(f"{base}/node{node}") if re.fullmatch(r"memory\d+", n)]
+            blocks += [(int(n) * block, node) for n in numbers]
+        if len(nodes) == 1:
+            return (NodeRange(nodes[0], 0, 1 << 52),)
+        regions = [(r.start, r.numa_node) for r in self.regions() if r.start is not None]
+        blocks += [(start, node) for start, node in regions if node is not None]
+        out: list[NodeRange] = []
+        for start, node in sorted(blocks):
+            if out and out[-1].node == node:
+                out[-1] = NodeRange(node, out[-1].start, start + block)
+            else:
+                out.append(NodeRange(node, start, start + block))
+        return tuple(out)
+
+    def regions(self) -> tuple[Region, ...]:
+        """The libnvdimm regions that carry persistent memory, with the block device of each."""
+        bus = "/sys/bus/nd/devices"
+        found = [self._region(bus, n) for n in self.names(bus) if re.fullmatch(r"region\d+", n)]
+        return tuple(sorted(found, key=lambda r: (r.start is None, r.start, r.name)))
+
+    def _region(self, bus: str, name: str) -> Region:
+        here = f"{bus}/{name}"
+        block, mode, driver = "", "", ""
+        for child in self.names(here):
+            if re.fullmatch(r"(namespace|pfn|btt|dax)\d+\.\d+", child):
+                mode = mode or self.peek(f"{here}/{child}/mode")
+                if self.exists(f"{here}/{child}/driver"):
+                    driver = driver or self.path(f"{here}/{child}/driver").name
+                block = block or next((b for b in self.names(f"{here}/{child}/block")), "")
+        provider = self.path(here).parent
+        return Region(
+            name,
+            _number(self.peek(f"{here}/size")) or 0,
+            _number(self.peek(f"{here}/resource")),
+            _peek(provider / "provider"),
+            _number(self.peek(f"{here}/numa_node")),
+            block,
+            (_number(self.peek(f"/sys/class/block/{block}/size")) or 0) * 512 if block else 0,
+            {"1": True, "0": False}.get(self.peek(f"/sys/class/block/{block}/queue/dax")) if block else None,
+            mode,
+            driver,
+        )
+
+    def settle(self) -> None:
+        """Wait until udev has nothing more to do, so that a healthy device is not reported missing."""
+        self.output("udevadm", "settle", "--timeout=10")
+
+    def kernel_banner(self, image: str) -> str:
+        """The version text inside a kernel image (boot protocol header, offset 0x20e); empty if none.
+
+        It tells the stable number that `uname -r` of a distribution hides.
+        """
+        try:
+            with self.path(image).open("rb") as file:
+                head = file.read(0x10000)
+        except OSError:
+            return ""
+        if head[0x202:0x206] != b"HdrS":
+            return ""
+        start = struct.unpack_from("<H", head, 0x20E)[0] + 0x200
+        text = head[start : start + 512].split(b"\0")[0].decode("ascii", "replace")
+        return f"Linux version {text}" if text else ""
+
+    def kernel_config(self, release: str) -> tuple[str, str]:
+        """(file, text) of the build configuration of a kernel; two empty strings where none is kept."""
+        for name in (
+            f"/boot/config-{release}",
+            f"/usr/lib/modules/{release}/config",
+            f"/lib/modules/{release}/config",
+            f"/usr/lib/modules/{release}/build/.config",
+        ):
+            text = self.peek(name)
+            if text:
+                return name, text
+        if self.live and release == platform.release():
+            with contextlib.suppress(OSError, EOFError):
+                return "/proc/config.gz", gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
+        return "", ""
+
+    def grub_cfg(self) -> str:
+        """Where the generated menu lies (the first that exists, else Debian's place)."""
+        return next((name for name in GRUB_CFGS if self.exists(name)), GRUB_CFGS[0])
+
+    def grubenv(self) -> dict[str, str]:
+        """Variables of GRUB's environment block."""
+        text = self.peek(self.grub_cfg().rpartition("/")[0] + "/grubenv")
+        pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
+        return {key: value for key, eq, value in pairs if eq}
+
+    def generator(self) -> Command | None:
+        """The program that makes grub.cfg from the defaults, None where there is none."""
+        for argv in GENERATORS:
+            if self.find(argv[0]):
+                return Command(argv, "make grub.cfg from /etc/default/grub")
+        return None
+
+
+class Interrupts:
+    """Signals that ask us to stop, held back until a safe moment: `check()` raises then."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.caught = 0
+
+    def check(self) -> None:
+        """Raises EmupmemError if a signal came."""
+        if self.caught:
+            name, self.caught = signal.Signals(self.caught).name, 0
+            raise EmupmemError(f"stopped by {name}")
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Interrupts]:
+    """Hold back SIGINT, SIGTERM and SIGHUP while a change is under way."""
+    state = Interrupts()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        state.caught = number
+
+    before = {number: signal.signal(number, note) for number in Interrupts.SIGNALS}
+    try:
+        yield state
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stamp() -> str:
+    """This moment for the name of a backup: ISO 8601, UTC, microseconds so that two never meet."""
+    now = time.time_ns()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06d}Z"
+
+
+def wait_for(ready: Callable[[], bool], seconds: float) -> bool:
+    """Ask until it is so or the time is over."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _write_like(fresh: Path, data: bytes, model: Path) -> None:
+    """Create `fresh` with `data` and the mode, owner and attributes of `model`, safely on the disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    descriptor = os.open(fresh, flags, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        _copy_attributes(descriptor, model)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_attributes(descriptor: int, model: Path) -> None:
+    try:
+        info = model.stat()
+    except FileNotFoundError:
+        os.fchmod(descriptor, 0o644)
+        return
+    ours = os.fstat(descriptor)
+    if (ours.st_uid, ours.st_gid) != (info.st_uid, info.st_gid):
+        os.fchown(descriptor, info.st_uid, info.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(info.st_mode))
+    for name in os.listxattr(model):
+        try:
+            os.setxattr(descriptor, name, os.getxattr(model, name))
+        except OSError as exc:
+            # trusted.* and labels of a foreign policy need more than we have in a plain tree
+            if (
+                exc.errno not in (errno.ENOTSUP, errno.EPERM)
+                or os.geteuid() == 0
+                and exc.errno == errno.EPERM
+            ):
+                raise
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.emupmem-old")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sudo_hint(exc: OSError) -> str:
+    return "run it with sudo" if exc.errno in (errno.EACCES, errno.EPERM) and os.geteuid() else ""
+
+
+def _write_hint(exc: OSError) -> str:
+    hints = {
+        errno.ENOSPC: "the disk is full; nothing was changed",
+        errno.EDQUOT: "the quota is used up; nothing was changed",
+        errno.EROFS: "the file system is read-only; nothing was changed",
+        errno.EBUSY: "the file is a mount point of its own; nothing was changed",
+    }
+    if exc.errno == errno.EPERM and os.geteuid() == 0:
+        return "it may be immutable (lsattr shows i): chattr -i takes that away; nothing was changed"
+    return _sudo_hint(exc) or hints.get(exc.errno or 0, "")
+
+
+def _peek(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> int | None:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None
+
+
+def standard_input() -> bytes:
+    """All of standard input."""
+    return sys.stdin.buffer.read()

@@ -1,0 +1,147 @@
+"""What makes a machine one that apply must not touch, each with its reason."""
+
+from __future__ import annotations
+
+import platform
+import re
+
+from emupmem import grubcfg, survey
+from emupmem.machine import GRUB_DEFAULT, Machine
+from emupmem.model import EmupmemError
+
+_ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM instead"
+_LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+
+
+def refuse(machine: Machine) -> tuple[str, ...]:
+    """Raise EmupmemError for the first obstacle; give warnings for what could not be told.
+
+    On the running machine everything counts; of a tree only what the tree shows, and what it does
+    not show is a warning.
+    """
+    if machine.live:
+        _refuse_host(machine)
+    _refuse_ostree(machine)
+    cfg = _menu(machine)
+    if machine.live:
+        _refuse_loader(machine)
+    _refuse_bls(machine, cfg)
+    return _refuse_kernel(machine, cfg)
+
+
+def _refuse_host(machine: Machine) -> None:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise EmupmemError(
+            f"this machine is {platform.machine()}: memmap=SIZE!OFFSET exists on x86-64 only", _ELSEWHERE
+        )
+    version = machine.peek("/proc/version")
+    if re.search(r"microsoft.*wsl|wsl2", version, re.IGNORECASE) or machine.exists(
+        "/proc/sys/fs/binfmt_misc/WSLInterop"
+    ):
+        raise EmupmemError("this is WSL: Windows starts its kernel, not GRUB", _ELSEWHERE)
+    container = _container(machine)
+    if container:
+        raise EmupmemError(
+            f"this is a container ({container}): the boot configuration here starts nothing",
+            "run emupmem on the machine itself; a container is given the device or the mount",
+        )
+    if "control_d" in machine.peek("/proc/xen/capabilities"):
+        raise EmupmemError("this is a Xen dom0: Xen, not Linux, owns the memory map", _ELSEWHERE)
+    if machine.peek("/sys/hypervisor/guest_type") == "PV":
+        raise EmupmemError("this is a Xen PV guest: its memory map is Xen's", _ELSEWHERE)
+
+
+def _container(machine: Machine) -> str:
+    """The kind of container we are in, empty outside one."""
+    kind = machine.peek("/run/systemd/container")
+    if not kind:
+        for mark, name in (("/.dockerenv", "docker"), ("/run/.containerenv", "podman")):
+            if machine.exists(mark):
+                return name
+        found = re.search(r"(?:^|\0)container=([^\0]+)", machine.peek("/proc/1/environ"))
+        kind = found[1] if found else ""
+    if not kind:
+        done = machine.output("systemd-detect-virt", "--container")
+        if done is not None and done.status == 0:
+            kind = done.stdout.decode().strip()
+    return kind
+
+
+def _refuse_ostree(machine: Machine) -> None:
+    if machine.exists("/run/ostree-booted" if machine.live else "/ostree/repo"):
+        raise EmupmemError(
+            "this is an ostree system: kernel arguments belong to the deployment, not to GRUB's defaults",
+            "rpm-ostree kargs --append=memmap=… does it; emupmem suggest tells the value",
+        )
+
+
+def _menu(machine: Machine) -> str:
+    if machine.read(GRUB_DEFAULT) is None:
+        raise EmupmemError(
+            f"there is no {GRUB_DEFAULT}: this machine is not started by a GRUB that grub-mkconfig sets up",
+            "emupmem changes such machines only; emupmem suggest tells the value to add by hand",
+        )
+    name = machine.grub_cfg()
+    try:
+        data = machine.read(name)
+    except EmupmemError:
+        if machine.live and not machine.is_root:
+            return ""  # a dry run without root
+        raise
+    if data is None and machine.live:
+        raise EmupmemError(
+            f"there is no {name}: GRUB does not start this machine", "is another boot loader in use?"
+        )
+    return (data or b"").decode("utf-8", "surrogateescape")
+
+
+def _refuse_loader(machine: Machine) -> None:
+    """The boot loader that started this kernel, by the two marks that loaders leave."""
+    info = (
+        machine.peek(_LOADER_INFO)
+        .encode("utf-8", "surrogateescape")
+        .replace(b"\0", b"")
+        .decode("utf-8", "replace")
+    )
+    name = re.sub(r"[^\x20-\x7e]", "", info)
+    if name and "grub" not in name.lower():
+        raise EmupmemError(
+            f"this machine was started by {name}, not by GRUB", "only GRUB is supported so far"
+        )
+    if "BOOT_IMAGE=" not in machine.peek("/proc/cmdline"):
+        raise EmupmemError(
+            "GRUB did not start this kernel (no BOOT_IMAGE= in /proc/cmdline): "
+            "another boot loader, a unified kernel image or a direct start did",
+            "what GRUB is told would not reach it; only GRUB is supported so far",
+        )
+
+
+def _refuse_bls(machine: Machine, cfg: str) -> None:
+    if grubcfg.uses_bls(cfg) or "GRUB_ENABLE_BLSCFG=true" in machine.peek(GRUB_DEFAULT).replace('"', ""):
+        raise EmupmemError(
+            "GRUB takes its entries from /boot/loader/entries here (BLS); these are not supported yet",
+            "grubby --update-kernel=ALL --args='memmap=…' sets them; emupmem suggest tells the value",
+        )
+
+
+def _refuse_kernel(machine: Machine, cfg: str) -> tuple[str, ...]:
+    """The kernel that will boot must be able to make the device."""
+    target = survey.target_kernel(machine, cfg) if cfg else None
+    if target is None:
+        return ("which kernel boots by default cannot be told: its drivers are not checked",)
+    name, lacks = survey.kernel_lacks(machine, target.release)
+    if lacks:
+        raise EmupmemError(
+            f"the kernel that boots by default, {target.release}, is built without {lacks[0]} ({name})",
+            "install a distribution's standard kernel",
+        )
+    if not name:
+        return (f"no configuration of kernel {target.release} is kept here: its drivers are not checked",)
+    states = dict(survey.module_states(machine, target.release, survey.parse_command_line("")))
+    missing = [m for m in ("nd_e820", "nd_pmem") if states[m] == "missing"]
+    if missing and machine.live:
+        raise EmupmemError(
+            f"the kernel that boots by default, {target.release}, has no module {missing[0]} installed",
+            "install the package that holds it (linux-modules-extra on Ubuntu)",
+        )
+    return ()

@@ -1,0 +1,153 @@
+"""What people see on a terminal: the memory map as a picture, tables, the ladder. Plain when piped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from emupmem.model import GIB, LOW_LIMIT, Check, FirmwareMap, Kind, Offer, Plan, Rejected
+from emupmem.planner import Situation
+from emupmem.units import human, span_text, tight
+
+STYLES = {"planned": "bold magenta", "usable": "green", "firmware": "yellow", "hole": "dim"}
+CELLS = {"planned": "█", "usable": "▒", "firmware": "░", "hole": "·"}
+MARKS = {"ok": ("✓", "green"), "fail": ("✗", "bold red"), "pending": ("…", "yellow"), "skipped": ("-", "dim")}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that keeps long lines whole when piped and honours NO_COLOR."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, emoji=False, markup=False)
+
+
+def suggestion(
+    out: Console,
+    situation: Situation,
+    source: str,
+    offers: Sequence[Offer],
+    rejected: Sequence[Rejected],
+    plan: Plan | None,
+) -> None:
+    """The map, each usable range with the most it could give, and the plan."""
+    firmware = situation.firmware
+    out.print(f"Memory · {_gib(firmware.ram_bytes)} usable · from {source}")
+    out.print()
+    if firmware.ram:
+        for line in bar(firmware, plan, min(out.width, 100) - 4):
+            out.print("  ", line, sep="")
+        out.print()
+    rows = _rows(offers, rejected, plan)
+    width = max((len(r[0]) for r in rows), default=5)
+    out.print(f"  {'Range':{width}}  {'Size':>9}  {'At most':>9}", style="bold")
+    for where, size, most, why, chosen in rows:
+        out.print(f"  {where:{width}}  {size:>9}  {most:>9}  {why}", style="magenta" if chosen else None)
+    if plan:
+        out.print()
+        left = f"leaves {human(plan.ram_left)} of RAM after {human(plan.page_structs)} of page structs for the device"
+        out.print(Text.assemble("  ", (plan.memmap, "bold magenta"), f"      {left}"))
+        for warning in plan.warnings:
+            out.print(Text.assemble(("  ! ", "yellow"), warning))
+
+
+def _gib(size: int) -> str:
+    return f"{size * 10 // GIB / 10:.1f} GiB" if size >= GIB else human(size)
+
+
+def _rows(
+    offers: Sequence[Offer], rejected: Sequence[Rejected], plan: Plan | None
+) -> list[tuple[str, str, str, str, bool]]:
+    """(range, size, at most, reason, chosen) of each usable range."""
+    reasons = {r.start: r.reason for r in rejected}
+    rows = []
+    for offer in offers:
+        chosen = (
+            [r for r in plan.reservations if offer.start <= r.start < offer.start + offer.size]
+            if plan
+            else []
+        )
+        what = ", ".join(f"{tight(r.size)} at {tight(r.start)}" for r in chosen)
+        why = f"chosen: {what}" if chosen else reasons.get(offer.start, "")
+        why = why or offer.reason
+        most = tight(offer.at_most) if offer.at_most else "-"
+        row = (span_text(offer.start, offer.start + offer.size), human(offer.size), most, why, bool(chosen))
+        rows.append(row)
+    return rows
+
+
+def bar(firmware: FirmwareMap, plan: Plan | None, width: int) -> list[Text]:
+    """The map up to the end of RAM as one line of cells, with a scale above and a legend below."""
+    end = max(s.end for s in firmware.ram)
+    width = max(width, 20)
+    kinds = [_cell(firmware, plan, i * end // width, (i + 1) * end // width) for i in range(width)]
+    line = Text()
+    for kind in kinds:
+        line.append(CELLS[kind], STYLES[kind])
+    legend = Text()
+    names = {
+        "usable": "usable",
+        "firmware": "firmware",
+        "hole": "not memory",
+        "planned": "planned: persistent, volatile",
+    }
+    for kind in ("usable", "firmware", "hole", "planned"):
+        if kind in kinds:
+            legend.append(f"{CELLS[kind]} ", STYLES[kind]).append(f"{names[kind]}   ")
+    return [Text(_scale(firmware, plan, end, width)), line, legend]
+
+
+def _cell(firmware: FirmwareMap, plan: Plan | None, start: int, end: int) -> str:
+    """What fills most of a cell; a planned device shows in every cell that it touches."""
+    if plan and any(r.start < end and start < r.end for r in plan.reservations):
+        return "planned"
+    ram = other = 0
+    for entry in firmware.entries:
+        share = max(0, min(end, entry.end) - max(start, entry.start))
+        if entry.kind is Kind.RAM:
+            ram += share
+        else:
+            other += share
+    if ram >= max(other, 1):
+        return "usable"
+    return "firmware" if other else "hole"
+
+
+def _scale(firmware: FirmwareMap, plan: Plan | None, end: int, width: int) -> str:
+    marks = {0: "0", end: human(end).replace(" GiB", "G").replace(" MiB", "M").replace(" TiB", "T")}
+    if end > LOW_LIMIT:
+        marks[LOW_LIMIT] = "4G"
+    for r in plan.reservations if plan else ():
+        marks.setdefault(r.start, tight(r.start))
+    line = [" "] * (width + 8)
+    used = 0
+    for where in sorted(marks):
+        text = marks[where]
+        at = min(where * width // end, width - len(text))
+        if where and at < used + 1:
+            continue
+        line[at : at + len(text)] = text
+        used = at + len(text)
+    return "".join(line).rstrip()
+
+
+def diff(out: Console, text: str) -> None:
+    """A unified diff in colours."""
+    for line in text.splitlines():
+        style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+        out.print(line, style=style)
+
+
+def ladder(out: Console, checks: Iterable[Check]) -> None:
+    """One line a rung, and below a broken one the thing to do."""
+    for check in checks:
+        mark, style = MARKS[check.status]
+        found = check.found
+        if check.status in ("fail", "pending") and check.expected:
+            found = f"{found} (expected: {check.expected})"
+        out.print(
+            Text.assemble(
+                (mark, style), f" {check.name:12} ", (found, "dim" if check.status == "skipped" else "")
+            )
+        )
+        if check.hint and check.status != "ok":
+            out.print(f"{'':14} → {check.hint}")

@@ -1,0 +1,350 @@
+"""Looks at a machine through `Machine` and makes the values that the pure stages work on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from emupmem import editor, grubcfg
+from emupmem.cmdline import parse_command_line
+from emupmem.machine import GRUB_DEFAULT, GRUB_DROPINS, Machine, Region, wait_for
+from emupmem.model import (
+    BootLog,
+    CommandLine,
+    EmupmemError,
+    FirmwareMap,
+    IomemLine,
+    KernelRelease,
+    Kind,
+    MapEntry,
+    Span,
+)
+from emupmem.parser import kernel_release, parse_boot_log, parse_iomem, parse_sysfs_memmap
+from emupmem.planner import Situation, disagreements
+from emupmem.units import span_text
+from emupmem.verifier import LEGACY, MODULES, Observation, SeenRegion, complete
+
+SOURCES = ("auto", "dmesg", "journal", "sysfs")
+SYSFS = "/sys/firmware/memmap"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A situation to plan in, where its map came from, and what a person should know of that."""
+
+    situation: Situation
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+class NoMap(EmupmemError):
+    """No source gives a firmware map that can be trusted."""
+
+
+def of_log(data: bytes, name: str) -> Survey:
+    """What a log alone tells, nothing of the machine that we run on. Raises NoMap."""
+    log = parse_boot_log(data, name)
+    if log.firmware is None:
+        problem = log.problem or EmupmemError(f"{name}: no firmware map in it")
+        raise NoMap(problem.message, problem.hint)
+    line = without_reservations(log.command_line) if log.command_line else None
+    release = kernel_release(log.linux_version) if log.linux_version else None
+    vetoes = (("the kernel's modified map", _ram(log.modified)),) if log.modified else ()
+    situation = Situation(log.firmware, vetoes, log.nodes, line, log.efi, release)
+    notes = tuple(_veto_notes(situation))
+    return Survey(situation, name, notes)
+
+
+def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None = None) -> Survey:
+    """What the running machine tells, from the first source that can be trusted.
+
+    Every other readable source has a veto: a place must be RAM for all of them. `boots` are the
+    words that the next boot will have beside ours; without it those of this boot.
+    Raises NoMap where no source can be trusted, EmupmemError where the named one cannot be read.
+    """
+    logs = _logs(machine, source)
+    maps: list[tuple[str, FirmwareMap]] = [(n, log.firmware) for n, log in logs if log.firmware is not None]
+    if source in ("auto", "sysfs"):
+        entries = machine.firmware_entries()
+        if entries:
+            maps.append((SYSFS, parse_sysfs_memmap(entries)))
+    if not maps:
+        raise _no_map(source, logs)
+    name, firmware = maps[0]
+    vetoes = [(other, found.ram) for other, found in maps[1:]]
+    vetoes += [(f"the kernel's modified map ({n})", _ram(log.modified)) for n, log in logs if log.modified]
+    iomem = parse_iomem(machine.peek("/proc/iomem"))
+    if iomem:
+        usable = [Span(x.start, x.end) for x in iomem if x.name in ("System RAM", LEGACY)]
+        vetoes.append(("/proc/iomem", tuple(usable)))
+    nodes = next((log.nodes for _, log in logs if log.nodes), ()) or machine.nodes()
+    line = without_reservations(boots or parse_command_line(machine.peek("/proc/cmdline")))
+    banner = machine.peek("/proc/version")
+    release = kernel_release(banner, machine.peek("/proc/version_signature")) if banner else None
+    situation = Situation(firmware, tuple(vetoes), nodes, line, machine.exists("/sys/firmware/efi"), release)
+    notes = [f"{n}: {log.problem.message}" for n, log in logs if log.problem is not None and source == "auto"]
+    agreeing = [other for other, found in maps[1:] if found.ram == firmware.ram]
+    shown = name + (f", agrees with {' and '.join(agreeing)}" if agreeing else "")
+    return Survey(situation, shown, (*notes, *_veto_notes(situation)))
+
+
+def _logs(machine: Machine, source: str) -> list[tuple[str, BootLog]]:
+    """The boot logs that can be read and were asked for; the journal only where dmesg does not serve."""
+    found: list[tuple[str, BootLog]] = []
+    for name, argv in (
+        ("dmesg", ("dmesg",)),
+        ("journal", ("journalctl", "-k", "-b", "0", "-o", "cat", "--no-pager")),
+    ):
+        if source not in ("auto", name) or any(log.firmware is not None for _, log in found):
+            continue
+        done = machine.output(*argv)
+        if done is not None and done.status == 0 and done.stdout:
+            found.append((name, parse_boot_log(done.stdout, name)))
+        elif source == name:
+            why = done.last_words if done is not None else f"{argv[0]} is not installed"
+            raise EmupmemError(f"{name} cannot be read: {why}", "run it with sudo, or leave --source away")
+    return found
+
+
+def _no_map(source: str, logs: Sequence[tuple[str, BootLog]]) -> NoMap:
+    for name, log in logs:
+        if log.problem is not None:
+            return NoMap(f"{name}: {log.problem.message}", log.problem.hint)
+    what = SYSFS if source == "sysfs" else "the firmware's memory map"
+    return NoMap(f"{what} cannot be read here", "run it with sudo, or give a saved log: --from FILE")
+
+
+def _ram(entries: Sequence[MapEntry] | None) -> tuple[Span, ...]:
+    """RAM of a map, what is reserved already counted as RAM."""
+    return tuple(e.span for e in entries or () if e.kind in (Kind.RAM, Kind.PRAM))
+
+
+def _veto_notes(situation: Situation) -> list[str]:
+    """Say where another source does not call RAM what the map does (from 2 MiB at or above 4 GiB on)."""
+    return [
+        f"{name} does not call {span_text(s.start, s.end)} RAM: nothing is planned there"
+        for name, spans in disagreements(situation)
+        for s in spans[:3]
+    ]
+
+
+def without_reservations(line: CommandLine, keep: Sequence[str] = ()) -> CommandLine:
+    """The command line without its `memmap=…!…` items, but for those in `keep`."""
+    return replace(line, items=tuple(i for i in line.items if i.op != "!" or i.text in keep))
+
+
+# What will boot ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The kernel that boots by default: its release, image path, and version as far as it can be told."""
+
+    release: str
+    image: str
+    version: KernelRelease | None
+
+
+def target_kernel(machine: Machine, cfg: str) -> Target | None:
+    """The kernel of the default entry of a grub.cfg, None where that cannot be told."""
+    entry = grubcfg.default_entry(cfg, machine.grubenv())
+    if entry is None:
+        entry = next((e for e in grubcfg.entries(cfg) if e.ours and not e.recovery), None)
+    if entry is None:
+        return None
+    # With a /boot of its own GRUB's paths begin below it.
+    image = next((p for p in (entry.kernel, "/boot" + entry.kernel) if machine.exists(p)), entry.kernel)
+    release = entry.release
+    banner = machine.kernel_banner(image)
+    if banner and not release:
+        release = banner.split()[2]
+    running = machine.peek("/proc/version") if machine.live else ""
+    if running.startswith(f"Linux version {release} "):
+        return Target(release, image, kernel_release(running, machine.peek("/proc/version_signature")))
+    return Target(release, image, kernel_release(banner) if banner else None)
+
+
+OPTIONS = {
+    "CONFIG_X86_PMEM_LEGACY": ("ym", "makes a device of the reserved range"),
+    "CONFIG_BLK_DEV_PMEM": ("ym", "makes /dev/pmem0"),
+    "CONFIG_FS_DAX": ("y", "lets file systems map it directly"),
+}
+
+
+def kernel_lacks(machine: Machine, release: str) -> tuple[str, list[str]]:
+    """(configuration file, options that the kernel lacks); ("", []) where no configuration is kept."""
+    name, text = machine.kernel_config(release)
+    if not text:
+        return "", []
+    values = dict(re.findall(r"^(CONFIG_\w+)=(\w)", text, re.MULTILINE))
+    return name, [f"{o} ({why})" for o, (good, why) in OPTIONS.items() if values.get(o, "n") not in good]
+
+
+def module_states(machine: Machine, release: str, cmdline: CommandLine) -> tuple[tuple[str, str], ...]:
+    """For each module of the driver chain: loaded, built in, available, missing, or blocked and where."""
+    base = next(
+        (b for b in (f"/lib/modules/{release}", f"/usr/lib/modules/{release}") if machine.exists(b)), ""
+    )
+    listed = machine.peek(f"{base}/modules.dep") if base else ""
+    builtin = machine.peek(f"{base}/modules.builtin") if base else ""
+    blocked = _blacklist(machine, cmdline)
+    return tuple((n, _module_state(machine, n, listed, builtin, blocked, bool(base))) for n in MODULES)
+
+
+def _module_state(
+    machine: Machine, name: str, listed: str, builtin: str, blocked: dict[str, str], known: bool
+) -> str:
+    if machine.exists(f"/sys/module/{name}"):
+        return "loaded"
+    if f"/{name}.ko" in builtin:
+        return "built in"
+    if name in blocked:
+        return f"blocked by {blocked[name]}"
+    if not known:
+        return "unknown"
+    return "available" if f"/{name}.ko" in listed else "missing"
+
+
+def _blacklist(machine: Machine, cmdline: CommandLine) -> dict[str, str]:
+    """Modules that must not be loaded by themselves, and the place that says so."""
+    blocked: dict[str, str] = {}
+    for folder in ("/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"):
+        for name in machine.names(folder):
+            if not name.endswith(".conf"):
+                continue
+            for number, line in enumerate(machine.peek(f"{folder}/{name}").splitlines(), 1):
+                words = line.split("#")[0].split()
+                off = (
+                    len(words) > 2
+                    and words[0] == "install"
+                    and words[2] in ("/bin/false", "/bin/true", "false", "true")
+                )
+                if len(words) > 1 and (words[0] == "blacklist" or off):
+                    blocked.setdefault(words[1].replace("-", "_"), f"{folder}/{name}:{number}")
+    for word in cmdline.words:
+        key, _, value = word.partition("=")
+        if key in ("modprobe.blacklist", "module_blacklist", "rd.driver.blacklist"):
+            for module in value.split(","):
+                blocked.setdefault(module.replace("-", "_"), f"the kernel command line ({key}=)")
+    return blocked
+
+
+# GRUB defaults ----------------------------------------------------------------------------------
+
+
+def grub_texts(machine: Machine) -> list[tuple[str, bytes]]:
+    """The files that grub-mkconfig sources, in its order: (name, content)."""
+    names = [
+        GRUB_DEFAULT,
+        *(f"{GRUB_DROPINS}/{n}" for n in machine.names(GRUB_DROPINS) if n.endswith(".cfg")),
+    ]
+    return [(n, data) for n in names if (data := machine.read(n)) is not None]
+
+
+# Observation --------------------------------------------------------------------------------------
+
+
+def observe(machine: Machine, wait: float) -> Observation:
+    """Everything that verify judges, after waiting up to `wait` seconds for the devices to appear."""
+    unseen: list[tuple[str, str]] = []
+    cmdline = parse_command_line(machine.peek("/proc/cmdline"))
+    configured, variable = _configured(machine, unseen)
+    cfg_name = machine.grub_cfg()
+    cfg = _try_read(machine, cfg_name, "generated", unseen)
+    release = machine.peek("/proc/sys/kernel/osrelease")
+    seen = Observation(configured, variable, cmdline)
+    if cmdline.reservations:
+        if machine.live and wait:
+            machine.settle()
+        wait_for(lambda: complete(replace(seen, regions=_regions(machine))), wait)
+    entries = machine.firmware_entries()
+    return Observation(
+        configured=configured,
+        variable=variable,
+        command_line=cmdline,
+        entries=grubcfg.entries(cfg) if cfg is not None else None,
+        grub_cfg=cfg_name,
+        menu_is_newer=_menu_is_newer(machine, cfg_name),
+        log=_this_boot(machine, unseen) if cmdline.reservations else None,
+        firmware=parse_sysfs_memmap(entries) if entries else None,
+        iomem=_iomem(machine, unseen),
+        regions=_regions(machine),
+        modules=module_states(machine, release, cmdline),
+        unseen=tuple(unseen),
+    )
+
+
+def _regions(machine: Machine) -> tuple[SeenRegion, ...]:
+    return tuple(_seen(r) for r in machine.regions())
+
+
+def _seen(r: Region) -> SeenRegion:
+    return SeenRegion(r.name, r.size, r.start, r.block, r.block_size, r.dax, r.numa_node, r.provider, r.mode)
+
+
+def _configured(machine: Machine, unseen: list[tuple[str, str]]) -> tuple[tuple[str, ...] | None, str]:
+    """Our items in the GRUB defaults and the variable that holds them."""
+    try:
+        data = machine.read(GRUB_DEFAULT)
+        if data is None:
+            unseen.append(("configured", f"there is no {GRUB_DEFAULT}"))
+            return None, editor.LINUX
+        return configured_items(data)
+    except EmupmemError as exc:
+        unseen.append(("configured", exc.message))
+        return None, editor.LINUX
+
+
+def configured_items(data: bytes) -> tuple[tuple[str, ...], str]:
+    """Our items in /etc/default/grub, and the variable that holds them (the default one if none)."""
+    found = editor.read(data, GRUB_DEFAULT)
+    for variable in editor.VARIABLES:
+        items = found.variable(variable).items
+        if items:
+            return items, variable
+    return (), editor.LINUX
+
+
+def _try_read(machine: Machine, name: str, what: str, unseen: list[tuple[str, str]]) -> str | None:
+    try:
+        data = machine.read(name)
+    except EmupmemError as exc:
+        unseen.append((what, exc.message))
+        return None
+    if data is None:
+        unseen.append((what, f"there is no {name}"))
+        return None
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _menu_is_newer(machine: Machine, cfg: str) -> bool | None:
+    """Whether grub.cfg was written after this boot."""
+    booted = re.search(r"^btime (\d+)", machine.peek("/proc/stat"), re.MULTILINE)
+    written = machine.modified(cfg)
+    return None if booted is None or written is None else written > int(booted[1])
+
+
+def _this_boot(machine: Machine, unseen: list[tuple[str, str]]) -> BootLog | None:
+    """This boot's log from dmesg or the journal, whichever still has the `user:` map."""
+    last: BootLog | None = None
+    why = "the kernel's log could not be read"
+    for argv in (("dmesg",), ("journalctl", "-k", "-b", "0", "-o", "cat", "--no-pager")):
+        done = machine.output(*argv) if machine.live else None
+        if done is None or done.status:
+            why = done.last_words if done is not None and done.last_words else why
+            continue
+        log = parse_boot_log(done.stdout, argv[0])
+        if log.user is not None:
+            return log
+        last = last or (log if log.firmware or log.symptoms else None)
+    if last is None:
+        unseen.append(("kernel-map", why + ("" if machine.is_root else " (root may)")))
+    return last
+
+
+def _iomem(machine: Machine, unseen: list[tuple[str, str]]) -> tuple[IomemLine, ...] | None:
+    lines = parse_iomem(machine.peek("/proc/iomem"))
+    if lines is None:
+        unseen.append(("iomem", "/proc/iomem shows its addresses to root only"))
+    return lines

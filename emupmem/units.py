@@ -1,0 +1,74 @@
+"""Sizes between people and bytes. What the kernel can read is `cmdline.format_size`'s business."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from emupmem.model import GIB, KIB, MIB, TIB, EmupmemError
+
+_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
+_NAMES = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
+_MOST = 1 << 52  # physical addresses of x86-64 have at most 52 bits
+
+
+def parse_size(text: str, what: str = "size") -> int:
+    """Bytes that a person means by `16G`, `16GiB`, `0.5g`, `4096` or `0x100000000`.
+
+    Raises EmupmemError for decimal units (`GB`), signs, fractions of a byte and anything past 2^52.
+    """
+    word = text.strip()
+    hint = "write a whole number with a binary unit, as in 512M or 16G"
+    if word.lower().startswith("0x"):
+        try:
+            number, unit = Fraction(int(word, 16)), ""
+        except ValueError:
+            raise EmupmemError(f"{what} {text!r} is not a size", hint) from None
+    else:
+        digits = word.rstrip("KMGTiBkmgtb")
+        unit = word[len(digits) :].upper()
+        if unit in ("KB", "MB", "GB", "TB"):
+            raise EmupmemError(
+                f"{what} {text!r} is in decimal units, memory is not",
+                f"for binary units write {digits}{unit[0]}",
+            )
+        unit = unit.removesuffix("IB") if len(unit) == 3 else unit.removesuffix("B") if unit == "B" else unit
+        digits = digits.strip()
+        plain = digits.replace(".", "", 1)
+        if unit not in _UNITS or not plain.isascii() or not plain.isdigit():
+            raise EmupmemError(f"{what} {text!r} is not a size", hint)
+        number = Fraction(digits if digits[-1] != "." else digits[:-1])
+    size = number * _UNITS[unit]
+    if size.denominator != 1:
+        raise EmupmemError(f"{what} {text!r} is not a whole number of bytes", hint)
+    if size > _MOST:
+        raise EmupmemError(f"{what} {text!r} is more than any machine can address", hint)
+    return int(size)
+
+
+def human(size: int) -> str:
+    """`16 GiB`, `2.9 GiB`, `512 MiB`: one digit after the point, cut and never rounded up."""
+    for unit, name in _NAMES:
+        if abs(size) >= unit:
+            if size % unit == 0:
+                return f"{size // unit} {name}"
+            tenths = abs(size) * 10 // unit
+            return f"{'-' if size < 0 else ''}{tenths // 10}.{tenths % 10} {name}"
+    return f"{size} B"
+
+
+def tight(size: int) -> str:
+    """`16G`, `1536M`: the shortest exact form, as users type it."""
+    for unit, letter in ((GIB, "G"), (MIB, "M"), (KIB, "K")):
+        if size and size % unit == 0:
+            return f"{size // unit}{letter}"
+    return str(size)
+
+
+def address(value: int) -> str:
+    """An address in hexadecimal, at least nine digits wide so that columns line up."""
+    return f"0x{value:09x}"
+
+
+def span_text(start: int, end: int) -> str:
+    """A range as the kernel prints it: both ends in hexadecimal, the last byte included."""
+    return f"{address(start)}-{address(end - 1)}"

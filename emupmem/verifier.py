@@ -1,0 +1,368 @@
+"""Plan + Observation -> the ladder of checks from the GRUB file to a device with DAX. Pure.
+
+Each rung says what was expected, what was found and what to do; the first rung that breaks
+explains the ones above it, which are then skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from emupmem import grubcfg
+from emupmem.model import (
+    BootLog,
+    Check,
+    CommandLine,
+    Device,
+    FirmwareMap,
+    IomemLine,
+    Kind,
+    MemmapItem,
+    Span,
+)
+from emupmem.units import human, span_text
+
+LEGACY = "Persistent Memory (legacy)"
+KERNEL_PARTS = ("Kernel code", "Kernel rodata", "Kernel data", "Kernel bss")
+MODULES = ("nd_e820", "nd_pmem", "libnvdimm")
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRegion:
+    """A libnvdimm region and the block device of its namespace (bytes; None where not shown to us)."""
+
+    name: str
+    size: int
+    start: int | None
+    block: str
+    block_size: int
+    dax: bool | None
+    numa_node: int | None
+    provider: str = ""
+    mode: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was seen of one machine; None stands for "could not be seen".
+
+    `configured` are our items in the GRUB defaults as written (`1G!4G`), `entries` the generated
+    menu, `menu_is_newer` whether grub.cfg was written after this boot, `log` this boot's log,
+    `firmware` the firmware's map, `iomem` /proc/iomem, `modules` for each module of the driver
+    chain: `loaded`, `available`, `missing`, or `blocked by FILE:LINE`.
+    """
+
+    configured: tuple[str, ...] | None
+    variable: str
+    command_line: CommandLine
+    entries: tuple[grubcfg.BootEntry, ...] | None = None
+    grub_cfg: str = "/boot/grub/grub.cfg"
+    menu_is_newer: bool | None = None
+    log: BootLog | None = None
+    firmware: FirmwareMap | None = None
+    iomem: tuple[IomemLine, ...] | None = None
+    regions: tuple[SeenRegion, ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
+    unseen: tuple[tuple[str, str], ...] = ()
+
+    def why_unseen(self, what: str) -> str:
+        return dict(self.unseen).get(what, "could not be read")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The ladder, the devices that the reservations became, and the short answer."""
+
+    checks: tuple[Check, ...]
+    devices: tuple[Device, ...]
+
+    @property
+    def pending(self) -> bool:
+        return any(c.status == "pending" for c in self.checks)
+
+    @property
+    def ok(self) -> bool:
+        return not any(c.status in ("pending", "fail") for c in self.checks)
+
+    @property
+    def nothing_reserved(self) -> bool:
+        return self.ok and not self.devices and not any(c.name == "device" for c in self.checks)
+
+
+def verify(seen: Observation) -> Verdict:
+    """Climb the ladder. A machine where nothing is reserved nor configured has two good rungs."""
+    wanted = seen.configured
+    booted = tuple(i.text for i in seen.command_line.reservations)
+    if not booted and not wanted:
+        # An unreadable GRUB default is not "nothing configured".
+        found = "nothing is reserved" if wanted is not None else seen.why_unseen("configured")
+        first = Check("configured", "ok" if wanted is not None else "skipped", "", found)
+        rungs = [first, _generated(seen, ()), Check("booted", "ok", "", "no memmap= on /proc/cmdline")]
+        return Verdict(tuple(rungs), ())
+    items = seen.command_line.reservations
+    steps: list[Callable[[], Check]] = [
+        lambda: _configured(seen),
+        lambda: _generated(seen, wanted if wanted is not None else booted),
+        lambda: _booted(seen, booted),
+    ]
+    if wanted or wanted is None:
+        steps += [
+            lambda: _kernel_map(seen, items),
+            lambda: _iomem(seen, items),
+            lambda: _device(seen, items),
+            lambda: _dax(seen, items),
+        ]
+    names = ("configured", "generated", "booted", "kernel-map", "iomem", "device", "dax")
+    checks: list[Check] = []
+    broken = ""
+    for name, step in zip(names, steps, strict=False):
+        check = Check(name, "skipped", "", f"explained by {broken}") if broken else step()
+        checks.append(check)
+        # "generated" failing does not explain what is booted now; everything else does.
+        if check.status in ("fail", "pending"):
+            broken = name
+    return Verdict(tuple(checks), _devices(seen, items))
+
+
+def complete(seen: Observation) -> bool:
+    """Whether every reserved range has its device: what --wait waits for."""
+    return all(
+        _region_of(seen, item) and _region_of(seen, item).block for item in seen.command_line.reservations
+    )  # type: ignore[union-attr]
+
+
+def _words(items: Iterable[str]) -> str:
+    listed = ",".join(items)
+    return f"memmap={listed}" if listed else "no reservation"
+
+
+def _configured(seen: Observation) -> Check:
+    booted = tuple(i.text for i in seen.command_line.reservations)
+    if seen.configured is None:
+        return Check("configured", "skipped", _words(booted), seen.why_unseen("configured"))
+    if not seen.configured:
+        # Either removed and not rebooted yet, or typed at the boot prompt: both are true to say.
+        return Check("configured", "ok", "", "nothing is reserved for the next boot")
+    return Check("configured", "ok", "", f"{_words(seen.configured)} in {seen.variable}")
+
+
+def _generated(seen: Observation, wanted: Sequence[str]) -> Check:
+    if seen.entries is None:
+        return Check("generated", "skipped", _words(wanted), seen.why_unseen("generated"))
+    ours = [e for e in seen.entries if e.ours]
+    recovery_too = seen.variable == "GRUB_CMDLINE_LINUX"
+    wrong = grubcfg.problems(seen.entries, wanted, recovery_too=recovery_too)
+    if wrong:
+        entry, why = wrong[0]
+        where = f"{seen.grub_cfg}:{entry.line} “{entry.title}”: " if entry else f"{seen.grub_cfg}: "
+        hint = "sudo emupmem apply again: it finishes what was begun" if wanted else "sudo emupmem remove"
+        return Check("generated", "fail", _words(wanted), where + why, hint)
+    carry = sum(1 for e in ours if e.command_line.reservations)
+    found = f"{carry} of {len(ours)} entries" if wanted else f"none of {len(ours)} entries reserves memory"
+    return Check("generated", "ok", _words(wanted), found)
+
+
+def _booted(seen: Observation, booted: Sequence[str]) -> Check:
+    wanted = seen.configured
+    if wanted is None or tuple(booted) == tuple(wanted):
+        return Check("booted", "ok", _words(booted), f"/proc/cmdline has {_words(booted)}")
+    found = f"/proc/cmdline has {_words(booted)}"
+    if seen.menu_is_newer is False:
+        hint = (
+            "the machine was started since, by another entry or boot loader: choose the normal entry in "
+            "GRUB's menu, or start it again"
+        )
+        return Check("booted", "fail", _words(wanted), found, hint)
+    what = "" if wanted else ": the memory is given back then"
+    return Check("booted", "pending", _words(wanted), found, f"reboot{what}")
+
+
+def _kernel_map(seen: Observation, items: Sequence[MemmapItem]) -> Check:
+    """The kernel's own words: `user: … persistent (type 12)` for each item, whole and over RAM."""
+    expected = "; ".join(f"{span_text(i.start, i.start + i.size)} persistent (type 12)" for i in items)
+    nothing = _over_nothing(seen.firmware, items)
+    if nothing:
+        return Check("kernel-map", "fail", expected, nothing, "sudo emupmem apply --replace plans it anew")
+    if seen.log is not None and seen.log.symptoms:
+        return Check(
+            "kernel-map", "fail", expected, seen.log.symptoms[0], _symptom_hint(seen.log.symptoms[0])
+        )
+    if seen.log is None or seen.log.user is None:
+        why = seen.why_unseen("kernel-map") if seen.log is None else "the log of this boot no longer has it"
+        return Check("kernel-map", "skipped", expected, why)
+    pieces = [e.span for e in seen.log.user if e.kind is Kind.PRAM]
+    for item in items:
+        span = Span(item.start, item.start + item.size)
+        inside = [p for p in pieces if p.start < span.end and span.start < p.end]
+        if inside != [span]:
+            found = "; ".join(span_text(p.start, p.end) for p in inside) or "no persistent range there"
+            hint = "the range is not one piece of RAM: sudo emupmem apply --replace plans it anew"
+            return Check("kernel-map", "fail", expected, found, hint)
+    found = "; ".join(f"{span_text(p.start, p.end)} persistent (type 12)" for p in pieces)
+    return Check("kernel-map", "ok", expected, found)
+
+
+def _over_nothing(firmware: FirmwareMap | None, items: Sequence[MemmapItem]) -> str:
+    """The kernel makes a device over anything, even over no RAM at all; only the firmware's map tells."""
+    if firmware is None:
+        return ""
+    for item in items:
+        end = item.start + item.size
+        if not any(s.start <= item.start and end <= s.end for s in firmware.ram):
+            what = (
+                "a part of it is"
+                if any(s.start < end and item.start < s.end for s in firmware.ram)
+                else "it is"
+            )
+            return f"{span_text(item.start, end)}: {what} not RAM in the firmware's map"
+    return ""
+
+
+def _symptom_hint(line: str) -> str:
+    if "not marked as" in line:
+        return (
+            "the kernel was placed inside the range: add nokaslr (sudo emupmem apply --replace --nokaslr …)"
+        )
+    if "misaligned" in line or "error -95" in line:
+        return (
+            "the range was cut or is not aligned: look at iomem; sudo emupmem apply --replace plans it anew"
+        )
+    return "sudo emupmem apply --replace plans it anew"
+
+
+def _iomem(seen: Observation, items: Sequence[MemmapItem]) -> Check:
+    expected = f"{LEGACY}, whole, the kernel outside"
+    if seen.iomem is None:
+        return Check("iomem", "skipped", expected, seen.why_unseen("iomem"))
+    parts = [line for line in seen.iomem if line.name in KERNEL_PARTS]
+    for item in items:
+        start, end = item.start, item.start + item.size
+        inside = [
+            line for line in seen.iomem if line.name == LEGACY and line.start < end and start < line.end
+        ]
+        kernel = next((p for p in parts if p.start < end and start < p.end), None)
+        if kernel is not None:
+            found = (
+                f"the kernel sits inside the range: {kernel.name} at {span_text(kernel.start, kernel.end)}"
+            )
+            hint = "add nokaslr (sudo emupmem apply --replace --nokaslr …), or install a newer kernel"
+            return Check("iomem", "fail", expected, found, hint)
+        if [(line.start, line.end) for line in inside] != [(start, end)]:
+            found = (
+                "; ".join(span_text(x.start, x.end) for x in inside) or f"nothing at {span_text(start, end)}"
+            )
+            return Check(
+                "iomem",
+                "fail",
+                f"{LEGACY} {span_text(start, end)}",
+                found,
+                "sudo emupmem apply --replace plans it anew",
+            )
+    return Check("iomem", "ok", expected, expected)
+
+
+def _region_of(seen: Observation, item: MemmapItem) -> SeenRegion | None:
+    """The region of an item by its address, or by its size where addresses are not shown to us."""
+    for region in seen.regions:
+        if region.start == item.start:
+            return region
+    hidden = [r for r in seen.regions if r.start is None and r.size == item.size]
+    same = [i for i in seen.command_line.reservations if i.size == item.size]
+    at = same.index(item)
+    return hidden[at] if at < len(hidden) else None
+
+
+def _device(seen: Observation, items: Sequence[MemmapItem]) -> Check:
+    expected = ", ".join(
+        f"a device of {human(i.size)} at {span_text(i.start, i.start + i.size)}" for i in items
+    )
+    found = []
+    for item in items:
+        region = _region_of(seen, item)
+        if region is None:
+            what, hint = _no_region(seen)
+            return Check("device", "fail", expected, what, hint)
+        if region.size != item.size:
+            what = f"{region.name} has {human(region.size)} instead of {human(item.size)}"
+            return Check("device", "fail", expected, what, "the range was cut: look at the kernel's log")
+        if not region.block:
+            what, hint = _no_block(seen, region)
+            return Check("device", "fail", expected, what, hint)
+        if region.block_size != item.size:
+            mode = f" (mode {region.mode})" if region.mode else ""
+            what = f"/dev/{region.block} has {human(region.block_size)} instead of {human(item.size)}{mode}"
+            hint = "an old info block changed its mode: ndctl destroy-namespace -f, or start the machine cold"
+            return Check("device", "fail", expected, what, hint)
+        node = f", node {region.numa_node}" if region.numa_node is not None and region.numa_node >= 0 else ""
+        unseen = "" if region.start is not None else " (its address is shown to root only)"
+        found.append(f"/dev/{region.block}, {human(region.size)}{node}{unseen}")
+    return Check("device", "ok", expected, "; ".join(found) + " · emulated, volatile")
+
+
+def _no_region(seen: Observation) -> tuple[str, str]:
+    for name, state in seen.modules:
+        if state.startswith("blocked"):
+            where = state.removeprefix("blocked by ")
+            return (
+                f"no device; the driver {name} is not loaded (blacklisted in {where})",
+                f"remove that line, or: sudo modprobe {name}",
+            )
+        if state == "missing":
+            return f"no device; this kernel has no module {name}", _module_hint(name)
+    for name, state in seen.modules:
+        if state == "available":
+            return f"no device; the driver {name} is not loaded", f"sudo modprobe {name}"
+    return "no device; the kernel made no region of the range", "sudo dmesg | grep -E 'e820_pmem|nd_'"
+
+
+def _no_block(seen: Observation, region: SeenRegion) -> tuple[str, str]:
+    pmem = dict(seen.modules).get("nd_pmem", "")
+    if pmem.startswith("blocked"):
+        return (
+            f"{region.name} has no block device; nd_pmem is blacklisted in {pmem.removeprefix('blocked by ')}",
+            "remove that line, or: sudo modprobe nd_pmem",
+        )
+    if pmem == "missing":
+        return f"{region.name} has no block device; this kernel has no module nd_pmem", _module_hint(
+            "nd_pmem"
+        )
+    if pmem == "available":
+        return f"{region.name} has no block device; nd_pmem is not loaded", "sudo modprobe nd_pmem"
+    return (
+        f"{region.name} has no block device; the driver nd_pmem refused it",
+        "sudo dmesg | grep nd_pmem tells why; a stale info block is cured by a cold start",
+    )
+
+
+def _module_hint(name: str) -> str:
+    return f"install the package that holds {name} (linux-modules-extra on Ubuntu), or another kernel"
+
+
+def _dax(seen: Observation, items: Sequence[MemmapItem]) -> Check:
+    expected = "DAX on (queue/dax is 1)"
+    for item in items:
+        region = _region_of(seen, item)
+        if region is None or region.dax is None:
+            return Check("dax", "skipped", expected, "queue/dax could not be read")
+        if not region.dax:
+            hint = "the namespace is not in fsdax mode: sudo ndctl create-namespace -f -e namespace… -m fsdax"
+            return Check("dax", "fail", expected, f"off on /dev/{region.block}", hint)
+    return Check("dax", "ok", expected, "on")
+
+
+def _devices(seen: Observation, items: Sequence[MemmapItem]) -> tuple[Device, ...]:
+    found = []
+    for item in items:
+        region = _region_of(seen, item)
+        if region is not None and region.block:
+            device = Device(
+                f"/dev/{region.block}",
+                region.start,
+                region.block_size,
+                region.numa_node,
+                region.dax,
+                region.mode,
+            )
+            found.append(device)
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""Virtual machines for tests: whole Debian guests booted through their own GRUB, and bare kernels."""
