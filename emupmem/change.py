@@ -101,7 +101,7 @@ def read_defaults(machine: Machine) -> bytes:
 def effective_line(machine: Machine, main: bytes) -> CommandLine:
     """The kernel command line that GRUB's defaults give a normal entry, drop-ins included."""
     values = _effective(machine, main)
-    return parse_command_line(" ".join(values[v].value or "" for v in editor.VARIABLES))
+    return parse_command_line(" ".join(grubcfg.kernel_text(values[v].value or "") for v in editor.VARIABLES))
 
 
 def _effective(machine: Machine, main: bytes) -> dict[str, editor.Effective]:

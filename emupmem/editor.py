@@ -829,7 +829,8 @@ class _Placing:
         raws = {a: source[a.start : a.end] for a in layout.assignments}
         live = _live(mine, source)
         target = next((a for a in live if a.top and _items_in(raws[a])), None)
-        keep = [i for a in mine for i in _items_in(raws[a])] == list(self.items)
+        present = [(a in live, item) for a in mine for item in _items_in(raws[a])]
+        keep = present == [(True, item) for item in self.items]  # as wished, and nothing in dead lines
         for a in layout.assignments:
             if a.name != self.variable:
                 raws[a] = _reworked(raws[a], (), None)
@@ -959,7 +960,7 @@ def _prove(case: _Case, changed: str) -> Proof:
     before = case.before
     after = before if changed == case.source else case.judge([changed.encode("latin-1")])
     if after.failed:
-        reason = _shown(after.failed)
+        reason = _shown("; ".join([after.failed, *(c[2] for c in after.complaints[-1:])]))
         raise EmupmemError(f"{case.filename}: sh could not read the edited file: {reason}", _BY_HAND)
     problem = _disagreement(case, after, before)
     if problem:  # what differs between two runs of the same text is not our doing

@@ -40,7 +40,7 @@ class BootEntry:
     @property
     def command_line(self) -> CommandLine:
         """The words as the kernel will read them."""
-        return parse_command_line(" ".join(_requote(w) for w in self.words))
+        return parse_command_line(_joined(self.words))
 
     @property
     def release(self) -> str:
@@ -200,6 +200,18 @@ def _default_word(text: str) -> str | None:
 def _names(entry: BootEntry, parts: Sequence[str]) -> bool:
     levels = zip(parts, entry.titles, entry.ids, entry.index, strict=True)
     return all(part in (title, ident) or part == str(index) for part, title, ident, index in levels)
+
+
+def kernel_text(value: str) -> str:
+    """What of a GRUB_CMDLINE_… value reaches the kernel: its words after GRUB's own unquoting.
+
+    `memmap=64K\\$0x18690000` loses its backslash there, `memmap=64K$0x…` its variable.
+    """
+    return _joined(split_words(value))
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " ".join(_requote(w) for w in words)
 
 
 def _requote(word: str) -> str:

@@ -169,7 +169,8 @@ class BootLog:
 
     `firmware` is None when the text has no map (see `problem`). `user` is the map after the
     command line, `modified` after the kernel's own trimming; both None where not printed.
-    `symptoms` are lines that tell of a broken reservation, as printed.
+    `symptoms` are lines that tell of a broken reservation, as printed; `warnings` what must be said
+    of the reading although there is a map, such as that the log ends inside it.
     """
 
     firmware: FirmwareMap | None
@@ -183,6 +184,7 @@ class BootLog:
     hypervisor: str = ""
     nodes: tuple[NodeRange, ...] = ()
     symptoms: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

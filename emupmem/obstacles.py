@@ -6,6 +6,7 @@ import platform
 import re
 
 from emupmem import grubcfg, survey
+from emupmem.cmdline import parse_command_line
 from emupmem.machine import GRUB_DEFAULT, Machine
 from emupmem.model import EmupmemError
 
@@ -137,7 +138,7 @@ def _refuse_kernel(machine: Machine, cfg: str) -> tuple[str, ...]:
         )
     if not name:
         return (f"no configuration of kernel {target.release} is kept here: its drivers are not checked",)
-    states = dict(survey.module_states(machine, target.release, survey.parse_command_line("")))
+    states = dict(survey.module_states(machine, target.release, parse_command_line("")))
     missing = [m for m in ("nd_e820", "nd_pmem") if states[m] == "missing"]
     if missing and machine.live:
         raise EmupmemError(

@@ -10,7 +10,7 @@ never given more regions than it can keep clear of.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emupmem.cmdline import format_memmap, format_size, memmap_region_count
 from emupmem.model import (
@@ -104,7 +104,7 @@ def plan(situation: Situation, request: Request) -> Plan:
     """
     _check_request(situation, request)
     if request.size is None:
-        request = Request(**{**_fields(request), "size": _comfortable(situation, request)})
+        request = replace(request, size=_comfortable(situation, request))
     assert request.size is not None
     budget = _budget(situation)
     total = request.size * request.count
@@ -209,10 +209,6 @@ def crashkernel_bytes(value: str, ram: int) -> tuple[int, int | None]:
     except EmupmemError:
         return guess, None
     return 0, None
-
-
-def _fields(request: Request) -> dict[str, int | None]:
-    return {name: getattr(request, name) for name in Request.__slots__}
 
 
 def _check_request(situation: Situation, request: Request) -> None:
@@ -423,8 +419,7 @@ def _affordable(budget: _Budget, min_free: int) -> int:
     """The largest multiple of 2 MiB that leaves `min_free`."""
     spare = budget.total - budget.taken - min_free
     step = STEPS[-1]
-    size = max(0, spare * PAGE // (PAGE + STRUCT_PAGE)) // step * step
-    return size
+    return max(0, spare * PAGE // (PAGE + STRUCT_PAGE)) // step * step
 
 
 def _comfortable(situation: Situation, request: Request) -> int:
@@ -434,7 +429,7 @@ def _comfortable(situation: Situation, request: Request) -> int:
     for floor in (max(request.min_free, budget.total // 2), request.min_free):
         size = 1 << 51
         while size >= STEPS[2]:
-            chosen = _find(places, Request(**{**_fields(request), "size": size}))
+            chosen = _find(places, replace(request, size=size))
             if chosen is not None and _left(situation, budget, chosen) >= floor:
                 return size
             size //= 2

@@ -249,7 +249,7 @@ def observe(machine: Machine, wait: float) -> Observation:
     """Everything that verify judges, after waiting up to `wait` seconds for the devices to appear."""
     unseen: list[tuple[str, str]] = []
     cmdline = parse_command_line(machine.peek("/proc/cmdline"))
-    configured, variable = _configured(machine, unseen)
+    configured, recovery, variable = _configured(machine, unseen)
     cfg_name = machine.grub_cfg()
     cfg = _try_read(machine, cfg_name, "generated", unseen)
     release = machine.peek("/proc/sys/kernel/osrelease")
@@ -263,6 +263,7 @@ def observe(machine: Machine, wait: float) -> Observation:
         configured=configured,
         variable=variable,
         command_line=cmdline,
+        recovery=recovery,
         entries=grubcfg.entries(cfg) if cfg is not None else None,
         grub_cfg=cfg_name,
         menu_is_newer=_menu_is_newer(machine, cfg_name),
@@ -283,17 +284,19 @@ def _seen(r: Region) -> SeenRegion:
     return SeenRegion(r.name, r.size, r.start, r.block, r.block_size, r.dax, r.numa_node, r.provider, r.mode)
 
 
-def _configured(machine: Machine, unseen: list[tuple[str, str]]) -> tuple[tuple[str, ...] | None, str]:
-    """Our items in the GRUB defaults and the variable that holds them."""
+def _configured(
+    machine: Machine, unseen: list[tuple[str, str]]
+) -> tuple[tuple[str, ...] | None, tuple[str, ...], str]:
+    """Our items in GRUB's defaults, drop-ins included: of normal entries, of recovery entries, and where."""
     try:
-        data = machine.read(GRUB_DEFAULT)
-        if data is None:
-            unseen.append(("configured", f"there is no {GRUB_DEFAULT}"))
-            return None, editor.LINUX
-        return configured_items(data)
+        if machine.read(GRUB_DEFAULT) is None:
+            raise EmupmemError(f"there is no {GRUB_DEFAULT}")
+        values = editor.effective(grub_texts(machine))
     except EmupmemError as exc:
         unseen.append(("configured", exc.message))
-        return None, editor.LINUX
+        return None, (), editor.LINUX
+    linux, default = values[editor.LINUX].items, values[editor.DEFAULT].items
+    return (*linux, *default), linux, editor.DEFAULT if default and not linux else editor.LINUX
 
 
 def configured_items(data: bytes) -> tuple[tuple[str, ...], str]:

@@ -47,7 +47,8 @@ class SeenRegion:
 class Observation:
     """What was seen of one machine; None stands for "could not be seen".
 
-    `configured` are our items in the GRUB defaults as written (`1G!4G`), `entries` the generated
+    `configured` are our items in the GRUB defaults as written (`1G!4G`) for normal entries,
+    `recovery` those for recovery entries, `variable` where they stand; `entries` the generated
     menu, `menu_is_newer` whether grub.cfg was written after this boot, `log` this boot's log,
     `firmware` the firmware's map, `iomem` /proc/iomem, `modules` for each module of the driver
     chain: `loaded`, `available`, `missing`, or `blocked by FILE:LINE`.
@@ -56,6 +57,7 @@ class Observation:
     configured: tuple[str, ...] | None
     variable: str
     command_line: CommandLine
+    recovery: tuple[str, ...] = ()
     entries: tuple[grubcfg.BootEntry, ...] | None = None
     grub_cfg: str = "/boot/grub/grub.cfg"
     menu_is_newer: bool | None = None
@@ -119,7 +121,6 @@ def verify(seen: Observation) -> Verdict:
     for name, step in zip(names, steps, strict=False):
         check = Check(name, "skipped", "", f"explained by {broken}") if broken else step()
         checks.append(check)
-        # "generated" failing does not explain what is booted now; everything else does.
         if check.status in ("fail", "pending"):
             broken = name
     return Verdict(tuple(checks), _devices(seen, items))
@@ -127,9 +128,8 @@ def verify(seen: Observation) -> Verdict:
 
 def complete(seen: Observation) -> bool:
     """Whether every reserved range has its device: what --wait waits for."""
-    return all(
-        _region_of(seen, item) and _region_of(seen, item).block for item in seen.command_line.reservations
-    )  # type: ignore[union-attr]
+    found = [_region_of(seen, item) for item in seen.command_line.reservations]
+    return all(region is not None and region.block for region in found)
 
 
 def _words(items: Iterable[str]) -> str:
@@ -151,8 +151,7 @@ def _generated(seen: Observation, wanted: Sequence[str]) -> Check:
     if seen.entries is None:
         return Check("generated", "skipped", _words(wanted), seen.why_unseen("generated"))
     ours = [e for e in seen.entries if e.ours]
-    recovery_too = seen.variable == "GRUB_CMDLINE_LINUX"
-    wrong = grubcfg.problems(seen.entries, wanted, recovery_too=recovery_too)
+    wrong = grubcfg.problems(seen.entries, wanted, seen.recovery)
     if wrong:
         entry, why = wrong[0]
         where = f"{seen.grub_cfg}:{entry.line} “{entry.title}”: " if entry else f"{seen.grub_cfg}: "

@@ -348,7 +348,7 @@ def small_maps(draw: st.DrawFn) -> Situation:
     nodes: tuple[NodeRange, ...] = ()
     if draw(st.booleans()):
         cut = draw(st.integers(4 * GIB // MIB, max(at // MIB, 4 * GIB // MIB))) * MIB
-        nodes = (NodeRange(0, 0, cut), NodeRange(1, cut, at))
+        nodes = (NodeRange(0, 0, cut), NodeRange(1, cut + draw(st.integers(0, 9)) * MIB, 1 << 40))
     vetoes: tuple[tuple[str, tuple[Span, ...]], ...] = ()
     if draw(st.booleans()):
         start = draw(st.integers(4 * GIB // MIB, max(at // MIB, 4 * GIB // MIB))) * MIB

@@ -1,0 +1,57 @@
+# emupmem: `make demo` shows it in a throw-away virtual machine, `make test` proves it.
+# Both install what they need (root or sudo, package registries reachable).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PREFIX ?= /opt/emupmem
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench install uninstall fixtures deps lint clean
+
+help: ## Show this help
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(STAMP) ## Show the main job in a throw-away virtual machine (no risk for this one)
+	$(BIN)/python -m tests.vm.demo
+
+test: $(STAMP) lint ## Every test, the virtual machines included
+	$(BIN)/pytest -n 2 --dist worksteal tests
+
+check: $(STAMP) lint ## The quick inner loop: lint, types, unit tests
+	$(BIN)/pytest -n 2 -m "not vm" tests
+
+bench: $(STAMP) ## Measure: start-up, parser, planner, apply
+	$(BIN)/python -m tests.bench
+
+fixtures: $(STAMP) ## Print the fixtures anew in virtual machines
+	$(BIN)/python -m tests.vm.fixtures
+
+install: ## Install emupmem for this machine: /usr/local/bin/emupmem
+	$(SUDO) sh tests/vm/deps.sh install
+	$(SUDO) $(PYTHON) -m venv $(PREFIX)
+	$(SUDO) $(PREFIX)/bin/pip install --quiet .
+	$(SUDO) ln -sf $(PREFIX)/bin/emupmem /usr/local/bin/emupmem
+
+uninstall: ## Take it away again (reservations stay: emupmem remove first)
+	$(SUDO) rm -rf $(PREFIX) /usr/local/bin/emupmem
+
+lint: $(STAMP)
+	$(BIN)/ruff check emupmem tests
+	$(BIN)/ruff format --check emupmem tests
+	$(BIN)/mypy
+
+deps: ## Install the system packages that tests and demo need
+	sh tests/vm/deps.sh
+
+$(STAMP): pyproject.toml tests/requirements.txt
+	sh tests/vm/deps.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement tests/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+clean: ## Remove the virtual environment (the cache of images is ~/.cache/emupmem)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,0 +1,805 @@
+"""Boot logs and their cousins, text in and values out: the firmware map, and what else a log tells.
+
+A wrong number from here makes a machine unbootable. So whatever does not read exactly as the kernel
+prints it (arch/x86/kernel/e820.c e820__print_table, in its three generations) is an error that names
+the line, and never a map with a hole in it. All knowledge of inclusive and exclusive ends is here.
+
+The text is read once, in pieces, and only lines that hold a known phrase are looked at. Deep in a
+long log, where no boot began lately, only the two phrases that begin one are searched for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from typing import IO
+
+import regex
+
+from emupmem.cmdline import parse_command_line
+from emupmem.model import (
+    MIB,
+    BootLog,
+    CommandLine,
+    EmupmemError,
+    FirmwareMap,
+    IomemLine,
+    KernelRelease,
+    Kind,
+    MapEntry,
+    NodeRange,
+)
+
+Source = str | bytes | IO[str] | IO[bytes]
+"""A log: text, bytes, or an open file of either, which need not be seekable."""
+
+_PIECE = 256 << 10
+_LONG_LINE = 8 << 10
+_AWAKE = 4 << 20
+"""Bytes after the beginning of a boot in which everything is looked for: a boot prints less."""
+_WATCHED = 64
+"""Lines after a map line that are looked at one by one."""
+_MAX_ENTRIES = 4096  # the kernel's own table has at most 128 + 3 * 1024
+_MAX_ADDRESS = 1 << 52  # x86-64 has no more physical address bits
+_MAX_KEPT = 64  # symptoms
+_PRINTK_MAX = 975  # the shortest limit of one printk record, kernel/printk/printk.c LOG_LINE_MAX
+
+_HINT = "on the machine itself leave the log away, or save a whole one: journalctl -k -b -o cat > FILE"
+_CUT_HINT = "if the lines are wrapped or cut, save the log as it is printed: journalctl -k -b -o cat > FILE"
+
+_KINDS = {
+    "usable": Kind.RAM,
+    "System RAM": Kind.RAM,
+    "RAM": Kind.RAM,
+    "kernel usable RAM": Kind.RAM,
+    "reserved": Kind.RESERVED,
+    "device reserved": Kind.RESERVED,
+    "soft reserved": Kind.SOFT_RESERVED,
+    "ACPI data": Kind.ACPI_DATA,
+    "ACPI NVS": Kind.ACPI_NVS,
+    "unusable": Kind.UNUSABLE,
+    "persistent (type 7)": Kind.PMEM,
+    "persistent RAM (type 7)": Kind.PMEM,
+    "persistent (type 12)": Kind.PRAM,
+    "persistent RAM (type 12)": Kind.PRAM,
+    "type 7": Kind.PMEM,
+    "type 12": Kind.PRAM,
+}
+_NEVER_NUMBERS = {f"type {n}" for n in range(1, 6)}  # these have words: a number is the rest of a longer one
+
+_SYSFS_KINDS = {
+    "system ram": Kind.RAM,
+    "reserved": Kind.RESERVED,
+    "soft reserved": Kind.SOFT_RESERVED,
+    "acpi tables": Kind.ACPI_DATA,
+    "acpi non-volatile storage": Kind.ACPI_NVS,
+    "unusable memory": Kind.UNUSABLE,
+    "persistent memory": Kind.PMEM,
+    "persistent memory (legacy)": Kind.PRAM,
+}
+
+_FIRMWARE = ("BIOS-e820", "BIOS-e801", "BIOS-88", "Xen")
+_HEADERS = {
+    "BIOS-provided": "firmware",
+    "extended": "extended",
+    "user-defined": "user",
+    "modified": "modified",
+}
+
+_ASLEEP = (b"BIOS-", b"Linux version ")
+_PHRASES = (
+    *_ASLEEP,
+    b"physical RAM map:",
+    b"[mem 0x0000",
+    b" - 00000",
+    b"ommand line:",
+    b"SRAT: Node ",
+    b"EFI v",
+    b"DMI: ",
+    b"last_pfn = ",
+    b"Hypervisor detected: ",
+    b"paravirtualized kernel on Xen",
+    b"misaligned, unable to map",
+    b"failed with error -95",
+    b".data .bss are not marked",
+    b"table full; ignoring",
+    b"too many entries; ignoring",
+    b"legacy persistent memory ranges",
+    b"devm_memremap_pages attempted",
+    b"Conflicting mapping in same section",
+)
+_UNPACK = "unpack it first"
+_NOT_TEXT = (
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
+    (b"\x1f\x8b", "compressed (gzip)", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "compressed (zstd)", _UNPACK),
+    (b"\xfd7zXZ", "compressed (xz)", _UNPACK),
+    (b"BZh", "compressed (bzip2)", _UNPACK),
+)
+# Phrase, and a word that must be in the same line for it to be about memory.
+_SYMPTOMS = (
+    ("misaligned, unable to map", ""),
+    ("failed with error -95", "pmem"),
+    (".data .bss are not marked", "E820"),
+    ("table full; ignoring", "820"),
+    ("too many entries; ignoring", "820"),
+    ("failed to register legacy persistent memory ranges", ""),
+    ("devm_memremap_pages attempted on mixed region", ""),
+    ("Conflicting mapping in same section", ""),
+)
+
+
+# Grammar -------------------------------------------------------------------------------------
+
+_SIZE = r"\d{1,20}(?:\.\d{1,20})?[ \t]++[KMGTPE]?i?B"
+_PATTERNS = {
+    # Who prints a map line, and where its range begins.
+    "who": r"(?<![\w-])(BIOS-e820|BIOS-e801|BIOS-88|Xen|extended|user|modified):[ \t]*+",
+    # The rest of the line, in the words of all generations; the sizes were posted, but not merged.
+    "entry": (
+        rf"\[mem 0x(?P<a>[0-9a-f]{{16}})-0x(?P<b>[0-9a-f]{{16}})\][ \t]++(?:{_SIZE}[ \t]++)?(?P<new>@|type \d{{1,10}})"
+        rf"|\[gap 0x(?P<a>[0-9a-f]{{16}})-0x(?P<b>[0-9a-f]{{16}})\](?P<gap>)(?:[ \t]++{_SIZE}[ \t]*+(?:\.\.\.)?)?"
+        r"|(?P<c>[0-9a-f]{16}) - (?P<d>[0-9a-f]{16}) (?:\((?P<old>@)\)|(?P<old>type \d{1,10}))"
+    ).replace("@", "|".join(regex.escape(words, literal_spaces=True) for words in _KINDS)),
+    "header": r"(BIOS-provided|extended|user-defined|modified) physical RAM map:",
+    # Where a message begins: stamps, levels, who logged it; a quote in JSON.
+    "lead": r"[];>\"]$|\bkernel:$|\(early\)$|:[a-z]+[ ]*+:$|\d\.\d+$",
+    "banner": r"Linux version \d+\.\d+",
+    "command line": r"(?:Command|Kernel command) line:(?: |$)",
+    "any range": r"\[(?:mem|gap) 0x[0-9a-f]{16}-|[0-9a-f]{16} - [0-9a-f]{16} ",
+    "string": r"(?:[^\"\\]|\\.)*+",
+    "escape": r"\\x([0-9a-f]{2})",
+    "srat": (
+        r"SRAT: Node (\d{1,9}) PXM \d{1,10} "
+        r"(?:\[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\]|([0-9a-f]{1,16})-([0-9a-f]{1,16}))(.*+)"
+    ),
+    "efi": r"(?:efi: )?EFI v\d",
+    "hypervisor": r"Hypervisor detected: ([^\"]*+)",
+    "xen": r"Hypervisor detected: Xen PV\b|paravirtualized kernel on Xen(?! HVM)\b",
+    "colour": r"\x1b\[[0-9;:]*+[A-Za-z]",
+    "record": r"\d+,\d+,\d+,[^;]*+;",
+    "iomem": r"( *+)([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*+)",
+    "release": r"(?:Linux version )?(\d{1,3})\.(\d{1,4})(?:\.(\d{1,5}))?([^\s]*+)",
+    "ubuntu": r"^Ubuntu \S++ (\d+)\.(\d+)\.(\d+)",
+    "debian": r"\bDebian (?:\d+:)?(\d+)\.(\d+)(?:\.(\d+))?",
+    "counter": r"-\d",
+}
+
+
+@cache
+def _pattern(name: str) -> regex.Pattern[str]:
+    """A pattern, compiled when it is first needed."""
+    return regex.compile(_PATTERNS[name])
+
+
+def _visible(text: str, most: int = 100) -> str:
+    """Text for a message: shortened, control characters made visible."""
+    shown = text if len(text) <= most else text[: most - 1] + "…"
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
+
+
+class _Broken(Exception):
+    """A map line of `who` that does not read as the kernel prints it; `cut`: its beginning does."""
+
+    def __init__(self, who: str, why: str, cut: bool = False) -> None:
+        super().__init__(who, why)
+        self.who = who
+        self.why = why
+        self.cut = cut
+
+
+@dataclass(slots=True)
+class _Line:
+    """A map line: who printed it, what stands before, and its entry (kind None for a `[gap`)."""
+
+    who: str
+    lead: str
+    start: int
+    end: int
+    kind: Kind | None
+    words: str
+
+
+def _map_line(text: str) -> _Line | None:
+    """Read a map line; None if the line is none. Raises _Broken for a damaged one."""
+    for found in _pattern("who").finditer(text):
+        who, at = found[1], found.end()
+        rest = text[at : at + 256]
+        if _is_entry(who, rest):
+            lead = text[: found.start()]
+            if lead.rstrip().endswith('"'):  # JSON: the message ends at the next quote
+                rest = rest.partition('"')[0].rstrip()
+            return _entry(who, lead, rest)
+    return None
+
+
+def _is_entry(who: str, rest: str) -> bool:
+    """Whether an entry, or the beginning of one, follows `who:`."""
+    if rest.startswith(("[m", "[g", "0000")):
+        return True
+    return rest in ("", "[", "0", "00", "000") and who.startswith("BIOS-")
+
+
+def _entry(who: str, lead: str, rest: str) -> _Line:
+    found = _pattern("entry").fullmatch(rest, partial=True)
+    if found is None:
+        raise _Broken(who, "is not as the kernel prints it")
+    if found.partial:
+        raise _Broken(who, "is cut", cut=True)
+    words = found["new"] or found["old"] or ""
+    if words in _NEVER_NUMBERS:
+        raise _Broken(who, "is cut", cut=True)
+    if found["c"] is not None:
+        start, end = int(found["c"], 16), int(found["d"], 16)  # up to Linux 3.4: the end is exclusive
+    else:
+        start, end = int(found["a"], 16), int(found["b"], 16) + 1
+    if end <= start:
+        raise _Broken(who, "ends before it begins")
+    if end > _MAX_ADDRESS:
+        raise _Broken(who, "is beyond 2^52, where no machine has memory")
+    kind = None if found["gap"] is not None else _KINDS.get(words, Kind.UNKNOWN)
+    return _Line(who, lead, start, end, kind, words)
+
+
+# Blocks --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Block:
+    """The lines of one printed map."""
+
+    who: str = ""
+    header: int = 0  # line number, 0 where the header was not seen
+    pieces: list[MapEntry] = field(default_factory=list)
+    gaps: set[int] = field(default_factory=set)  # starts of the pieces that are no entries
+    first_text: str = ""
+    problem: EmupmemError | None = None
+    problem_is_last: bool = False  # it is a cut line, and nothing follows it
+    followed: bool = False  # other lines follow the last one
+    shape: str = ""  # what stands before the range, digits made 0
+
+    @property
+    def first_line(self) -> int:
+        return self.header or (self.pieces[0].line if self.pieces else 0)
+
+    def blame(self, number: int, text: str, why: str, cut: bool = False) -> None:
+        if self.problem is None:
+            self.problem = EmupmemError(f'line {number} of the map {why}: "{_visible(text)}"', _CUT_HINT)
+            self.problem_is_last = cut
+
+    def add(self, line: _Line, number: int, text: str) -> None:
+        if self.problem is not None:
+            return
+        piece = MapEntry(line.start, line.end, line.kind or Kind.UNKNOWN, line.words, number)
+        last = self.pieces[-1] if self.pieces else None
+        if last is None:
+            self.first_text = text
+        elif (last.start, last.end, last.words) == (piece.start, piece.end, piece.words):
+            return  # printed twice, by the console and the log
+        elif piece.start < last.end:
+            self.blame(number, text, f"overlaps or runs behind line {last.line}")
+            return
+        if len(self.pieces) >= _MAX_ENTRIES:
+            self.blame(number, text, f"is one of more than {_MAX_ENTRIES}, which no kernel prints")
+            return
+        self.pieces.append(piece)
+        if line.kind is None:
+            self.gaps.add(piece.start)
+
+    def looks_cut(self, text: str) -> bool:
+        """Whether a line without an entry is the beginning of a map line, or one that lost its beginning."""
+        if not self.shape or not text.strip(" \t>|"):
+            return False
+        found = _pattern("any range").search(text)
+        if found is not None and self.shape.endswith(_shape(text[: found.start()])):
+            return True
+        shape = _shape(text)
+        return len(shape) < len(self.shape) and self.shape.startswith(shape)
+
+    def entries(self) -> tuple[MapEntry, ...]:
+        """The entries, if they are all that was printed. Raises EmupmemError, for any doubt."""
+        if self.problem is not None and not (self.problem_is_last and self.pieces):
+            raise self.problem
+        if not self.pieces:
+            raise EmupmemError(f"line {self.header} announces a memory map, but no line of it follows", _HINT)
+        first = self.pieces[0]
+        if first.start >= (MIB if self.header else 1):
+            raise EmupmemError(
+                f'the beginning of the map is lost: it starts with line {first.line}, "{_visible(self.first_text)}"',
+                _HINT,
+            )
+        if self.gaps:
+            self._check_gaps()
+        return tuple(p for p in self.pieces if p.start not in self.gaps)
+
+    def _check_gaps(self) -> None:
+        """Linux 7 prints a line for each hole, so that a lost line shows as a hole without one."""
+        if self.pieces[0].start:
+            raise EmupmemError(f"a line of the map is lost before line {self.pieces[0].line}", _HINT)
+        for last, piece in pairwise(self.pieces):
+            if last.end != piece.start:
+                raise EmupmemError(
+                    f"a line of the map is lost between lines {last.line} and {piece.line}", _HINT
+                )
+
+
+def _shape(text: str) -> str:
+    return "".join("0" if c.isdigit() else c for c in text)
+
+
+@dataclass(slots=True)
+class _Boot:
+    """What was seen of one boot."""
+
+    banner: str = ""
+    banner_line: int = 0
+    early: str = ""  # "Command line:"
+    late: str = ""  # "Kernel command line:", printed again once more is known
+    late_goes_on: bool = False
+    cut_lines: set[str] = field(default_factory=set)  # those two, where their ends are lost
+    blocks: dict[str, _Block] = field(default_factory=dict)
+    earlier: _Block | None = None  # the firmware map before blocks["firmware"]
+    differ: EmupmemError | None = None
+    efi: bool = False
+    past_efi: set[str] = field(default_factory=set)
+    xen: bool = False
+    hypervisor: str = ""
+    nodes: dict[NodeRange, None] = field(default_factory=dict)
+    bad_node: str = ""
+    symptoms: dict[str, None] = field(default_factory=dict)
+
+    def replace(self, old: _Block) -> None:
+        """Compare a finished firmware map with the one before it, and remember it as that."""
+        if self.earlier is not None and _ranges(self.earlier) != _ranges(old) and self.differ is None:
+            lines = f"the one from line {self.earlier.first_line} and the one from line {old.first_line}"
+            self.differ = EmupmemError(
+                f"the log has two firmware maps of one boot that differ: {lines}", _HINT
+            )
+        self.earlier = old
+
+    def is_echo_of(self, other: _Boot) -> bool:
+        """Whether this is no boot, but a repeated banner (`cat /proc/version` on the console)."""
+        return not self.blocks and self.banner == other.banner and self.early in ("", other.early)
+
+
+def _ranges(block: _Block) -> list[tuple[int, int, str]]:
+    return [(p.start, p.end, p.words) for p in block.pieces]
+
+
+def _fold(before: _Boot | None, boot: _Boot) -> _Boot:
+    if before is None or not boot.is_echo_of(before):
+        return boot
+    before.symptoms |= dict(list(boot.symptoms.items())[: _MAX_KEPT - len(before.symptoms)])
+    before.nodes |= boot.nodes
+    return before
+
+
+# Reading -------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Takes the lines of interest in order and keeps what they say of the last boot."""
+
+    def __init__(self) -> None:
+        self.before: _Boot | None = None
+        self.boot = _Boot()
+        self.open: _Block | None = None  # the block that the last map line belongs to
+        self.watch = 0  # so many lines are taken one by one
+
+    def take(self, number: int, raw: bytes) -> None:
+        """Look at one line."""
+        self.watch -= 1
+        if len(raw) > _LONG_LINE:
+            raw = self._shortened(number, raw)
+        text = raw.decode("utf-8", "replace").strip(" \t\r\n\0")
+        if "\x1b" in text:
+            text = _pattern("colour").sub("", text).strip()
+        if not text:
+            return
+        before = self.open
+        if before is not None:
+            before.problem_is_last = False
+        try:
+            line = _map_line(text)
+        except _Broken as exc:
+            self._block_for(exc.who).blame(number, text, exc.why, exc.cut)
+            self.watch = _WATCHED
+            return
+        if line is not None:
+            self._add(line, number, text)
+        else:
+            self._other(number, text)
+        if before is not None and (line is None or self.open is not before):
+            before.followed = True
+
+    def _shortened(self, number: int, raw: bytes) -> bytes:
+        """What is kept of a very long line: what follows a run of NUL, as a crash leaves it in a log."""
+        raw = raw.rstrip(b"\0").rpartition(b"\0")[2]
+        if b"BIOS-e820: " in raw[_LONG_LINE:]:
+            why = f"is somewhere in a line of {len(raw)} bytes"
+            self._block_for("BIOS-e820").blame(number, raw[:100].decode("utf-8", "replace"), why)
+        return raw[:_LONG_LINE]
+
+    def _add(self, line: _Line, number: int, text: str) -> None:
+        block = self._block_for(line.who, line.start)
+        block.who = line.who
+        block.add(line, number, text)
+        block.followed = False
+        block.shape = _shape(f"{line.lead}{line.who}: ")
+        self.watch = _WATCHED
+
+    def _block_for(self, who: str, start: int = 1) -> _Block:
+        """The block that a line of `who` belongs to: a new one where a map begins again."""
+        name = "firmware" if who in _FIRMWARE else who
+        block = self.boot.blocks.get(name)
+        if (
+            block is None
+            or block.who not in ("", who)
+            or (start == 0 and block.pieces and block.pieces[-1].start)
+        ):
+            block = self._new_block(name, 0)
+        self.open = block
+        return block
+
+    def _new_block(self, name: str, header: int) -> _Block:
+        old = self.boot.blocks.get(name)
+        block = self.boot.blocks[name] = _Block(header=header)
+        if name == "firmware" and old is not None:
+            self.boot.replace(old)
+        return block
+
+    def _header(self, name: str, number: int) -> None:
+        block = self.boot.blocks.get(name)
+        if block is None or block.pieces or block.problem:
+            block = self._new_block(name, number)
+        block.header = block.header or number
+        self.open = block
+        self.watch = _WATCHED
+
+    def _other(self, number: int, text: str) -> None:
+        """A line that is no entry of a map."""
+        if "physical RAM map:" in text and (found := _pattern("header").search(text)):
+            self._header(_HEADERS[found[1]], number)
+            return
+        if self.open is not None and not self.open.problem and self.watch >= 0 and self.open.looks_cut(text):
+            self.open.blame(number, text, "is cut", cut=True)
+        elif "Linux version " in text and (said := _said("banner", text)) is not None:
+            self._begin(_Boot(said[:500], number))
+        elif "ommand line:" in text and (said := _said("command line", text)) is not None:
+            self._command_line(said)
+        elif "SRAT: Node " in text:
+            self._node(number, text)
+        else:
+            self._fact(text)
+        for phrase, word in _SYMPTOMS:
+            if phrase in text and word in text and len(self.boot.symptoms) < _MAX_KEPT:
+                self.boot.symptoms[_visible(text, 200)] = None
+
+    def _begin(self, boot: _Boot) -> None:
+        self.before = _fold(self.before, self.boot)
+        self.boot = boot
+        self.open = None
+
+    def _command_line(self, said: str) -> None:
+        key, _, words = said.partition(" line:")
+        words = words.strip()
+        if key == "Command" and any(b.pieces for b in self.boot.blocks.values()):
+            self._begin(_Boot())  # it is printed before the map
+        goes_on = words.endswith(" \\")  # Linux 7 prints long ones in pieces
+        cut = not goes_on and (words.endswith(">") or len(said) >= _PRINTK_MAX)
+        if cut or goes_on:
+            words = words.rpartition(" ")[0]  # half a word could be read as something else
+        if key == "Command":
+            self.boot.early = words
+        else:
+            self.boot.late = f"{self.boot.late} {words}" if self.boot.late_goes_on else words
+            self.boot.late_goes_on = goes_on
+        (self.boot.cut_lines.add if cut else self.boot.cut_lines.discard)(key)
+
+    def _node(self, number: int, text: str) -> None:
+        found = _pattern("srat").search(text)
+        rest = found[6].strip(' \t",}') if found is not None else "?"
+        if found is None or rest not in ("", "hotplug", "non-volatile", "hotplug non-volatile"):
+            self.boot.bad_node = self.boot.bad_node or f'line {number} is not understood: "{_visible(text)}"'
+            return
+        if "non-volatile" in rest or len(self.boot.nodes) >= _MAX_ENTRIES:
+            return
+        start, end = (int(found[2] or found[4], 16), int(found[3] or found[5], 16))
+        # Before Linux 3.5 the end was exclusive here as well; memory comes in whole pages.
+        end += 1 if found[3] or end & 0xFFF == 0xFFF else 0
+        if start < end <= _MAX_ADDRESS:
+            self.boot.nodes[NodeRange(int(found[1]), start, end)] = None
+
+    def _fact(self, text: str) -> None:
+        boot = self.boot
+        if "EFI v" in text and _said("efi", text) is not None:
+            boot.efi = True
+        elif "DMI: " in text or "last_pfn = " in text:
+            if "firmware" in boot.blocks and boot.blocks["firmware"].header:
+                boot.past_efi.add("DMI" if "DMI: " in text else "pfn")
+        elif found := _pattern("hypervisor").search(text):
+            boot.hypervisor = _visible(found[1].strip(), 40)
+        if _pattern("xen").search(text):
+            boot.xen = True
+
+
+def _said(name: str, text: str) -> str | None:
+    """The message from a phrase on, where it begins with it; escapes of JSON and /dev/kmsg undone."""
+    found = _pattern(name).search(text)
+    if found is None:
+        return None
+    lead, said = text[: found.start()].rstrip(" \t"), text[found.start() :]
+    if lead and not _pattern("lead").search(lead[-40:]):
+        return None
+    if lead.endswith('"') and (string := _pattern("string").match(said)):
+        try:
+            return str(json.loads(f'"{string[0]}"'))
+        except ValueError:
+            return string[0]
+    if _pattern("record").fullmatch(lead):
+        return _pattern("escape").sub(lambda m: chr(int(m[1], 16)), said)
+    return said
+
+
+# What it says ----------------------------------------------------------------------------------
+
+
+def _answer(reader: _Reader, name: str, head: bytes) -> BootLog:
+    boot = _fold(reader.before, reader.boot)
+    warnings: list[str] = []
+    firmware, problem = None, None
+    try:
+        firmware = _firmware(boot, reader.before is not None, name, head, warnings)
+    except EmupmemError as exc:
+        problem = exc
+    late = bool(boot.blocks) and boot.past_efi == {"DMI", "pfn"}
+    if boot.bad_node:
+        warnings.append(f"the memory of the NUMA nodes is not known: {boot.bad_node}")
+    block = boot.blocks.get("firmware")
+    return BootLog(
+        firmware=firmware,
+        problem=problem,
+        user=_later_map(boot, "user", warnings),
+        modified=_later_map(boot, "modified", warnings),
+        command_line=_booted_with(boot, warnings),
+        linux_version=boot.banner,
+        efi=True if boot.efi else (False if late else None),
+        xen=boot.xen or (block is not None and block.who == "Xen"),
+        hypervisor=boot.hypervisor,
+        nodes=() if boot.bad_node else tuple(boot.nodes),
+        symptoms=tuple(boot.symptoms),
+        warnings=tuple(warnings),
+    )
+
+
+def _firmware(boot: _Boot, has_earlier: bool, name: str, head: bytes, warnings: list[str]) -> FirmwareMap:
+    """The firmware map of a boot. Raises EmupmemError, see parse_boot_log."""
+    block = boot.blocks.get("firmware")
+    extended = boot.blocks.get("extended")
+    if extended is not None and (extended.pieces or extended.problem):
+        block = extended  # more than 128 entries: the other block has the first 128 only
+    if block is None:
+        raise _no_map(boot, has_earlier, head)
+    entries = block.entries()
+    if boot.differ is None and block is boot.blocks.get("firmware"):
+        boot.replace(block)
+    if boot.differ is not None and boot.banner:
+        raise boot.differ
+    if not any(e.kind is Kind.RAM for e in entries):
+        raise EmupmemError("the map in the log has no usable memory: lines of it are lost", _HINT)
+    above = f"memory above {entries[-1].end:#x} may be missing"
+    if block.problem is not None:
+        warnings.append(f"the log ends in the middle of the map, {block.problem.message}: {above}")
+    elif not block.followed and (block.header or boot.banner):
+        warnings.append(
+            f"the log ends with the map, in line {entries[-1].line}: if it was cut there, {above}"
+        )
+    return FirmwareMap(entries, name, block.who)
+
+
+def _no_map(boot: _Boot, has_earlier: bool, head: bytes) -> EmupmemError:
+    if not head:
+        return EmupmemError("the log is empty", _HINT)
+    for magic, what, remedy in _NOT_TEXT:
+        if head.startswith(magic):
+            return EmupmemError(f"the log is {what}", remedy)
+    if has_earlier:
+        where = f", which begins in line {boot.banner_line}," if boot.banner_line else ""
+        return EmupmemError(f"the last boot of the log{where} has no firmware map", _HINT)
+    if "user" in boot.blocks:
+        why = "the log has only the map after the command line (user:), not the firmware's"
+        return EmupmemError(why, _HINT)
+    return EmupmemError("there is no firmware map (BIOS-e820 lines) in the log", _HINT)
+
+
+def _later_map(boot: _Boot, name: str, warnings: list[str]) -> tuple[MapEntry, ...] | None:
+    block = boot.blocks.get(name)
+    if block is None:
+        return None
+    try:
+        if block.problem is not None:
+            raise block.problem
+        return block.entries()
+    except EmupmemError as exc:
+        warnings.append(f"the {name}: map of the log is left out: {exc.message}")
+        return None
+
+
+def _booted_with(boot: _Boot, warnings: list[str]) -> CommandLine | None:
+    """The command line: the earlier print has what the memory map was made of, but may be cut."""
+    text, key = (boot.early, "Command") if boot.early else (boot.late, "Kernel command")
+    if key in boot.cut_lines and boot.late.startswith(text) and "Kernel command" not in boot.cut_lines:
+        text, key = boot.late, "Kernel command"
+    if key in boot.cut_lines:
+        warnings.append("the command line in the log is cut: words at its end are not known")
+    return parse_command_line(text) if text else None
+
+
+def parse_boot_log(source: Source, name: str = "") -> BootLog:
+    """Read the last boot of a kernel log.
+
+    `source` is text, bytes, or an open file of either, read once in pieces; `name` becomes the
+    source of the map. Never raises for what the log says: where it has no map that can be trusted,
+    `firmware` is None and `problem` says why, naming the line. A log that ends inside the map gives
+    what was printed until then, and a warning.
+    """
+    reader = _Reader()
+    number, awake, head = 1, _AWAKE, b""
+    for region in _regions(source):
+        head = head or region[:8]
+        if any(phrase in region for phrase in _ASLEEP):
+            awake = _AWAKE
+        if awake > 0 or reader.watch > 0:
+            _scan(region, number, reader)
+        awake -= len(region)
+        number += region.count(b"\n")
+    return _answer(reader, name, head)
+
+
+def read_firmware_map(source: Source, name: str = "") -> FirmwareMap:
+    """The firmware map of the last boot of a log, as parse_boot_log; raises its problem instead."""
+    log = parse_boot_log(source, name)
+    if log.firmware is None:
+        raise log.problem or EmupmemError("there is no firmware map in the log", _HINT)
+    return log.firmware
+
+
+def _regions(source: Source) -> Iterator[bytes]:
+    """The text in pieces that end where a line ends, unless the line is too long to wait for that."""
+    rest = b""
+    for piece in _pieces(source):
+        end = piece.rfind(b"\n") + 1
+        if not end and len(rest) + len(piece) < _PIECE:
+            rest += piece
+            continue
+        if not end:
+            # A line without an end in sight: cut it behind a NUL, if it has one (see _shortened).
+            whole = rest + piece
+            end = whole.rfind(b"\0") + 1 or len(whole)
+            yield whole[:end]
+            rest = whole[end:]
+            continue
+        yield b"".join((rest, memoryview(piece)[:end]))
+        rest = piece[end:]
+    if rest:
+        yield rest
+
+
+def _pieces(source: Source) -> Iterator[bytes]:
+    if isinstance(source, str | bytes):
+        for at in range(0, len(source), _PIECE):
+            yield _encoded(source[at : at + _PIECE])
+        return
+    while piece := source.read(_PIECE):
+        yield _encoded(piece)
+
+
+def _encoded(piece: str | bytes) -> bytes:
+    return piece.encode("utf-8", "replace") if isinstance(piece, str) else piece
+
+
+def _scan(region: bytes, number: int, reader: _Reader) -> None:
+    """Hand the lines to the reader that hold one of the phrases, and those that it watches."""
+    size = len(region)
+    at = counted = 0
+    nexts = [_find(region, phrase, 0) for phrase in _PHRASES]
+    while at < size:
+        start = at
+        if reader.watch <= 0:
+            nearest = min(nexts)
+            if nearest == size:
+                return
+            start = max(at, region.rfind(b"\n", at, nearest) + 1)
+        end = region.find(b"\n", start)
+        end = size if end < 0 else end
+        number += region.count(b"\n", counted, start)
+        counted = start
+        reader.take(number, region[start:end])
+        at = end + 1
+        for i, place in enumerate(nexts):
+            if place < at:
+                nexts[i] = _find(region, _PHRASES[i], at)
+
+
+def _find(region: bytes, phrase: bytes, at: int) -> int:
+    found = region.find(phrase, at)
+    return len(region) if found < 0 else found
+
+
+# Other sources -------------------------------------------------------------------------------
+
+
+def parse_sysfs_memmap(entries: Iterable[tuple[int, str, str, str]]) -> FirmwareMap:
+    """Read /sys/firmware/memmap: (N, start, end, type) of each entry, the texts as the files have them.
+
+    Ends are inclusive there. Raises EmupmemError for what is no number, overlaps, or lacks the
+    memory below 1 MiB or all RAM. Source: drivers/firmware/memmap.c, e820_type_to_string of e820.c.
+    """
+    made: list[MapEntry] = []
+    for index, start, end, words in sorted(entries):
+        try:
+            span = int(start, 16), int(end, 16) + 1
+        except ValueError:
+            shown = f"start {_visible(start.strip())!r}, end {_visible(end.strip())!r}"
+            raise EmupmemError(f"/sys/firmware/memmap/{index} cannot be read: {shown}") from None
+        kind = _SYSFS_KINDS.get(words.strip().lower(), Kind.UNKNOWN)
+        made.append(MapEntry(*span, kind, words.strip(), index))
+    made.sort(key=lambda e: (e.start, e.end))
+    for entry in made:
+        if not entry.start < entry.end <= _MAX_ADDRESS:
+            raise EmupmemError(f"/sys/firmware/memmap/{entry.line} ends before it begins, or beyond 2^52")
+    for last, entry in pairwise(made):
+        if entry.start < last.end:
+            raise EmupmemError(f"/sys/firmware/memmap/{last.line} and {entry.line} overlap")
+    if not made or made[0].start >= MIB or not any(e.kind is Kind.RAM for e in made):
+        raise EmupmemError("/sys/firmware/memmap is not complete: the first MiB or all RAM is missing")
+    return FirmwareMap(tuple(made), "/sys/firmware/memmap", "sysfs")
+
+
+def parse_iomem(text: str) -> tuple[IomemLine, ...] | None:
+    """Read /proc/iomem: every line, ends made exclusive; None where the kernel hides all addresses.
+
+    Without CAP_SYS_ADMIN every address reads 0 (kernel/resource.c r_show). Raises EmupmemError,
+    naming the line, for text that is no /proc/iomem.
+    """
+    lines: list[IomemLine] = []
+    for number, text_line in enumerate(text.splitlines(), 1):
+        if not text_line.strip():
+            continue
+        found = _pattern("iomem").fullmatch(text_line)
+        if found is None:
+            raise EmupmemError(f'line {number} of /proc/iomem is not understood: "{_visible(text_line)}"')
+        lines.append(IomemLine(len(found[1]) // 2, int(found[2], 16), int(found[3], 16) + 1, found[4]))
+    hidden = all(x.start == 0 and x.end == 1 for x in lines)
+    return None if lines and hidden else tuple(lines)
+
+
+def kernel_release(banner: str, signature: str = "") -> KernelRelease | None:
+    """The upstream version of a kernel from its banner; None where the text is none.
+
+    `banner` is `Linux version …` as the log and /proc/version have it, `signature` the text of
+    Ubuntu's /proc/version_signature. Debian's stable number stands behind the `#`; Ubuntu's only in
+    the signature. `stable` is None where a distribution counts by itself (6.8.0-60, 5.14.0-427.el9).
+    """
+    found = _pattern("release").match(banner.strip())
+    if found is None:
+        return None
+    major, minor, patch, suffix = int(found[1]), int(found[2]), found[3], found[4]
+    build = banner.partition(" #")[2]
+    stable: int | None = int(patch) if patch else 0
+    text = f"Linux {found[1]}.{found[2]}"
+    if "Ubuntu" in build:
+        given = _pattern("ubuntu").search(signature)
+    elif "Debian" in build:
+        given = _pattern("debian").search(build)
+    else:
+        # A 0 with a counter behind it is frozen by the distribution, or cannot be told from that.
+        given = None if stable == 0 and _pattern("counter").match(suffix) else found
+    same = given is not None and (int(given[1]), int(given[2])) == (major, minor)
+    stable = int(given[3] or 0) if given is not None and same else None
+    text = f"{text}.{stable}" if stable is not None else f"Linux {found[0].removeprefix('Linux version ')}"
+    return KernelRelease(major, minor, stable, text)

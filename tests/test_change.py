@@ -1,0 +1,341 @@
+"""Apply and remove on a machine in a folder: what they do, and that nothing that fails leaves a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from emupmem import change, survey
+from emupmem.change import Change, Options, carry_out, prepare_apply, prepare_remove
+from emupmem.model import GIB, EmupmemError, Request
+from tests.fake import GENERATOR, LOG, STOCK, FakeMachine, build, leftovers, menu, put, script
+
+FOUND = survey.of_log(LOG.encode(), "test")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> FakeMachine:
+    return build(tmp_path)
+
+
+def default(machine: FakeMachine) -> bytes:
+    return (machine.root / "etc/default/grub").read_bytes()
+
+
+def apply(machine: FakeMachine, size: int = 16 * GIB, count: int = 1, **options: object) -> Change:
+    """Plan and carry out, as the command does."""
+    prepared = prepare_apply(machine, FOUND, Request(size, count), Options(**options))  # type: ignore[arg-type]
+    if prepared.needed:
+        carry_out(machine, prepared)
+    return prepared
+
+
+def remove(machine: FakeMachine, *items: str) -> Change:
+    prepared = prepare_remove(machine, items)
+    if prepared.needed:
+        carry_out(machine, prepared)
+    return prepared
+
+
+def test_apply_changes_one_value_and_every_entry_carries_it(machine: FakeMachine) -> None:
+    made = apply(machine)
+    assert default(machine) == STOCK.replace(b'LINUX=""', b'LINUX="memmap=16G!4G"')
+    assert made.memmap == "memmap=16G!4G"
+    assert '+GRUB_CMDLINE_LINUX="memmap=16G!4G"' in made.diff
+    assert menu(machine).count("memmap=16G!4G") == 3
+    assert leftovers(machine) == []
+
+
+def test_the_default_variable_spares_recovery_entries(machine: FakeMachine) -> None:
+    apply(machine, variable="GRUB_CMDLINE_LINUX_DEFAULT")
+    assert menu(machine).count("memmap=16G!4G") == 2
+    assert "single \n" in menu(machine)
+
+
+def test_again_changes_nothing(machine: FakeMachine) -> None:
+    apply(machine)
+    assert not apply(machine).needed
+
+
+def test_a_different_reservation_needs_a_word(machine: FakeMachine) -> None:
+    apply(machine, GIB)
+    with pytest.raises(EmupmemError) as caught:
+        apply(machine, 2 * GIB)
+    assert caught.value.message == "there is a different reservation already: memmap=1G!4G"
+    assert "--replace" in caught.value.hint
+    assert apply(machine, 2 * GIB, replace=True).memmap == "memmap=2G!4G"
+    assert apply(machine, GIB, add=True).memmap == "memmap=2G!4G,1G!6G"
+    assert menu(machine).count("memmap=2G!4G,1G!6G") == 3
+
+
+def test_replace_may_move_to_the_other_variable(machine: FakeMachine) -> None:
+    apply(machine, GIB)
+    apply(machine, GIB, replace=True, variable="GRUB_CMDLINE_LINUX_DEFAULT")
+    assert b'GRUB_CMDLINE_LINUX=""' in default(machine)
+    assert b'DEFAULT="quiet splash memmap=1G!4G"' in default(machine)
+
+
+def test_remove_gives_the_former_bytes_back(machine: FakeMachine) -> None:
+    apply(machine)
+    assert remove(machine).memmap == ""
+    assert default(machine) == STOCK
+    assert "memmap" not in menu(machine)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"GRUB_TIMEOUT=1\n",  # no variable
+        b"GRUB_TIMEOUT=1",  # and no last newline
+        b"GRUB_CMDLINE_LINUX=quiet\n",  # unquoted
+        b"GRUB_CMDLINE_LINUX='a b'  # c\nexport GRUB_CMDLINE_LINUX\n",
+        b"\n\n#\n# x\n\nGRUB_CMDLINE_LINUX=\n\n",
+        b'GRUB_CMDLINE_LINUX="memmap=64K\\\\\\$0x18690000 a"\n',
+    ],
+)
+def test_remove_undoes_apply_to_the_byte(tmp_path: Path, text: bytes) -> None:
+    machine = build(tmp_path, text)
+    apply(machine)
+    assert menu(machine).count("memmap=16G!4G") == 3
+    remove(machine)
+    assert default(machine) == text
+
+
+def test_remove_goes_back_through_replaced_reservations(machine: FakeMachine) -> None:
+    apply(machine, GIB)
+    apply(machine, 2 * GIB, replace=True, nokaslr=True)
+    assert b"memmap=2G!4G nokaslr" in default(machine)
+    remove(machine)
+    assert default(machine) == STOCK
+
+
+def test_a_change_of_somebody_else_in_between_stays(machine: FakeMachine) -> None:
+    apply(machine, GIB)
+    put(machine, "/etc/default/grub", default(machine).replace(b"TIMEOUT=5", b"TIMEOUT=1"))
+    remove(machine)
+    assert default(machine) == STOCK.replace(b"TIMEOUT=5", b"TIMEOUT=1")
+
+
+def test_a_change_of_our_own_line_in_between_stays(machine: FakeMachine) -> None:
+    apply(machine, GIB)
+    put(machine, "/etc/default/grub", default(machine).replace(b"memmap=1G!4G", b"memmap=1G!4G iommu=pt"))
+    remove(machine)
+    assert default(machine) == STOCK.replace(b'LINUX=""', b'LINUX="iommu=pt"')
+
+
+def test_single_items_are_removed_by_name(machine: FakeMachine) -> None:
+    apply(machine, GIB, 2)
+    assert remove(machine, "1G!4G").memmap == "memmap=1G!5G"
+    with pytest.raises(EmupmemError, match="there is no reservation 9G!9G") as caught:
+        remove(machine, "9G!9G")
+    assert caught.value.hint == "there are: 1G!5G"
+    remove(machine, "memmap=1G!5G")
+    assert default(machine) == STOCK
+
+
+def test_nothing_to_remove_is_nothing_to_do(machine: FakeMachine) -> None:
+    assert not remove(machine).needed
+
+
+def test_the_backup_is_the_former_text(machine: FakeMachine) -> None:
+    prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
+    outcome = carry_out(machine, prepared)
+    assert (machine.root / outcome.backup.lstrip("/")).read_bytes() == STOCK
+    assert (machine.root / "var/backups/emupmem").stat().st_mode & 0o777 == 0o700
+
+
+def test_mode_link_and_attributes_stay(machine: FakeMachine) -> None:
+    path = machine.root / "etc/default/grub"
+    real = machine.root / "etc/grub.real"
+    path.rename(real)
+    path.symlink_to("../grub.real")
+    real.chmod(0o640)
+    os.setxattr(real, "user.note", b"mine")
+    apply(machine)
+    assert path.is_symlink()
+    assert b"memmap=16G!4G" in real.read_bytes()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert os.getxattr(real, "user.note") == b"mine"
+
+
+# What fails leaves the old configuration --------------------------------------------------------------
+
+
+def unchanged(machine: FakeMachine, before: str, text: bytes = STOCK) -> None:
+    assert default(machine) == text
+    assert menu(machine) == before
+    assert leftovers(machine) == []
+
+
+@pytest.mark.parametrize(
+    ("generator", "words"),
+    [
+        ("#!/bin/sh\necho 'something is wrong' >&2\nexit 1\n", "update-grub2 failed with status 1: something is wrong"),
+        ("#!/bin/sh\nkill -9 $$\n", "update-grub2 failed with status -9"),
+        ("#!/bin/sh\nexit 0\n", "made a menu that is not as planned"),
+        ("#!/bin/sh\n: > \"$(dirname $0)/../boot/grub/grub.cfg\"\nexit 1\n", "failed with status 1"),
+        ("#!/bin/sh\nrm \"$(dirname $0)/../boot/grub/grub.cfg\"\nexit 0\n", "there is no normal Linux entry in it"),
+        ("#!/bin/sh\nhead -c 99999 /dev/urandom > \"$(dirname $0)/../boot/grub/grub.cfg\"\n", "not as planned"),
+        (GENERATOR.replace("$args", "${args%!*}"), "instead of memmap=16G!4G"),
+        (GENERATOR.replace("$args", "$(echo $args | sed 's/16G!/16GB!/')"), "reached the kernel as a memory limit"),
+    ],
+)
+def test_a_generator_that_fails_changes_nothing(machine: FakeMachine, generator: str, words: str) -> None:
+    before = menu(machine)
+    script(machine, "update-grub2", generator)
+    with pytest.raises(EmupmemError, match=words) as caught:
+        apply(machine)
+    assert "the old configuration is back" in caught.value.hint
+    unchanged(machine, before)
+
+
+def test_a_generator_that_hangs_is_ended(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = menu(machine)
+    monkeypatch.setattr(change, "GENERATOR_SECONDS", 0.5)
+    script(machine, "update-grub2", "#!/bin/sh\nsleep 1000\n")
+    with pytest.raises(EmupmemError, match=r"did not finish within 0\.5 seconds"):
+        apply(machine)
+    unchanged(machine, before)
+
+
+def test_without_a_generator_nothing_is_begun(machine: FakeMachine) -> None:
+    before = menu(machine)
+    (machine.root / "sbin/update-grub2").unlink()
+    with pytest.raises(EmupmemError, match="neither update-grub2, update-grub"):
+        apply(machine)
+    unchanged(machine, before)
+
+
+@pytest.mark.parametrize("name", ["update-grub", "grub2-mkconfig", "grub-mkconfig"])
+def test_other_generators_serve(machine: FakeMachine, name: str) -> None:
+    (machine.root / "sbin/update-grub2").rename(machine.root / "sbin" / name)
+    apply(machine)
+    assert menu(machine).count("memmap=16G!4G") == 3
+
+
+def test_a_drop_in_that_overrides_is_named(machine: FakeMachine) -> None:
+    before = menu(machine)
+    put(machine, "/etc/default/grub.d/50-cloud.cfg", '# cloud\nGRUB_CMDLINE_LINUX_DEFAULT="console=tty1"\n')
+    with pytest.raises(EmupmemError, match=r"/etc/default/grub\.d/50-cloud\.cfg:2 assigns"):
+        apply(machine, variable="GRUB_CMDLINE_LINUX_DEFAULT")
+    unchanged(machine, before)
+    apply(machine)  # the other variable is not overridden
+    assert menu(machine).count("memmap=16G!4G") == 3
+
+
+def test_a_drop_in_that_extends_is_no_obstacle(machine: FakeMachine) -> None:
+    put(machine, "/etc/default/grub.d/a.cfg", 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX iommu=pt"\n')
+    apply(machine)
+    assert menu(machine).count("memmap=16G!4G iommu=pt") == 3
+
+
+def test_a_drop_in_that_reserves_is_refused(machine: FakeMachine) -> None:
+    put(machine, "/etc/default/grub.d/a.cfg", 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX memmap=1G!4G"\n')
+    with pytest.raises(EmupmemError, match=r"grub\.d/a\.cfg:1 reserves memory already"):
+        apply(machine)
+
+
+def test_a_file_that_changed_meanwhile_is_not_overwritten(machine: FakeMachine) -> None:
+    prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
+    put(machine, "/etc/default/grub", b"GRUB_TIMEOUT=9\n")
+    with pytest.raises(EmupmemError, match="was changed by somebody else meanwhile"):
+        carry_out(machine, prepared)
+    assert default(machine) == b"GRUB_TIMEOUT=9\n"
+
+
+def test_two_at_once(machine: FakeMachine) -> None:
+    prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
+    with machine.lock(), pytest.raises(EmupmemError, match=f"another emupmem is at work .process {os.getpid()}"):
+        carry_out(machine, prepared)
+    carry_out(machine, prepared)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("step", ["locked", "backup", "set aside", "written", "generated"])
+def test_a_signal_at_any_step_leaves_the_old_or_the_new(machine: FakeMachine, number: int, step: str) -> None:
+    before = menu(machine)
+    prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
+
+    def tell(name: str) -> None:
+        if name == step:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(EmupmemError, match=f"stopped by {signal.Signals(number).name}"):
+        carry_out(machine, prepared, tell)
+    unchanged(machine, before)
+
+
+CHILD = """
+    import os, signal, sys
+    from emupmem.change import Options, carry_out, prepare_apply, prepare_remove
+    from emupmem.model import GIB, Request
+    from tests.fake import FakeMachine
+    from tests.test_change import FOUND
+    machine = FakeMachine(sys.argv[1])
+    prepared = prepare_remove(machine) if sys.argv[3] == "remove" else prepare_apply(
+        machine, FOUND, Request(GIB), Options())
+    def tell(step):
+        if step == sys.argv[2]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    carry_out(machine, prepared, tell)
+"""
+
+
+def killed(machine: FakeMachine, step: str, what: str) -> None:
+    argv = [sys.executable, "-c", textwrap.dedent(CHILD), str(machine.root), step, what]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done
+
+
+STEPS = ["locked", "backup", "set aside", "written", "generated", "done"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step_of_apply_the_next_apply_or_remove_finishes(machine: FakeMachine, step: str) -> None:
+    before = menu(machine)
+    killed(machine, step, "apply")
+    assert default(machine) in (STOCK, STOCK.replace(b'LINUX=""', b'LINUX="memmap=1G!4G"'))
+    assert menu(machine) == before or menu(machine).count("memmap=1G!4G") == 3
+    apply(machine, GIB)
+    assert default(machine) == STOCK.replace(b'LINUX=""', b'LINUX="memmap=1G!4G"')
+    assert menu(machine).count("memmap=1G!4G") == 3
+    remove(machine)
+    unchanged(machine, before)
+    killed(machine, step, "apply")
+    remove(machine)
+    assert default(machine) == STOCK
+    assert menu(machine) == before
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step_of_remove_the_next_one_finishes(machine: FakeMachine, step: str) -> None:
+    before = menu(machine)
+    apply(machine, GIB)
+    killed(machine, step, "remove")
+    remove(machine)
+    assert default(machine) == STOCK
+    assert menu(machine) == before
+
+
+def test_a_menu_that_a_killed_run_tore_is_put_back(machine: FakeMachine) -> None:
+    before = menu(machine)
+    killed(machine, "written", "apply")
+    put(machine, "/boot/grub/grub.cfg", before[: len(before) // 2])  # as a power cut in `cat new > grub.cfg`
+    script(machine, "update-grub2", "#!/bin/sh\nexit 1\n")
+    with pytest.raises(EmupmemError, match="failed"):
+        remove(machine)
+    assert menu(machine) == before
+
+
+def test_a_place_for_backups_that_cannot_be_made_refuses_before_anything_changed(machine: FakeMachine) -> None:
+    before = menu(machine)
+    put(machine, "/var/backups/emupmem", "a file where the folder should be")
+    with pytest.raises(EmupmemError, match="/var/backups/emupmem cannot be written"):
+        apply(machine)
+    unchanged(machine, before)
