@@ -322,16 +322,16 @@ def _request(size: str | None, count: int, offset: str | None, min_free: str, no
 
 
 def _survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
-    from emupmem import change, survey
+    from emupmem import survey
     from emupmem.machine import Machine, standard_input
 
     if from_ is not None:
         if from_ == "-":
             return survey.of_log(standard_input(), "standard input")
-        data = Machine().read(str(Path(from_).absolute()))
-        if data is None:
-            raise EmupmemError(f"there is no file {from_}")
-        return survey.of_log(data, from_)
+        with Machine().open(str(Path(from_).absolute())) as file:
+            return survey.of_log(file, from_)
+    from emupmem import change
+
     machine = machine or Machine()
     boots = None
     try:

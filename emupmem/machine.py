@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from emupmem.model import Command, EmupmemError, NodeRange
 
@@ -119,6 +120,15 @@ class Machine:
             return self.path(name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be read: {exc.strerror}", _sudo_hint(exc)) from exc
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file to read from, for what may be large. Raises EmupmemError."""
+        try:
+            with self.path(name).open("rb") as file:
+                yield file
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be read: {exc.strerror}", _sudo_hint(exc)) from exc
 
@@ -559,6 +569,6 @@ def _number(text: str) -> int | None:
         return None
 
 
-def standard_input() -> bytes:
-    """All of standard input."""
-    return sys.stdin.buffer.read()
+def standard_input() -> BinaryIO:
+    """Standard input as bytes."""
+    return sys.stdin.buffer

@@ -260,7 +260,7 @@ class _Block:
     problem: EmupmemError | None = None
     problem_is_last: bool = False  # it is a cut line, and nothing follows it
     followed: bool = False  # other lines follow the last one
-    shape: str = ""  # what stands before the range, digits made 0
+    prefix: str = ""  # what stands before the range in the last line
 
     @property
     def first_line(self) -> int:
@@ -292,13 +292,13 @@ class _Block:
 
     def looks_cut(self, text: str) -> bool:
         """Whether a line without an entry is the beginning of a map line, or one that lost its beginning."""
-        if not self.shape or not text.strip(" \t>|"):
+        if not self.prefix or not text.strip(" \t>|"):
             return False
+        whole, shape = _shape(self.prefix), _shape(text)
         found = _pattern("any range").search(text)
-        if found is not None and self.shape.endswith(_shape(text[: found.start()])):
+        if found is not None and whole.endswith(shape[: found.start()]):
             return True
-        shape = _shape(text)
-        return len(shape) < len(self.shape) and self.shape.startswith(shape)
+        return len(shape) < len(whole) and whole.startswith(shape)
 
     def entries(self) -> tuple[MapEntry, ...]:
         """The entries, if they are all that was printed. Raises EmupmemError, for any doubt."""
@@ -327,8 +327,11 @@ class _Block:
                 )
 
 
+_NO_DIGITS = str.maketrans("123456789", "000000000")
+
+
 def _shape(text: str) -> str:
-    return "".join("0" if c.isdigit() else c for c in text)
+    return text.translate(_NO_DIGITS)
 
 
 @dataclass(slots=True)
@@ -429,7 +432,7 @@ class _Reader:
         block.who = line.who
         block.add(line, number, text)
         block.followed = False
-        block.shape = _shape(f"{line.lead}{line.who}: ")
+        block.prefix = f"{line.lead}{line.who}: "
         self.watch = _WATCHED
 
     def _block_for(self, who: str, start: int = 1) -> _Block:

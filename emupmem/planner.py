@@ -9,7 +9,8 @@ never given more regions than it can keep clear of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from emupmem.cmdline import format_memmap, format_size, memmap_region_count
@@ -23,6 +24,7 @@ from emupmem.model import (
     FirmwareMap,
     KernelRelease,
     Kind,
+    MapEntry,
     NodeRange,
     Offer,
     Plan,
@@ -71,26 +73,6 @@ class NoPlan(EmupmemError):
         self.rejected = rejected
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A stretch of RAM that a reservation may use; `node` None where no node claims it."""
-
-    start: int
-    end: int
-    node: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Budget:
-    """RAM in bytes: all that the firmware reports, what others take, what is then free."""
-
-    total: int
-    taken: int
-
-    def left_after(self, reserved: int) -> int:
-        return self.total - self.taken - reserved - page_structs(reserved)
-
-
 def page_structs(size: int) -> int:
     """Bytes of DRAM for the page structs of `size` bytes of pmem: 64 per 4 KiB page (fsdax, map=mem)."""
     return size // PAGE * STRUCT_PAGE
@@ -103,56 +85,56 @@ def plan(situation: Situation, request: Request) -> Plan:
     Raises NoPlan when nothing fits, EmupmemError for a request that no machine can serve.
     """
     _check_request(situation, request)
-    if request.size is None:
-        request = replace(request, size=_comfortable(situation, request))
-    assert request.size is not None
+    field = _field(situation, request.numa_node)
     budget = _budget(situation)
-    total = request.size * request.count
-    chosen = _find(_places(situation, request), request)
-    if chosen is None or _left(situation, budget, chosen) < request.min_free:
-        raise _no_plan(situation, request, budget, fits=chosen is not None)
-    left = _left(situation, budget, chosen)
-    warnings = [*_align_warnings(chosen), *_ram_warnings(budget, left)]
+    if request.size is None:
+        request = replace(request, size=_comfortable(situation, request, field, budget))
+    assert request.size is not None
+    chosen = _find(field.places, request)
+    if chosen is None or budget.left(chosen) < request.min_free:
+        raise _no_plan(situation, request, field, budget, fits=chosen is not None)
+    left = budget.left(chosen)
     nokaslr, kaslr_warning = _kaslr(situation)
-    warnings += kaslr_warning
+    warnings = (*_align_warnings(chosen), *_ram_warnings(budget, left), *kaslr_warning)
     memmap = format_memmap([(r.size, r.start) for r in chosen])
-    return Plan(memmap, chosen, left, page_structs(total), tuple(warnings), nokaslr)
+    return Plan(memmap, chosen, left, page_structs(request.size * request.count), warnings, nokaslr)
 
 
 def offers(situation: Situation, request: Request) -> tuple[Offer, ...]:
     """For each usable range of the map the most that one device in it could have, with the reason."""
-    budget = _budget(situation)
-    affordable = _affordable(budget, request.min_free)
-    by_entry = _group(situation.firmware.ram, _places(situation, Request(numa_node=request.numa_node)))
+    field = _field(situation, request.numa_node)
+    affordable = _affordable(_budget(situation), request.min_free)
+    rooms = _rooms(field)
     found = []
-    for span, places in by_entry:
-        room = max((_room(p, STEPS[-1]) for p in places), default=0)
-        at_most = min(room, affordable)
-        reason = ""
-        if not room:
-            reason = _why_no_place(situation, request, span)
-        elif affordable < room:
+    for index, entry in enumerate(situation.firmware.entries):
+        if entry.kind is not Kind.RAM:
+            continue
+        room = rooms.get(index, 0)
+        reason = field.reasons.get(index, "")
+        if affordable < room:
             reason = f"the rest keeps {human(request.min_free)} for the system"
-        found.append(Offer(span.start, span.size, at_most, reason))
+        found.append(Offer(entry.start, entry.size, min(room, affordable), reason))
     return tuple(found)
 
 
 def rejected(situation: Situation, request: Request, made: Plan | None) -> tuple[Rejected, ...]:
     """Every range of the map that was not chosen, with a reason that a person understands."""
-    chosen = made.reservations if made else ()
-    size = chosen[0].size if chosen else request.size
-    budget = _budget(situation)
-    by_span = dict(_group(situation.firmware.ram, _places(situation, Request(numa_node=request.numa_node))))
-    starts = sorted((r.start, r.end) for r in chosen)
+    chosen = sorted((r.start, r.end) for r in made.reservations) if made else []
+    size = made.reservations[0].size if made else request.size
+    field = _field(situation, request.numa_node)
+    rooms, budget = _rooms(field), _budget(situation)
     found, at = [], 0
-    for entry in situation.firmware.entries:
-        while at < len(starts) and starts[at][1] <= entry.start:
+    for index, entry in enumerate(situation.firmware.entries):
+        while at < len(chosen) and chosen[at][1] <= entry.start:
             at += 1
-        if at < len(starts) and starts[at][0] < entry.end:
+        if at < len(chosen) and chosen[at][0] < entry.end:
             continue
-        reason = _not_ram(entry.kind, entry.words)
-        if entry.kind is Kind.RAM:
-            reason = _why_not(situation, request, entry.span, by_span[entry.span], size, budget, bool(chosen))
+        if entry.kind is not Kind.RAM:
+            reason = _not_ram(entry.kind, entry.words)
+        elif index in field.reasons:
+            reason = field.reasons[index]
+        else:
+            reason = _why_not(entry, rooms[index], request, size, budget, bool(chosen))
         found.append(Rejected(entry.start, entry.size, reason))
     return tuple(found)
 
@@ -165,18 +147,19 @@ def satisfied(situation: Situation, request: Request, existing: Sequence[Reserva
         return False
     if request.offset is not None and min(r.start for r in existing) != request.offset:
         return False
-    places = _places(situation, Request(numa_node=request.numa_node))
-    if not all(any(p.start <= r.start and r.end <= p.end for p in places) for r in existing):
+    places = _field(situation, request.numa_node).places
+    if not all(any(p[0] <= r.start and r.end <= p[1] for p in places) for r in existing):
         return False
-    return _left(situation, _budget(situation), existing) >= request.min_free
+    return _budget(situation).left(existing) >= request.min_free
 
 
 def disagreements(situation: Situation) -> tuple[tuple[str, tuple[Span, ...]], ...]:
     """(source, ranges of 2 MiB and more above 4 GiB) that the map calls RAM and this source does not."""
-    high = [Span(max(s.start, LOW_LIMIT), s.end) for s in situation.firmware.ram if s.end > LOW_LIMIT]
+    high = _high(situation)
     found = []
     for name, allowed in situation.vetoes:
-        spans = tuple(s for s in _subtract(high, _joined(allowed)) if s.size >= STEPS[-1])
+        outside = _subtract(high, _union((s.start, s.end) for s in allowed))
+        spans = tuple(Span(p[0], p[1]) for p in outside if p[1] - p[0] >= STEPS[-1])
         if spans:
             found.append((name, spans))
     return tuple(found)
@@ -252,98 +235,149 @@ def _check_command_line(situation: Situation, request: Request) -> None:
 
 # Places --------------------------------------------------------------------------------------
 
+# Plain tuples in here: a map may have 100,000 ranges, and a dataclass costs ten times a tuple.
+_Place = tuple[int, int, int, int | None]
+"""(start, end, index of the map's entry, NUMA node or None where no node claims it)."""
+_Pair = tuple[int, int]
 
-def _places(situation: Situation, request: Request) -> list[_Place]:
-    """All stretches of RAM that keep the rules of place, lowest first, none crossing anything."""
-    spans: Sequence[Span] = [
-        Span(max(s.start, LOW_LIMIT), s.end) for s in situation.firmware.ram if s.end > LOW_LIMIT
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """Where reservations may lie: `places`, lowest first, none crossing anything, each with room for
+    2 MiB; and for every usable entry without a place the reason."""
+
+    places: list[_Place]
+    reasons: dict[int, str]
+
+
+def _high(situation: Situation) -> list[_Place]:
+    """The usable entries, as far as they lie at or above 4 GiB."""
+    entries = enumerate(situation.firmware.entries)
+    return [
+        (max(e.start, LOW_LIMIT), e.end, i, None)
+        for i, e in entries
+        if e.kind is Kind.RAM and e.end > LOW_LIMIT
     ]
-    for _, allowed in situation.vetoes:
-        spans = list(_intersect(spans, allowed))
-    spans = list(_subtract(spans, _taken_spans(situation)))
-    places = _split_nodes(spans, situation.nodes)
-    if request.numa_node is not None:
-        places = [p for p in places if p.node == request.numa_node]
-    return places
 
 
-def _taken_spans(situation: Situation) -> list[Span]:
+def _field(situation: Situation, node: int | None) -> _Field:
+    """Take away from the usable entries what each rule forbids; the rule that took the last is the reason."""
+    entries = situation.firmware.entries
+    reasons: dict[int, str] = {}
+    alive = {i for i, e in enumerate(entries) if e.kind is Kind.RAM}
+
+    def keep(places: Iterable[_Place], why: Callable[[int], str]) -> list[_Place]:
+        left = [p for p in places if _room(p, STEPS[-1])]
+        gone = alive - {p[2] for p in left}
+        reasons.update((i, why(i)) for i in gone)
+        alive.difference_update(gone)
+        return left
+
+    def tiny(i: int) -> str:
+        if entries[i].end <= LOW_LIMIT:
+            return _BELOW_4G
+        return f"{human(entries[i].size)} only: no 2 MiB step lies inside"
+
+    places = keep(_high(situation), tiny)
+    for name, allowed in situation.vetoes:
+        union = _union((s.start, s.end) for s in allowed)
+        places = keep(_intersect(places, union), lambda i, name=name: f"not RAM according to {name}")  # type: ignore[misc]
+    taken = _taken(situation)
+    if taken:
+        places = keep(_subtract(places, taken), lambda i: "taken by another word of the kernel command line")
+    if situation.nodes:
+        places = keep(
+            _split_nodes(places, situation.nodes), lambda i: "in pieces that belong to different NUMA nodes"
+        )
+    if node is not None:
+        on = {i: {p[3] for p in places if p[2] == i} for i in alive} if len(alive) < 1000 else {}
+        places = keep([p for p in places if p[3] == node], lambda i: _other_node(on.get(i, set()), node))
+    return _Field(places, reasons)
+
+
+def _other_node(nodes: set[int | None], node: int) -> str:
+    known = ", ".join(str(n) for n in sorted(n for n in nodes if n is not None)) or "another"
+    return f"on NUMA node {known}, you asked for node {node}"
+
+
+def _taken(situation: Situation) -> list[_Pair]:
     """What other words of the command line claim by address, sorted and joined."""
     line = situation.command_line
     if line is None:
         return []
-    spans = [Span(i.start, i.start + i.size) for i in line.items if i.op in "!$#@%" and i.size]
+    spans = [(i.start, i.start + i.size) for i in line.items if i.op in "!$#@%" and i.size]
     for value in line.crashkernel:
         size, where = crashkernel_bytes(value, situation.firmware.ram_bytes)
         if where is not None:
-            spans.append(Span(where, where + size))
-    return _joined(spans)
+            spans.append((where, where + size))
+    return _union(spans)
 
 
-def _joined(spans: Iterable[Span]) -> list[Span]:
-    """The union: sorted, neighbours and overlaps made one."""
-    out: list[Span] = []
-    for span in sorted(spans):
-        if out and span.start <= out[-1].end:
-            out[-1] = Span(out[-1].start, max(out[-1].end, span.end))
+def _union(spans: Iterable[_Pair]) -> list[_Pair]:
+    """Sorted, neighbours and overlaps made one."""
+    out: list[_Pair] = []
+    for start, end in sorted(spans):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
         else:
-            out.append(span)
+            out.append((start, end))
     return out
 
 
-def _intersect(spans: Iterable[Span], allowed: Iterable[Span]) -> Iterator[Span]:
-    """Parts of sorted `spans` inside the union of `allowed`; borders between spans stay borders."""
-    union = _joined(allowed)
+def _intersect(places: Iterable[_Place], union: Sequence[_Pair]) -> Iterator[_Place]:
+    """Parts of sorted `places` inside `union`; borders between places stay borders."""
     at = 0
-    for span in spans:
-        while at < len(union) and union[at].end <= span.start:
+    for start, end, entry, node in places:
+        while at < len(union) and union[at][1] <= start:
             at += 1
         i = at
-        while i < len(union) and union[i].start < span.end:
-            yield Span(max(span.start, union[i].start), min(span.end, union[i].end))
+        while i < len(union) and union[i][0] < end:
+            yield max(start, union[i][0]), min(end, union[i][1]), entry, node
             i += 1
 
 
-def _subtract(spans: Iterable[Span], taken: Sequence[Span]) -> Iterator[Span]:
-    """Parts of sorted `spans` outside the sorted, joined `taken`."""
+def _subtract(places: Iterable[_Place], taken: Sequence[_Pair]) -> Iterator[_Place]:
+    """Parts of sorted `places` outside `taken`."""
     at = 0
-    for span in spans:
-        while at < len(taken) and taken[at].end <= span.start:
+    for first, end, entry, node in places:
+        start = first
+        while at < len(taken) and taken[at][1] <= start:
             at += 1
-        start, i = span.start, at
-        while i < len(taken) and taken[i].start < span.end:
-            if start < taken[i].start:
-                yield Span(start, taken[i].start)
-            start = max(start, taken[i].end)
+        i = at
+        while i < len(taken) and taken[i][0] < end:
+            if start < taken[i][0]:
+                yield start, taken[i][0], entry, node
+            start = max(start, taken[i][1])
             i += 1
-        if start < span.end:
-            yield Span(start, span.end)
+        if start < end:
+            yield start, end, entry, node
 
 
-def _split_nodes(spans: Iterable[Span], nodes: Sequence[NodeRange]) -> list[_Place]:
+def _split_nodes(places: Iterable[_Place], nodes: Sequence[NodeRange]) -> Iterator[_Place]:
     """Cut at node borders; what no node claims stays, as a place of its own without a node."""
-    ranges = sorted(nodes, key=lambda n: n.start)
-    out: list[_Place] = []
+    ranges: list[tuple[int, int, int]] = []
+    for n in sorted(nodes, key=lambda n: n.start):
+        if ranges and ranges[-1][1] == n.start and ranges[-1][2] == n.node:
+            ranges[-1] = (ranges[-1][0], n.end, n.node)  # one node told in several ranges
+        else:
+            ranges.append((n.start, n.end, n.node))
     at = 0
-    for span in spans:
-        while at < len(ranges) and ranges[at].end <= span.start:
+    for first, end, entry, _ in places:
+        start = first
+        while at < len(ranges) and ranges[at][1] <= start:
             at += 1
-        start, i = span.start, at
-        while i < len(ranges) and ranges[i].start < span.end and start < span.end:
-            if start < ranges[i].start:
-                out.append(_Place(start, ranges[i].start, None))
-            begin, end = max(start, ranges[i].start), min(span.end, ranges[i].end)
-            if begin < end:
-                last = out[-1] if out else None
-                if last and last.end == begin > span.start and last.node == ranges[i].node:
-                    out[-1] = _Place(last.start, end, last.node)  # one node told in several ranges
-                else:
-                    out.append(_Place(begin, end, ranges[i].node))
-                start = end
+        i = at
+        while i < len(ranges) and ranges[i][0] < end and start < end:
+            begin, stop, node = ranges[i]
+            if start < begin:
+                yield start, begin, entry, None
+            start, stop = max(start, begin), min(end, stop)
+            if start < stop:
+                yield start, stop, entry, node
+                start = stop
             i += 1
-        if start < span.end:
-            out.append(_Place(start, span.end, None))
-    return out
+        if start < end:
+            yield start, end, entry, None
 
 
 def _up(value: int, step: int) -> int:
@@ -352,15 +386,24 @@ def _up(value: int, step: int) -> int:
 
 def _room(place: _Place, step: int) -> int:
     """The largest multiple of `step` that an aligned reservation in the place can have."""
-    return max(0, (place.end - _up(place.start, step)) // step * step)
+    return max(0, (place[1] - _up(place[0], step)) // step * step)
+
+
+def _rooms(field: _Field) -> dict[int, int]:
+    """For each entry with a place the most that one reservation in it can have."""
+    rooms: dict[int, int] = {}
+    for place in field.places:
+        rooms[place[2]] = max(rooms.get(place[2], 0), _room(place, STEPS[-1]))
+    return rooms
 
 
 def _find(places: Sequence[_Place], request: Request) -> tuple[Reservation, ...] | None:
     assert request.size is not None
+    roomy = [p for p in places if p[1] - p[0] >= request.size]
     for step in STEPS:
         if request.size % step or (request.offset or 0) % step:
             continue
-        found = _fill(places, request.size, request.count, step, request.offset)
+        found = _fill(roomy, request.size, request.count, step, request.offset)
         if found is not None:
             return found
     return None
@@ -371,12 +414,12 @@ def _fill(
 ) -> tuple[Reservation, ...] | None:
     """The `count` lowest reservations at multiples of `step`; the first exactly at `offset` if given."""
     found: list[Reservation] = []
-    for place in places:
-        at = _up(max(place.start, offset or 0), step)
-        while at + size <= place.end:
+    for start, end, _, node in places:
+        at = _up(max(start, offset or 0), step)
+        while at + size <= end:
             if not found and offset is not None and at != offset:
                 return None
-            found.append(Reservation(at, size, step, place.node))
+            found.append(Reservation(at, size, step, node))
             if len(found) == count:
                 return tuple(found)
             at += size
@@ -386,82 +429,88 @@ def _fill(
 # RAM that stays ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """RAM in bytes: all that the firmware reports, and what others take of it.
+
+    `limit` is the address above which mem= or a bare memmap= takes all RAM away (2^64: none).
+    """
+
+    total: int
+    taken: int
+    limit: int
+
+    def left(self, chosen: Sequence[Reservation]) -> int:
+        """What stays; a reservation above the limit costs page structs only, its RAM is gone already."""
+        size = sum(r.size for r in chosen)
+        above = sum(max(0, r.end - max(r.start, self.limit)) for r in chosen)
+        return self.total - self.taken - size - page_structs(size) + above
+
+
 def _budget(situation: Situation) -> _Budget:
-    """Total RAM, and what mem=, foreign memmap= items, crashkernel= and huge pages take of it."""
+    """What mem=, memmap= items, crashkernel= and huge pages of the command line take."""
     total = situation.firmware.ram_bytes
     line = situation.command_line
     if line is None:
-        return _Budget(total, 0)
-    ram = list(_subtract(situation.firmware.ram, _foreign_spans(line)))
-    limit = _limit(line)
-    stays = sum(max(0, min(s.end, limit) - s.start) for s in ram if s.start < limit)
+        return _Budget(total, 0, 1 << 64)
+    limit = min((*line.mem_limits, *(i.size for i in line.items if i.op == "limit")), default=1 << 64)
+    others = _union((i.start, i.start + i.size) for i in line.items if i.op in "!$#%")
+    ram = ((e.start, e.end, 0, None) for e in situation.firmware.entries if e.kind is Kind.RAM)
+    stays = sum(min(p[1], limit) - p[0] for p in _subtract(ram, others) if p[0] < limit)
     kept = sum(page_structs(i.size) for i in line.reservations)
-    return _Budget(total, total - stays + taken_by(line, total) + kept)
-
-
-def _foreign_spans(line: CommandLine) -> list[Span]:
-    return _joined(Span(i.start, i.start + i.size) for i in line.items if i.op in "!$#%")
-
-
-def _limit(line: CommandLine) -> int:
-    """The lowest address that mem= and bare memmap= cut RAM at (2^64 where none does)."""
-    return min((*line.mem_limits, *(i.size for i in line.items if i.op == "limit")), default=1 << 64)
-
-
-def _left(situation: Situation, budget: _Budget, chosen: Sequence[Reservation]) -> int:
-    """RAM left in bytes; a reservation above mem= takes page structs only, its RAM is gone already."""
-    limit = _limit(situation.command_line) if situation.command_line else 1 << 64
-    above = sum(max(0, r.end - max(r.start, limit)) for r in chosen)
-    return budget.left_after(sum(r.size for r in chosen)) + above
+    return _Budget(total, total - stays + taken_by(line, total) + kept, limit)
 
 
 def _affordable(budget: _Budget, min_free: int) -> int:
     """The largest multiple of 2 MiB that leaves `min_free`."""
     spare = budget.total - budget.taken - min_free
-    step = STEPS[-1]
-    return max(0, spare * PAGE // (PAGE + STRUCT_PAGE)) // step * step
+    return max(0, spare * PAGE // (PAGE + STRUCT_PAGE)) // STEPS[-1] * STEPS[-1]
 
 
-def _comfortable(situation: Situation, request: Request) -> int:
+def _comfortable(situation: Situation, request: Request, field: _Field, budget: _Budget) -> int:
     """A size per device that leaves half of the RAM, a power of two; failing that, any that fits."""
-    budget = _budget(situation)
-    places = _places(situation, request)
+    largest = _largest(request, field, budget)
     for floor in (max(request.min_free, budget.total // 2), request.min_free):
-        size = 1 << 51
+        size = 1 << max(largest.bit_length() - 1, 0)
         while size >= STEPS[2]:
-            chosen = _find(places, replace(request, size=size))
-            if chosen is not None and _left(situation, budget, chosen) >= floor:
+            chosen = _find(field.places, replace(request, size=size))
+            if chosen is not None and budget.left(chosen) >= floor:
                 return size
             size //= 2
-    largest = _largest(situation, request, budget)
     raise NoPlan(
         "this machine has no room for a reservation",
-        _roomless_hint(situation, request, budget),
+        _roomless_hint(situation, request, field, budget),
         largest,
         rejected(situation, request, None),
     )
 
 
-def _roomless_hint(situation: Situation, request: Request, budget: _Budget) -> str:
-    if not any(s.end > LOW_LIMIT for s in situation.firmware.ram):
+def _roomless_hint(situation: Situation, request: Request, field: _Field, budget: _Budget) -> str:
+    if not _high(situation):
         return "all of its RAM is below 4 GiB, where the kernel, DMA and the initrd need it"
-    if not _places(situation, request):
+    if not field.places:
         return "none of its RAM above 4 GiB is free for it"
     return f"it has {human(budget.total - budget.taken)} of RAM; {human(request.min_free)} must stay (--min-free)"
 
 
-def _largest(situation: Situation, request: Request, budget: _Budget) -> int:
+def _largest(request: Request, field: _Field, budget: _Budget) -> int:
     """The largest size per device, in steps of 2 MiB, that keeps all rules; 0 where none does.
 
-    Both fitting and the floor only get harder as the size grows, so bisection finds it.
+    Only the roomiest places matter, as many as there are devices, and the one that holds the
+    offset; both fitting and the floor get harder as the size grows, so bisection finds it.
     """
-    step = STEPS[-1]
-    places = _places(situation, request)
-    low, high = 0, max((p.end - p.start for p in places), default=0) // step
+    step, offset = STEPS[-1], request.offset
+    places = field.places
+    if offset is not None:
+        places = [(max(p[0], offset), *p[1:]) for p in places if p[1] > offset]
+    best = heapq.nlargest(request.count, places, key=lambda p: _room(p, step))
+    first = [p for p in places[:1] if offset is not None and p not in best]
+    best = sorted([*first, *best])
+    low, high = 0, max((_room(p, step) for p in best), default=0) // step
     while low < high:
         middle = (low + high + 1) // 2
-        chosen = _fill(places, middle * step, request.count, step, request.offset)
-        if chosen is not None and _left(situation, budget, chosen) >= request.min_free:
+        chosen = _fill(best, middle * step, request.count, step, offset)
+        if chosen is not None and budget.left(chosen) >= request.min_free:
             low = middle
         else:
             high = middle - 1
@@ -471,14 +520,13 @@ def _largest(situation: Situation, request: Request, budget: _Budget) -> int:
 # Words ------------------------------------------------------------------------------------------
 
 
-def _no_plan(situation: Situation, request: Request, budget: _Budget, *, fits: bool) -> NoPlan:
+def _no_plan(situation: Situation, request: Request, field: _Field, budget: _Budget, *, fits: bool) -> NoPlan:
     assert request.size is not None
-    largest = _largest(situation, request, budget)
+    largest = _largest(request, field, budget)
     each = "" if request.count == 1 else f"{request.count} times "
     if fits:
-        left = max(0, budget.left_after(request.size * request.count))
         message = (
-            f"{each}{human(request.size)} would leave {human(left)} of RAM, "
+            f"{each}{human(request.size)} would leave {human(_would_leave(request, request.size, budget))} of RAM, "
             f"less than the {human(request.min_free)} that must stay (--min-free)"
         )
     else:
@@ -488,88 +536,46 @@ def _no_plan(situation: Situation, request: Request, budget: _Budget, *, fits: b
     hint = (
         f"the largest size that fits is {format_size(largest)}"
         if largest
-        else _roomless_hint(situation, request, budget)
+        else _roomless_hint(situation, request, field, budget)
     )
     return NoPlan(message, hint, largest, rejected(situation, request, None))
 
 
+def _would_leave(request: Request, size: int, budget: _Budget) -> int:
+    return max(0, budget.left([Reservation(0, size, 1)] * request.count))
+
+
 def _not_ram(kind: Kind, words: str) -> str:
-    reasons = {
-        Kind.RESERVED: "reserved by firmware",
-        Kind.SOFT_RESERVED: "soft reserved: special-purpose memory that a driver owns",
-        Kind.ACPI_DATA: "ACPI tables",
-        Kind.ACPI_NVS: "ACPI non-volatile storage",
-        Kind.UNUSABLE: "marked unusable by firmware",
-        Kind.PMEM: "real persistent memory (type 7)",
-        Kind.PRAM: "persistent already (type 12)",
-    }
-    return reasons.get(kind, f"not RAM: {words or 'unknown type'}")
+    return _REASONS.get(kind) or f"not RAM: {words or 'unknown type'}"
+
+
+_REASONS = {
+    Kind.RESERVED: "reserved by firmware",
+    Kind.SOFT_RESERVED: "soft reserved: special-purpose memory that a driver owns",
+    Kind.ACPI_DATA: "ACPI tables",
+    Kind.ACPI_NVS: "ACPI non-volatile storage",
+    Kind.UNUSABLE: "marked unusable by firmware",
+    Kind.PMEM: "real persistent memory (type 7)",
+    Kind.PRAM: "persistent already (type 12)",
+}
 
 
 def _why_not(
-    situation: Situation,
-    request: Request,
-    span: Span,
-    places: Sequence[_Place],
-    size: int | None,
-    budget: _Budget,
-    planned: bool,
+    entry: MapEntry, room: int, request: Request, size: int | None, budget: _Budget, planned: bool
 ) -> str:
-    """Why a usable range was not chosen."""
-    if not places:
-        return _why_no_place(situation, request, span)
-    room = max(_room(p, STEPS[-1]) for p in places)
+    """Why a usable range with a place in it was not chosen."""
     if size is not None and room < size:
-        what = f"{human(room)}"
-        if room + STEPS[-1] <= max(p.end - p.start for p in places):
-            what += " after alignment"
+        what = human(room) + (" after alignment" if room + STEPS[-1] <= entry.size else "")
         return f"{what}, you asked for {human(size)}" if request.size is not None else f"{what}: too small"
     if planned:
         return "not needed: a lower range was chosen"
-    if size is not None and budget.left_after(size * request.count) < request.min_free:
-        return f"would leave {human(max(0, budget.left_after(size * request.count)))} of RAM"
-    if request.offset is not None and not span.start <= request.offset < span.end:
+    if size is not None and _would_leave(request, size, budget) < request.min_free:
+        return f"would leave {human(_would_leave(request, size, budget))} of RAM"
+    if request.offset is not None and not entry.start <= request.offset < entry.end:
         return f"not at the offset you asked for, {tight(request.offset)}"
     if size is not None:
         return f"has room for {room // size} of {request.count} devices of {human(size)}"
     return f"would leave less than {human(request.min_free)} of RAM"
-
-
-def _why_no_place(situation: Situation, request: Request, span: Span) -> str:
-    """Why no part of a usable range keeps the rules of place."""
-    if span.end <= LOW_LIMIT:
-        return _BELOW_4G
-    high = [Span(max(span.start, LOW_LIMIT), span.end)]
-    for name, allowed in situation.vetoes:
-        if not any(s.size >= STEPS[-1] for s in _intersect(high, allowed)):
-            return f"not RAM according to {name}"
-    if not any(s.size >= STEPS[-1] for s in _subtract(high, _taken_spans(situation))):
-        return (
-            "taken by another word of the kernel command line" if high[0].size >= STEPS[-1] else _tiny(span)
-        )
-    nodes = {p.node for p in _split_nodes(high, situation.nodes)}
-    if request.numa_node is not None and request.numa_node not in nodes:
-        on = ", ".join(str(n) for n in sorted(n for n in nodes if n is not None)) or "none"
-        return f"on NUMA node {on}, you asked for node {request.numa_node}"
-    return _tiny(span)
-
-
-def _tiny(span: Span) -> str:
-    return f"{human(span.size)} only: no 2 MiB step lies inside"
-
-
-def _group(entries: Sequence[Span], places: Sequence[_Place]) -> list[tuple[Span, list[_Place]]]:
-    """The places that lie in each usable range; both sorted."""
-    out: list[tuple[Span, list[_Place]]] = []
-    at = 0
-    for span in entries:
-        inside: list[_Place] = []
-        while at < len(places) and places[at].start < span.end:
-            if _room(places[at], STEPS[-1]):
-                inside.append(places[at])
-            at += 1
-        out.append((span, inside))
-    return out
 
 
 def _align_warnings(chosen: Sequence[Reservation]) -> list[str]:

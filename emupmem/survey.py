@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from emupmem import editor, grubcfg
+from emupmem import grubcfg
 from emupmem.cmdline import parse_command_line
 from emupmem.machine import GRUB_DEFAULT, GRUB_DROPINS, Machine, Region, wait_for
 from emupmem.model import (
@@ -20,10 +21,14 @@ from emupmem.model import (
     MapEntry,
     Span,
 )
-from emupmem.parser import kernel_release, parse_boot_log, parse_iomem, parse_sysfs_memmap
+from emupmem.parser import Source, kernel_release, parse_boot_log, parse_iomem, parse_sysfs_memmap
 from emupmem.planner import Situation, disagreements
 from emupmem.units import span_text
-from emupmem.verifier import LEGACY, MODULES, Observation, SeenRegion, complete
+
+if TYPE_CHECKING:
+    from emupmem.verifier import Observation, SeenRegion
+
+# editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
 
 SOURCES = ("auto", "dmesg", "journal", "sysfs")
 SYSFS = "/sys/firmware/memmap"
@@ -42,9 +47,9 @@ class NoMap(EmupmemError):
     """No source gives a firmware map that can be trusted."""
 
 
-def of_log(data: bytes, name: str) -> Survey:
+def of_log(source: Source, name: str) -> Survey:
     """What a log alone tells, nothing of the machine that we run on. Raises NoMap."""
-    log = parse_boot_log(data, name)
+    log = parse_boot_log(source, name)
     if log.firmware is None:
         problem = log.problem or EmupmemError(f"{name}: no firmware map in it")
         raise NoMap(problem.message, problem.hint)
@@ -76,7 +81,9 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
     vetoes += [(f"the kernel's modified map ({n})", _ram(log.modified)) for n, log in logs if log.modified]
     iomem = parse_iomem(machine.peek("/proc/iomem"))
     if iomem:
-        usable = [Span(x.start, x.end) for x in iomem if x.name in ("System RAM", LEGACY)]
+        usable = [
+            Span(x.start, x.end) for x in iomem if x.name in ("System RAM", "Persistent Memory (legacy)")
+        ]
         vetoes.append(("/proc/iomem", tuple(usable)))
     nodes = next((log.nodes for _, log in logs if log.nodes), ()) or machine.nodes()
     line = without_reservations(boots or parse_command_line(machine.peek("/proc/cmdline")))
@@ -165,6 +172,9 @@ def target_kernel(machine: Machine, cfg: str) -> Target | None:
     return Target(release, image, kernel_release(banner) if banner else None)
 
 
+MODULES = ("nd_e820", "nd_pmem", "libnvdimm")
+"""The drivers between a reserved range and its block device (a file system needs no module for DAX)."""
+
 OPTIONS = {
     "CONFIG_X86_PMEM_LEGACY": ("ym", "makes a device of the reserved range"),
     "CONFIG_BLK_DEV_PMEM": ("ym", "makes /dev/pmem0"),
@@ -247,6 +257,8 @@ def grub_texts(machine: Machine) -> list[tuple[str, bytes]]:
 
 def observe(machine: Machine, wait: float) -> Observation:
     """Everything that verify judges, after waiting up to `wait` seconds for the devices to appear."""
+    from emupmem.verifier import Observation, complete
+
     unseen: list[tuple[str, str]] = []
     cmdline = parse_command_line(machine.peek("/proc/cmdline"))
     configured, recovery, variable = _configured(machine, unseen)
@@ -281,6 +293,8 @@ def _regions(machine: Machine) -> tuple[SeenRegion, ...]:
 
 
 def _seen(r: Region) -> SeenRegion:
+    from emupmem.verifier import SeenRegion
+
     return SeenRegion(r.name, r.size, r.start, r.block, r.block_size, r.dax, r.numa_node, r.provider, r.mode)
 
 
@@ -288,6 +302,8 @@ def _configured(
     machine: Machine, unseen: list[tuple[str, str]]
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...], str]:
     """Our items in GRUB's defaults, drop-ins included: of normal entries, of recovery entries, and where."""
+    from emupmem import editor
+
     try:
         if machine.read(GRUB_DEFAULT) is None:
             raise EmupmemError(f"there is no {GRUB_DEFAULT}")
@@ -301,6 +317,8 @@ def _configured(
 
 def configured_items(data: bytes) -> tuple[tuple[str, ...], str]:
     """Our items in /etc/default/grub, and the variable that holds them (the default one if none)."""
+    from emupmem import editor
+
     found = editor.read(data, GRUB_DEFAULT)
     for variable in editor.VARIABLES:
         items = found.variable(variable).items

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 
 from emupmem.model import GIB, KIB, MIB, TIB, EmupmemError
 
@@ -45,6 +46,7 @@ def parse_size(text: str, what: str = "size") -> int:
     return int(size)
 
 
+@lru_cache(1024)
 def human(size: int) -> str:
     """`16 GiB`, `2.9 GiB`, `512 MiB`: one digit after the point, cut and never rounded up."""
     for unit, name in _NAMES:

@@ -25,7 +25,6 @@ from emupmem.units import human, span_text
 
 LEGACY = "Persistent Memory (legacy)"
 KERNEL_PARTS = ("Kernel code", "Kernel rodata", "Kernel data", "Kernel bss")
-MODULES = ("nd_e820", "nd_pmem", "libnvdimm")
 
 
 @dataclass(frozen=True, slots=True)

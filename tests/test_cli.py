@@ -225,7 +225,7 @@ def test_a_size_that_no_machine_can_have_is_an_error(run: Run, log: str) -> None
 def test_a_missing_log(run: Run) -> None:
     done = run("suggest", "--from", "/nowhere/boot.log")
     assert done.status == 1
-    assert "there is no file /nowhere/boot.log" in done.err
+    assert "/nowhere/boot.log cannot be read: No such file or directory" in done.err
 
 
 def test_help_and_version(run: Run) -> None:

@@ -1,0 +1,224 @@
+"""What the product promises, on real kernels with a real GRUB: every reboot here is one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from emupmem.model import GIB, MIB
+from tests.vm.image import image
+from tests.vm.machine import JobResult, Machine
+
+pytestmark = pytest.mark.vm
+
+
+def done(result: JobResult) -> JobResult:
+    """The result of a script that must have come to its end."""
+    assert result.status == 0, result.output
+    return result
+
+
+def said(result: JobResult, name: str) -> Any:
+    """An object that the script kept in /job/out."""
+    return json.loads(result.files[name])
+
+
+FIRST = """
+set -eux
+sha256sum /etc/default/grub > /root/before
+cp -p /boot/grub/grub.cfg /root/grub.cfg.before
+runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/user.json
+emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
+emupmem suggest
+emupmem apply --size SIZE COUNT --check && exit 9 || [ $? = 3 ]
+emupmem apply --size SIZE COUNT --dry-run
+sha256sum -c /root/before
+emupmem apply --size SIZE COUNT --yes --json > /job/out/apply.json
+emupmem apply --size SIZE COUNT --check
+emupmem apply --size SIZE COUNT --yes
+emupmem verify --json > /job/out/pending.json && exit 9 || [ $? = 3 ]
+cp /etc/default/grub /boot/grub/grub.cfg /job/out/
+"""
+
+SECOND = """
+set -eux
+cat /proc/cmdline
+emupmem verify
+emupmem verify --json > /job/out/verify.json
+dmesg > /job/out/dmesg
+runuser -u dev -- emupmem verify
+runuser -u dev -- emupmem verify --json > /job/out/user.json
+runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
+emupmem apply --size SIZE COUNT --check
+
+# the device is what it says: a file system, mapped directly
+mkfs.ext4 -q -b 4096 /dev/pmem0
+mkdir -p /mnt/pmem0
+mount -o dax /dev/pmem0 /mnt/pmem0
+grep -E ' /mnt/pmem0 .*dax' /proc/mounts
+echo 'kept in RAM' > /mnt/pmem0/file
+grep 'kept in RAM' /mnt/pmem0/file
+umount /mnt/pmem0
+
+# a driver that is not loaded is named, and verify loads nothing by itself
+modprobe -r nd_pmem nd_e820
+emupmem verify --wait 0 > /job/out/unloaded && exit 9 || [ $? = 3 ]
+modprobe nd_e820
+emupmem verify
+
+emupmem remove --dry-run
+emupmem remove --yes
+sha256sum -c /root/before
+cmp /boot/grub/grub.cfg /root/grub.cfg.before
+emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
+"""
+
+THIRD = """
+set -eux
+emupmem verify
+emupmem verify --require && exit 9 || [ $? = 3 ]
+emupmem verify --json > /job/out/verify.json
+[ ! -e /dev/pmem0 ]
+emupmem remove --yes
+"""
+
+
+@pytest.mark.parametrize(
+    ("suite", "firmware", "memory", "size", "count", "memmap", "words"),
+    [
+        # the example of every guide to emulated persistent memory, to the byte
+        ("bookworm", "bios", "20G", "16G", 1, "memmap=16G!4G", "persistent (type 12)"),
+        ("trixie", "uefi", "6G", "512M", 2, "memmap=512M!4G,512M!4608M", "persistent (type 12)"),
+        ("forky", "bios", "6G", "1G", 1, "memmap=1G!4G", "persistent RAM (type 12)"),
+    ],
+)
+def test_suggest_apply_reboot_verify_remove(
+    suite: str, firmware: str, memory: str, size: str, count: int, memmap: str, words: str
+) -> None:
+    def script(text: str) -> str:
+        return text.replace("SIZE", size).replace("COUNT", f"--count {count}")
+
+    with Machine(image(suite, firmware), memory=memory) as guest:
+        first = done(guest.boot(script(FIRST)))
+        assert said(first, "suggest.json")["plan"]["memmap"] == memmap
+        assert said(first, "suggest.json")["source"] == "dmesg, agrees with /sys/firmware/memmap"
+        assert said(first, "user.json")["plan"]["memmap"] == memmap
+        assert said(first, "apply.json")["memmap"] == memmap
+        assert said(first, "apply.json")["reboot_required"] is True
+        assert said(first, "pending.json")["pending"] is True
+        assert first.files["grub.cfg"].count(memmap.encode()) >= 2
+
+        second = done(guest.boot(script(SECOND)))
+        found = said(second, "verify.json")
+        assert [c["status"] for c in found["checks"]] == ["ok"] * 7, found
+        start, each = 4 * GIB, int(size[:-1]) * (GIB if size[-1] == "G" else MIB)
+        assert found["devices"] == [
+            {"dev": f"/dev/pmem{n}", "start": start + n * each, "size": each} for n in range(count)
+        ]
+        end = start + each - 1
+        assert f"user: [mem 0x{start:016x}-0x{end:016x}]" in second.files["dmesg"].decode()
+        assert words in second.files["dmesg"].decode()
+        assert said(second, "user.json")["ok"] is True
+        assert said(second, "suggest.json")["plan"]["memmap"] == memmap, "planned from the firmware's own map"
+        assert b"nd_e820 is not loaded" in second.files["unloaded"]
+        assert b"modprobe nd_e820" in second.files["unloaded"]
+
+        third = done(guest.boot(THIRD))
+        assert "Nothing is reserved." in third.output
+        assert said(third, "verify.json")["devices"] == []
+
+
+FAULTS = """
+set -eux
+emupmem() { timeout 120 /usr/local/bin/emupmem "$@"; }
+cp -p /etc/default/grub /root/default
+cp -p /boot/grub/grub.cfg /root/cfg
+same() { cmp /etc/default/grub /root/default; cmp /boot/grub/grub.cfg /root/cfg; [ -z "$(ls -A /etc/default | grep emupmem)" ]; }
+fails() { emupmem apply --size 1G --yes && exit 9 || [ $? = 1 ]; same; }
+
+# generators that fail, at once or late, or lie (found before the real one)
+printf '#!/bin/sh\\nexit 3\\n' > /usr/local/sbin/update-grub2
+chmod +x /usr/local/sbin/update-grub2
+fails
+printf '#!/bin/sh\\n: > /boot/grub/grub.cfg\\nexit 3\\n' > /usr/local/sbin/update-grub2
+fails
+printf '#!/bin/sh\\nexit 0\\n' > /usr/local/sbin/update-grub2
+fails
+rm /usr/local/sbin/update-grub2
+
+# the default is immutable; its file system is full, is read-only; so is that of the menu
+chattr +i /etc/default/grub
+fails
+chattr -i /etc/default/grub
+truncate -s 2M /root/small.img
+mkfs.ext4 -q -b 1024 -O ^has_journal /root/small.img
+mount -o loop /root/small.img /mnt
+cp -a /etc/default/. /mnt/
+dd if=/dev/zero of=/mnt/filler bs=1024 2>/dev/null || true
+mount --bind /mnt /etc/default
+fails
+mount -o remount,ro /mnt
+mount -o remount,bind,ro /etc/default
+fails
+umount /etc/default
+umount /mnt
+mount --bind /boot/grub /boot/grub
+mount -o remount,bind,ro /boot/grub
+fails
+umount /boot/grub
+
+# a drop-in that overrides is named by file and line
+mkdir -p /etc/default/grub.d
+printf '# image\\nGRUB_CMDLINE_LINUX="net.ifnames=0"\\n' > /etc/default/grub.d/50-image.cfg
+emupmem apply --size 1G --yes 2> /job/out/dropin && exit 9 || [ $? = 1 ]
+same
+rm /etc/default/grub.d/50-image.cfg
+
+# killed while it waits for the generator: the next remove and the next apply find their way
+printf '#!/bin/sh\\nsleep 1000\\n' > /usr/local/sbin/update-grub2
+for finish in remove apply; do
+    emupmem apply --size 1G --yes & sleep 8
+    pkill -KILL -f 'python.*emupmem apply' || true
+    wait || true
+    pkill -KILL sleep || true
+    mv /usr/local/sbin/update-grub2 /root/hangs
+    grep -q 'memmap=1G!4G' /etc/default/grub
+    if [ $finish = remove ]; then
+        /usr/local/bin/emupmem remove --yes
+        cmp /etc/default/grub /root/default
+        cmp /boot/grub/grub.cfg /root/cfg
+        mv /root/hangs /usr/local/sbin/update-grub2
+    fi
+done
+/usr/local/bin/emupmem apply --size 1G --yes
+grep -c 'memmap=1G!4G' /boot/grub/grub.cfg
+/usr/local/bin/emupmem remove --yes
+same
+
+# the next boot cuts the power while the menu is being made
+printf '#!/bin/sh\\necho CUT-NOW > /dev/ttyS1\\nsleep 1000\\n' > /usr/local/sbin/update-grub2
+chmod +x /usr/local/sbin/update-grub2
+sync
+"""
+
+AFTER_THE_CUT = """
+set -eux
+rm -f /usr/local/sbin/update-grub2
+emupmem verify && exit 9 || [ $? = 3 ]
+emupmem apply --size 1G --yes
+grep -c 'memmap=1G!4G' /boot/grub/grub.cfg
+emupmem remove --yes
+cmp /etc/default/grub /root/default
+cmp /boot/grub/grub.cfg /root/cfg
+"""
+
+
+def test_whatever_fails_the_old_configuration_stays() -> None:
+    with Machine(image("bookworm", "bios")) as guest:
+        faults = done(guest.boot(FAULTS))
+        assert b"/etc/default/grub.d/50-image.cfg:2" in faults.files["dropin"]
+        cut = guest.boot("emupmem apply --size 1G --yes", power_cut="CUT-NOW")
+        assert cut.status is None
+        done(guest.boot(AFTER_THE_CUT))
