@@ -339,7 +339,8 @@ def _generator(machine: Machine) -> Command | None:
     found = machine.generator()
     if found is None:
         raise EmupmemError(
-            "neither update-grub2, update-grub, grub2-mkconfig nor grub-mkconfig is installed: nothing could make grub.cfg",
+            "neither update-grub2, update-grub, grub2-mkconfig nor grub-mkconfig is installed: "
+            "nothing could make grub.cfg",
             "nothing was changed",
         )
     return found

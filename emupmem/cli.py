@@ -127,7 +127,7 @@ def suggest(
     as_json: Json = False,
 ) -> None:
     """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
-    from emupmem import planner, survey
+    from emupmem import planner
 
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
     with _json_errors(as_json, result):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from emupmem.cmdline import parse_command_line
 from emupmem.model import CommandLine
@@ -132,7 +133,7 @@ def _open_block(line: str, stack: list[_Block]) -> _Block:
     parent = next(b for b in reversed(stack) if b.kind in ("top", "submenu"))
     block = _Block(kind, words[1] if len(words) > 1 else "", "", parent.children)
     parent.children += 1
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in pairwise(words):
         if option in ("--id", "$menuentry_id_option", "${menuentry_id_option}"):
             block.id = value
         elif option.startswith("--id="):

@@ -518,12 +518,8 @@ def _copy_attributes(descriptor: int, model: Path) -> None:
         try:
             os.setxattr(descriptor, name, os.getxattr(model, name))
         except OSError as exc:
-            # trusted.* and labels of a foreign policy need more than we have in a plain tree
-            if (
-                exc.errno not in (errno.ENOTSUP, errno.EPERM)
-                or os.geteuid() == 0
-                and exc.errno == errno.EPERM
-            ):
+            # In a plain tree without root, attributes that only root may set cannot be kept.
+            if exc.errno != errno.EPERM or os.geteuid() == 0:
                 raise
 
 

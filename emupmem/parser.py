@@ -4,15 +4,16 @@ A wrong number from here makes a machine unbootable. So whatever does not read e
 prints it (arch/x86/kernel/e820.c e820__print_table, in its three generations) is an error that names
 the line, and never a map with a hole in it. All knowledge of inclusive and exclusive ends is here.
 
-The text is read once, in pieces, and only lines that hold a known phrase are looked at. Deep in a
-long log, where no boot began lately, only the two phrases that begin one are searched for.
+The text is read in pieces, and only lines that hold a known phrase are looked at. Deep in a long
+log, where no boot began lately, only the phrases that every boot has are searched for.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from typing import IO
@@ -38,9 +39,9 @@ Source = str | bytes | IO[str] | IO[bytes]
 
 _PIECE = 256 << 10
 _LONG_LINE = 8 << 10
-_AWAKE = 4 << 20
+_AWAKE = 2 << 20
 """Bytes after the beginning of a boot in which everything is looked for: a boot prints less."""
-_WATCHED = 64
+_WATCHED = 300
 """Lines after a map line that are looked at one by one."""
 _MAX_ENTRIES = 4096  # the kernel's own table has at most 128 + 3 * 1024
 _MAX_ADDRESS = 1 << 52  # x86-64 has no more physical address bits
@@ -82,6 +83,7 @@ _SYSFS_KINDS = {
 }
 
 _FIRMWARE = ("BIOS-e820", "BIOS-e801", "BIOS-88", "Xen")
+_WHO = ("BIOS-", "Xen:", "user:", "extended:", "modified:")
 _HEADERS = {
     "BIOS-provided": "firmware",
     "extended": "extended",
@@ -89,19 +91,21 @@ _HEADERS = {
     "modified": "modified",
 }
 
-_ASLEEP = (b"BIOS-", b"Linux version ")
+# Every boot prints the first and the last; the second is the beginning of a map without its header.
+# Long phrases, because bytes.find skips by their length: these cost less than one short one.
+_ASLEEP = (
+    b"BIOS-provided physical RAM map:",
+    b"[mem 0x0000000000000000-0x0000",
+    b"Inode-cache hash table entries:",
+)
 _PHRASES = (
-    *_ASLEEP,
+    b"BIOS-",
     b"physical RAM map:",
-    b"[mem 0x0000",
-    b" - 00000",
+    b"Linux version ",
     b"ommand line:",
+    b"[mem 0x0000000",
+    b" - 0000000",
     b"SRAT: Node ",
-    b"EFI v",
-    b"DMI: ",
-    b"last_pfn = ",
-    b"Hypervisor detected: ",
-    b"paravirtualized kernel on Xen",
     b"misaligned, unable to map",
     b"failed with error -95",
     b".data .bss are not marked",
@@ -159,9 +163,9 @@ _PATTERNS = {
     ),
     "efi": r"(?:efi: )?EFI v\d",
     "hypervisor": r"Hypervisor detected: ([^\"]*+)",
-    "xen": r"Hypervisor detected: Xen PV\b|paravirtualized kernel on Xen(?! HVM)\b",
     "colour": r"\x1b\[[0-9;:]*+[A-Za-z]",
     "record": r"\d+,\d+,\d+,[^;]*+;",
+    "numbered": r"\blines? \d",
     "iomem": r"( *+)([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*+)",
     "release": r"(?:Linux version )?(\d{1,3})\.(\d{1,4})(?:\.(\d{1,5}))?([^\s]*+)",
     "ubuntu": r"^Ubuntu \S++ (\d+)\.(\d+)\.(\d+)",
@@ -206,6 +210,8 @@ class _Line:
 
 def _map_line(text: str) -> _Line | None:
     """Read a map line; None if the line is none. Raises _Broken for a damaged one."""
+    if not any(who in text for who in _WHO):
+        return None
     for found in _pattern("who").finditer(text):
         who, at = found[1], found.end()
         rest = text[at : at + 256]
@@ -225,23 +231,23 @@ def _is_entry(who: str, rest: str) -> bool:
 
 
 def _entry(who: str, lead: str, rest: str) -> _Line:
-    found = _pattern("entry").fullmatch(rest, partial=True)
+    found = _pattern("entry").fullmatch(rest)
     if found is None:
-        raise _Broken(who, "is not as the kernel prints it")
-    if found.partial:
-        raise _Broken(who, "is cut", cut=True)
-    words = found["new"] or found["old"] or ""
+        cut = _pattern("entry").fullmatch(rest, partial=True) is not None
+        raise _Broken(who, "is cut" if cut else "is not as the kernel prints it", cut)
+    first, last, new, gap, old_first, old_end, old = found.group("a", "b", "new", "gap", "c", "d", "old")
+    words = new or old or ""
     if words in _NEVER_NUMBERS:
         raise _Broken(who, "is cut", cut=True)
-    if found["c"] is not None:
-        start, end = int(found["c"], 16), int(found["d"], 16)  # up to Linux 3.4: the end is exclusive
+    if old_end is not None:
+        start, end = int(old_first, 16), int(old_end, 16)  # up to Linux 3.4: the end is exclusive
     else:
-        start, end = int(found["a"], 16), int(found["b"], 16) + 1
+        start, end = int(first, 16), int(last, 16) + 1
     if end <= start:
         raise _Broken(who, "ends before it begins")
     if end > _MAX_ADDRESS:
         raise _Broken(who, "is beyond 2^52, where no machine has memory")
-    kind = None if found["gap"] is not None else _KINDS.get(words, Kind.UNKNOWN)
+    kind = None if gap is not None else _KINDS.get(words, Kind.UNKNOWN)
     return _Line(who, lead, start, end, kind, words)
 
 
@@ -260,6 +266,7 @@ class _Block:
     problem: EmupmemError | None = None
     problem_is_last: bool = False  # it is a cut line, and nothing follows it
     followed: bool = False  # other lines follow the last one
+    suspect: tuple[int, str] | None = None  # one of them, which would be a cut line if the map went on
     prefix: str = ""  # what stands before the range in the last line
 
     @property
@@ -272,6 +279,8 @@ class _Block:
             self.problem_is_last = cut
 
     def add(self, line: _Line, number: int, text: str) -> None:
+        if self.problem is None and self.suspect is not None:
+            self.blame(*self.suspect, "is cut")
         if self.problem is not None:
             return
         piece = MapEntry(line.start, line.end, line.kind or Kind.UNKNOWN, line.words, number)
@@ -294,11 +303,12 @@ class _Block:
         """Whether a line without an entry is the beginning of a map line, or one that lost its beginning."""
         if not self.prefix or not text.strip(" \t>|"):
             return False
-        whole, shape = _shape(self.prefix), _shape(text)
-        found = _pattern("any range").search(text)
-        if found is not None and whole.endswith(shape[: found.start()]):
-            return True
-        return len(shape) < len(whole) and whole.startswith(shape)
+        whole = _shape(self.prefix)
+        if "0x0" in text or " - 0" in text:
+            found = _pattern("any range").search(text)
+            if found is not None and whole.endswith(_shape(text[: found.start()])):
+                return True
+        return len(text) < len(whole) and whole.startswith(_shape(text))
 
     def entries(self) -> tuple[MapEntry, ...]:
         """The entries, if they are all that was printed. Raises EmupmemError, for any doubt."""
@@ -349,7 +359,6 @@ class _Boot:
     differ: EmupmemError | None = None
     efi: bool = False
     past_efi: set[str] = field(default_factory=set)
-    xen: bool = False
     hypervisor: str = ""
     nodes: dict[NodeRange, None] = field(default_factory=dict)
     bad_node: str = ""
@@ -392,8 +401,9 @@ class _Reader:
         self.boot = _Boot()
         self.open: _Block | None = None  # the block that the last map line belongs to
         self.watch = 0  # so many lines are taken one by one
+        self.lively = False  # a map was seen since this was last asked
 
-    def take(self, number: int, raw: bytes) -> None:
+    def take(self, number: int, raw: bytearray) -> None:
         """Look at one line."""
         self.watch -= 1
         if len(raw) > _LONG_LINE:
@@ -419,7 +429,7 @@ class _Reader:
         if before is not None and (line is None or self.open is not before):
             before.followed = True
 
-    def _shortened(self, number: int, raw: bytes) -> bytes:
+    def _shortened(self, number: int, raw: bytearray) -> bytearray:
         """What is kept of a very long line: what follows a run of NUL, as a crash leaves it in a log."""
         raw = raw.rstrip(b"\0").rpartition(b"\0")[2]
         if b"BIOS-e820: " in raw[_LONG_LINE:]:
@@ -433,7 +443,7 @@ class _Reader:
         block.add(line, number, text)
         block.followed = False
         block.prefix = f"{line.lead}{line.who}: "
-        self.watch = _WATCHED
+        self.watch, self.lively = _WATCHED, True
 
     def _block_for(self, who: str, start: int = 1) -> _Block:
         """The block that a line of `who` belongs to: a new one where a map begins again."""
@@ -461,15 +471,18 @@ class _Reader:
             block = self._new_block(name, number)
         block.header = block.header or number
         self.open = block
-        self.watch = _WATCHED
+        self.watch, self.lively = _WATCHED, True
 
     def _other(self, number: int, text: str) -> None:
         """A line that is no entry of a map."""
         if "physical RAM map:" in text and (found := _pattern("header").search(text)):
             self._header(_HEADERS[found[1]], number)
             return
-        if self.open is not None and not self.open.problem and self.watch >= 0 and self.open.looks_cut(text):
-            self.open.blame(number, text, "is cut", cut=True)
+        block = self.open if self.watch >= 0 else None
+        if block is not None and block.problem is None and block.looks_cut(text):
+            if not block.followed:
+                block.blame(number, text, "is cut", cut=True)
+            block.suspect = block.suspect or (number, text)
         elif "Linux version " in text and (said := _said("banner", text)) is not None:
             self._begin(_Boot(said[:500], number))
         elif "ommand line:" in text and (said := _said("command line", text)) is not None:
@@ -524,10 +537,8 @@ class _Reader:
         elif "DMI: " in text or "last_pfn = " in text:
             if "firmware" in boot.blocks and boot.blocks["firmware"].header:
                 boot.past_efi.add("DMI" if "DMI: " in text else "pfn")
-        elif found := _pattern("hypervisor").search(text):
+        elif "Hypervisor detected: " in text and (found := _pattern("hypervisor").search(text)):
             boot.hypervisor = _visible(found[1].strip(), 40)
-        if _pattern("xen").search(text):
-            boot.xen = True
 
 
 def _said(name: str, text: str) -> str | None:
@@ -571,7 +582,7 @@ def _answer(reader: _Reader, name: str, head: bytes) -> BootLog:
         command_line=_booted_with(boot, warnings),
         linux_version=boot.banner,
         efi=True if boot.efi else (False if late else None),
-        xen=boot.xen or (block is not None and block.who == "Xen"),
+        xen=boot.hypervisor.startswith("Xen PV") or (block is not None and block.who == "Xen"),
         hypervisor=boot.hypervisor,
         nodes=() if boot.bad_node else tuple(boot.nodes),
         symptoms=tuple(boot.symptoms),
@@ -596,7 +607,7 @@ def _firmware(boot: _Boot, has_earlier: bool, name: str, head: bytes, warnings: 
         raise EmupmemError("the map in the log has no usable memory: lines of it are lost", _HINT)
     above = f"memory above {entries[-1].end:#x} may be missing"
     if block.problem is not None:
-        warnings.append(f"the log ends in the middle of the map, {block.problem.message}: {above}")
+        warnings.append(f"the log ends inside the map ({block.problem.message}): {above}")
     elif not block.followed and (block.header or boot.banner):
         warnings.append(
             f"the log ends with the map, in line {entries[-1].line}: if it was cut there, {above}"
@@ -650,17 +661,52 @@ def parse_boot_log(source: Source, name: str = "") -> BootLog:
     `firmware` is None and `problem` says why, naming the line. A log that ends inside the map gives
     what was printed until then, and a warning.
     """
+    stream = io.BytesIO(_encoded(source)) if isinstance(source, str | bytes) else source
+    again = stream.tell() if stream.seekable() else None
+    log, counted = _read(stream, name, count=again is None)
+    if counted:
+        return log
+    said = (*log.warnings, str(log.problem))
+    if again is not None and any(_pattern("numbered").search(text) for text in said):
+        stream.seek(again)  # the lines that are named must be counted
+        return _read(stream, name, count=True)[0]
+    return _uncounted(log)
+
+
+def _read(stream: IO[str] | IO[bytes], name: str, count: bool) -> tuple[BootLog, bool]:
+    """The log, and whether the line numbers in it are right: counting takes as long as searching."""
     reader = _Reader()
-    number, awake, head = 1, _AWAKE, b""
-    for region in _regions(source):
-        head = head or region[:8]
-        if any(phrase in region for phrase in _ASLEEP):
+    number, awake, head, counted = 1, _PIECE, b"", True
+    unread: tuple[bytearray, int, int] | None = None  # the region before, if it was not looked at
+    for region, size in _regions(stream):
+        head = head or bytes(region[:8])
+        if any(region.find(phrase, 0, size) >= 0 for phrase in _ASLEEP):
             awake = _AWAKE
+            if unread is not None:
+                _scan(*unread, reader)
+        unread = (region, size, number)
         if awake > 0 or reader.watch > 0:
-            _scan(region, number, reader)
-        awake -= len(region)
-        number += region.count(b"\n")
-    return _answer(reader, name, head)
+            _scan(region, size, number, reader)
+            unread = None
+        if reader.lively:
+            awake, reader.lively = _AWAKE, False
+        awake -= size
+        if count or awake > 0:
+            number += region.count(b"\n", 0, size)
+        else:
+            counted = False
+    return _answer(reader, name, head), counted
+
+
+def _uncounted(log: BootLog) -> BootLog:
+    """The log without line numbers, where they are unknown."""
+
+    def plain(entries: Iterable[MapEntry]) -> tuple[MapEntry, ...]:
+        return tuple(replace(e, line=0) for e in entries)
+
+    firmware = log.firmware and replace(log.firmware, entries=plain(log.firmware.entries))
+    user, modified = log.user and plain(log.user), log.modified and plain(log.modified)
+    return replace(log, firmware=firmware, user=user, modified=modified)
 
 
 def read_firmware_map(source: Source, name: str = "") -> FirmwareMap:
@@ -671,45 +717,51 @@ def read_firmware_map(source: Source, name: str = "") -> FirmwareMap:
     return log.firmware
 
 
-def _regions(source: Source) -> Iterator[bytes]:
-    """The text in pieces that end where a line ends, unless the line is too long to wait for that."""
-    rest = b""
-    for piece in _pieces(source):
-        end = piece.rfind(b"\n") + 1
-        if not end and len(rest) + len(piece) < _PIECE:
-            rest += piece
-            continue
+def _regions(stream: IO[str] | IO[bytes]) -> Iterator[tuple[bytearray, int]]:
+    """(buffer, bytes in it) again and again: whole lines, but for those that are too long to wait for.
+
+    A region is overwritten when the next but one is asked for.
+    """
+    buffer, other = bytearray(_PIECE), bytearray(_PIECE)
+    have, ended = 0, False
+    while not ended:
+        have, ended = _fill(stream, buffer, have)
+        end = have if ended else buffer.rfind(b"\n", 0, have) + 1
         if not end:
             # A line without an end in sight: cut it behind a NUL, if it has one (see _shortened).
-            whole = rest + piece
-            end = whole.rfind(b"\0") + 1 or len(whole)
-            yield whole[:end]
-            rest = whole[end:]
-            continue
-        yield b"".join((rest, memoryview(piece)[:end]))
-        rest = piece[end:]
-    if rest:
-        yield rest
+            end = buffer.rfind(b"\0", 0, have) + 1 or have
+        if end:
+            yield buffer, end
+        other[: have - end] = buffer[end:have]
+        have -= end
+        buffer, other = other, buffer
 
 
-def _pieces(source: Source) -> Iterator[bytes]:
-    if isinstance(source, str | bytes):
-        for at in range(0, len(source), _PIECE):
-            yield _encoded(source[at : at + _PIECE])
-        return
-    while piece := source.read(_PIECE):
-        yield _encoded(piece)
+def _fill(stream: IO[str] | IO[bytes], buffer: bytearray, have: int) -> tuple[int, bool]:
+    """Read until the buffer is full or the stream ends: (bytes in the buffer, whether it ended)."""
+    into = getattr(stream, "readinto", None)
+    with memoryview(buffer) as view:
+        while have + 4 <= _PIECE:
+            if into is not None:
+                got = into(view[have:]) or 0
+            else:
+                piece = _encoded(stream.read((_PIECE - have) // 4))  # UTF-8 has up to 4 bytes for each
+                got = len(piece)
+                view[have : have + got] = piece
+            if not got:
+                return have, True
+            have += got
+    return have, False
 
 
 def _encoded(piece: str | bytes) -> bytes:
     return piece.encode("utf-8", "replace") if isinstance(piece, str) else piece
 
 
-def _scan(region: bytes, number: int, reader: _Reader) -> None:
+def _scan(region: bytearray, size: int, number: int, reader: _Reader) -> None:
     """Hand the lines to the reader that hold one of the phrases, and those that it watches."""
-    size = len(region)
     at = counted = 0
-    nexts = [_find(region, phrase, 0) for phrase in _PHRASES]
+    nexts = [_find(region, phrase, 0, size) for phrase in _PHRASES]
     while at < size:
         start = at
         if reader.watch <= 0:
@@ -717,20 +769,19 @@ def _scan(region: bytes, number: int, reader: _Reader) -> None:
             if nearest == size:
                 return
             start = max(at, region.rfind(b"\n", at, nearest) + 1)
-        end = region.find(b"\n", start)
-        end = size if end < 0 else end
+        end = _find(region, b"\n", start, size)
         number += region.count(b"\n", counted, start)
         counted = start
         reader.take(number, region[start:end])
         at = end + 1
         for i, place in enumerate(nexts):
             if place < at:
-                nexts[i] = _find(region, _PHRASES[i], at)
+                nexts[i] = _find(region, _PHRASES[i], at, size)
 
 
-def _find(region: bytes, phrase: bytes, at: int) -> int:
-    found = region.find(phrase, at)
-    return len(region) if found < 0 else found
+def _find(region: bytearray, phrase: bytes, at: int, size: int) -> int:
+    found = region.find(phrase, at, size)
+    return size if found < 0 else found
 
 
 # Other sources -------------------------------------------------------------------------------

@@ -133,5 +133,9 @@ def menu(machine: Machine) -> str:
 
 def leftovers(machine: Machine) -> list[str]:
     """Temporary files that a change must not leave."""
-    found = [*machine.root.glob("etc/default/.*"), *machine.root.glob("boot/grub/*"), *machine.root.glob("boot/grub/.*")]
+    found = [
+        *machine.root.glob("etc/default/.*"),
+        *machine.root.glob("boot/grub/*"),
+        *machine.root.glob("boot/grub/.*"),
+    ]
     return sorted(p.name for p in found if p.name != "grub.cfg" and p.is_file())

@@ -176,14 +176,23 @@ def unchanged(machine: FakeMachine, before: str, text: bytes = STOCK) -> None:
 @pytest.mark.parametrize(
     ("generator", "words"),
     [
-        ("#!/bin/sh\necho 'something is wrong' >&2\nexit 1\n", "update-grub2 failed with status 1: something is wrong"),
+        (
+            "#!/bin/sh\necho 'something is wrong' >&2\nexit 1\n",
+            "update-grub2 failed with status 1: something is wrong",
+        ),
         ("#!/bin/sh\nkill -9 $$\n", "update-grub2 failed with status -9"),
         ("#!/bin/sh\nexit 0\n", "made a menu that is not as planned"),
-        ("#!/bin/sh\n: > \"$(dirname $0)/../boot/grub/grub.cfg\"\nexit 1\n", "failed with status 1"),
-        ("#!/bin/sh\nrm \"$(dirname $0)/../boot/grub/grub.cfg\"\nexit 0\n", "there is no normal Linux entry in it"),
-        ("#!/bin/sh\nhead -c 99999 /dev/urandom > \"$(dirname $0)/../boot/grub/grub.cfg\"\n", "not as planned"),
+        ('#!/bin/sh\n: > "$(dirname $0)/../boot/grub/grub.cfg"\nexit 1\n', "failed with status 1"),
+        (
+            '#!/bin/sh\nrm "$(dirname $0)/../boot/grub/grub.cfg"\nexit 0\n',
+            "there is no normal Linux entry in it",
+        ),
+        ('#!/bin/sh\nhead -c 99999 /dev/urandom > "$(dirname $0)/../boot/grub/grub.cfg"\n', "not as planned"),
         (GENERATOR.replace("$args", "${args%!*}"), "instead of memmap=16G!4G"),
-        (GENERATOR.replace("$args", "$(echo $args | sed 's/16G!/16GB!/')"), "reached the kernel as a memory limit"),
+        (
+            GENERATOR.replace("$args", "$(echo $args | sed 's/16G!/16GB!/')"),
+            "reached the kernel as a memory limit",
+        ),
     ],
 )
 def test_a_generator_that_fails_changes_nothing(machine: FakeMachine, generator: str, words: str) -> None:
@@ -251,7 +260,10 @@ def test_a_file_that_changed_meanwhile_is_not_overwritten(machine: FakeMachine) 
 
 def test_two_at_once(machine: FakeMachine) -> None:
     prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
-    with machine.lock(), pytest.raises(EmupmemError, match=f"another emupmem is at work .process {os.getpid()}"):
+    with (
+        machine.lock(),
+        pytest.raises(EmupmemError, match=f"another emupmem is at work .process {os.getpid()}"),
+    ):
         carry_out(machine, prepared)
     carry_out(machine, prepared)
 
@@ -297,7 +309,9 @@ STEPS = ["locked", "backup", "set aside", "written", "generated", "done"]
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_any_step_of_apply_the_next_apply_or_remove_finishes(machine: FakeMachine, step: str) -> None:
+def test_killed_at_any_step_of_apply_the_next_apply_or_remove_finishes(
+    machine: FakeMachine, step: str
+) -> None:
     before = menu(machine)
     killed(machine, step, "apply")
     assert default(machine) in (STOCK, STOCK.replace(b'LINUX=""', b'LINUX="memmap=1G!4G"'))
@@ -333,7 +347,9 @@ def test_a_menu_that_a_killed_run_tore_is_put_back(machine: FakeMachine) -> None
     assert menu(machine) == before
 
 
-def test_a_place_for_backups_that_cannot_be_made_refuses_before_anything_changed(machine: FakeMachine) -> None:
+def test_a_place_for_backups_that_cannot_be_made_refuses_before_anything_changed(
+    machine: FakeMachine,
+) -> None:
     before = menu(machine)
     put(machine, "/var/backups/emupmem", "a file where the folder should be")
     with pytest.raises(EmupmemError, match="/var/backups/emupmem cannot be written"):

@@ -156,7 +156,11 @@ def memmap(machine: FakeMachine, *entries: tuple[int, int, str]) -> None:
 
 
 def test_without_dmesg_sysfs_serves(run: Run, here: FakeMachine) -> None:
-    script(here, "dmesg", "#!/bin/sh\necho 'dmesg: read kernel buffer failed: Operation not permitted' >&2\nexit 1\n")
+    script(
+        here,
+        "dmesg",
+        "#!/bin/sh\necho 'dmesg: read kernel buffer failed: Operation not permitted' >&2\nexit 1\n",
+    )
     memmap(here, (0, 3 * GIB, "System RAM"), (4 * GIB, 21 * GIB, "System RAM"))
     done = run("suggest", "--json")
     assert done.status == 0
@@ -165,16 +169,29 @@ def test_without_dmesg_sysfs_serves(run: Run, here: FakeMachine) -> None:
 
 
 def test_where_sources_differ_only_what_all_call_ram_is_planned(run: Run, here: FakeMachine) -> None:
-    memmap(here, (0, 3 * GIB, "System RAM"), (4 * GIB, 6 * GIB, "Reserved"), (6 * GIB, 21 * GIB, "System RAM"))
+    memmap(
+        here, (0, 3 * GIB, "System RAM"), (4 * GIB, 6 * GIB, "Reserved"), (6 * GIB, 21 * GIB, "System RAM")
+    )
     found = run("suggest", "--size", "1G", "--json").json
     assert found["plan"]["memmap"] == "memmap=1G!6G"
-    assert "/sys/firmware/memmap does not call 0x100000000-0x17fffffff RAM" in " ".join(found["plan"]["warnings"])
+    assert "/sys/firmware/memmap does not call 0x100000000-0x17fffffff RAM" in " ".join(
+        found["plan"]["warnings"]
+    )
 
 
 def test_with_root_the_place_must_be_ram_in_iomem_or_already_ours(run: Run, here: FakeMachine) -> None:
-    put(here, "/proc/iomem", "00000000-bfffffff : System RAM\n100000000-13fffffff : Reserved\n140000000-53fffffff : System RAM\n")
+    put(
+        here,
+        "/proc/iomem",
+        "00000000-bfffffff : System RAM\n100000000-13fffffff : Reserved\n140000000-53fffffff : System RAM\n",
+    )
     assert run("suggest", "--size", "1G", "--json").json["plan"]["memmap"] == "memmap=1G!5G"
-    put(here, "/proc/iomem", "00000000-bfffffff : System RAM\n100000000-13fffffff : Persistent Memory (legacy)\n140000000-53fffffff : System RAM\n")
+    put(
+        here,
+        "/proc/iomem",
+        "00000000-bfffffff : System RAM\n100000000-13fffffff : Persistent Memory (legacy)\n"
+        "140000000-53fffffff : System RAM\n",
+    )
     assert run("suggest", "--size", "1G", "--json").json["plan"]["memmap"] == "memmap=1G!4G"
 
 
@@ -335,8 +352,16 @@ def test_root_is_needed_and_said_first(run: Run, here: FakeMachine) -> None:
             "started by systemd-boot 252, not by GRUB",
         ),
         ("/boot/grub/grub.cfg", "insmod blscfg\nblscfg\n", "/boot/loader/entries here (BLS)"),
-        (f"/boot/config-{RELEASE}", "CONFIG_BLK_DEV_PMEM=m\nCONFIG_FS_DAX=y\n", "without CONFIG_X86_PMEM_LEGACY"),
-        (f"/boot/config-{RELEASE}", "CONFIG_X86_PMEM_LEGACY=m\nCONFIG_FS_DAX=y\n", "without CONFIG_BLK_DEV_PMEM"),
+        (
+            f"/boot/config-{RELEASE}",
+            "CONFIG_BLK_DEV_PMEM=m\nCONFIG_FS_DAX=y\n",
+            "without CONFIG_X86_PMEM_LEGACY",
+        ),
+        (
+            f"/boot/config-{RELEASE}",
+            "CONFIG_X86_PMEM_LEGACY=m\nCONFIG_FS_DAX=y\n",
+            "without CONFIG_BLK_DEV_PMEM",
+        ),
         (
             f"/boot/config-{RELEASE}",
             "CONFIG_X86_PMEM_LEGACY=m\nCONFIG_BLK_DEV_PMEM=m\n# CONFIG_FS_DAX is not set\n",
@@ -345,7 +370,9 @@ def test_root_is_needed_and_said_first(run: Run, here: FakeMachine) -> None:
         (f"/lib/modules/{RELEASE}/modules.dep", "kernel/drivers/x.ko:\n", "has no module nd_e820 installed"),
     ],
 )
-def test_machines_that_are_refused(run: Run, here: FakeMachine, name: str, text: str | bytes, words: str) -> None:
+def test_machines_that_are_refused(
+    run: Run, here: FakeMachine, name: str, text: str | bytes, words: str
+) -> None:
     put(here, name, text)
     before = menu(here)
     done = run("apply", "--size", "1G", "--yes")
@@ -357,7 +384,10 @@ def test_machines_that_are_refused(run: Run, here: FakeMachine, name: str, text:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("/etc/default/grub", "there is no /etc/default/grub"), ("/boot/grub/grub.cfg", "there is no /boot/grub/grub.cfg")],
+    [
+        ("/etc/default/grub", "there is no /etc/default/grub"),
+        ("/boot/grub/grub.cfg", "there is no /boot/grub/grub.cfg"),
+    ],
 )
 def test_machines_without_grub_are_refused(run: Run, here: FakeMachine, name: str, words: str) -> None:
     (here.root / name.lstrip("/")).unlink()
@@ -366,7 +396,9 @@ def test_machines_without_grub_are_refused(run: Run, here: FakeMachine, name: st
     assert words in done.err
 
 
-def test_other_architectures_are_refused(run: Run, here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_architectures_are_refused(
+    run: Run, here: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "this machine is aarch64" in run("apply", "--size", "1G", "--yes").err
 
@@ -444,14 +476,22 @@ def test_verify_before_the_reboot_is_pending(run: Run, here: FakeMachine) -> Non
 
 def reboot(machine: FakeMachine, size: int = GIB) -> None:
     """Make the folder look as after the reboot, device and all."""
-    put(machine, "/proc/cmdline", f"BOOT_IMAGE=/boot/vmlinuz-{RELEASE} root=UUID=0 ro memmap=1G!4G quiet splash\n")
+    put(
+        machine,
+        "/proc/cmdline",
+        f"BOOT_IMAGE=/boot/vmlinuz-{RELEASE} root=UUID=0 ro memmap=1G!4G quiet splash\n",
+    )
     user = [line.replace("BIOS-e820", "user") for line in LOG.splitlines() if "BIOS-e820" in line]
     user[-1:] = [
         "user: [mem 0x0000000100000000-0x000000013fffffff] persistent (type 12)",
         "user: [mem 0x0000000140000000-0x000000053fffffff] usable",
     ]
     put(machine, "/log", LOG + "\n".join(["user-defined physical RAM map:", *user, "DMI: none", ""]))
-    put(machine, "/proc/iomem", "00000000-bfffffff : System RAM\n100000000-13fffffff : Persistent Memory (legacy)\n")
+    put(
+        machine,
+        "/proc/iomem",
+        "00000000-bfffffff : System RAM\n100000000-13fffffff : Persistent Memory (legacy)\n",
+    )
     here = "/sys/devices/platform/e820_pmem/ndbus0"
     put(machine, f"{here}/provider", "e820\n")
     for name, value in (("size", size), ("resource", "0x100000000"), ("numa_node", 0)):
@@ -485,7 +525,10 @@ def test_verify_tells_the_rung_that_broke(run: Run, here: FakeMachine) -> None:
     put(here, "/etc/modprobe.d/x.conf", "# no pmem\n\nblacklist nd_e820\n")
     done = run("verify", "--wait", "0.2")
     assert done.status == 3
-    assert "✗ device       no device; the driver nd_e820 is not loaded (blacklisted in /etc/modprobe.d/x.conf:3)" in done.out
+    assert (
+        "✗ device       no device; the driver nd_e820 is not loaded (blacklisted in /etc/modprobe.d/x.conf:3)"
+        in done.out
+    )
     assert "→ remove that line, or: sudo modprobe nd_e820" in done.out
     assert "- dax          explained by device" in done.out
 

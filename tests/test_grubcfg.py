@@ -33,7 +33,7 @@ submenu 'Advanced options for Debian GNU/Linux' $menuentry_id_option 'gnulinux-a
 	menuentry 'Debian GNU/Linux, with Linux 6.1.0-40-amd64' $menuentry_id_option 'gnulinux-6.1.0-40-amd64-advanced-1' {
 		linux	/boot/vmlinuz-6.1.0-40-amd64 root=UUID=1 ro memmap=1G!4G quiet $vt_handoff
 	}
-	menuentry 'Debian GNU/Linux, with Linux 6.1.0-40-amd64 (recovery mode)' $menuentry_id_option 'gnulinux-6.1.0-40-amd64-recovery-1' {
+	menuentry 'Linux 6.1.0-40-amd64 (recovery mode)' $menuentry_id_option 'gnulinux-6.1.0-40-amd64-recovery-1' {
 		linux	/boot/vmlinuz-6.1.0-40-amd64 root=UUID=1 ro single memmap=1G!4G
 	}
 	menuentry 'Old' --id old {
@@ -107,7 +107,9 @@ def test_a_menu_that_is_not_as_planned(old: str, new: str, words: str) -> None:
 
 def test_recovery_entries_have_their_own_expectation() -> None:
     wrong = grubcfg.problems(grubcfg.entries(CFG), ["1G!4G"], [])
-    assert [(e.index, why) for e, why in wrong if e] == [((1, 1), "it has memmap=1G!4G instead of no reservation")]
+    assert [(e.index, why) for e, why in wrong if e] == [
+        ((1, 1), "it has memmap=1G!4G instead of no reservation")
+    ]
 
 
 def test_a_menu_without_linux() -> None:

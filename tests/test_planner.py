@@ -302,7 +302,9 @@ def test_every_range_that_was_not_chosen_has_a_reason() -> None:
 
 
 def test_reasons_of_what_the_request_itself_rules_out() -> None:
-    assert reasons(DOCUMENT, Request(size=17 * GIB, min_free=4 * GIB))[4 * GIB] == "would leave 2.7 GiB of RAM"
+    assert (
+        reasons(DOCUMENT, Request(size=17 * GIB, min_free=4 * GIB))[4 * GIB] == "would leave 2.7 GiB of RAM"
+    )
     on_one = dataclasses.replace(DOCUMENT, nodes=(NodeRange(0, 0, 4 * GIB), NodeRange(1, 4 * GIB, 21 * GIB)))
     assert reasons(on_one, Request(size=GIB, numa_node=0))[4 * GIB] == "on NUMA node 1, you asked for node 0"
     vetoed = dataclasses.replace(DOCUMENT, vetoes=(("the journal", (Span(0, 3 * GIB),)),))
@@ -378,7 +380,9 @@ def allowed(situation: Situation, start: int, size: int, node: int | None) -> bo
     for item in situation.command_line.items if situation.command_line else ():
         if item.start < end and start < item.start + item.size:
             return False
-    nodes = {next((n.node for n in situation.nodes if n.start <= a < n.end), None) for a in range(start, end, MIB)}
+    nodes = {
+        next((n.node for n in situation.nodes if n.start <= a < n.end), None) for a in range(start, end, MIB)
+    }
     return len(nodes) == 1 and (node is None or nodes == {node})
 
 
@@ -386,11 +390,7 @@ def exhaustive(situation: Situation, request: Request) -> bool:
     """Whether any choice of places keeps the rules, by trying all starts."""
     assert request.size is not None
     top = max(e.end for e in situation.firmware.entries)
-    starts = [
-        a
-        for a in range(4 * GIB, top, UNIT)
-        if allowed(situation, a, request.size, request.numa_node)
-    ]
+    starts = [a for a in range(4 * GIB, top, UNIT) if allowed(situation, a, request.size, request.numa_node)]
     if request.offset is not None:
         if request.offset not in starts:
             return False

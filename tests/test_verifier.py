@@ -102,7 +102,9 @@ def test_started_since_and_still_not_there_is_another_entry() -> None:
 
 
 def test_not_generated() -> None:
-    broken(replace(GOOD, entries=menu("")), "generated", "no reservation instead of memmap=1G!4G", "apply again")
+    broken(
+        replace(GOOD, entries=menu("")), "generated", "no reservation instead of memmap=1G!4G", "apply again"
+    )
     left = replace(GOOD, configured=(), recovery=(), command_line=parse_command_line(""))
     assert statuses(left)["generated"] == "fail"
 
@@ -113,7 +115,10 @@ def test_not_generated() -> None:
         ((), "no persistent range there"),
         ((MapEntry(4 * GIB, 5 * GIB - MIB, Kind.PRAM),), "0x100000000-0x13fefffff"),
         (
-            (MapEntry(4 * GIB, 4 * GIB + 512 * MIB, Kind.PRAM), MapEntry(4 * GIB + 512 * MIB, 5 * GIB, Kind.PRAM)),
+            (
+                MapEntry(4 * GIB, 4 * GIB + 512 * MIB, Kind.PRAM),
+                MapEntry(4 * GIB + 512 * MIB, 5 * GIB, Kind.PRAM),
+            ),
             "0x100000000-0x11fffffff; 0x120000000-0x13fffffff",
         ),
     ],
@@ -126,7 +131,10 @@ def test_split_or_short_in_the_kernels_map(user: tuple[MapEntry, ...], found: st
     ("line", "hint"),
     [
         (".text .data .bss are not marked as E820_TYPE_RAM!", "nokaslr"),
-        ("nd_pmem namespace0.0: [mem 0x100000000-0x13fefffff flags 0x200] misaligned, unable to map", "not aligned"),
+        (
+            "nd_pmem namespace0.0: [mem 0x100000000-0x13fefffff flags 0x200] misaligned, unable to map",
+            "not aligned",
+        ),
         ("e820_pmem e820_pmem: failed to register legacy persistent memory ranges", "plans it anew"),
     ],
 )
@@ -172,7 +180,12 @@ def test_a_truncated_range_in_iomem() -> None:
 @pytest.mark.parametrize(
     ("module", "state", "found", "hint"),
     [
-        ("nd_e820", "blocked by /etc/modprobe.d/x.conf:3", "blacklisted in /etc/modprobe.d/x.conf:3", "remove that"),
+        (
+            "nd_e820",
+            "blocked by /etc/modprobe.d/x.conf:3",
+            "blacklisted in /etc/modprobe.d/x.conf:3",
+            "remove that",
+        ),
         ("nd_e820", "missing", "has no module nd_e820", "linux-modules-extra"),
         ("nd_e820", "available", "nd_e820 is not loaded", "modprobe nd_e820"),
         ("nd_e820", "loaded", "made no region", "dmesg"),
@@ -198,11 +211,21 @@ def test_a_region_without_a_block_device(state: str, found: str) -> None:
 
 def test_sizes_that_differ() -> None:
     broken(replace(GOOD, regions=(replace(REGION, size=6 * MIB),)), "device", "6 MiB instead of 1 GiB")
-    broken(replace(GOOD, regions=(replace(REGION, block_size=GIB - 2 * MIB),)), "device", "has 1022 MiB instead", "cold")
+    broken(
+        replace(GOOD, regions=(replace(REGION, block_size=GIB - 2 * MIB),)),
+        "device",
+        "has 1022 MiB instead",
+        "cold",
+    )
 
 
 def test_dax_off() -> None:
-    broken(replace(GOOD, regions=(replace(REGION, dax=False),)), "dax", "off on /dev/pmem0", "ndctl create-namespace")
+    broken(
+        replace(GOOD, regions=(replace(REGION, dax=False),)),
+        "dax",
+        "off on /dev/pmem0",
+        "ndctl create-namespace",
+    )
     assert statuses(replace(GOOD, regions=(replace(REGION, dax=None),)))["dax"] == "skipped"
 
 
@@ -241,5 +264,7 @@ def test_an_unreadable_default_is_not_an_empty_one() -> None:
     seen = replace(GOOD, configured=None, unseen=(("configured", "permission denied"),))
     assert statuses(seen)["configured"] == "skipped"
     assert statuses(seen)["device"] == "ok"
-    nothing = Observation(None, "GRUB_CMDLINE_LINUX", parse_command_line(""), unseen=(("configured", "denied"),))
+    nothing = Observation(
+        None, "GRUB_CMDLINE_LINUX", parse_command_line(""), unseen=(("configured", "denied"),)
+    )
     assert verify(nothing).checks[0].found == "denied"
