@@ -151,7 +151,7 @@ _PATTERNS = {
     ).replace("@", "|".join(regex.escape(words, literal_spaces=True) for words in _KINDS)),
     "header": r"(BIOS-provided|extended|user-defined|modified) physical RAM map:",
     # Where a message begins: stamps, levels, who logged it; a quote in JSON.
-    "lead": r"[];>\"]$|\bkernel:$|\(early\)$|:[a-z]+[ ]*+:$|\d\.\d+$",
+    "lead": r"[];>\"]$|\bkernel:$|\(early\)$|:[a-z]+[ ]*+:$|\d\.\d+$|[+-]\d\d:\d\d$",
     "banner": r"Linux version \d+\.\d+",
     "command line": r"(?:Command|Kernel command) line:(?: |$)",
     "any range": r"\[(?:mem|gap) 0x[0-9a-f]{16}-|[0-9a-f]{16} - [0-9a-f]{16} ",
@@ -163,7 +163,7 @@ _PATTERNS = {
     ),
     "efi": r"(?:efi: )?EFI v\d",
     "hypervisor": r"Hypervisor detected: ([^\"]*+)",
-    "colour": r"\x1b\[[0-9;:]*+[A-Za-z]",
+    "colour": r"\x1b(?:\[[0-9;:]*+(?:[A-Za-z]|$)|$)",
     "record": r"\d+,\d+,\d+,[^;]*+;",
     "numbered": r"\blines? \d",
     "iomem": r"( *+)([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*+)",
@@ -321,6 +321,12 @@ class _Block:
             raise EmupmemError(
                 f'the beginning of the map is lost: it starts with line {first.line}, "{_visible(self.first_text)}"',
                 _HINT,
+            )
+        if first.start and self.header and first.line != self.header + 1:
+            raise EmupmemError(
+                f"line {self.header + 1} should be the first of the map, but the map starts with line {first.line}, "
+                f'"{_visible(self.first_text)}"',
+                _CUT_HINT,
             )
         if self.gaps:
             self._check_gaps()

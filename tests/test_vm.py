@@ -31,13 +31,10 @@ sha256sum /etc/default/grub > /root/before
 cp -p /boot/grub/grub.cfg /root/grub.cfg.before
 runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/user.json
 emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
-emupmem suggest
 emupmem apply --size SIZE COUNT --check && exit 9 || [ $? = 3 ]
-emupmem apply --size SIZE COUNT --dry-run
 sha256sum -c /root/before
 emupmem apply --size SIZE COUNT --yes --json > /job/out/apply.json
 emupmem apply --size SIZE COUNT --check
-emupmem apply --size SIZE COUNT --yes
 emupmem verify --json > /job/out/pending.json && exit 9 || [ $? = 3 ]
 cp /etc/default/grub /boot/grub/grub.cfg /job/out/
 """
@@ -45,10 +42,8 @@ cp /etc/default/grub /boot/grub/grub.cfg /job/out/
 SECOND = """
 set -eux
 cat /proc/cmdline
-emupmem verify
 emupmem verify --json > /job/out/verify.json
 dmesg > /job/out/dmesg
-runuser -u dev -- emupmem verify
 runuser -u dev -- emupmem verify --json > /job/out/user.json
 runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
 emupmem apply --size SIZE COUNT --check
@@ -66,9 +61,7 @@ umount /mnt/pmem0
 modprobe -r nd_pmem
 emupmem verify --wait 0 > /job/out/unloaded && exit 9 || [ $? = 3 ]
 modprobe nd_pmem
-emupmem verify
 
-emupmem remove --dry-run
 emupmem remove --yes
 sha256sum -c /root/before
 cmp /boot/grub/grub.cfg /root/grub.cfg.before
@@ -77,11 +70,9 @@ emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
 
 THIRD = """
 set -eux
-emupmem verify
 emupmem verify --require && exit 9 || [ $? = 3 ]
 emupmem verify --json > /job/out/verify.json
 [ ! -e /dev/pmem0 ]
-emupmem remove --yes
 """
 
 
@@ -181,12 +172,14 @@ same
 rm /etc/default/grub.d/50-image.cfg
 
 # killed while it waits for the generator: the next remove and the next apply find their way
-printf '#!/bin/sh\\nsleep 1000\\n' > /usr/local/sbin/update-grub2
+printf '#!/bin/sh\\necho $PPID > /run/waiting\\nexec sleep 1000\\n' > /usr/local/sbin/update-grub2
 for finish in remove apply; do
-    emupmem apply --size 1G --yes & sleep 8
-    pkill -KILL -f 'python.*emupmem apply' || true
+    rm -f /run/waiting
+    /usr/local/bin/emupmem apply --size 1G --yes &
+    until [ -s /run/waiting ]; do sleep 0.2; done
+    kill -KILL $(cat /run/waiting)
     wait || true
-    pkill -KILL sleep || true
+    pkill -KILL sleep
     mv /usr/local/sbin/update-grub2 /root/hangs
     grep -q 'memmap=1G!4G' /etc/default/grub
     if [ $finish = remove ]; then
