@@ -30,7 +30,7 @@ fixtures: $(STAMP) ## Print the fixtures anew in virtual machines
 	$(BIN)/python -m tests.vm.fixtures
 
 install: ## Install emupmem for this machine: /usr/local/bin/emupmem
-	$(SUDO) sh tests/vm/deps.sh install
+	$(SUDO) sh tests/vm/deps.sh build
 	$(SUDO) $(PYTHON) -m venv $(PREFIX)
 	$(SUDO) $(PREFIX)/bin/pip install --quiet .
 	$(SUDO) ln -sf $(PREFIX)/bin/emupmem /usr/local/bin/emupmem

@@ -366,13 +366,13 @@ class Machine:
 
     def _region(self, bus: str, name: str) -> Region:
         here = f"{bus}/{name}"
-        block, mode, driver = "", "", ""
-        for child in self.names(here):
-            if re.fullmatch(r"(namespace|pfn|btt|dax)\d+\.\d+", child):
-                mode = mode or self.peek(f"{here}/{child}/mode")
-                if self.exists(f"{here}/{child}/driver"):
-                    driver = driver or self.path(f"{here}/{child}/driver").name
-                block = block or next((b for b in self.names(f"{here}/{child}/block")), "")
+        claims = [c for c in self.names(here) if re.fullmatch(r"(namespace|pfn|btt|dax)\d+\.\d+", c)]
+        # The block device hangs on the namespace, or on the pfn or btt device that claimed it.
+        owner = next((c for c in claims if self.names(f"{here}/{c}/block")), "")
+        block = next(iter(self.names(f"{here}/{owner}/block")), "") if owner else ""
+        namespace = owner or next((c for c in claims if c.startswith("namespace")), "")
+        mode = self.peek(f"{here}/{namespace}/mode") if namespace else ""
+        driver = self.path(f"{here}/{namespace}/driver").name if self.exists(f"{here}/{namespace}/driver") else ""
         provider = self.path(here).parent
         return Region(
             name,

@@ -1,9 +1,13 @@
 #!/bin/sh
-# Installs what the virtual machines need on a Debian or Ubuntu host; does nothing when all is there.
+# Installs what emupmem needs on a Debian or Ubuntu host; does nothing when all is there.
+#   deps.sh         everything: to build it, to test it, to boot virtual machines
+#   deps.sh build   only what `pip install` of python-augeas needs
 set -eu
 
-packages="qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring ovmf
-          e2fsprogs dosfstools fdisk util-linux busybox-static kmod xz-utils zstd"
+packages="python3-venv python3-dev gcc libc6-dev libaugeas-dev libxml2-dev pkg-config"
+[ "${1:-}" = build ] ||
+    packages="$packages qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring ovmf
+              e2fsprogs dosfstools fdisk util-linux busybox-static kmod xz-utils zstd"
 
 missing=""
 for package in $packages; do
@@ -14,7 +18,6 @@ done
 
 as_root=""
 [ "$(id -u)" = 0 ] || as_root=sudo
-export DEBIAN_FRONTEND=noninteractive
 $as_root apt-get update -qq
 # shellcheck disable=SC2086  # a list of words on purpose
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null

@@ -68,7 +68,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "bios-mem": Scenario("mem=2G", kernels=("7.2",)),
     # The kernel lands in the fifth, which KASLR does not see.
     "bios-five": Scenario(
-        "memmap=2M!4100M memmap=2M!4200M memmap=2M!4300M memmap=2M!4400M memmap=1792M!64M",
+        "memmap=2M!1870M memmap=2M!1880M memmap=2M!1890M memmap=2M!1900M memmap=1792M!64M",
+        memory="2G",
         kernels=("6.12",),
     ),
 }

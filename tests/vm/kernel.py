@@ -28,7 +28,12 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 {modules}
-if [ -d /sys/bus/nd/devices ]; then sleep 1; fi
+if [ -e /sys/bus/nd/devices/region0 ]; then
+    for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+        sleep 1
+        [ ! -e /sys/block/pmem0 ] || break
+    done
+fi
 stty -F /dev/ttyS1 raw -echo
 printf '\036{token} start 0\n' >/dev/ttyS1
 sh /script </dev/null >/dev/ttyS1 2>&1

@@ -1,0 +1,67 @@
+"""The shape of the program: which module may touch the machine, and what may not be imported."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "emupmem"
+IMPURE = {"os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "signal", "platform", "mmap", "ctypes"}
+MAY = {
+    "machine.py": IMPURE,  # the one module that owns files, programs and locks
+    "editor.py": {"os", "subprocess", "fcntl", "signal"},  # run_sh: sh, without rights, is the judge of edits
+    "obstacles.py": {"platform"},  # the architecture
+    "cli.py": {"os"},  # one environment variable, and the end of a pipe
+}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.name)
+def test_only_the_machine_touches_the_machine(path: Path) -> None:
+    assert imports(path) & IMPURE <= MAY.get(path.name, set())
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.name)
+def test_no_click_and_no_shell(path: Path) -> None:
+    assert "click" not in imports(path)
+    text = path.read_text()
+    assert "shell=True" not in text
+    assert "os.system" not in text
+
+
+def test_pure_stages_do_not_import_the_machine() -> None:
+    for name in ("model", "units", "cmdline", "parser", "planner", "editor", "verifier", "grubcfg"):
+        tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+        modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert "emupmem.machine" not in modules
+        assert "emupmem.cli" not in modules
+
+
+def test_suggest_from_a_log_loads_neither_augeas_nor_the_transaction(tmp_path: Path) -> None:
+    import subprocess
+
+    from tests.fake import LOG
+
+    (tmp_path / "log").write_text(LOG)
+    code = (
+        "import sys; sys.argv = ['emupmem', 'suggest', '--json', '--from', sys.argv[1]]\n"
+        "from emupmem.cli import main\n"
+        "try: main()\n"
+        "finally: print([m for m in sys.modules if m.split('.')[0] == 'augeas' or m == 'rich.console'"
+        " or m in ('emupmem.change', 'emupmem.editor', 'emupmem.verifier')], file=sys.stderr)\n"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "log")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
