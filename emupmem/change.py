@@ -349,11 +349,13 @@ def _generator(machine: Machine) -> Command | None:
 def _generate(machine: Machine, generator: Command, change: Change, stop: Interrupts) -> int:
     """Run the generator and judge its menu; the number of entries that carry the argument."""
     stop.check()
-    done = machine.run(generator, GENERATOR_SECONDS)
+    cfg = machine.grub_cfg()
+    # In the language of the menu that is there, or every other line of it would change as well.
+    language = grubcfg.language((machine.read(cfg) or b"").decode("utf-8", "surrogateescape"))
+    done = machine.run(generator, GENERATOR_SECONDS, language)
     name = generator.argv[0]
     if done.status:
         raise EmupmemError(f"{name} failed with status {done.status}: {done.last_words}")
-    cfg = machine.grub_cfg()
     wrong = _menu_problems(machine, change.normal, change.recovery)
     if wrong:
         entry, why = wrong[0]

@@ -784,7 +784,7 @@ def _last_word(name: str, names: Sequence[str], sources: Sequence[str], result: 
 
 
 def _mention(name: str, source: str) -> int:
-    """The last line that looks like an assignment where neither lens nor plain lines show one."""
+    """The last line that looks like an assignment, whatever lens and plain lines make of it; or 0."""
     lines = [m.start() for m in re.finditer(rf"^[^#\n]*\b{name}\+?=", source, re.M | re.A)]
     return source.count("\n", 0, lines[-1]) + 1 if lines else 0
 
@@ -840,6 +840,8 @@ class _Placing:
                 raws[a] = _reworked(raws[a], self.items if a is target else (), None, self.drop)
         words = self._new_words([raws[a] for a in live], not keep and not target)
         last = next((a for a in reversed(mine) if a.top), None)
+        if last and layout.nodes is None and last.line < _mention(self.variable, source):
+            last = None  # plain lines only are known, and something later may be the one that counts
         if words and last:
             raws[last] = _appended(raws[last], words)
         spliced = _without_own_lines(source, _spliced(source, raws))

@@ -6,6 +6,7 @@ menuentry and submenu blocks, `linux` lines, the `### BEGIN /etc/grub.d/… ###`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -165,6 +166,12 @@ def whole(text: str) -> bool:
     """Whether a menu was written to its end: all sections closed, and a Linux entry in it."""
     begun, ended = text.count("### BEGIN "), text.count("### END ")
     return text.endswith("\n") and begun == ended and bool(entries(text))
+
+
+def language(text: str) -> str:
+    """The locale that a menu was made in: grub-mkconfig puts $LANG and translated titles into it."""
+    found = re.search(r"^\s*set lang=([A-Za-z_@]{1,40})$", text, re.MULTILINE)
+    return f"{found[1]}.UTF-8" if found and found[1] != "C" else "C.UTF-8" if found else "C"
 
 
 def uses_bls(text: str) -> bool:

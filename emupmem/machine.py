@@ -277,10 +277,10 @@ class Machine:
                 return str(candidate)
         return None
 
-    def run(self, command: Command, timeout: float = 60, data: bytes | None = None) -> Completed:
+    def run(self, command: Command, timeout: float = 60, language: str = "C") -> Completed:
         """Run a program to its end in a session of its own, so that no Ctrl-C hits it half way.
 
-        No shell, the fixed environment, no standard input. Past `timeout` seconds the whole
+        No shell, the fixed environment but for `language`, no standard input. Past `timeout` seconds the whole
         session is killed. Raises EmupmemError when it is missing, cannot start or was killed so.
         """
         name = command.argv[0]
@@ -290,17 +290,17 @@ class Machine:
         try:
             child = subprocess.Popen(
                 [program, *command.argv[1:]],
-                stdin=subprocess.PIPE if data is not None else subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=ENVIRONMENT,
+                env=ENVIRONMENT if language == "C" else {"PATH": PATH, "LANG": language},
                 cwd="/",
                 start_new_session=True,
             )
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be started: {exc.strerror}") from exc
         try:
-            out, err = child.communicate(data, timeout)
+            out, err = child.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)

@@ -57,8 +57,7 @@ def of_log(source: Source, name: str) -> Survey:
     release = kernel_release(log.linux_version) if log.linux_version else None
     vetoes = (("the kernel's modified map", _ram(log.modified)),) if log.modified else ()
     situation = Situation(log.firmware, vetoes, log.nodes, line, log.efi, release)
-    notes = tuple(_veto_notes(situation))
-    return Survey(situation, name, notes)
+    return Survey(situation, name, (*log.warnings, *_veto_notes(situation)))
 
 
 def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None = None) -> Survey:
@@ -69,17 +68,22 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
     Raises NoMap where no source can be trusted, EmupmemError where the named one cannot be read.
     """
     logs = _logs(machine, source)
+    broken: list[str] = []
+    unseen: list[tuple[str, str]] = []
     maps: list[tuple[str, FirmwareMap]] = [(n, log.firmware) for n, log in logs if log.firmware is not None]
     if source in ("auto", "sysfs"):
         entries = machine.firmware_entries()
-        if entries:
-            maps.append((SYSFS, parse_sysfs_memmap(entries)))
+        try:
+            if entries:
+                maps.append((SYSFS, parse_sysfs_memmap(entries)))
+        except EmupmemError as exc:
+            broken.append(exc.message)
     if not maps:
         raise _no_map(source, logs)
     name, firmware = maps[0]
     vetoes = [(other, found.ram) for other, found in maps[1:]]
     vetoes += [(f"the kernel's modified map ({n})", _ram(log.modified)) for n, log in logs if log.modified]
-    iomem = parse_iomem(machine.peek("/proc/iomem"))
+    iomem = _iomem(machine, unseen)
     if iomem:
         usable = [
             Span(x.start, x.end) for x in iomem if x.name in ("System RAM", "Persistent Memory (legacy)")
@@ -90,7 +94,9 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
     banner = machine.peek("/proc/version")
     release = kernel_release(banner, machine.peek("/proc/version_signature")) if banner else None
     situation = Situation(firmware, tuple(vetoes), nodes, line, machine.exists("/sys/firmware/efi"), release)
-    notes = [f"{n}: {log.problem.message}" for n, log in logs if log.problem is not None and source == "auto"]
+    notes = [*broken, *(why for _, why in unseen if machine.is_root)]
+    notes += [f"{n}: {log.problem.message}" for n, log in logs if log.problem is not None and source == "auto"]
+    notes += [f"{n}: {warning}" for n, log in logs if log.firmware is not None for warning in log.warnings]
     agreeing = [other for other, found in maps[1:] if found.ram == firmware.ram]
     shown = name + (f", agrees with {' and '.join(agreeing)}" if agreeing else "")
     return Survey(situation, shown, (*notes, *_veto_notes(situation)))
@@ -365,7 +371,11 @@ def _this_boot(machine: Machine, unseen: list[tuple[str, str]]) -> BootLog | Non
 
 
 def _iomem(machine: Machine, unseen: list[tuple[str, str]]) -> tuple[IomemLine, ...] | None:
-    lines = parse_iomem(machine.peek("/proc/iomem"))
+    try:
+        lines = parse_iomem(machine.peek("/proc/iomem"))
+    except EmupmemError as exc:
+        unseen.append(("iomem", exc.message))
+        return None
     if lines is None:
         unseen.append(("iomem", "/proc/iomem shows its addresses to root only"))
     return lines

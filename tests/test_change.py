@@ -52,6 +52,14 @@ def test_apply_changes_one_value_and_every_entry_carries_it(machine: FakeMachine
     assert leftovers(machine) == []
 
 
+def test_the_menu_stays_in_its_language(machine: FakeMachine) -> None:
+    generator = GENERATOR.replace("echo 'set default=\"0\"'", "echo 'set default=\"0\"'; echo \"set lang=${LANG%.*}\"")
+    script(machine, "update-grub2", generator)
+    put(machine, "/boot/grub/grub.cfg", "set lang=de_DE\n" + menu(machine))
+    apply(machine)
+    assert "set lang=de_DE" in menu(machine)
+
+
 def test_the_default_variable_spares_recovery_entries(machine: FakeMachine) -> None:
     apply(machine, variable="GRUB_CMDLINE_LINUX_DEFAULT")
     assert menu(machine).count("memmap=16G!4G") == 2

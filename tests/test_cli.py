@@ -195,6 +195,16 @@ def test_with_root_the_place_must_be_ram_in_iomem_or_already_ours(run: Run, here
     assert run("suggest", "--size", "1G", "--json").json["plan"]["memmap"] == "memmap=1G!4G"
 
 
+def test_a_broken_source_is_said_and_another_serves(run: Run, here: FakeMachine) -> None:
+    memmap(here, (0, 3 * GIB, "System RAM"), (2 * GIB, 21 * GIB, "System RAM"))
+    put(here, "/proc/iomem", "rubbish\n")
+    found = run("suggest", "--size", "1G", "--json").json
+    assert found["plan"]["memmap"] == "memmap=1G!4G"
+    said = " ".join(found["plan"]["warnings"])
+    assert "/sys/firmware/memmap/0 and 1 overlap" in said
+    assert "/proc/iomem is not understood" in said
+
+
 def test_no_source_at_all(run: Run, here: FakeMachine) -> None:
     (here.root / "sbin/dmesg").unlink()
     done = run("suggest", "--json")

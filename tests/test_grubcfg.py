@@ -140,6 +140,13 @@ def test_kernels_outside_boot_tell_their_release_too() -> None:
     assert grubcfg.entries(text)[0].release == "7.2.1-amd64"
 
 
+def test_the_language_of_a_menu() -> None:
+    assert grubcfg.language("  set lang=de_DE\n") == "de_DE.UTF-8"
+    assert grubcfg.language("  set lang=C\n") == "C.UTF-8"
+    assert grubcfg.language(CFG) == "C"
+    assert grubcfg.language("set lang=$(reboot)\n") == "C"
+
+
 def test_bls_is_seen() -> None:
     assert grubcfg.uses_bls("insmod blscfg\nblscfg\n")
     assert not grubcfg.uses_bls(CFG)

@@ -122,7 +122,7 @@ def test_suggest_apply_reboot_verify_remove(
 
 
 FAULTS = """
-set -eux
+set -eu
 emupmem() { timeout 120 /usr/local/bin/emupmem "$@"; }
 cp -p /etc/default/grub /root/default
 cp -p /boot/grub/grub.cfg /root/cfg
@@ -173,6 +173,7 @@ rm /etc/default/grub.d/50-image.cfg
 
 # killed while it waits for the generator: the next remove and the next apply find their way
 printf '#!/bin/sh\\necho $PPID > /run/waiting\\nexec sleep 1000\\n' > /usr/local/sbin/update-grub2
+chmod +x /usr/local/sbin/update-grub2
 for finish in remove apply; do
     rm -f /run/waiting
     /usr/local/bin/emupmem apply --size 1G --yes &
