@@ -372,7 +372,9 @@ class Machine:
         block = next(iter(self.names(f"{here}/{owner}/block")), "") if owner else ""
         namespace = owner or next((c for c in claims if c.startswith("namespace")), "")
         mode = self.peek(f"{here}/{namespace}/mode") if namespace else ""
-        driver = self.path(f"{here}/{namespace}/driver").name if self.exists(f"{here}/{namespace}/driver") else ""
+        driver = (
+            self.path(f"{here}/{namespace}/driver").name if self.exists(f"{here}/{namespace}/driver") else ""
+        )
         provider = self.path(here).parent
         return Region(
             name,

@@ -95,7 +95,9 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
     release = kernel_release(banner, machine.peek("/proc/version_signature")) if banner else None
     situation = Situation(firmware, tuple(vetoes), nodes, line, machine.exists("/sys/firmware/efi"), release)
     notes = [*broken, *(why for _, why in unseen if machine.is_root)]
-    notes += [f"{n}: {log.problem.message}" for n, log in logs if log.problem is not None and source == "auto"]
+    notes += [
+        f"{n}: {log.problem.message}" for n, log in logs if log.problem is not None and source == "auto"
+    ]
     notes += [f"{n}: {warning}" for n, log in logs if log.firmware is not None for warning in log.warnings]
     agreeing = [other for other, found in maps[1:] if found.ram == firmware.ram]
     shown = name + (f", agrees with {' and '.join(agreeing)}" if agreeing else "")

@@ -20,7 +20,9 @@ MEGABYTE = 10**6
 def noise(size: int) -> bytes:
     """About `size` bytes of journal lines that hold no map."""
     rnd = random.Random(1)
-    words = b"systemd usb audit: type=1400 session opened for root eth0: link is up mode changed to full".split()
+    words = (
+        b"systemd usb audit: type=1400 session opened for root eth0: link is up mode changed to full".split()
+    )
     lines = [
         b"Nov 22 10:00:%02d host kernel: [%12.6f] %s\n" % (i % 60, i / 7, b" ".join(rnd.choices(words, k=9)))
         for i in range(20_000)
@@ -54,13 +56,17 @@ def main() -> None:
         size = log.stat().st_size
         argv = ["grep", "-c", "BIOS-e820", str(log)]
         environment = {**os.environ, "LC_ALL": "C"}
-        grep = rate(size, lambda: subprocess.run(argv, stdout=subprocess.DEVNULL, env=environment, check=True))
+        grep = rate(
+            size, lambda: subprocess.run(argv, stdout=subprocess.DEVNULL, env=environment, check=True)
+        )
         ours = rate(size, lambda: parse(log))
         print(f"parser, {size // MEGABYTE} MB with one boot in the middle: {ours:.0f} MB/s")
         print(f"  grep -c BIOS-e820 on the same file: {grep:.0f} MB/s; ratio {ours / grep:.2f}")
         for count in (2_000, 4_000, 8_000):
             dense.write_bytes(LOG.encode() * count)
-            print(f"  {count} boots, a map in each: {rate(dense.stat().st_size, lambda: parse(dense)):.1f} MB/s")
+            print(
+                f"  {count} boots, a map in each: {rate(dense.stat().st_size, lambda: parse(dense)):.1f} MB/s"
+            )
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(f"  largest memory of this process, the file's own making included: {peak} MiB")
 

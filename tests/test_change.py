@@ -53,7 +53,9 @@ def test_apply_changes_one_value_and_every_entry_carries_it(machine: FakeMachine
 
 
 def test_the_menu_stays_in_its_language(machine: FakeMachine) -> None:
-    generator = GENERATOR.replace("echo 'set default=\"0\"'", "echo 'set default=\"0\"'; echo \"set lang=${LANG%.*}\"")
+    generator = GENERATOR.replace(
+        "echo 'set default=\"0\"'", 'echo \'set default="0"\'; echo "set lang=${LANG%.*}"'
+    )
     script(machine, "update-grub2", generator)
     put(machine, "/boot/grub/grub.cfg", "set lang=de_DE\n" + menu(machine))
     apply(machine)

@@ -65,7 +65,9 @@ def test_all_three_kernels_are_here() -> None:
             assert f"{kernel}-{what}" in MACHINES
 
 
-GOOD = [n for n in MACHINES if n.split("-", 1)[1] in ("bios-memmap", "uefi-memmap", "bios-two", "source-example")]
+GOOD = [
+    n for n in MACHINES if n.split("-", 1)[1] in ("bios-memmap", "uefi-memmap", "bios-two", "source-example")
+]
 
 
 @pytest.mark.parametrize("name", GOOD)

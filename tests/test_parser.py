@@ -11,7 +11,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -261,7 +261,7 @@ def test_more_than_128_entries_are_in_the_extended_map() -> None:
     entries = [(0, PAGE, Kind.RAM)] + [
         (n * MIB, (n + 1) * MIB, (Kind.RAM, Kind.RESERVED)[n % 2]) for n in range(1, 150)
     ]
-    lines = boot_lines(entries[:128]) + ["extended physical RAM map:", *era_b("extended", entries), "x"]
+    lines = [*boot_lines(entries[:128]), "extended physical RAM map:", *era_b("extended", entries), "x"]
     log = parse_boot_log(text_of(lines))
     assert found(log) == entries
     assert log.firmware is not None
@@ -347,14 +347,14 @@ def test_deep_in_a_long_log(seekable: bool, header: bool) -> None:
     lines = boot_lines(SMALL) if header else era_b("BIOS-e820", SMALL)
     good = before + text_of(lines).encode() + _noise(5 * MIB)
     bad = good.replace(b"-0x000000000009ffff] ", b"-0x000000000009ff", 1)
-    open_ = io.BytesIO if seekable else lambda d: Trickle(d, 1 << 20)
-    log = parse_boot_log(open_(good))  # type: ignore[operator]
+    open_: Callable[[bytes], Any] = io.BytesIO if seekable else lambda d: Trickle(d, 1 << 20)
+    log = parse_boot_log(open_(good))
     assert found(log) == SMALL
     if header:
         assert log.linux_version
         assert log.command_line is not None
     number = before.count(b"\n") + (5 if header else 2)
-    assert f"line {number} of the map is " in problem(parse_boot_log(open_(bad)))  # type: ignore[operator]
+    assert f"line {number} of the map is " in problem(parse_boot_log(open_(bad)))
 
 
 def test_a_boot_across_regions_is_whole() -> None:
@@ -384,7 +384,7 @@ def test_memory_stays_flat() -> None:
 
     for block in (_noise(1), b"\0" * (64 << 10), b"x" * (64 << 10), b"user: 0000[mem 0x0000" * 4000):
         tracemalloc.start()
-        parse_boot_log(Endless(block, 300))  # 20 MB
+        parse_boot_log(cast(Any, Endless(block, 300)))  # 20 MB
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 4 * MIB
@@ -994,7 +994,7 @@ MACHINES = sorted(p.parent for p in BOOTS.glob("*/dmesg")) if BOOTS.is_dir() els
 
 def _sysfs(folder: Path) -> FirmwareMap:
     rows = [line.split(maxsplit=2) for line in (folder / "memmap").read_text().splitlines() if line.strip()]
-    return parse_sysfs_memmap([(i, *row) for i, row in enumerate(rows)])  # type: ignore[arg-type,misc]
+    return parse_sysfs_memmap([(i, *row) for i, row in enumerate(rows)])  # type: ignore[misc]
 
 
 def _ranges(entries: tuple[MapEntry, ...]) -> list[Entry]:
