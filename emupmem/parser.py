@@ -151,7 +151,7 @@ _PATTERNS = {
     ).replace("@", "|".join(regex.escape(words, literal_spaces=True) for words in _KINDS)),
     "header": r"(BIOS-provided|extended|user-defined|modified) physical RAM map:",
     # Where a message begins: stamps, levels, who logged it; a quote in JSON.
-    "lead": r"[];>\"]$|\bkernel:$|\(early\)$|:[a-z]+[ ]*+:$|\d\.\d+$|[+-]\d\d:\d\d$",
+    "lead": r"[];>\"]$|\bkernel:$|\(early\)$|:[a-z]+[ ]*+:$|\d\.\d+$|[+-]\d\d:\d\d$|\bMESSAGE=$",
     "banner": r"Linux version \d+\.\d+",
     "command line": r"(?:Command|Kernel command) line:(?: |$)",
     "any range": r"\[(?:mem|gap) 0x[0-9a-f]{16}-|[0-9a-f]{16} - [0-9a-f]{16} ",

@@ -82,16 +82,17 @@ dmesg | head >plain.log
 dmesg -x | head >x.log
 dmesg -T | head >ctime.log
 dmesg -r | head >raw.log
-dmesg -J | head >json.log
+dmesg -J | command head -n 400 >json.log
 dmesg --color=always | head >color.log
 dmesg --time-format iso | head >iso.log
 dmesg -e | head >reltime.log
 dmesg -d | head >delta.log
 dmesg -t | head >notime.log
-for form in short short-iso cat json with-unit verbose; do
+for form in short short-iso cat json with-unit; do
     journalctl -k -b --no-pager -o $form | head >journal-$form.log
 done
-timeout 2 command head -n 60 /dev/kmsg >kmsg.log
+journalctl -k -b --no-pager -o verbose | command head -n 1000 >journal-verbose.log
+timeout 5 /usr/bin/head -n 60 /dev/kmsg >kmsg.log
 true
 """
 
