@@ -383,7 +383,7 @@ def _roll_back(machine: Machine, change: Change, exc: BaseException) -> None:
     """Put the old text and the old menu back; tells in the error what state the machine is in."""
     state = "the old configuration is back, nothing is changed"
     try:
-        if change.before != change.after:
+        if machine.read(GRUB_DEFAULT) != change.before:
             machine.replace(GRUB_DEFAULT, change.before)
         machine.put_back(machine.grub_cfg())
     except EmupmemError as second:
@@ -392,4 +392,5 @@ def _roll_back(machine: Machine, change: Change, exc: BaseException) -> None:
             f"{BACKUPS} and run update-grub2"
         )
     if isinstance(exc, EmupmemError):
-        exc.hint = f"{exc.hint}; {state}" if exc.hint else state
+        told = exc.hint.removesuffix("nothing was changed").removesuffix("; ")
+        exc.hint = f"{told}; {state}" if told else state

@@ -223,6 +223,21 @@ def test_a_generator_that_hangs_is_ended(machine: FakeMachine, monkeypatch: pyte
     unchanged(machine, before)
 
 
+def test_a_default_that_cannot_be_written_is_said_once(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = menu(machine)
+
+    def full(name: str, data: bytes) -> None:
+        raise EmupmemError(f"{name} cannot be written: No space left on device", "the disk is full; nothing was changed")
+
+    monkeypatch.setattr(machine, "replace", full)
+    with pytest.raises(EmupmemError, match="No space left on device") as caught:
+        apply(machine)
+    assert caught.value.hint == "the disk is full; the old configuration is back, nothing is changed"
+    unchanged(machine, before)
+
+
 def test_without_a_generator_nothing_is_begun(machine: FakeMachine) -> None:
     before = menu(machine)
     (machine.root / "sbin/update-grub2").unlink()

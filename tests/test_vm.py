@@ -131,7 +131,12 @@ same() {
     cmp /boot/grub/grub.cfg /root/cfg
     [ -z "$(ls -A /etc/default | grep emupmem)" ]
 }
-fails() { emupmem apply --size 1G --yes && exit 9 || [ $? = 1 ]; same; }
+fails() {
+    emupmem apply --size 1G --yes 2> /root/said && exit 9 || [ $? = 1 ]
+    cat /root/said
+    ! grep 'could not be put back' /root/said
+    same
+}
 
 # generators that fail, at once or late, or lie (found before the real one)
 printf '#!/bin/sh\\nexit 3\\n' > /usr/local/sbin/update-grub2
@@ -172,7 +177,7 @@ same
 rm /etc/default/grub.d/50-image.cfg
 
 # killed while it waits for the generator: the next remove and the next apply find their way
-printf '#!/bin/sh\\necho $PPID > /run/waiting\\nexec sleep 1000\\n' > /usr/local/sbin/update-grub2
+printf '#!/bin/sh\\necho $PPID $$ > /run/waiting\\nexec sleep 1000\\n' > /usr/local/sbin/update-grub2
 chmod +x /usr/local/sbin/update-grub2
 for finish in remove apply; do
     rm -f /run/waiting
@@ -180,7 +185,6 @@ for finish in remove apply; do
     until [ -s /run/waiting ]; do sleep 0.2; done
     kill -KILL $(cat /run/waiting)
     wait || true
-    pkill -KILL sleep
     mv /usr/local/sbin/update-grub2 /root/hangs
     grep -q 'memmap=1G!4G' /etc/default/grub
     if [ $finish = remove ]; then
