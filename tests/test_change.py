@@ -229,7 +229,9 @@ def test_a_default_that_cannot_be_written_is_said_once(
     before = menu(machine)
 
     def full(name: str, data: bytes) -> None:
-        raise EmupmemError(f"{name} cannot be written: No space left on device", "the disk is full; nothing was changed")
+        raise EmupmemError(
+            f"{name} cannot be written: No space left on device", "the disk is full; nothing was changed"
+        )
 
     monkeypatch.setattr(machine, "replace", full)
     with pytest.raises(EmupmemError, match="No space left on device") as caught:

@@ -24,20 +24,18 @@ BOOTS = (
     (
         "emupmem verify",
         "mkfs.ext4 -q -b 4096 /dev/pmem0",
-        "mkdir /mnt/pmem",
-        "mount -o dax /dev/pmem0 /mnt/pmem",
+        "mkdir /mnt/pmem0",
+        "mount -o dax /dev/pmem0 /mnt/pmem0",
         "grep pmem /proc/mounts",
-        "echo 'hello, persistent memory' >/mnt/pmem/hello",
-        "sync /mnt/pmem/hello",
-        "cat /mnt/pmem/hello",
-        "df -h /mnt/pmem",
-        "umount /mnt/pmem",
+        "echo 'hello, persistent memory' >/mnt/pmem0/hello",
+        "sync /mnt/pmem0/hello",
+        "cat /mnt/pmem0/hello",
+        "df -h /mnt/pmem0",
+        "umount /mnt/pmem0",
         "emupmem remove --yes",
     ),
     (
-        # Nothing is reserved any more, and verify says so with its exit status 3, or 0 when it
-        # counts nothing reserved and nothing there as agreement.
-        "emupmem verify || test $? = 3",
+        "emupmem verify",
         "test ! -e /dev/pmem0",
         "! grep memmap= /proc/cmdline",
     ),
@@ -48,8 +46,7 @@ def script(commands: tuple[str, ...]) -> str:
     """Return a bash script that shows each command as typed at a prompt, then runs it."""
     lines = ["set -e", "export COLUMNS=100"]
     for command in commands:
-        shown = command.removesuffix(" || test $? = 3")
-        lines += [f"cat <<'END'\nroot@guest:~# {shown}\nEND", command]
+        lines += [f"cat <<'END'\nroot@guest:~# {command}\nEND", command]
     return "\n".join(lines) + "\n"
 
 
