@@ -414,6 +414,8 @@ def _show_change(machine: Machine, prepared: Change) -> None:
     from emupmem import render
 
     out = render.console()
+    if prepared.plan:
+        render.plan_line(out, prepared.plan)
     render.diff(out, prepared.diff)
     generator = machine.generator() if machine.live else None
     name = machine.grub_cfg()

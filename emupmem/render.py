@@ -44,10 +44,15 @@ def suggestion(
         out.print(f"  {where:{width}}  {size:>9}  {most:>9}  {why}", style="magenta" if chosen else None)
     if plan:
         out.print()
-        left = f"leaves {human(plan.ram_left)} of RAM after {human(plan.page_structs)} of page structs for the device"
-        out.print(Text.assemble("  ", (plan.memmap, "bold magenta"), f"      {left}"))
+        plan_line(out, plan)
         for warning in plan.warnings:
             out.print(Text.assemble(("  ! ", "yellow"), warning))
+
+
+def plan_line(out: Console, plan: Plan) -> None:
+    """The argument, and what stays of the RAM."""
+    left = f"leaves {human(plan.ram_left)} of RAM after {human(plan.page_structs)} of page structs for the device"
+    out.print(Text.assemble("  ", (plan.memmap, "bold magenta"), f"      {left}"))
 
 
 def _gib(size: int) -> str:
