@@ -248,7 +248,8 @@ def _menu_problems(
     except EmupmemError:
         return []  # not ours to read without root: a dry run says nothing of it
     text = (data or b"").decode("utf-8", "surrogateescape")
-    return grubcfg.problems(grubcfg.entries(text), normal, recovery)
+    wrong = grubcfg.problems(grubcfg.entries(text), normal, recovery)
+    return wrong or ([] if grubcfg.whole(text) else [(None, "it is not written to its end")])
 
 
 def _refuse_dropin_items(machine: Machine, main: bytes, present: Sequence[str]) -> None:
@@ -315,6 +316,7 @@ def carry_out(machine: Machine, change: Change, tell: Tell = lambda step: None) 
             tell("written")
             carry = _generate(machine, generator, change, stop)
             tell("generated")
+            machine.sync(machine.grub_cfg())
             stop.check()
         except BaseException as exc:
             _roll_back(machine, change, exc)
@@ -382,14 +384,21 @@ def _blame(machine: Machine, change: Change) -> str:
 def _roll_back(machine: Machine, change: Change, exc: BaseException) -> None:
     """Put the old text and the old menu back; tells in the error what state the machine is in."""
     state = "the old configuration is back, nothing is changed"
+    failed: list[str] = []
+    # The menu first: it is what boots, and putting it back is a rename that needs no room.
+    try:
+        machine.put_back(machine.grub_cfg())
+    except EmupmemError as second:
+        failed.append(second.message)
     try:
         if machine.read(GRUB_DEFAULT) != change.before:
             machine.replace(GRUB_DEFAULT, change.before)
-        machine.put_back(machine.grub_cfg())
     except EmupmemError as second:
+        failed.append(second.message)
+    if failed:
         state = (
-            f"and it could not be put back: {second.message}. Before you reboot: restore {GRUB_DEFAULT} from "
-            f"{BACKUPS} and run update-grub2"
+            f"and not all could be put back: {'; '.join(failed)}. Before you reboot: make room, restore "
+            f"{GRUB_DEFAULT} from {BACKUPS} and run update-grub2"
         )
     if isinstance(exc, EmupmemError):
         told = exc.hint.removesuffix("nothing was changed").removesuffix("; ")

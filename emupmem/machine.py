@@ -140,7 +140,7 @@ class Machine:
             return ""
 
     def exists(self, name: str) -> bool:
-        return self.path(name).exists()
+        return os.path.exists(self.path(name))  # noqa: PTH110 (Path.exists raises where a folder is closed to us)
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; none where it cannot be read."""
@@ -231,10 +231,178 @@ class Machine:
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be put back: {exc.strerror}", _write_hint(exc)) from exc
 
+    def sync(self, name: str) -> None:
+        """Have a file that another program wrote safely on the disk. Raises EmupmemError."""
+        target = self.path(name)
+        try:
+            with target.open("rb") as file:
+                os.fsync(file.fileno())
+            _sync_folder(target.parent)
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be synced: {exc.strerror}") from exc
+
     def drop_aside(self, name: str) -> None:
         """Take the copy away again, all being well."""
         with contextlib.suppress(OSError):
             _aside(self.path(name)).unlink()
+
+    def install(self, name: str, text: str) -> None:
+        """Write a small file whole or not at all (mode 0644 where it is new), with the folders above it."""
+        try:
+            self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be written: {exc.strerror}", _write_hint(exc)) from exc
+        self.replace(name, text.encode())
+
+    def link(self, name: str, target: str) -> None:
+        """Make a symbolic link; one that is there already is replaced. Raises EmupmemError."""
+        place = self.path(name.rpartition("/")[0]) / name.rpartition("/")[2]
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            place.symlink_to(target)
+            _sync_folder(place.parent)
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be linked: {exc.strerror}", _write_hint(exc)) from exc
+
+    def is_link(self, name: str) -> bool:
+        return (self.path(name.rpartition("/")[0]) / name.rpartition("/")[2]).is_symlink()
+
+    def delete(self, name: str) -> None:
+        """Take a file or a link away (never what a link leads to). Raises EmupmemError."""
+        place = self.path(name.rpartition("/")[0]) / name.rpartition("/")[2]
+        try:
+            place.unlink(missing_ok=True)
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be removed: {exc.strerror}", _write_hint(exc)) from exc
+
+    # Devices and mounted folders -----------------------------------------------------------------
+
+    def block_number(self, name: str) -> str:
+        """`MAJOR:MINOR` of a block device, empty for everything else."""
+        try:
+            info = self.path(name).stat()
+        except OSError:
+            return ""
+        if not stat.S_ISBLK(info.st_mode):
+            return ""
+        return f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Hold a block device alone: EmupmemError while it is mounted or another driver has claimed it."""
+        try:
+            descriptor = os.open(self.path(name), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as exc:
+            if exc.errno == errno.EBUSY:
+                raise EmupmemError(
+                    f"{name} is in use", f"something holds it: lsblk {name} and cat /proc/swaps may tell"
+                ) from exc
+            raise EmupmemError(f"{name} cannot be opened: {exc.strerror}", _sudo_hint(exc)) from exc
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def real(self, name: str) -> str:
+        """The name that an absolute path leads to once all symbolic links are followed."""
+        return "/" + str(self.path(name).relative_to(self.root)).removeprefix(".")
+
+    def loose_parent(self, name: str) -> str:
+        """The first folder above `name` in which others than root could put something else; empty if none."""
+        for parent in reversed(Path(name).parents):
+            try:
+                info = self.path(parent).stat()
+            except OSError:
+                return ""
+            if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+                return str(parent)
+        return ""
+
+    def folder_state(self, name: str) -> str:
+        """`missing`, `empty`, `full`, or `no folder`."""
+        place = self.path(name)
+        if not place.exists():
+            return "missing"
+        if not place.is_dir():
+            return "no folder"
+        try:
+            return "full" if any(place.iterdir()) else "empty"
+        except OSError:
+            return "full"
+
+    def make_folder(self, name: str) -> None:
+        """Make a folder and those above it, mode 0755. Raises EmupmemError."""
+        try:
+            for parent in [*reversed(Path(name).parents), Path(name)]:
+                if not self.path(parent).exists():
+                    self.path(parent).mkdir(mode=0o755)
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be made: {exc.strerror}", _write_hint(exc)) from exc
+
+    def own_mount(self, name: str, number: str, owner: tuple[int, int] | None, mode: int | None) -> bool:
+        """Set owner and mode of the top folder of a mounted device; whether anything was changed.
+
+        Only if the folder lies on that device. Raises EmupmemError.
+        """
+        try:
+            descriptor = os.open(self.path(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                info = os.fstat(descriptor)
+                if f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}" != number:
+                    raise EmupmemError(f"{name} is not where the device is mounted")
+                owned = owner is not None and (info.st_uid, info.st_gid) != owner
+                if owner is not None and owned:
+                    os.fchown(descriptor, *owner)
+                moded = mode is not None and stat.S_IMODE(info.st_mode) != mode
+                if mode is not None and moded:
+                    os.fchmod(descriptor, mode)
+                return owned or moded
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            raise EmupmemError(f"the owner of {name} cannot be set: {exc.strerror}", _sudo_hint(exc)) from exc
+
+    def account(self, owner: str) -> tuple[int, int]:
+        """(user id, group id) of `USER`, `USER:GROUP` or numbers; the user's own group if none is named.
+
+        Raises EmupmemError for a name that the machine does not know.
+        """
+        user, colon, group = owner.partition(":")
+        users = {f[0]: (int(f[2]), int(f[3])) for f in self._accounts("/etc/passwd", 7, user)}
+        groups = {f[0]: int(f[2]) for f in self._accounts("/etc/group", 4, group)}
+        if not user or (colon and not group):
+            raise EmupmemError(f"{owner!r} is not USER or USER:GROUP")
+        if user not in users and not user.isdecimal():
+            raise EmupmemError(f"there is no user {user}", "getent passwd lists them")
+        if group and group not in groups and not group.isdecimal():
+            raise EmupmemError(f"there is no group {group}", "getent group lists them")
+        uid, gid = users[user] if user in users else (int(user), int(user))
+        return uid, (groups[group] if group in groups else int(group)) if group else gid
+
+    def _accounts(self, file: str, fields: int, name: str) -> list[list[str]]:
+        """Lines of a user or group file; on the running machine what other sources (LDAP) know of `name` too."""
+        text = self.peek(file)
+        if self.live and name:
+            done = self.output("getent", file.rpartition("/")[2], name)
+            text += "\n" + (done.stdout.decode("utf-8", "replace") if done and not done.status else "")
+        lines = [line.split(":") for line in text.splitlines()]
+        return [
+            f for f in lines if len(f) >= fields and f[2].isdecimal() and (fields < 7 or f[3].isdecimal())
+        ]
+
+    def users_of(self, number: str) -> list[str]:
+        """`NAME (PID)` of the processes that have something of a mounted device open, mapped or as their folder."""
+        major, _, minor = number.partition(":")
+        device = os.makedev(int(major), int(minor))
+        mapped = f" {int(major):02x}:{int(minor):02x} "
+        found = []
+        for pid in sorted((n for n in self.names("/proc") if n.isdigit()), key=int):
+            here = f"/proc/{pid}"
+            held = [f"{here}/cwd", f"{here}/root", *(f"{here}/fd/{n}" for n in self.names(f"{here}/fd"))]
+            if any(_on_device(Path(p), device) for p in held) or mapped in self.peek(f"{here}/maps"):
+                found.append(f"{self.peek(f'{here}/comm')} (process {pid})")
+        return found
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -523,6 +691,13 @@ def _copy_attributes(descriptor: int, model: Path) -> None:
             # In a plain tree without root, attributes that only root may set cannot be kept.
             if exc.errno != errno.EPERM or os.geteuid() == 0:
                 raise
+
+
+def _on_device(path: Path, device: int) -> bool:
+    try:
+        return path.stat().st_dev == device
+    except OSError:
+        return False
 
 
 def _aside(target: Path) -> Path:

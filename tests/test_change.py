@@ -240,6 +240,34 @@ def test_a_default_that_cannot_be_written_is_said_once(
     unchanged(machine, before)
 
 
+def test_the_menu_is_put_back_even_where_the_default_cannot_be(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = menu(machine)
+    script(machine, "update-grub2", '#!/bin/sh\n: > "$(dirname $0)/../boot/grub/grub.cfg"\nexit 1\n')
+    real, calls = machine.replace, []
+
+    def once(name: str, data: bytes) -> None:
+        calls.append(name)
+        if len(calls) > 1:
+            raise EmupmemError(f"{name} cannot be written: No space left on device")
+        real(name, data)
+
+    monkeypatch.setattr(machine, "replace", once)
+    with pytest.raises(EmupmemError) as caught:
+        apply(machine)
+    assert "not all could be put back" in caught.value.hint
+    assert menu(machine) == before
+
+
+def test_a_torn_menu_is_not_as_asked(machine: FakeMachine) -> None:
+    apply(machine, GIB)
+    text = menu(machine)
+    put(machine, "/boot/grub/grub.cfg", text[: text.index("initrd")])
+    assert apply(machine, GIB).needed
+    assert menu(machine) == text
+
+
 def test_without_a_generator_nothing_is_begun(machine: FakeMachine) -> None:
     before = menu(machine)
     (machine.root / "sbin/update-grub2").unlink()
