@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emupmem import editor, grubcfg, survey
 from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_value
@@ -68,11 +68,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was done: names of the backup and the number of entries that carry the argument."""
+    """What was done: names of the backup and the number of entries that carry the argument.
+
+    `problem` is what a person should look at although the change itself is done.
+    """
 
     backup: str = ""
     entries: int = 0
     generator: str = ""
+    problem: str = ""
 
 
 def unified(before: bytes, after: bytes) -> str:
@@ -105,7 +109,8 @@ def effective_line(machine: Machine, main: bytes) -> CommandLine:
 
 
 def _effective(machine: Machine, main: bytes) -> dict[str, editor.Effective]:
-    return editor.effective([(n, main if n == GRUB_DEFAULT else t) for n, t in survey.grub_texts(machine)])
+    texts = [(n, main if n == GRUB_DEFAULT else t) for n, t in survey.grub_texts(machine)]
+    return editor.effective(texts, sh=survey.judge(machine))
 
 
 def prepare_apply(machine: Machine, found: survey.Survey, request: Request, options: Options) -> Change:
@@ -115,7 +120,10 @@ def prepare_apply(machine: Machine, found: survey.Survey, request: Request, opti
     that would override, and for everything that the planner and the editor refuse.
     """
     before = read_defaults(machine)
-    present, variable = survey.configured_items(before)
+    held = survey.configured_items(machine, before)
+    if len(held) > 1 and not options.replace:
+        raise _in_both(held, "--replace puts the new one in place of both")
+    present, variable = _all_items(held), next(iter(held), editor.LINUX)
     line = effective_line(machine, before)
     kept = present if options.add else ()
     situation = _with_line(found.situation, survey.without_reservations(line, kept))
@@ -139,9 +147,10 @@ def prepare_apply(machine: Machine, found: survey.Survey, request: Request, opti
     else:
         items = present
     words = OUR_WORDS if options.nokaslr else ()
-    after = editor.set_items(before, variable, items, extra_words=words)
+    sh = survey.judge(machine)
+    after = editor.set_items(before, variable, items, extra_words=words, sh=sh)
     if after != before:
-        editor.prove(before, after, variable, items, extra_words=words)
+        editor.prove(before, after, variable, items, extra_words=words, sh=sh)
     change = _change(machine, before, after, made, found)
     _refuse_override(machine, change, variable, items)
     return change
@@ -153,24 +162,36 @@ def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
     Where nothing else changed the file since apply, the kept backup gives the former bytes.
     """
     before = read_defaults(machine)
-    present, variable = survey.configured_items(before)
+    held = survey.configured_items(machine, before)
+    present, variable = _all_items(held), next(iter(held), editor.LINUX)
     for item in items:
         if item.removeprefix("memmap=") not in present:
             known = f"there are: {', '.join(present)}" if present else "nothing is reserved"
             raise EmupmemError(f"there is no reservation {item}", known)
     named = [i.removeprefix("memmap=") for i in items]
     left = tuple(i for i in present if i not in named) if named else ()
-    after = editor.remove_items(before, named) if left else _undone(machine, before, variable)
+    if left and len(held) > 1:
+        raise _in_both(held, "remove without a name gives all of it back")
+    sh = survey.judge(machine)
+    after = editor.remove_items(before, named, sh=sh) if left else _undone(machine, before)
     if after != before:
-        editor.prove(before, after, variable, left, drop_words=_words_gone(before, after))
+        gone = _words_gone(machine, before, after)
+        editor.prove(before, after, variable, left, drop_words=gone, sh=sh)
     _refuse_dropin_items(machine, before, present)
     return _change(machine, before, after, None, None)
 
 
+def _all_items(held: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(item for items in held.values() for item in items)
+
+
+def _in_both(held: dict[str, tuple[str, ...]], hint: str) -> EmupmemError:
+    places = " and ".join(f"memmap={','.join(items)} in {name}" for name, items in held.items())
+    return EmupmemError(f"{GRUB_DEFAULT} reserves in two places: {places}", hint)
+
+
 def _with_line(situation: Situation, line: CommandLine) -> Situation:
-    return Situation(
-        situation.firmware, situation.vetoes, situation.nodes, line, situation.efi, situation.kernel
-    )
+    return replace(situation, command_line=line)
 
 
 def _start(reservation: Reservation) -> int:
@@ -201,26 +222,28 @@ def _as_asked(
     return satisfied(bare, request, _reservations(present))
 
 
-def _words_gone(before: bytes, after: bytes) -> tuple[str, ...]:
+def _words_gone(machine: Machine, before: bytes, after: bytes) -> tuple[str, ...]:
     """Words other than memmap= that an undo takes away: what apply had added beside it (nokaslr)."""
-    old, new = (editor.read(t, GRUB_DEFAULT) for t in (before, after))
+    old, new = (editor.read(t, GRUB_DEFAULT, sh=survey.judge(machine)) for t in (before, after))
     gone = (set(old.variable(v).words) - set(new.variable(v).words) for v in editor.VARIABLES)
     return tuple(w for words in gone for w in sorted(words) if w in OUR_WORDS)
 
 
-def _undone(machine: Machine, current: bytes, variable: str) -> bytes:
+def _undone(machine: Machine, current: bytes) -> bytes:
     """The text without our items: former bytes from the backups of the applies that made it."""
     text = current
     for name in _records(machine):
         former, written = machine.read(name), machine.read(f"{name}.written")
-        if former is None or written is None or not survey.configured_items(written)[0]:
+        if former is None or written is None or not survey.configured_items(machine, written):
             continue
-        candidate = editor.undo(text, former, written)
-        if survey.configured_items(candidate)[0]:
-            text = candidate  # that apply replaced an earlier one of ours: go on with the one before it
-            continue
-        return candidate
-    return editor.remove_items(text, None)
+        candidate = editor.undo_lines(text, former, written)
+        if candidate is None:
+            continue  # its lines are not in force: an apply that did not come to its end, or was changed since
+        text = candidate
+        if not survey.configured_items(machine, text):
+            return text
+        # that apply replaced an earlier one of ours: go on with the one before it
+    return editor.remove_items(text, None, sh=survey.judge(machine))
 
 
 def _records(machine: Machine) -> list[str]:
@@ -236,15 +259,18 @@ def _change(
     recovery = values[editor.LINUX].items
     normal = (*recovery, *values[editor.DEFAULT].items)
     warnings = (*(found.notes if found else ()), *(made.warnings if made else ()))
-    regenerate = machine.live and bool(_menu_problems(machine, normal, recovery))
+    cfg = machine.grub_cfg()
+    regenerate = machine.live and (
+        bool(_menu_problems(machine, cfg, normal, recovery)) or machine.is_aside(cfg)
+    )
     return Change(before, after, normal, recovery, made, warnings, regenerate and before == after)
 
 
 def _menu_problems(
-    machine: Machine, normal: Sequence[str], recovery: Sequence[str]
+    machine: Machine, cfg: str, normal: Sequence[str], recovery: Sequence[str]
 ) -> list[tuple[grubcfg.BootEntry | None, str]]:
     try:
-        data = machine.read(machine.grub_cfg())
+        data = machine.read(cfg)
     except EmupmemError:
         return []  # not ours to read without root: a dry run says nothing of it
     text = (data or b"").decode("utf-8", "surrogateescape")
@@ -308,31 +334,46 @@ def carry_out(machine: Machine, change: Change, tell: Tell = lambda step: None) 
             machine.replace(GRUB_DEFAULT, change.after)
             tell("written")
             return Outcome(backup)
-        _set_menu_aside(machine)
+        menu = _Menu(machine.grub_cfg(), backup)
+        menu = replace(menu, kept=_set_menu_aside(machine, menu.name))
         tell("set aside")
         try:
             if change.before != change.after:
                 machine.replace(GRUB_DEFAULT, change.after)
             tell("written")
-            carry = _generate(machine, generator, change, stop)
+            carry = _generate(machine, generator, change, stop, menu.name)
             tell("generated")
-            machine.sync(machine.grub_cfg())
+            machine.sync(menu.name)
             stop.check()
         except BaseException as exc:
-            _roll_back(machine, change, exc)
+            _roll_back(machine, change, menu, exc)
             raise
-        machine.drop_aside(machine.grub_cfg())
+        machine.drop_aside(menu.name)
         tell("done")
-        return Outcome(backup, carry, generator.argv[0])
+        return Outcome(backup, carry, generator.argv[0], _edited_meanwhile(machine, change))
 
 
-def _set_menu_aside(machine: Machine) -> None:
+@dataclass(frozen=True, slots=True)
+class _Menu:
+    """The grub.cfg of a transaction, chosen once; whether a copy is kept; the backup of the defaults."""
+
+    name: str
+    backup: str
+    kept: bool = False
+
+
+def _edited_meanwhile(machine: Machine, change: Change) -> str:
+    if machine.read(GRUB_DEFAULT) == change.after:
+        return ""
+    return f"{GRUB_DEFAULT} was changed by somebody else while the menu was made: look at it, then run emupmem verify"
+
+
+def _set_menu_aside(machine: Machine, cfg: str) -> bool:
     """Keep the menu that boots now. A torn one, of a run that was killed, is replaced by its whole copy."""
-    cfg = machine.grub_cfg()
     text = (machine.read(cfg) or b"").decode("utf-8", "surrogateescape")
     if machine.is_aside(cfg) and not grubcfg.whole(text):
         machine.put_back(cfg)
-    machine.set_aside(cfg)
+    return machine.set_aside(cfg)
 
 
 def _generator(machine: Machine) -> Command | None:
@@ -348,17 +389,16 @@ def _generator(machine: Machine) -> Command | None:
     return found
 
 
-def _generate(machine: Machine, generator: Command, change: Change, stop: Interrupts) -> int:
+def _generate(machine: Machine, generator: Command, change: Change, stop: Interrupts, cfg: str) -> int:
     """Run the generator and judge its menu; the number of entries that carry the argument."""
     stop.check()
-    cfg = machine.grub_cfg()
     # In the language of the menu that is there, or every other line of it would change as well.
     language = grubcfg.language((machine.read(cfg) or b"").decode("utf-8", "surrogateescape"))
     done = machine.run(generator, GENERATOR_SECONDS, language)
     name = generator.argv[0]
     if done.status:
         raise EmupmemError(f"{name} failed with status {done.status}: {done.last_words}")
-    wrong = _menu_problems(machine, change.normal, change.recovery)
+    wrong = _menu_problems(machine, cfg, change.normal, change.recovery)
     if wrong:
         entry, why = wrong[0]
         where = f"{cfg}:{entry.line} “{entry.title}”" if entry else cfg
@@ -381,20 +421,23 @@ def _blame(machine: Machine, change: Change) -> str:
     return f"{', '.join(others)} has the last word on the command line" if others else ""
 
 
-def _roll_back(machine: Machine, change: Change, exc: BaseException) -> None:
+def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException) -> None:
     """Put the old text and the old menu back; tells in the error what state the machine is in."""
     state = "the old configuration is back, nothing is changed"
     failed: list[str] = []
     # The menu first: it is what boots, and putting it back is a rename that needs no room.
     try:
-        machine.put_back(machine.grub_cfg())
+        if menu.kept:
+            machine.put_back(menu.name)
     except EmupmemError as second:
         failed.append(second.message)
     try:
-        if machine.read(GRUB_DEFAULT) != change.before:
-            machine.replace(GRUB_DEFAULT, change.before)
+        state += _put_defaults_back(machine, change)
     except EmupmemError as second:
         failed.append(second.message)
+    else:
+        if menu.backup:
+            machine.forget(f"{menu.backup}.written")  # what was never in force is nothing to undo later
     if failed:
         state = (
             f"and not all could be put back: {'; '.join(failed)}. Before you reboot: make room, restore "
@@ -403,3 +446,19 @@ def _roll_back(machine: Machine, change: Change, exc: BaseException) -> None:
     if isinstance(exc, EmupmemError):
         told = exc.hint.removesuffix("nothing was changed").removesuffix("; ")
         exc.hint = f"{told}; {state}" if told else state
+
+
+def _put_defaults_back(machine: Machine, change: Change) -> str:
+    """Write the old text; an edit that somebody made meanwhile is kept in it, or else beside it."""
+    now = machine.read(GRUB_DEFAULT)
+    if now is None or now in (change.before, change.after):
+        if now != change.before:
+            machine.replace(GRUB_DEFAULT, change.before)
+        return ""
+    undone = editor.undo_lines(now, change.before, change.after)
+    if undone is not None:
+        machine.replace(GRUB_DEFAULT, undone)
+        return f"; {GRUB_DEFAULT} keeps what somebody else changed in it meanwhile"
+    kept = machine.keep(GRUB_DEFAULT, stamp(), now, ".edited")
+    machine.replace(GRUB_DEFAULT, change.before)
+    return f"; what somebody else wrote into {GRUB_DEFAULT} meanwhile is kept as {kept}"

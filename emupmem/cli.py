@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,7 +112,12 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]
 Root = Annotated[
     Path | None,
-    typer.Option("--root", metavar="DIR", help="Edit the tree of another machine; nothing is run in it."),
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        help="Edit the tree of another machine that you trust: sh reads its GRUB defaults (and finds no "
+        "programs); nothing else is run.",
+    ),
 ]
 
 
@@ -323,13 +329,11 @@ def _request(size: str | None, count: int, offset: str | None, min_free: str, no
 
 def _survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
     from emupmem import survey
-    from emupmem.machine import Machine, standard_input
+    from emupmem.machine import Machine, given_file
 
     if from_ is not None:
-        if from_ == "-":
-            return survey.of_log(standard_input(), "standard input")
-        with Machine().open(str(Path(from_).absolute())) as file:
-            return survey.of_log(file, from_)
+        with given_file(from_) as file:
+            return survey.of_log(file, "standard input" if from_ == "-" else from_)
     from emupmem import change
 
     machine = machine or Machine()
@@ -433,6 +437,8 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
     if not machine.live:
         print("Nothing was run in the tree. On that machine: update-grub2, reboot, emupmem verify")
         return
+    if outcome.problem:
+        _say(f"! {outcome.problem}")
     what = (
         f"{outcome.entries} entries carry {prepared.memmap}"
         if prepared.memmap
@@ -525,6 +531,8 @@ def main() -> NoReturn:
     try:
         status = app(standalone_mode=False) or Exit.OK
         sys.stdout.flush()
+        if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
     except EmupmemError as exc:
         status = _fail(exc.message, exc.hint, Exit.USAGE if isinstance(exc, UsageError) else Exit.ERROR, exc)
     except BrokenPipeError:
@@ -532,7 +540,8 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = Exit.ERROR
     except KeyboardInterrupt:
-        status = _fail("stopped", "nothing was changed", Exit.ERROR, None)
+        # While something is changed, signals are held back: this comes before or after it.
+        status = _fail("stopped", "emupmem verify tells what is in force", Exit.ERROR, None)
     except Exception as exc:
         # typer's own errors, without importing the click that it brings or does not bring
         if not hasattr(exc, "format_message"):

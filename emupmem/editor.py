@@ -29,7 +29,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import AnyStr, Protocol, cast
 
 from emupmem.model import EmupmemError
@@ -43,7 +43,9 @@ MARK = "# added by emupmem"
 
 NOBODY = 65534
 SH_SECONDS = 10.0
-SH_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+SH = "/bin/sh"
+SH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+NO_PROGRAMS = "/nonexistent"
 
 _BLANKS = " \t\n\r\v\f"
 _OPAQUE = "\uffff"  # stands for an expansion: never a blank, never part of a word of ours
@@ -238,12 +240,16 @@ def undo(
     when our own lines changed too, our items are removed (`remove_items`, which may raise).
     Neither sh nor augeas is needed for the first two.
     """
+    undone = undo_lines(current, before, after)
+    return remove_items(current, filename=filename, sh=sh) if undone is None else undone
+
+
+def undo_lines(current: AnyStr, before: AnyStr, after: AnyStr) -> AnyStr | None:
+    """Take the change from `before` to `after` back out of `current`; None where its lines are not there."""
     if current == after:
         return before
     lines = _lines_put_back(_internal(current), _internal(before), _internal(after))
-    if lines is None:
-        return remove_items(current, filename=filename, sh=sh)
-    return _external("".join(lines), current)
+    return None if lines is None else _external("".join(lines), current)
 
 
 def prove(
@@ -301,18 +307,26 @@ _COMPLAINT = re.compile(
 _SYNTAX = re.compile(r"syntax error|unexpected EOF", re.I)
 
 
-def run_sh(texts: Sequence[bytes]) -> Sourced:
+def judge(*, with_programs: bool) -> Judge:
+    """A judge of texts of this machine, or (without programs) of texts that came from another one.
+
+    A GRUB default may run programs, `lsb_release` say. What came from elsewhere finds none here.
+    """
+    return run_sh if with_programs else partial(run_sh, path=NO_PROGRAMS)
+
+
+def run_sh(texts: Sequence[bytes], path: str = SH_PATH) -> Sourced:
     """Source texts with `sh` and report the variables: the default judge.
 
-    The shell gets an empty environment, no input, no rights (nobody, when we are root), may write no
-    file and has 10 seconds; it is killed with all its children. Raises EmupmemError when it cannot be
+    The shell gets an empty environment but `path`, no input, no rights (nobody, when we are root), may write
+    no file and has 10 seconds; it is killed with all its children. Raises EmupmemError when it cannot be
     started or does not finish. The texts travel in sealed memory files: a pipe of root's cannot be
     re-opened by nobody, and a script on stdin could be eaten by the commands in it.
     """
     with contextlib.ExitStack() as stack:
         try:
             files = [stack.enter_context(_memory_file(text)) for text in texts]
-            out, err, status = _shell(_script(files), files)
+            out, err, status = _shell(_script(files), files, path)
         except OSError as exc:
             hint = "emupmem lets sh, as user nobody, check every change; it needs /bin/sh and /proc"
             reason = exc.strerror or exc
@@ -341,11 +355,11 @@ def _memory_file(text: bytes) -> Iterator[int]:
         os.close(number)
 
 
-def _shell(script: str, files: Sequence[int]) -> tuple[bytes, bytes, int]:
+def _shell(script: str, files: Sequence[int], path: str) -> tuple[bytes, bytes, int]:
     root = os.geteuid() == 0
     with subprocess.Popen(
-        ["sh", "-c", script],  # noqa: S607 (found in SH_ENVIRONMENT's PATH, like grub-mkconfig's)
-        env=SH_ENVIRONMENT,
+        [SH, "-c", script],
+        env={"PATH": path, "LC_ALL": "C"},
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

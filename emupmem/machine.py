@@ -35,12 +35,7 @@ BACKUPS = "/var/backups/emupmem"
 GRUB_DEFAULT = "/etc/default/grub"
 GRUB_DROPINS = "/etc/default/grub.d"
 GRUB_CFGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
-GENERATORS: tuple[tuple[str, ...], ...] = (
-    ("update-grub2",),
-    ("update-grub",),
-    ("grub2-mkconfig", "-o", "/boot/grub2/grub.cfg"),
-    ("grub-mkconfig", "-o", "/boot/grub/grub.cfg"),
-)
+GENERATORS = ("update-grub2", "update-grub", "grub2-mkconfig", "grub-mkconfig")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +173,11 @@ class Machine:
                 f"{name} cannot be written: {exc.strerror}", _write_hint(exc) or "nothing was changed"
             ) from exc
 
+    def forget(self, name: str) -> None:
+        """Take one of our own small files away, if it can be."""
+        with contextlib.suppress(OSError):
+            self.path(name).unlink()
+
     def keep(self, name: str, stamp: str, data: bytes, suffix: str = "") -> str:
         """Keep `data` as the backup `NAME.STAMP` of file `name`; gives the backup's name.
 
@@ -199,16 +199,20 @@ class Machine:
             ) from exc
         return backup
 
-    def set_aside(self, name: str) -> None:
-        """Copy a file beside itself before a program writes it in place, so that `put_back` needs no room."""
+    def set_aside(self, name: str) -> bool:
+        """Copy a file beside itself before a program writes it in place, so that `put_back` needs no room.
+
+        False where there is no file. Raises EmupmemError.
+        """
         target = self.path(name)
         aside = _aside(target)
         fresh = aside.with_name(aside.name + ".new")
         try:
-            if target.exists():
-                _write_like(fresh, target.read_bytes(), target)
-                fresh.rename(aside)
-                _sync_folder(aside.parent)
+            if not target.exists():
+                return False
+            _write_like(fresh, target.read_bytes(), target)
+            fresh.rename(aside)
+            _sync_folder(aside.parent)
         except OSError as exc:
             with contextlib.suppress(OSError):
                 fresh.unlink()
@@ -216,17 +220,23 @@ class Machine:
                 f"{name} cannot be copied before it is made anew: {exc.strerror}",
                 _write_hint(exc) or "nothing was changed",
             ) from exc
+        return True
 
     def is_aside(self, name: str) -> bool:
         """Whether a run that was killed left such a copy."""
-        return _aside(self.path(name)).exists()
+        return os.path.exists(_aside(self.path(name)))  # noqa: PTH110 (as in exists)
 
     def put_back(self, name: str) -> None:
-        """Rename the copy that `set_aside` made over the file."""
-        target = self.path(name)
+        """Rename the copy that `set_aside` made over the file; where both are the same, drop the copy.
+
+        Raises EmupmemError, also where the copy is gone.
+        """
+        target, aside = self.path(name), _aside(self.path(name))
         try:
-            with contextlib.suppress(FileNotFoundError):
-                _aside(target).rename(target)
+            if target.exists() and aside.read_bytes() == target.read_bytes():
+                aside.unlink()  # nothing to put back, and a file that nobody can write is no obstacle
+            else:
+                aside.rename(target)
             _sync_folder(target.parent)
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be put back: {exc.strerror}", _write_hint(exc)) from exc
@@ -498,6 +508,14 @@ class Machine:
             if n.isdigit()
         ]
 
+    def huge_page_bytes(self) -> int:
+        """RAM that is kept as huge pages now, of all sizes, in bytes."""
+        base = "/sys/kernel/mm/hugepages"
+        sizes = [(n, found[1]) for n in self.names(base) if (found := re.fullmatch(r"hugepages-(\d+)kB", n))]
+        return sum(
+            (_number(self.peek(f"{base}/{n}/nr_hugepages")) or 0) * int(kib) * 1024 for n, kib in sizes
+        )
+
     def nodes(self) -> tuple[NodeRange, ...]:
         """Memory ranges of the NUMA nodes by sysfs, each node's gaps filled where no other node lies in them.
 
@@ -597,6 +615,10 @@ class Machine:
         """Where the generated menu lies (the first that exists, else Debian's place)."""
         return next((name for name in GRUB_CFGS if self.exists(name)), GRUB_CFGS[0])
 
+    def grub_cfgs(self) -> list[str]:
+        """The menus that lie here, one name for each file."""
+        return list({self.path(name): name for name in reversed(GRUB_CFGS) if self.exists(name)}.values())
+
     def grubenv(self) -> dict[str, str]:
         """Variables of GRUB's environment block."""
         text = self.peek(self.grub_cfg().rpartition("/")[0] + "/grubenv")
@@ -604,9 +626,13 @@ class Machine:
         return {key: value for key, eq, value in pairs if eq}
 
     def generator(self) -> Command | None:
-        """The program that makes grub.cfg from the defaults, None where there is none."""
-        for argv in GENERATORS:
-            if self.find(argv[0]):
+        """The program that makes grub.cfg from the defaults, None where there is none.
+
+        grub-mkconfig is told to write the menu that lies here.
+        """
+        for name in GENERATORS:
+            if self.find(name):
+                argv = (name, "-o", self.grub_cfg()) if name.endswith("mkconfig") else (name,)
                 return Command(argv, "make grub.cfg from /etc/default/grub")
         return None
 
@@ -742,6 +768,17 @@ def _number(text: str) -> int | None:
         return None
 
 
-def standard_input() -> BinaryIO:
-    """Standard input as bytes."""
-    return sys.stdin.buffer
+@contextlib.contextmanager
+def given_file(name: str) -> Iterator[BinaryIO]:
+    """A file that the user named, `-` for standard input; pipes such as bash's <( ) are files too.
+
+    Raises EmupmemError.
+    """
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        with Path(name).open("rb") as file:
+            yield file
+    except OSError as exc:
+        raise EmupmemError(f"{name} cannot be read: {exc.strerror}", _sudo_hint(exc)) from exc

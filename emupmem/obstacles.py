@@ -26,6 +26,7 @@ def refuse(machine: Machine) -> tuple[str, ...]:
     cfg = _menu(machine)
     if machine.live:
         _refuse_loader(machine)
+        _refuse_two_menus(machine)
     _refuse_bls(machine, cfg)
     return _refuse_kernel(machine, cfg)
 
@@ -117,8 +118,20 @@ def _refuse_loader(machine: Machine) -> None:
         )
 
 
+def _refuse_two_menus(machine: Machine) -> None:
+    menus = machine.grub_cfgs()
+    if len(menus) > 1:
+        raise EmupmemError(
+            f"there are two boot menus, {' and '.join(menus)}: which one starts this machine cannot be told",
+            "move the one that is not in use out of the way",
+        )
+
+
 def _refuse_bls(machine: Machine, cfg: str) -> None:
-    if grubcfg.uses_bls(cfg) or "GRUB_ENABLE_BLSCFG=true" in machine.peek(GRUB_DEFAULT).replace('"', ""):
+    asked = re.search(
+        r"^\s*(?:export\s+)?GRUB_ENABLE_BLSCFG=[\"']?true", machine.peek(GRUB_DEFAULT), re.MULTILINE
+    )
+    if grubcfg.uses_bls(cfg) or asked:
         raise EmupmemError(
             "GRUB takes its entries from /boot/loader/entries here (BLS); these are not supported yet",
             "grubby --update-kernel=ALL --args='memmap=…' sets them; emupmem suggest tells the value",

@@ -53,7 +53,9 @@ class Situation:
 
     `vetoes` are (name, spans): RAM as other sources see it; a place must be RAM for all of them.
     `command_line` holds every word that will be on the command line beside the new reservation,
-    reservations that stay included. `efi` and `kernel` are None where unknown.
+    reservations that stay included. `hugepages` are the bytes of huge pages that the machine has
+    now, however it got them (sysctl): the next boot will have as many. `efi` and `kernel` are None
+    where unknown.
     """
 
     firmware: FirmwareMap
@@ -62,6 +64,7 @@ class Situation:
     command_line: CommandLine | None = None
     efi: bool | None = None
     kernel: KernelRelease | None = None
+    hugepages: int = 0
 
 
 class NoPlan(EmupmemError):
@@ -165,11 +168,12 @@ def disagreements(situation: Situation) -> tuple[tuple[str, tuple[Span, ...]], .
     return tuple(found)
 
 
-def taken_by(line: CommandLine | None, ram: int) -> int:
-    """Bytes of RAM that `crashkernel=` and huge pages will take of `ram` bytes."""
+def taken_by(line: CommandLine | None, ram: int, hugepages: int = 0) -> int:
+    """Bytes of RAM that `crashkernel=` and huge pages (at least `hugepages`) will take of `ram` bytes."""
     if line is None:
-        return 0
-    return line.hugepages + sum(crashkernel_bytes(value, ram)[0] for value in line.crashkernel)
+        return hugepages
+    kernels = sum(crashkernel_bytes(value, ram)[0] for value in line.crashkernel)
+    return max(line.hugepages, hugepages) + kernels
 
 
 def crashkernel_bytes(value: str, ram: int) -> tuple[int, int | None]:
@@ -448,17 +452,17 @@ class _Budget:
 
 
 def _budget(situation: Situation) -> _Budget:
-    """What mem=, memmap= items, crashkernel= and huge pages of the command line take."""
+    """What mem=, memmap= items, crashkernel= and huge pages take."""
     total = situation.firmware.ram_bytes
     line = situation.command_line
     if line is None:
-        return _Budget(total, 0, 1 << 64)
+        return _Budget(total, situation.hugepages, 1 << 64)
     limit = min((*line.mem_limits, *(i.size for i in line.items if i.op == "limit")), default=1 << 64)
     others = _union((i.start, i.start + i.size) for i in line.items if i.op in "!$#%")
     ram = ((e.start, e.end, 0, None) for e in situation.firmware.entries if e.kind is Kind.RAM)
     stays = sum(min(p[1], limit) - p[0] for p in _subtract(ram, others) if p[0] < limit)
     kept = sum(page_structs(i.size) for i in line.reservations)
-    return _Budget(total, total - stays + taken_by(line, total) + kept, limit)
+    return _Budget(total, total - stays + taken_by(line, total, situation.hugepages) + kept, limit)
 
 
 def _affordable(budget: _Budget, min_free: int) -> int:

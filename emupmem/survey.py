@@ -26,6 +26,7 @@ from emupmem.planner import Situation, disagreements
 from emupmem.units import span_text
 
 if TYPE_CHECKING:
+    from emupmem.editor import Judge
     from emupmem.verifier import Observation, SeenRegion
 
 # editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
@@ -93,7 +94,15 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
     line = without_reservations(boots or parse_command_line(machine.peek("/proc/cmdline")))
     banner = machine.peek("/proc/version")
     release = kernel_release(banner, machine.peek("/proc/version_signature")) if banner else None
-    situation = Situation(firmware, tuple(vetoes), nodes, line, machine.exists("/sys/firmware/efi"), release)
+    situation = Situation(
+        firmware,
+        tuple(vetoes),
+        nodes,
+        line,
+        machine.exists("/sys/firmware/efi"),
+        release,
+        machine.huge_page_bytes(),
+    )
     notes = [*broken, *(why for _, why in unseen if machine.is_root)]
     notes += [
         f"{n}: {log.problem.message}" for n, log in logs if log.problem is not None and source == "auto"
@@ -207,14 +216,19 @@ def module_states(machine: Machine, release: str, cmdline: CommandLine) -> tuple
     listed = machine.peek(f"{base}/modules.dep") if base else ""
     builtin = machine.peek(f"{base}/modules.builtin") if base else ""
     blocked = _blacklist(machine, cmdline)
-    return tuple((n, _module_state(machine, n, listed, builtin, blocked, bool(base))) for n in MODULES)
+    running = machine.live and machine.peek("/proc/sys/kernel/osrelease") == release
+    return tuple(
+        (
+            n,
+            "loaded"
+            if running and machine.exists(f"/sys/module/{n}")
+            else _module_state(n, listed, builtin, blocked, bool(base)),
+        )
+        for n in MODULES
+    )
 
 
-def _module_state(
-    machine: Machine, name: str, listed: str, builtin: str, blocked: dict[str, str], known: bool
-) -> str:
-    if machine.exists(f"/sys/module/{name}"):
-        return "loaded"
+def _module_state(name: str, listed: str, builtin: str, blocked: dict[str, str], known: bool) -> str:
     if f"/{name}.ko" in builtin:
         return "built in"
     if name in blocked:
@@ -278,17 +292,17 @@ def observe(machine: Machine, wait: float) -> Observation:
         if machine.live and wait:
             machine.settle()
         wait_for(lambda: complete(replace(seen, regions=_regions(machine))), wait)
-    entries = machine.firmware_entries()
     return Observation(
         configured=configured,
         variable=variable,
         command_line=cmdline,
         recovery=recovery,
         entries=grubcfg.entries(cfg) if cfg is not None else None,
+        whole=cfg is None or grubcfg.whole(cfg),
         grub_cfg=cfg_name,
         menu_is_newer=_menu_is_newer(machine, cfg_name),
         log=_this_boot(machine, unseen) if cmdline.reservations else None,
-        firmware=parse_sysfs_memmap(entries) if entries else None,
+        firmware=_firmware(machine, unseen),
         iomem=_iomem(machine, unseen),
         regions=_regions(machine),
         modules=module_states(machine, release, cmdline),
@@ -315,7 +329,7 @@ def _configured(
     try:
         if machine.read(GRUB_DEFAULT) is None:
             raise EmupmemError(f"there is no {GRUB_DEFAULT}")
-        values = editor.effective(grub_texts(machine))
+        values = editor.effective(grub_texts(machine), sh=judge(machine))
     except EmupmemError as exc:
         unseen.append(("configured", exc.message))
         return None, (), editor.LINUX
@@ -323,16 +337,28 @@ def _configured(
     return (*linux, *default), linux, editor.DEFAULT if default and not linux else editor.LINUX
 
 
-def configured_items(data: bytes) -> tuple[tuple[str, ...], str]:
-    """Our items in /etc/default/grub, and the variable that holds them (the default one if none)."""
+def judge(machine: Machine) -> Judge:
+    """The sh that reads GRUB's defaults: for the tree of another machine it finds no programs."""
     from emupmem import editor
 
-    found = editor.read(data, GRUB_DEFAULT)
-    for variable in editor.VARIABLES:
-        items = found.variable(variable).items
-        if items:
-            return items, variable
-    return (), editor.LINUX
+    return editor.judge(with_programs=machine.live)
+
+
+def configured_items(machine: Machine, data: bytes) -> dict[str, tuple[str, ...]]:
+    """Our items in a text of /etc/default/grub, for each variable that has any."""
+    from emupmem import editor
+
+    found = editor.read(data, GRUB_DEFAULT, sh=judge(machine))
+    return {v: found.variable(v).items for v in editor.VARIABLES if found.variable(v).items}
+
+
+def _firmware(machine: Machine, unseen: list[tuple[str, str]]) -> FirmwareMap | None:
+    entries = machine.firmware_entries()
+    try:
+        return parse_sysfs_memmap(entries) if entries else None
+    except EmupmemError as exc:
+        unseen.append(("firmware", exc.message))
+        return None
 
 
 def _try_read(machine: Machine, name: str, what: str, unseen: list[tuple[str, str]]) -> str | None:

@@ -48,9 +48,9 @@ class Observation:
 
     `configured` are our items in the GRUB defaults as written (`1G!4G`) for normal entries,
     `recovery` those for recovery entries, `variable` where they stand; `entries` the generated
-    menu, `menu_is_newer` whether grub.cfg was written after this boot, `log` this boot's log,
-    `firmware` the firmware's map, `iomem` /proc/iomem, `modules` for each module of the driver
-    chain: `loaded`, `available`, `missing`, or `blocked by FILE:LINE`.
+    menu, `whole` that it was written to its end, `menu_is_newer` whether grub.cfg was written after
+    this boot, `log` this boot's log, `firmware` the firmware's map, `iomem` /proc/iomem, `modules` for
+    each module of the driver chain: `loaded`, `available`, `missing`, or `blocked by FILE:LINE`.
     """
 
     configured: tuple[str, ...] | None
@@ -59,6 +59,7 @@ class Observation:
     recovery: tuple[str, ...] = ()
     entries: tuple[grubcfg.BootEntry, ...] | None = None
     grub_cfg: str = "/boot/grub/grub.cfg"
+    whole: bool = True
     menu_is_newer: bool | None = None
     log: BootLog | None = None
     firmware: FirmwareMap | None = None
@@ -151,6 +152,8 @@ def _generated(seen: Observation, wanted: Sequence[str]) -> Check:
         return Check("generated", "skipped", _words(wanted), seen.why_unseen("generated"))
     ours = [e for e in seen.entries if e.ours]
     wrong = grubcfg.problems(seen.entries, wanted, seen.recovery)
+    if not wrong and not seen.whole:
+        wrong = [(None, "it is not written to its end")]
     if wrong:
         entry, why = wrong[0]
         where = f"{seen.grub_cfg}:{entry.line} “{entry.title}”: " if entry else f"{seen.grub_cfg}: "

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -410,3 +411,147 @@ def test_a_place_for_backups_that_cannot_be_made_refuses_before_anything_changed
     with pytest.raises(EmupmemError, match="/var/backups/emupmem cannot be written"):
         apply(machine)
     unchanged(machine, before)
+
+
+# Two places, other hands, other menus ---------------------------------------------------------------------
+
+BOTH = STOCK.replace(b'LINUX=""', b'LINUX="memmap=1G!4G"').replace(b"splash", b"splash memmap=1G!6G")
+
+
+def test_reservations_in_both_variables_are_all_seen(tmp_path: Path) -> None:
+    machine = build(tmp_path, BOTH)
+    attempts: list[Callable[[], Change]] = [
+        lambda: apply(machine, GIB),
+        lambda: apply(machine, GIB, add=True),
+        lambda: remove(machine, "1G!4G"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(EmupmemError, match="reserves in two places") as caught:
+            attempt()
+        assert "memmap=1G!6G in GRUB_CMDLINE_LINUX_DEFAULT" in caught.value.message
+    assert default(machine) == BOTH
+    apply(machine, 2 * GIB, replace=True)
+    assert default(machine) == STOCK.replace(b'LINUX=""', b'LINUX="memmap=2G!4G"')
+
+
+def test_remove_empties_both_variables(tmp_path: Path) -> None:
+    machine = build(tmp_path, BOTH)
+    remove(machine)
+    assert default(machine) == STOCK
+    assert "memmap" not in menu(machine)
+
+
+def test_an_apply_that_was_rolled_back_is_no_record_to_undo(machine: FakeMachine) -> None:
+    apply(machine, GIB, nokaslr=True)
+    script(machine, "update-grub2", "#!/bin/sh\nexit 1\n")
+    with pytest.raises(EmupmemError, match="failed"):
+        apply(machine, 2 * GIB, replace=True)
+    script(machine, "update-grub2", GENERATOR)
+    remove(machine)
+    assert default(machine) == STOCK
+
+
+def test_an_apply_that_was_killed_is_no_record_to_undo_either(machine: FakeMachine) -> None:
+    apply(machine, GIB, nokaslr=True)
+    prepared = prepare_apply(machine, FOUND, Request(2 * GIB), Options(replace=True))
+    machine.keep("/etc/default/grub", "2999-01-01T00:00:00.000000Z", prepared.after, ".written")
+    machine.keep("/etc/default/grub", "2999-01-01T00:00:00.000000Z", prepared.before)
+    remove(machine)
+    assert default(machine) == STOCK
+
+
+EDITED = 'sed -i "s/TIMEOUT=5/TIMEOUT=1/" "$(dirname $0)/../etc/default/grub"'
+
+
+def test_an_edit_while_the_menu_is_made_outlives_the_rollback(machine: FakeMachine) -> None:
+    before = menu(machine)
+    script(machine, "update-grub2", f"#!/bin/sh\n{EDITED}\nexit 1\n")
+    with pytest.raises(EmupmemError) as caught:
+        apply(machine, GIB)
+    assert "keeps what somebody else changed" in caught.value.hint
+    unchanged(machine, before, STOCK.replace(b"TIMEOUT=5", b"TIMEOUT=1"))
+
+
+def test_a_rewrite_while_the_menu_is_made_is_kept_beside(machine: FakeMachine) -> None:
+    before = menu(machine)
+    script(
+        machine,
+        "update-grub2",
+        '#!/bin/sh\necho GRUB_TIMEOUT=9 > "$(dirname $0)/../etc/default/grub"\nexit 1\n',
+    )
+    with pytest.raises(EmupmemError) as caught:
+        apply(machine, GIB)
+    unchanged(machine, before)
+    (kept,) = (machine.root / "var/backups/emupmem").glob("*.edited")
+    assert kept.read_text() == "GRUB_TIMEOUT=9\n"
+    assert f"/var/backups/emupmem/{kept.name}" in caught.value.hint
+
+
+def test_an_edit_while_the_menu_is_made_is_said_after_success(machine: FakeMachine) -> None:
+    script(machine, "update-grub2", GENERATOR.replace("echo done", f"{EDITED}; echo done"))
+    prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
+    assert "was changed by somebody else while the menu was made" in carry_out(machine, prepared).problem
+    assert b"TIMEOUT=1" in default(machine)
+
+
+def test_the_menu_that_lies_here_is_the_one_that_is_written(machine: FakeMachine) -> None:
+    (machine.root / "boot/grub").rename(machine.root / "boot/grub2")
+    (machine.root / "sbin/update-grub2").rename(machine.root / "sbin/grub-mkconfig")
+    generator = machine.root / "sbin/grub-mkconfig"
+    generator.write_text(GENERATOR.replace('out="$root/boot/grub/grub.cfg"', 'out="$root$2"'))
+    apply(machine, GIB)
+    assert (machine.root / "boot/grub2/grub.cfg").read_text().count("memmap=1G!4G") == 3
+    assert not (machine.root / "boot/grub").exists()
+
+
+def test_a_menu_that_appears_elsewhere_is_not_mistaken_for_the_one_that_boots(machine: FakeMachine) -> None:
+    (machine.root / "boot/grub").rename(machine.root / "boot/grub2")
+    before = (machine.root / "boot/grub2/grub.cfg").read_text()
+    (machine.root / "boot/grub").mkdir()
+    with pytest.raises(EmupmemError, match=r"not as planned: /boot/grub2/grub\.cfg"):
+        apply(machine, GIB)  # this update-grub2 writes /boot/grub/grub.cfg
+    assert (machine.root / "boot/grub2/grub.cfg").read_text() == before
+
+
+def test_a_menu_that_nobody_touched_needs_no_putting_back(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = menu(machine)
+    script(machine, "update-grub2", "#!/bin/sh\nexit 1\n")
+
+    def immutable(self: Path, target: Path) -> Path:
+        if target.name == "grub.cfg":
+            raise PermissionError(1, "Operation not permitted")
+        return real(self, target)
+
+    real = Path.rename
+    monkeypatch.setattr(Path, "rename", immutable)
+    with pytest.raises(EmupmemError) as caught:
+        apply(machine, GIB)
+    assert "the old configuration is back" in caught.value.hint
+    unchanged(machine, before)
+
+
+def test_a_copy_that_has_gone_is_said(machine: FakeMachine) -> None:
+    script(machine, "update-grub2", '#!/bin/sh\nrm "$(dirname $0)/../boot/grub/"/.grub.cfg.*\nexit 1\n')
+    with pytest.raises(EmupmemError) as caught:
+        apply(machine, GIB)
+    assert "not all could be put back: /boot/grub/grub.cfg cannot be put back" in caught.value.hint
+    assert menu(machine), "and nothing is deleted"
+
+
+def test_a_copy_left_over_is_cleared_by_the_next_run(machine: FakeMachine) -> None:
+    apply(machine, GIB)
+    machine.set_aside("/boot/grub/grub.cfg")
+    assert apply(machine, GIB).needed
+    assert leftovers(machine) == []
+
+
+def test_the_tree_of_another_machine_finds_no_programs(tmp_path: Path) -> None:
+    from emupmem.machine import Machine
+
+    mark = 'GRUB_CMDLINE_LINUX="$(uname 2>/dev/null || echo none)"\n'
+    put(Machine(tmp_path), "/etc/default/grub", mark)
+    here = change.effective_line(FakeMachine(tmp_path), mark.encode())
+    there = change.effective_line(Machine(tmp_path), mark.encode())
+    assert (here.words, there.words) == (("Linux",), ("none",))

@@ -553,3 +553,82 @@ def test_verify_waits_for_the_device(run: Run, here: FakeMachine) -> None:
     link.unlink()
     threading.Timer(0.5, lambda: link.symlink_to(target)).start()
     assert run("verify", "--wait", "20").status == 0
+
+
+# Odd corners -------------------------------------------------------------------------------------------
+
+
+def test_two_menus_are_refused(run: Run, here: FakeMachine) -> None:
+    put(here, "/boot/grub2/grub.cfg", menu(here))
+    done = run("apply", "--size", "1G", "--dry-run")
+    assert done.status == 1
+    assert "two boot menus, /boot/grub2/grub.cfg and /boot/grub/grub.cfg" in done.err
+    (here.root / "boot/grub2/grub.cfg").unlink()
+    (here.root / "boot/grub2").rmdir()
+    (here.root / "boot/grub2").symlink_to("grub")
+    assert run("apply", "--size", "1G", "--dry-run").status == 0
+
+
+def test_huge_pages_made_since_the_boot_count(run: Run, here: FakeMachine) -> None:
+    put(here, "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "3\n")
+    put(here, "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "512\n")
+    without = run("suggest", "--size", "8G", "--from", str(here.root / "log"), "--json").json["plan"][
+        "ram_left"
+    ]
+    left = run("suggest", "--size", "8G", "--json").json["plan"]["ram_left"]
+    assert without - left == 4 * GIB
+
+
+def test_a_log_from_a_pipe(run: Run) -> None:
+    import os
+
+    reader, writer = os.pipe()
+    os.write(writer, LOG.encode())
+    os.close(writer)
+    done = run("suggest", "--json", "--from", f"/dev/fd/{reader}")
+    os.close(reader)
+    assert done.json["plan"]["memmap"] == "memmap=8G!4G"
+
+
+def test_ctrl_c_is_an_error_with_a_line(run: Run, monkeypatch: pytest.MonkeyPatch, log: str) -> None:
+    from emupmem import planner
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planner, "plan", interrupted)
+    done = run("suggest", "--from", log)
+    assert done.status == 1
+    assert done.err.startswith("emupmem: stopped\n")
+
+
+def test_a_commented_bls_setting_is_no_obstacle(run: Run, here: FakeMachine) -> None:
+    put(here, "/etc/default/grub", b"#GRUB_ENABLE_BLSCFG=true\n" + STOCK)
+    assert run("apply", "--size", "1G", "--dry-run").status == 0
+    put(here, "/etc/default/grub", b'GRUB_ENABLE_BLSCFG="true"\n' + STOCK)
+    assert "BLS" in run("apply", "--size", "1G", "--dry-run").err
+
+
+def test_a_module_of_the_running_kernel_says_nothing_of_another(here: FakeMachine) -> None:
+    from emupmem.cmdline import parse_command_line
+    from emupmem.survey import module_states
+
+    (here.root / "sys/module/nd_pmem").mkdir(parents=True)
+    put(here, "/lib/modules/6.99/modules.dep", "")
+    line = parse_command_line("")
+    assert dict(module_states(here, RELEASE, line))["nd_pmem"] == "loaded"
+    assert dict(module_states(here, "6.99", line))["nd_pmem"] == "missing"
+
+
+def test_verify_survives_a_rotten_sysfs(run: Run, here: FakeMachine) -> None:
+    put(here, "/sys/firmware/memmap/0/start", "rubbish")
+    assert run("verify").status == 0
+
+
+def test_verify_sees_a_torn_menu(run: Run, here: FakeMachine) -> None:
+    text = menu(here)
+    put(here, "/boot/grub/grub.cfg", text[: text.rindex("### END")])
+    done = run("verify", "--json")
+    assert done.status == 3
+    assert done.json["checks"][1]["status"] == "fail"
+    assert "not written to its end" in done.json["checks"][1]["found"]

@@ -624,7 +624,7 @@ def test_other_shells_are_as_good_a_judge(shell: str, monkeypatch: pytest.Monkey
         Path(folder).chmod(0o755)
         # busybox goes by the name it is called with
         Path(folder, "sh").symlink_to(program.resolve())
-        monkeypatch.setitem(editor.SH_ENVIRONMENT, "PATH", f"{folder}:/usr/bin:/bin")
+        monkeypatch.setattr(editor, "SH", f"{folder}/sh")
         for name in EDITABLE:
             text = fixture(name)
             assert editor.remove_items(editor.set_items(text, LINUX, ITEM)) is not None, name
@@ -635,7 +635,7 @@ def test_other_shells_are_as_good_a_judge(shell: str, monkeypatch: pytest.Monkey
 
 
 def test_a_machine_without_sh_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(editor.SH_ENVIRONMENT, "PATH", "/nowhere")
+    monkeypatch.setattr(editor, "SH", "/nowhere/sh")
     with pytest.raises(EmupmemError, match="cannot run sh to check the GRUB settings") as caught:
         editor.read("A=1\n")
     assert "/bin/sh" in caught.value.hint

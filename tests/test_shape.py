@@ -14,7 +14,7 @@ MAY = {
     "machine.py": IMPURE,  # the one module that owns files, programs and locks
     "editor.py": {"os", "subprocess", "fcntl", "signal"},  # run_sh: sh, without rights, is the judge of edits
     "obstacles.py": {"platform"},  # the architecture
-    "cli.py": {"os"},  # one environment variable, and the end of a pipe
+    "cli.py": {"os", "signal"},  # one environment variable, the end of a pipe, the status of Ctrl-C
 }
 
 
