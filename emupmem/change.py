@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from emupmem import editor, grubcfg, survey
+from emupmem import editor, grubcfg, mount, survey
 from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_value
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
 from emupmem.model import Command, CommandLine, EmupmemError, Plan, Request, Reservation
 from emupmem.planner import STEPS, Situation, plan, satisfied
+from emupmem.unit import NO_CHANGE, UnitChange
 
 GENERATOR_SECONDS = 600
 OUR_WORDS = ("nokaslr",)
@@ -50,15 +51,21 @@ class Change:
     plan: Plan | None = None
     warnings: tuple[str, ...] = ()
     regenerate: bool = False
+    unit: UnitChange = NO_CHANGE
 
     @property
     def needed(self) -> bool:
+        return self.boot_needed or self.unit.needed
+
+    @property
+    def boot_needed(self) -> bool:
+        """Whether GRUB's side changes; the unit that mounts may change alone."""
         return self.before != self.after or self.regenerate
 
     @property
     def diff(self) -> str:
-        """A unified diff, empty when the text stays as it is."""
-        return unified(self.before, self.after)
+        """A unified diff, empty when the texts stay as they are."""
+        return unified(self.before, self.after) + self.unit.diff
 
     @property
     def memmap(self) -> str:
@@ -68,11 +75,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was done: names of the backup and the number of entries that carry the argument."""
+    """What was done: names of the backup and the number of entries that carry the argument.
+
+    `problem` is what could not be tidied up although the change itself is done.
+    """
 
     backup: str = ""
     entries: int = 0
     generator: str = ""
+    problem: str = ""
 
 
 def unified(before: bytes, after: bytes) -> str:
@@ -108,12 +119,19 @@ def _effective(machine: Machine, main: bytes) -> dict[str, editor.Effective]:
     return editor.effective([(n, main if n == GRUB_DEFAULT else t) for n, t in survey.grub_texts(machine)])
 
 
-def prepare_apply(machine: Machine, found: survey.Survey, request: Request, options: Options) -> Change:
-    """The change that makes the machine reserve what is asked.
+def prepare_apply(
+    machine: Machine,
+    found: survey.Survey,
+    request: Request,
+    options: Options,
+    wishes: Sequence[mount.Wish] = (),
+) -> Change:
+    """The change that makes the machine reserve what is asked, and mount it as `wishes` say, one for a device.
 
     Raises EmupmemError for a reservation that differs (without --replace or --add), for a drop-in
     that would override, and for everything that the planner and the editor refuse.
     """
+    mount.check_wishes(machine, wishes)
     before = read_defaults(machine)
     present, variable = survey.configured_items(before)
     line = effective_line(machine, before)
@@ -144,7 +162,14 @@ def prepare_apply(machine: Machine, found: survey.Survey, request: Request, opti
         editor.prove(before, after, variable, items, extra_words=words)
     change = _change(machine, before, after, made, found)
     _refuse_override(machine, change, variable, items)
-    return change
+    meant = sorted(made.reservations if made else _reservations(change.normal), key=_start)
+    if len(wishes) > len(meant):
+        raise EmupmemError(
+            f"--mount is given {len(wishes)} times for {len(meant)} device{'s' * (len(meant) > 1)}",
+            "give it once for each device",
+        )
+    pairs = [((r.start, r.size), wish) for r, wish in zip(meant, wishes, strict=False)]
+    return replace(change, unit=mount.unit_change(machine, _ranges(change), pairs))
 
 
 def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
@@ -164,7 +189,20 @@ def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
     if after != before:
         editor.prove(before, after, variable, left, drop_words=_words_gone(before, after))
     _refuse_dropin_items(machine, before, present)
-    return _change(machine, before, after, None, None)
+    change = _change(machine, before, after, None, None)
+    return replace(change, unit=_unit_left(machine, change))
+
+
+def _ranges(change: Change) -> list[tuple[int, int]]:
+    return [(r.start, r.size) for r in _reservations(change.normal)]
+
+
+def _unit_left(machine: Machine, change: Change) -> UnitChange:
+    """The unit without the mounts of what is given back. It never stops the giving back."""
+    try:
+        return mount.unit_change(machine, _ranges(change))
+    except EmupmemError:
+        return NO_CHANGE
 
 
 def _with_line(situation: Situation, line: CommandLine) -> Situation:
@@ -291,39 +329,61 @@ def carry_out(machine: Machine, change: Change, tell: Tell = lambda step: None) 
     is then in force again (the message says so if even that failed).
     """
     with machine.lock(), interrupts() as stop:
-        if machine.read(GRUB_DEFAULT) != change.before:
-            raise EmupmemError(
-                f"{GRUB_DEFAULT} was changed by somebody else meanwhile", "look at it and try again"
-            )
-        generator = _generator(machine)
-        tell("locked")
-        backup = ""
+        # GRUB first: a unit without its reservation does nothing, and is all that a crash can leave.
+        outcome = _carry_out_boot(machine, change, tell, stop) if change.boot_needed else Outcome()
+        return replace(outcome, problem=_carry_out_unit(machine, change))
+
+
+def _carry_out_unit(machine: Machine, change: Change) -> str:
+    """Write the unit or take it away; what could not be taken away is told and is no failure."""
+    if not change.unit.needed:
+        return ""
+    try:
+        mount.write_unit(machine, change.unit)
+    except EmupmemError as exc:
+        if change.unit.after is None:
+            return f"{exc.message}: it does nothing without a reservation"
+        raise EmupmemError(
+            exc.message, "the reservation itself is in force; the same command again finishes it"
+        ) from exc
+    return ""
+
+
+def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrupts) -> Outcome:
+    """GRUB's side of the transaction."""
+    if machine.read(GRUB_DEFAULT) != change.before:
+        raise EmupmemError(
+            f"{GRUB_DEFAULT} was changed by somebody else meanwhile", "look at it and try again"
+        )
+    generator = _generator(machine)
+    tell("locked")
+    backup = ""
+    if change.before != change.after:
+        moment = stamp()
+        machine.keep(GRUB_DEFAULT, moment, change.after, ".written")
+        backup = machine.keep(GRUB_DEFAULT, moment, change.before)
+        tell("backup")
+        stop.check()
+    if generator is None:
+        machine.replace(GRUB_DEFAULT, change.after)
+        tell("written")
+        return Outcome(backup)
+    _set_menu_aside(machine)
+    tell("set aside")
+    try:
         if change.before != change.after:
-            moment = stamp()
-            machine.keep(GRUB_DEFAULT, moment, change.after, ".written")
-            backup = machine.keep(GRUB_DEFAULT, moment, change.before)
-            tell("backup")
-            stop.check()
-        if generator is None:
             machine.replace(GRUB_DEFAULT, change.after)
-            tell("written")
-            return Outcome(backup)
-        _set_menu_aside(machine)
-        tell("set aside")
-        try:
-            if change.before != change.after:
-                machine.replace(GRUB_DEFAULT, change.after)
-            tell("written")
-            carry = _generate(machine, generator, change, stop)
-            tell("generated")
-            machine.sync(machine.grub_cfg())
-            stop.check()
-        except BaseException as exc:
-            _roll_back(machine, change, exc)
-            raise
-        machine.drop_aside(machine.grub_cfg())
-        tell("done")
-        return Outcome(backup, carry, generator.argv[0])
+        tell("written")
+        carry = _generate(machine, generator, change, stop)
+        tell("generated")
+        machine.sync(machine.grub_cfg())
+        stop.check()
+    except BaseException as exc:
+        _roll_back(machine, change, exc)
+        raise
+    machine.drop_aside(machine.grub_cfg())
+    tell("done")
+    return Outcome(backup, carry, generator.argv[0])
 
 
 def _set_menu_aside(machine: Machine) -> None:

@@ -14,7 +14,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import IO
 
@@ -219,7 +219,7 @@ def _map_line(text: str) -> _Line | None:
             lead = text[: found.start()]
             if lead.rstrip().endswith('"'):  # JSON: the message ends at the next quote
                 rest = rest.partition('"')[0].rstrip()
-            return _entry(who, lead, rest)
+            return _Line(who, lead, *_entry(who, rest))
     return None
 
 
@@ -230,7 +230,9 @@ def _is_entry(who: str, rest: str) -> bool:
     return rest in ("", "[", "0", "00", "000") and who.startswith("BIOS-")
 
 
-def _entry(who: str, lead: str, rest: str) -> _Line:
+@lru_cache(maxsize=4096)
+def _entry(who: str, rest: str) -> tuple[int, int, Kind | None, str]:
+    """(start, end, kind, words) of an entry; remembered, because boots of a machine print the same ones."""
     found = _pattern("entry").fullmatch(rest)
     if found is None:
         cut = _pattern("entry").fullmatch(rest, partial=True) is not None
@@ -248,7 +250,7 @@ def _entry(who: str, lead: str, rest: str) -> _Line:
     if end > _MAX_ADDRESS:
         raise _Broken(who, "is beyond 2^52, where no machine has memory")
     kind = None if gap is not None else _KINDS.get(words, Kind.UNKNOWN)
-    return _Line(who, lead, start, end, kind, words)
+    return start, end, kind, words
 
 
 # Blocks --------------------------------------------------------------------------------------
@@ -303,12 +305,11 @@ class _Block:
         """Whether a line without an entry is the beginning of a map line, or one that lost its beginning."""
         if not self.prefix or not text.strip(" \t>|"):
             return False
-        whole = _shape(self.prefix)
         if "0x0" in text or " - 0" in text:
             found = _pattern("any range").search(text)
-            if found is not None and whole.endswith(_shape(text[: found.start()])):
+            if found is not None and _shape(self.prefix).endswith(_shape(text[: found.start()])):
                 return True
-        return len(text) < len(whole) and whole.startswith(_shape(text))
+        return len(text) < len(self.prefix) and _shape(self.prefix).startswith(_shape(text))
 
     def entries(self) -> tuple[MapEntry, ...]:
         """The entries, if they are all that was printed. Raises EmupmemError, for any doubt."""

@@ -66,7 +66,8 @@ class JobResult:
 
     `status` is its exit status, or None when the power was cut or the guest reset under it.
     `output` is stdout and stderr together, `console` the kernel's and systemd's words, `seconds`
-    the wall time from power on (or from the previous script's end) to the end of this script.
+    the wall time from power on (or from the previous script's end) to the end of this script; a reset
+    counts as that end when the next script starts.
     `files` are the files it put into /job/out, by path relative to that directory.
     """
 
