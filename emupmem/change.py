@@ -12,11 +12,12 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from emupmem import editor, grubcfg, survey
+from emupmem import editor, grubcfg, mount, survey
 from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_value
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
 from emupmem.model import Command, CommandLine, EmupmemError, Plan, Request, Reservation
 from emupmem.planner import STEPS, Situation, plan, satisfied
+from emupmem.unit import NO_CHANGE, UnitChange
 
 GENERATOR_SECONDS = 600
 OUR_WORDS = ("nokaslr",)
@@ -50,15 +51,21 @@ class Change:
     plan: Plan | None = None
     warnings: tuple[str, ...] = ()
     regenerate: bool = False
+    unit: UnitChange = NO_CHANGE
 
     @property
     def needed(self) -> bool:
+        return self.boot_needed or self.unit.needed
+
+    @property
+    def boot_needed(self) -> bool:
+        """Whether GRUB's side changes; the unit that mounts may change alone."""
         return self.before != self.after or self.regenerate
 
     @property
     def diff(self) -> str:
-        """A unified diff, empty when the text stays as it is."""
-        return unified(self.before, self.after)
+        """A unified diff, empty when the texts stay as they are."""
+        return unified(self.before, self.after) + self.unit.diff
 
     @property
     def memmap(self) -> str:
@@ -113,12 +120,19 @@ def _effective(machine: Machine, main: bytes) -> dict[str, editor.Effective]:
     return editor.effective(texts, sh=survey.judge(machine))
 
 
-def prepare_apply(machine: Machine, found: survey.Survey, request: Request, options: Options) -> Change:
-    """The change that makes the machine reserve what is asked.
+def prepare_apply(
+    machine: Machine,
+    found: survey.Survey,
+    request: Request,
+    options: Options,
+    wishes: Sequence[mount.Wish] = (),
+) -> Change:
+    """The change that makes the machine reserve what is asked, and mount it as `wishes` say, one for a device.
 
     Raises EmupmemError for a reservation that differs (without --replace or --add), for a drop-in
     that would override, and for everything that the planner and the editor refuse.
     """
+    mount.check_wishes(machine, wishes)
     before = read_defaults(machine)
     held = survey.configured_items(machine, before)
     if len(held) > 1 and not options.replace:
@@ -153,7 +167,14 @@ def prepare_apply(machine: Machine, found: survey.Survey, request: Request, opti
         editor.prove(before, after, variable, items, extra_words=words, sh=sh)
     change = _change(machine, before, after, made, found)
     _refuse_override(machine, change, variable, items)
-    return change
+    meant = sorted(made.reservations if made else _reservations(change.normal), key=_start)
+    if len(wishes) > len(meant):
+        raise EmupmemError(
+            f"--mount is given {len(wishes)} times for {len(meant)} device{'s' * (len(meant) > 1)}",
+            "give it once for each device",
+        )
+    pairs = [((r.start, r.size), wish) for r, wish in zip(meant, wishes, strict=False)]
+    return replace(change, unit=mount.unit_change(machine, _ranges(change), pairs))
 
 
 def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
@@ -178,7 +199,20 @@ def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
         gone = _words_gone(machine, before, after)
         editor.prove(before, after, variable, left, drop_words=gone, sh=sh)
     _refuse_dropin_items(machine, before, present)
-    return _change(machine, before, after, None, None)
+    change = _change(machine, before, after, None, None)
+    return replace(change, unit=_unit_left(machine, change))
+
+
+def _ranges(change: Change) -> list[tuple[int, int]]:
+    return [(r.start, r.size) for r in _reservations(change.normal)]
+
+
+def _unit_left(machine: Machine, change: Change) -> UnitChange:
+    """The unit without the mounts of what is given back. It never stops the giving back."""
+    try:
+        return mount.unit_change(machine, _ranges(change))
+    except EmupmemError:
+        return NO_CHANGE
 
 
 def _all_items(held: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -317,40 +351,63 @@ def carry_out(machine: Machine, change: Change, tell: Tell = lambda step: None) 
     is then in force again (the message says so if even that failed).
     """
     with machine.lock(), interrupts() as stop:
-        if machine.read(GRUB_DEFAULT) != change.before:
-            raise EmupmemError(
-                f"{GRUB_DEFAULT} was changed by somebody else meanwhile", "look at it and try again"
-            )
-        generator = _generator(machine)
-        tell("locked")
-        backup = ""
+        # GRUB first: a unit without its reservation does nothing, and is all that a crash can leave.
+        outcome = _carry_out_boot(machine, change, tell, stop) if change.boot_needed else Outcome()
+        problems = [p for p in (outcome.problem, _carry_out_unit(machine, change)) if p]
+        return replace(outcome, problem="; ".join(problems))
+
+
+def _carry_out_unit(machine: Machine, change: Change) -> str:
+    """Write the unit or take it away; what could not be taken away is told and is no failure."""
+    if not change.unit.needed:
+        return ""
+    try:
+        mount.write_unit(machine, change.unit)
+    except EmupmemError as exc:
+        if change.unit.after is None:
+            return f"{exc.message}: it does nothing without a reservation"
+        raise EmupmemError(
+            exc.message, "the reservation itself is in force; the same command again finishes it"
+        ) from exc
+    return ""
+
+
+def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrupts) -> Outcome:
+    """GRUB's side of the transaction."""
+    if machine.read(GRUB_DEFAULT) != change.before:
+        raise EmupmemError(
+            f"{GRUB_DEFAULT} was changed by somebody else meanwhile", "look at it and try again"
+        )
+    generator = _generator(machine)
+    tell("locked")
+    backup = ""
+    if change.before != change.after:
+        moment = stamp()
+        machine.keep(GRUB_DEFAULT, moment, change.after, ".written")
+        backup = machine.keep(GRUB_DEFAULT, moment, change.before)
+        tell("backup")
+        stop.check()
+    if generator is None:
+        machine.replace(GRUB_DEFAULT, change.after)
+        tell("written")
+        return Outcome(backup)
+    menu = _Menu(machine.grub_cfg(), backup)
+    menu = replace(menu, kept=_set_menu_aside(machine, menu.name))
+    tell("set aside")
+    try:
         if change.before != change.after:
-            moment = stamp()
-            machine.keep(GRUB_DEFAULT, moment, change.after, ".written")
-            backup = machine.keep(GRUB_DEFAULT, moment, change.before)
-            tell("backup")
-            stop.check()
-        if generator is None:
             machine.replace(GRUB_DEFAULT, change.after)
-            tell("written")
-            return Outcome(backup)
-        menu = _Menu(machine.grub_cfg(), backup)
-        menu = replace(menu, kept=_set_menu_aside(machine, menu.name))
-        tell("set aside")
-        try:
-            if change.before != change.after:
-                machine.replace(GRUB_DEFAULT, change.after)
-            tell("written")
-            carry = _generate(machine, generator, change, stop, menu.name)
-            tell("generated")
-            machine.sync(menu.name)
-            stop.check()
-        except BaseException as exc:
-            _roll_back(machine, change, menu, exc)
-            raise
-        machine.drop_aside(menu.name)
-        tell("done")
-        return Outcome(backup, carry, generator.argv[0], _edited_meanwhile(machine, change))
+        tell("written")
+        carry = _generate(machine, generator, change, stop, menu.name)
+        tell("generated")
+        machine.sync(menu.name)
+        stop.check()
+    except BaseException as exc:
+        _roll_back(machine, change, menu, exc)
+        raise
+    machine.drop_aside(menu.name)
+    tell("done")
+    return Outcome(backup, carry, generator.argv[0], _edited_meanwhile(machine, change))
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,22 @@ class Variable(StrEnum):
     DEFAULT = "GRUB_CMDLINE_LINUX_DEFAULT"
 
 
+class FileSystem(StrEnum):
+    """The file systems that can map files directly."""
+
+    EXT4 = "ext4"
+    XFS = "xfs"
+
+
+class NamespaceMode(StrEnum):
+    """What a namespace becomes."""
+
+    FSDAX = "fsdax"
+    DEVDAX = "devdax"
+    SECTOR = "sector"
+    RAW = "raw"
+
+
 EPILOG = (
     "Exit status: 0 as planned; 1 error; 2 wrong usage; 3 not as planned "
     "(a check failed, a reboot is pending, or --check found that something would change)."
@@ -118,6 +134,17 @@ Root = Annotated[
         help="Edit the tree of another machine that you trust: sh reads its GRUB defaults (and finds no "
         "programs); nothing else is run.",
     ),
+]
+
+
+Fs = Annotated[
+    FileSystem | None, typer.Option("--fs", help="The file system; ext4 unless the device holds another.")
+]
+Owner = Annotated[
+    str, typer.Option("--owner", metavar="USER[:GROUP]", help="Whose the mounted folder shall be.")
+]
+Permissions = Annotated[
+    str, typer.Option("--mode", metavar="MODE", help="Permissions of the mounted folder, as 0755.")
 ]
 
 
@@ -221,6 +248,17 @@ def apply(
     root: Root = None,
     from_: From = None,
     source: SourceOption = Source.AUTO,
+    mount: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mount",
+            metavar="DIR",
+            help="Make a DAX file system on the device and mount it here at every boot; once for each device.",
+        ),
+    ] = None,
+    fs: Fs = None,
+    owner: Owner = "",
+    mode: Permissions = "",
     as_json: Json = False,
 ) -> None:
     """Put the reservation into GRUB's configuration, safely. It takes effect at the next reboot."""
@@ -235,7 +273,8 @@ def apply(
         warnings = obstacles.refuse(machine)
         found = _survey(from_, source, machine)
         options = change.Options(variable.value, add, replace, nokaslr)
-        prepared = change.prepare_apply(machine, found, request, options)
+        wishes = _wishes(mount or [], fs, owner, mode)
+        prepared = change.prepare_apply(machine, found, request, options, wishes)
         _carry_out(machine, prepared, result, [*warnings, *prepared.warnings], dry_run, check, yes, as_json)
 
 
@@ -295,6 +334,418 @@ def verify(
     if as_json:
         _print_json(result)
     raise typer.Exit(Exit.OK if ok else Exit.NOT_AS_PLANNED)
+
+
+@app.command(epilog=EPILOG)
+def mount(
+    device: Annotated[
+        str | None,
+        typer.Argument(metavar="[DEVICE]", help="As /dev/pmem0; else the only emulated one."),
+    ] = None,
+    folder: Annotated[
+        str | None, typer.Argument(metavar="[DIR]", help="Where; else /mnt and the device's name.")
+    ] = None,
+    fs: Fs = None,
+    owner: Owner = "",
+    mode: Permissions = "",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Make a new file system over the one that an emulated device holds."),
+    ] = False,
+    at_boot: Annotated[bool, typer.Option("--at-boot", help="Do it at every boot as well.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make a DAX file system on the device if it is blank, mount it, and prove that it is DAX."""
+    from emupmem import mount as mounting
+
+    result: dict[str, Any] = {
+        "device": device or "",
+        "dir": folder or "",
+        "fs": fs.value if fs else "",
+        "dax_file": None,
+        "map_sync": None,
+        "huge_pages": None,
+        "changed": False,
+    }
+    with _json_errors(as_json, result):
+        machine = _mounting_machine("this makes and mounts file systems")
+        request = mounting.MountRequest(device, folder, fs.value if fs else None, owner, mode, force)
+        if dry_run:
+            prepared = mounting.prepare(machine, request)
+            result |= _steps(prepared.steps)
+            if not as_json:
+                _show_steps(prepared.steps, owner, mode)
+            _finish(as_json, result, Exit.OK)
+        outcome, unit = mounting.mount(machine, request, at_boot)
+        seen = outcome.seen
+        result |= _steps(outcome.steps) | {
+            "dax_file": seen.dax_file,
+            "map_sync": seen.map_sync,
+            "huge_pages": seen.huge,
+            "changed": outcome.changed or (unit is not None and unit.needed),
+        }
+        if not as_json:
+            _tell_mount(outcome, unit)
+    _finish(as_json, result, Exit.OK if outcome.ok else Exit.NOT_AS_PLANNED)
+
+
+@app.command(epilog=EPILOG)
+def umount(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where persistent memory is mounted.")],
+    as_json: Json = False,
+) -> None:
+    """Unmount persistent memory; where it is in use, tell by whom. The content stays until the power goes."""
+    from emupmem import mount as mounting
+
+    result: dict[str, Any] = {"device": "", "dir": folder, "changed": False}
+    with _json_errors(as_json, result):
+        machine = _mounting_machine("this unmounts")
+        gone = mounting.umount(machine, folder)
+        result |= {"device": gone.source, "dir": gone.dir, "changed": True}
+        if not as_json:
+            print(f"✓ {gone.source} is no longer mounted at {gone.dir}")
+            if mounting.is_at_boot(machine, gone.dir):
+                print("It is mounted again at the next boot.")
+    _finish(as_json, result, Exit.OK)
+
+
+@app.command(epilog=EPILOG)
+def save(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The image to write; replaced as a whole.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[DEVICE|DIR]", help="A device, or where it is mounted; else the only one."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Save the content of a device: a sparse raw image with a checksum. A mounted one is frozen meanwhile."""
+    from emupmem import snapshot
+
+    result: dict[str, Any] = {}
+    with _json_errors(as_json, result):
+        machine = _mounting_machine("this reads a device")
+        with _progress() as progress:
+            done = snapshot.save(machine, file, source, progress)
+        _tell_snapshot(f"{done.device} saved to {done.file}", done, result, as_json)
+
+
+@app.command(epilog=EPILOG)
+def restore(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An image that `emupmem save` wrote.")],
+    device: Annotated[
+        str | None, typer.Argument(metavar="[DEVICE]", help="Where to write it; else the only one.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take an image without a checksum, or with a wrong one, as it is.")
+    ] = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Put a saved image back onto a device. It is checked as a whole before anything is written."""
+    from emupmem import snapshot
+
+    result: dict[str, Any] = {}
+    with _json_errors(as_json, result):
+        machine = _mounting_machine("this writes a device")
+        if not yes and not snapshot.is_blank(machine, device):
+            _ask(f"{snapshot.choose(machine, device).dev} is not blank: overwrite all of it?")
+        with _progress() as progress:
+            done = snapshot.restore(machine, file, device, force, progress)
+        if not done.checksum:
+            _say("! it was restored without a valid checksum")
+        _tell_snapshot(f"{done.device} restored from {done.file}", done, result, as_json)
+
+
+def _tell_snapshot(what: str, done: Any, result: dict[str, Any], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from emupmem.units import human
+
+    result |= asdict(done)
+    if as_json:
+        _finish(as_json, result, Exit.OK)
+    rate = human(int(done.size / max(done.seconds, 0.001)))
+    sizes = f"{human(done.size)}, {human(done.allocated)} on disk"
+    print(f"✓ {what} · {sizes} · {done.seconds:.1f} s, {rate}/s")
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar with rate on a terminal, silence elsewhere; a signal stops the work at a safe moment."""
+    from emupmem.machine import interrupts
+
+    with interrupts() as signals:
+        if not sys.stderr.isatty():
+            yield lambda what, done, size: signals.check()
+            return
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        from emupmem import render
+
+        columns = (
+            TextColumn("{task.description:11}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        # Without a thread of its own: save forks the guard of a frozen file system.
+        bar = Progress(*columns, console=render.console(stderr=True), transient=True, auto_refresh=False)
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, size: int) -> None:
+            signals.check()
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=size)
+            bar.update(tasks[what], completed=done)
+            bar.refresh()
+
+        with bar:
+            yield show
+
+
+namespaces = typer.Typer(
+    help="Divide a reserved range into namespaces of any size (the ramdax driver, Linux 6.19 and later). "
+    "Emulated and volatile: labels and content do not survive a power cycle.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(namespaces, name="namespaces")
+AtBoot = Annotated[bool, typer.Option("--at-boot", help="At every boot as well, by a rule for udev.")]
+
+
+@namespaces.command("bind", epilog=EPILOG)
+def namespaces_bind(
+    at_boot: AtBoot = False, dry_run: DryRun = False, yes: Yes = False, as_json: Json = False
+) -> None:
+    """Give the reserved ranges to ramdax. All content on them is lost."""
+    _rebind("ramdax", at_boot, dry_run, yes, as_json)
+
+
+@namespaces.command("unbind", epilog=EPILOG)
+def namespaces_unbind(
+    at_boot: AtBoot = False, dry_run: DryRun = False, yes: Yes = False, as_json: Json = False
+) -> None:
+    """Give the ranges back to the usual driver: one device each. All content on them is lost."""
+    _rebind("e820_pmem", at_boot, dry_run, yes, as_json)
+
+
+def _rebind(wanted: str, at_boot: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    from emupmem import namespaces as ns
+
+    result: dict[str, Any] = {"changed": False, "driver": "", "at_boot": False}
+    with _json_errors(as_json, result):
+        machine = _mounting_machine("this changes the driver of a device")
+        binds = wanted == ns.DRIVER
+        steps = ns.bind_steps(machine, wanted)
+        if at_boot and binds:
+            ns.require_at_boot(machine)
+        if steps or dry_run:
+            question = f"All content of the reserved ranges is lost. Give them to {wanted}?"
+            _carry_out_steps(steps, question, dry_run, yes)
+        if not dry_run:
+            if steps:
+                with machine.lock():
+                    ns.rebind(machine, steps, wanted)
+            if at_boot and binds:
+                ns.at_boot(machine)
+            elif at_boot:
+                ns.remove_at_boot(machine)
+        result |= {"changed": bool(steps) and not dry_run, "driver": ns.driver(machine)}
+        result["at_boot"] = machine.exists(ns.RULE)
+        if not as_json and not dry_run:
+            kept = f", at every boot ({ns.RULE})" if result["at_boot"] else ""
+            print(f"✓ the reserved ranges belong to {result['driver']}{kept}")
+            if binds:
+                print("Next:  sudo emupmem namespaces create --size SIZE")
+        _finish(as_json, result, Exit.OK)
+
+
+@namespaces.command("list", epilog=EPILOG)
+def namespaces_list(as_json: Json = False) -> None:
+    """Show the ranges that ramdax has and what is on them."""
+    from dataclasses import asdict
+
+    from emupmem import namespaces as ns
+    from emupmem.units import human
+
+    result: dict[str, Any] = {"driver": "", "regions": []}
+    with _json_errors(as_json, result):
+        machine = _mounting_machine("this asks ndctl")
+        ns.require(machine)
+        result["driver"] = ns.driver(machine)
+        there = ns.regions(machine)
+        result["regions"] = [asdict(region) for region in there]
+        if not as_json:
+            if result["driver"] != ns.DRIVER:
+                print(f"The reserved ranges belong to {result['driver'] or 'no driver'}.")
+                print("Next:  sudo emupmem namespaces bind")
+            for region in there:
+                room = f"room for {human(region.free)}"
+                print(f"{region.name}  {human(region.size)}, {room} · emulated, volatile")
+                for one in region.namespaces:
+                    print(f"  {one.name:14} {one.mode:7} {human(one.size):>9}  /dev/{one.dev}")
+        _finish(as_json, result, Exit.OK)
+
+
+@namespaces.command("create", epilog=EPILOG)
+def namespaces_create(
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="What it takes of the range, as 256M.")],
+    mode: Annotated[
+        NamespaceMode, typer.Option("--mode", help="What kind of device it becomes.")
+    ] = NamespaceMode.FSDAX,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make a namespace on the first range with room."""
+    from emupmem import namespaces as ns
+
+    _change_namespaces(
+        lambda machine: ns.create_steps(machine, _size(size), mode.value), "", dry_run, True, as_json
+    )
+
+
+@namespaces.command("resize", epilog=EPILOG)
+def namespaces_resize(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As namespace0.0 or /dev/pmem0.")],
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="What it shall take of the range.")],
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Make a namespace anew with another size. Its content is lost, and its name may be another."""
+    from emupmem import namespaces as ns
+
+    question = f"All content of {name} is lost. Make it anew?"
+    _change_namespaces(
+        lambda machine: ns.resize_steps(machine, name, _size(size)), question, dry_run, yes, as_json
+    )
+
+
+@namespaces.command("delete", epilog=EPILOG)
+def namespaces_delete(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As namespace0.0 or /dev/pmem0.")],
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Delete a namespace and all on it."""
+    from emupmem import namespaces as ns
+
+    question = f"All content of {name} is lost. Delete it?"
+    _change_namespaces(lambda machine: ns.delete_steps(machine, name), question, dry_run, yes, as_json)
+
+
+def _change_namespaces(plan: Any, question: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from emupmem import namespaces as ns
+    from emupmem.units import human
+
+    result: dict[str, Any] = {"changed": False, "made": [], "regions": []}
+    with _json_errors(as_json, result):
+        machine = _mounting_machine("this changes namespaces")
+        with machine.lock():
+            steps = plan(machine)
+            _carry_out_steps(steps, question, dry_run, yes)
+            before = {n for r in ns.regions(machine) for n in r.namespaces}
+            if not dry_run:
+                ns.run(machine, steps)
+                machine.settle()
+            there = ns.regions(machine)
+        made = [n for r in there for n in r.namespaces if n not in before]
+        result["changed"] = not dry_run
+        result["made"] = [asdict(n) for n in made]
+        result["regions"] = [asdict(r) for r in there]
+        if not as_json and not dry_run:
+            for one in made:
+                print(f"✓ {one.name} · {one.mode}, {human(one.size)}, /dev/{one.dev} · emulated, volatile")
+            if not made:
+                print("✓ deleted")
+        _finish(as_json, result, Exit.OK)
+
+
+def _carry_out_steps(steps: Any, question: str, dry_run: bool, yes: bool) -> None:
+    """Show what would be done and ask; the caller does it."""
+    from emupmem.namespaces import Write
+
+    if dry_run:
+        for step in steps:
+            _say(f"  {step if isinstance(step, Write) else shlex.join(step.argv)}")
+    elif not yes:
+        _ask(question)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except EmupmemError as exc:
+        _usage(exc.message, exc.hint)
+
+
+@app.command("boot-mount", hidden=True, context_settings={"ignore_unknown_options": True})
+def boot_mount(words: Annotated[list[str], typer.Argument()]) -> None:
+    """What emupmem.service runs: RANGE DIR FS OWNER MODE for each mount."""
+    from emupmem import mount as mounting
+    from emupmem import unit
+
+    machine = _mounting_machine("this is for emupmem.service")
+    well = mounting.boot(machine, unit.from_words(words), lambda line: print(line, flush=True))
+    raise typer.Exit(Exit.OK if well else Exit.ERROR)
+
+
+def _mounting_machine(what: str) -> Machine:
+    from emupmem.machine import Machine
+
+    machine = Machine()
+    if not machine.is_root:
+        raise EmupmemError(f"{what} and needs root", f"sudo {shlex.join(_as_typed())}")
+    return machine
+
+
+def _steps(steps: Any) -> dict[str, Any]:
+    return {"device": steps.device.dev, "dir": steps.dir, "fs": steps.fs}
+
+
+def _show_steps(steps: Any, owner: str, mode: str) -> None:
+    lines = [shlex.join(c.argv) for c in steps.commands]
+    if steps.make:
+        lines.insert(-1, f"mkdir -p {shlex.quote(steps.dir)}")
+    lines += [f"chown {owner} {shlex.quote(steps.dir)}"] if owner else []
+    lines += [f"chmod {mode} {shlex.quote(steps.dir)}"] if mode else []
+    print(
+        "\n".join(lines) or f"Already as asked: {steps.device.dev} at {steps.dir}. Nothing would be changed."
+    )
+
+
+def _tell_mount(outcome: Any, unit: Any) -> None:
+    from emupmem import render
+
+    if not outcome.changed:
+        print(f"Already as asked: {outcome.steps.device.dev} at {outcome.steps.dir}.")
+    elif outcome.steps.kept and outcome.steps.commands:
+        print(f"The {outcome.steps.fs} that was on {outcome.steps.device.dev} is kept.")
+    render.ladder(render.console(), outcome.rungs)
+    if unit is not None:
+        print(f"{'✓ ' if unit.needed else ''}emupmem.service does this at every boot")
+
+
+def _wishes(folders: list[str], fs: FileSystem | None, owner: str, mode: str) -> list[Any]:
+    if not folders:
+        if fs or owner or mode:
+            _usage("--fs, --owner and --mode belong to --mount")
+        return []
+    from emupmem.mount import Wish
+
+    return [Wish(folder, (fs or FileSystem.EXT4).value, owner, mode) for folder in folders]
 
 
 def _show_verdict(verdict: Any) -> None:
@@ -386,6 +837,8 @@ def _carry_out(
 
     booted = machine.peek("/proc/cmdline") if machine.live else ""
     result |= {"memmap": prepared.memmap, "diff": prepared.diff}
+    if prepared.unit.after is not None or prepared.unit.before is not None:
+        result["mounts"] = _mounts(prepared)
     for warning in warnings:
         _say(f"! {warning}")
     if not prepared.needed:
@@ -406,6 +859,18 @@ def _carry_out(
     if not as_json:
         _tell(machine, prepared, outcome, result["reboot_required"])
     _finish(as_json, result, Exit.OK)
+
+
+def _mounts(prepared: Change) -> list[dict[str, Any]]:
+    """What is mounted at every boot after the change."""
+    try:
+        found = prepared.unit.mounts
+    except EmupmemError:
+        return []  # edited by somebody, and left alone
+    return [
+        {"start": m.start, "size": m.size, "dir": m.dir, "fs": m.fs, "owner": m.owner, "mode": m.mode}
+        for m in found
+    ]
 
 
 def _boots_as(booted: str, prepared: Change) -> bool:
@@ -444,7 +909,15 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
         if prepared.memmap
         else "no entry reserves memory"
     )
-    print(f"✓ {outcome.generator} · {what}")
+    if outcome.generator:
+        print(f"✓ {outcome.generator} · {what}")
+    if prepared.unit.needed and not outcome.problem:
+        from emupmem.unit import FILE
+
+        mounts = ", ".join(m["dir"] for m in _mounts(prepared))
+        print(f"✓ {FILE} " + (f"written: mounts {mounts} at every boot" if mounts else "removed"))
+    if outcome.problem:
+        _say(f"! {outcome.problem}")
     if reboot:
         print("Reboot, then:  sudo emupmem verify")
         if prepared.memmap:

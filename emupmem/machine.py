@@ -286,6 +286,19 @@ class Machine:
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be removed: {exc.strerror}", _write_hint(exc)) from exc
 
+    def poke(self, name: str, text: str) -> None:
+        """Write a word to a file of sysfs, in one piece and in place. Raises EmupmemError."""
+        try:
+            descriptor = os.open(self.path(name), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, f"{text}\n".encode())
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            raise EmupmemError(
+                f"{text!r} cannot be written to {name}: {exc.strerror}", _sudo_hint(exc)
+            ) from exc
+
     # Devices and mounted folders -----------------------------------------------------------------
 
     def block_number(self, name: str) -> str:

@@ -27,7 +27,7 @@ from emupmem.units import span_text
 
 if TYPE_CHECKING:
     from emupmem.editor import Judge
-    from emupmem.verifier import Observation, SeenRegion
+    from emupmem.verifier import Observation, SeenMount, SeenRegion
 
 # editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
 
@@ -307,7 +307,28 @@ def observe(machine: Machine, wait: float) -> Observation:
         regions=_regions(machine),
         modules=module_states(machine, release, cmdline),
         unseen=tuple(unseen),
+        mounts=_mounts(machine, wait),
     )
+
+
+def _mounts(machine: Machine, wait: float) -> tuple[SeenMount, ...]:
+    """The mounts of our devices and of the boot unit; while that is at work we wait."""
+    from emupmem import mount, unit
+
+    data = machine.read(unit.FILE)
+    text = data.decode("utf-8", "replace") if data is not None and machine.is_link(unit.LINK) else ""
+    try:
+        wanted = unit.read(text) if text else ()
+    except EmupmemError:
+        wanted = ()  # not ours, or edited: what is mounted is judged all the same
+    if wanted and wait and machine.live:
+        wait_for(lambda: not _activating(machine, unit.NAME), wait)
+    return mount.look(machine, wanted)
+
+
+def _activating(machine: Machine, name: str) -> bool:
+    done = machine.output("systemctl", "show", "-P", "ActiveState", name)
+    return done is not None and done.stdout.strip() == b"activating"
 
 
 def _regions(machine: Machine) -> tuple[SeenRegion, ...]:

@@ -1,0 +1,185 @@
+"""The text of the one systemd unit that mounts at every boot, and reading it back. Pure.
+
+The unit is all the state there is of a mount: what it starts is what was asked. One process does
+all mounts, one after the other, so that a failing one hides neither itself (the unit is then
+`failed`, the boot goes on) nor the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emupmem.cmdline import parse_memmap_value
+from emupmem.model import EmupmemError
+from emupmem.units import tight
+
+NAME = "emupmem.service"
+FILE = f"/etc/systemd/system/{NAME}"
+LINK = f"/etc/systemd/system/multi-user.target.wants/{NAME}"
+COMMAND = "boot-mount"
+"""The hidden command that the unit runs; its arguments are one group of `WORDS` for each mount."""
+
+WORDS = 5
+SECONDS = 30
+"""How long the command waits for a device."""
+
+MARK = "# Written by emupmem"
+TEXT = f"""{MARK}: mounts emulated persistent memory at every boot. Its content is volatile.
+# `emupmem remove` takes this file away. A failure here never stops the boot.
+[Unit]
+Description=File systems on emulated, volatile persistent memory
+# Without any memmap= there is nothing to do. Which one it must be is judged by the command.
+ConditionKernelCommandLine=memmap
+After=local-fs.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+# {SECONDS} seconds to wait for each device, the rest for the file systems.
+TimeoutStartSec=300
+ExecStart=@COMMAND@
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BootMount:
+    """What to mount at every boot. The device is known by its physical range (bytes), never by its name.
+
+    `owner` is `USER` or `USER:GROUP`, `mode` an octal number; empty where they shall stay as they are.
+    """
+
+    start: int
+    size: int
+    dir: str
+    fs: str
+    owner: str = ""
+    mode: str = ""
+
+    @property
+    def range(self) -> str:
+        """The range as the kernel command line says it: `1G!4G`."""
+        return f"{tight(self.size)}!{tight(self.start)}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitChange:
+    """The unit file before and after; None where there is none. `linked` says whether it is enabled already."""
+
+    before: str | None
+    after: str | None
+    linked: bool = False
+
+    @property
+    def needed(self) -> bool:
+        return self.before != self.after or self.linked != (self.after is not None)
+
+    @property
+    def diff(self) -> str:
+        """A unified diff, empty when the text stays as it is."""
+        old, new = ((t or "").splitlines(keepends=True) for t in (self.before, self.after))
+        was, will = ("/dev/null" if t is None else FILE for t in (self.before, self.after))
+        return "".join(difflib.unified_diff(old, new, was, will))
+
+    @property
+    def mounts(self) -> tuple[BootMount, ...]:
+        """What is mounted at every boot afterwards. Raises EmupmemError where the unit was edited."""
+        return read(self.after) if self.after is not None else ()
+
+
+NO_CHANGE = UnitChange(None, None)
+
+
+def text(mounts: Sequence[BootMount], program: str) -> str:
+    """The unit that runs `program` (an absolute path) for these mounts.
+
+    Raises EmupmemError for a word that no unit file can hold.
+    """
+    if not re.fullmatch(r"(/[\w.+@:=,~-]+)+", program, re.ASCII):
+        raise EmupmemError(f"{program} cannot be started by systemd", "install emupmem in /usr/local/bin")
+    lines = [f"{program} {COMMAND}", *(_arguments(m) for m in mounts)]
+    return TEXT.replace("@COMMAND@", " \\\n    ".join(lines))
+
+
+def _arguments(mount: BootMount) -> str:
+    words = (mount.range, mount.dir, mount.fs, mount.owner or "-", mount.mode or "-")
+    return " ".join(quote(w) for w in words)
+
+
+def quote(word: str) -> str:
+    r"""One argument of ExecStart= by systemd's rules: quotes, `\` and `"` escaped, `%` and `$` doubled.
+
+    Raises EmupmemError for control characters and what is not text.
+    Source: systemd.syntax(7), systemd.service(5) "Command lines", systemd.unit(5) "Specifiers".
+    """
+    if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in word):
+        raise EmupmemError(f"{word!r} has a character that no unit file can hold", "choose another name")
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + escaped.replace("%", "%%").replace("$", "$$") + '"'
+
+
+def read(unit: str) -> tuple[BootMount, ...]:
+    """The mounts of a unit that `text` made. Raises EmupmemError where it was edited beyond recognition."""
+    hint = f"sudo rm {FILE} {LINK} takes it away; then give the mounts anew"
+    joined = re.sub(r"\\\n", " ", unit)
+    commands = [line[len("ExecStart=") :] for line in joined.split("\n") if line.startswith("ExecStart=")]
+    if len(commands) != 1 or not unit.startswith(MARK):
+        raise EmupmemError(f"{FILE} is not one of emupmem's", hint)
+    words = [_unquote(w) for w in re.findall(r'"(?:[^"\\]|\\.)*"|[^\s"]+', commands[0])]
+    if len(words) < 2 or words[1] != COMMAND:
+        raise EmupmemError(f"{FILE} was edited: its ExecStart is not emupmem's", hint)
+    return from_words(words[2:])
+
+
+def _unquote(word: str) -> str:
+    if word.startswith('"'):
+        word = re.sub(r"\\(.)", r"\1", word[1:-1])
+    return word.replace("%%", "%").replace("$$", "$")
+
+
+def from_words(words: Sequence[str]) -> tuple[BootMount, ...]:
+    """The mounts that the arguments of the boot command name. Raises EmupmemError."""
+    if not words or len(words) % WORDS:
+        raise EmupmemError(f"{COMMAND} needs groups of RANGE DIR FS OWNER MODE")
+    return tuple(_from_group(words[at : at + WORDS]) for at in range(0, len(words), WORDS))
+
+
+def _from_group(group: Sequence[str]) -> BootMount:
+    where, folder, fs, owner, mode = group
+    items = parse_memmap_value(where)
+    if len(items) != 1 or items[0].op != "!":
+        raise EmupmemError(f"{where!r} is not a range such as 1G!4G")
+    owner, mode = (("" if w == "-" else w) for w in (owner, mode))
+    return BootMount(items[0].start, items[0].size, folder, fs, owner, mode)
+
+
+def changed(
+    before: str | None,
+    linked: bool,
+    reserved: Sequence[tuple[int, int]],
+    program: str,
+    new: Sequence[BootMount],
+) -> UnitChange:
+    """The unit once `reserved` (pairs start, size) is what the machine reserves and `new` is asked as well.
+
+    Mounts of ranges that are no longer reserved go; a new mount takes the place of that of its range.
+    Raises EmupmemError for two mounts in one folder.
+    """
+    present = read(before) if before is not None else ()
+    taken = {(m.start, m.size) for m in new}
+    kept = [m for m in present if (m.start, m.size) in set(reserved) - taken]
+    mounts = sorted([*kept, *new], key=lambda m: m.start)
+    folders = [m.dir for m in mounts]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise EmupmemError(
+                f"two devices cannot both be mounted at {folder}", "give each a folder of its own"
+            )
+    if not mounts:
+        return UnitChange(before, None, linked)
+    return UnitChange(before, text(mounts, program), linked)

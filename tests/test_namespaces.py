@@ -1,0 +1,208 @@
+"""What is planned for ramdax, on a machine in a folder; the real driver is in test_vm_keep.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emupmem import namespaces as ns
+from emupmem.model import GIB, KIB, MIB, Command, EmupmemError
+from tests.fake import FakeMachine, build, put, script
+
+PLATFORM = "/sys/devices/platform/e820_pmem"
+
+
+def link(machine: FakeMachine, name: str, target: str) -> None:
+    """A symbolic link of the machine."""
+    path = machine.root / name.lstrip("/")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> FakeMachine:
+    """Linux 7.2 with the module, its range at 4 GiB bound to the usual driver."""
+    made = build(tmp_path / "machine")
+    put(made, "/proc/sys/kernel/osrelease", "7.2.0-amd64")
+    put(made, "/lib/modules/7.2.0-amd64/modules.dep", "kernel/drivers/nvdimm/ramdax.ko.xz:\n")
+    put(made, "/proc/self/mountinfo", "21 1 254:1 / / rw shared:1 - ext4 /dev/vda1 rw\n")
+    put(made, f"{PLATFORM}/driver_override", "(null)")
+    for name in ("e820_pmem/unbind", "drivers_probe"):
+        put(made, f"/sys/bus/platform/{'' if name == 'drivers_probe' else 'drivers/'}{name}", "")
+    link(made, "/sys/bus/platform/devices/e820_pmem", PLATFORM)
+    bind(made, "e820_pmem")
+    block = f"{PLATFORM}/ndbus0/region0/namespace0.0/block/pmem0"
+    put(made, f"{block}/dev", "259:0")
+    link(made, "/sys/class/block/pmem0", block)
+    return made
+
+
+def bind(machine: FakeMachine, driver: str) -> None:
+    put(machine, f"/sys/bus/platform/drivers/{driver}/uevent", "")
+    link(machine, f"{PLATFORM}/driver", f"/sys/bus/platform/drivers/{driver}")
+
+
+def space(name: str, start: int, size: int, mode: str = "fsdax") -> dict[str, Any]:
+    dev = {"chardev": f"dax{name[9:]}"} if mode == "devdax" else {"blockdev": f"pmem{name[9:]}"}
+    return {"dev": name, "mode": mode, "size": size - 2 * MIB, "start": start, "raw": size, **dev}
+
+
+def divided(machine: FakeMachine, *spaces: dict[str, Any], size: int = GIB, free: int = 0) -> None:
+    """Let ramdax have the range, and ndctl tell of these namespaces."""
+    bind(machine, "ramdax")
+    put(machine, "/sys/bus/nd/devices/region0/resource", hex(4 * GIB))
+    for one in spaces:
+        put(machine, f"/sys/bus/nd/devices/{one['dev']}/size", str(one["raw"]))
+        put(machine, f"/sys/bus/nd/devices/{one['dev']}/resource", hex(one["start"]))
+    seed = {"dev": "namespace0.9", "mode": "raw", "size": 0, "state": "disabled"}
+    region = {
+        "dev": "region0",
+        "size": size,
+        "available_size": free,
+        "max_available_extent": free,
+        "namespaces": [*spaces, seed],
+    }
+    buses = [
+        {"provider": "ACPI.NFIT", "regions": [{"dev": "region5", "size": GIB, "available_size": GIB}]},
+        {"provider": "ramdax", "regions": [region]},
+    ]
+    put(machine, "/buses", json.dumps(buses))
+    script(machine, "ndctl", f"#!/bin/sh\ncat '{machine.root}/buses'\n")
+
+
+def refused(call: Any) -> str:
+    with pytest.raises(EmupmemError) as caught:
+        call()
+    return f"{caught.value.message} | {caught.value.hint}"
+
+
+def test_older_kernels_are_told_since_when(machine: FakeMachine) -> None:
+    for release in ("6.1.0-18-amd64", "6.18.9", "5.15.0-generic"):
+        put(machine, "/proc/sys/kernel/osrelease", release)
+        message = refused(lambda: ns.bind_steps(machine))
+        assert f"ramdax exists since Linux 6.19; this is {release}" in message
+    put(machine, "/proc/sys/kernel/osrelease", "7.3.0-custom")
+    assert "built without ramdax (CONFIG_RAMDAX)" in refused(lambda: ns.require(machine))
+
+
+def test_nothing_reserved(machine: FakeMachine) -> None:
+    (machine.root / "sys/bus/platform/devices/e820_pmem").unlink()
+    assert "no memory is reserved in this boot" in refused(lambda: ns.bind_steps(machine))
+
+
+def test_bind_and_unbind_are_data(machine: FakeMachine) -> None:
+    here = "/sys/bus/platform"
+    assert ns.bind_steps(machine) == (
+        Command(("modprobe", "ramdax")),
+        ns.Write(f"{here}/devices/e820_pmem/driver_override", "ramdax"),
+        ns.Write(f"{here}/drivers/e820_pmem/unbind", "e820_pmem"),
+        ns.Write(f"{here}/drivers_probe", "e820_pmem"),
+    )
+    assert ns.bind_steps(machine, ns.LEGACY) == ()
+    bind(machine, "ramdax")
+    assert ns.bind_steps(machine) == ()
+    assert [str(s) for s in ns.bind_steps(machine, ns.LEGACY)[1:]] == [
+        f"echo > {here}/devices/e820_pmem/driver_override",
+        f"echo e820_pmem > {here}/drivers/ramdax/unbind",
+        f"echo e820_pmem > {here}/drivers_probe",
+    ]
+
+
+def test_mounted_is_refused(machine: FakeMachine) -> None:
+    put(machine, "/proc/self/mountinfo", "40 21 259:0 / /mnt rw - ext4 /dev/pmem0 rw\n")
+    assert "/dev/pmem0 is mounted on /mnt | umount /mnt" in refused(lambda: ns.bind_steps(machine))
+
+
+def test_a_mapped_devdax_is_refused(machine: FakeMachine) -> None:
+    divided(machine, space("namespace0.1", 4 * GIB, 128 * MIB, "devdax"))
+    put(machine, "/proc/77/comm", "database")
+    put(machine, "/proc/77/maps", "7f00-7f01 rw-s 00000000 00:05 99      /dev/dax0.10\n")
+    assert ns.delete_steps(machine, "namespace0.1")
+    put(machine, "/proc/77/maps", "7f00-7f01 rw-s 00000000 00:05 99      /dev/dax0.1\n")
+    message = refused(lambda: ns.delete_steps(machine, "namespace0.1"))
+    assert "/dev/dax0.1 is in use by database (process 77)" in message
+
+
+def test_a_driver_that_refuses_gives_the_range_back(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(machine, "modprobe", "#!/bin/sh\nexit 0\n")
+    pokes: list[tuple[str, str]] = []
+
+    def poke(name: str, text: str) -> None:
+        pokes.append((name.rpartition("/")[2], text))
+        if name.endswith("unbind"):
+            (machine.root / f"{PLATFORM}/driver".lstrip("/")).unlink()
+
+    monkeypatch.setattr(machine, "poke", poke)
+    monkeypatch.setattr(ns, "wait_for", lambda ready, seconds: ready())
+    assert "ramdax did not take the range" in refused(lambda: ns.rebind(machine, ns.bind_steps(machine)))
+    assert pokes[-2:] == [("driver_override", ""), ("drivers_probe", "e820_pmem")]
+
+
+def test_only_what_ramdax_has_is_listed(machine: FakeMachine) -> None:
+    assert ns.regions(machine) == ()
+    divided(
+        machine,
+        space("namespace0.1", 4 * GIB + 128 * MIB, 64 * MIB),
+        space("namespace0.0", 4 * GIB, 128 * MIB),
+    )
+    (region,) = ns.regions(machine)
+    assert region.name == "region0"
+    assert [n.name for n in region.namespaces] == ["namespace0.0", "namespace0.1"], "no seed, in order"
+    assert region.namespaces[0].raw_size == 128 * MIB
+    assert region.namespaces[0].size == 126 * MIB
+
+
+def test_create_needs_room_in_one_piece(machine: FakeMachine) -> None:
+    assert "belongs to e820_pmem, not to ramdax | sudo emupmem namespaces bind" in refused(
+        lambda: ns.create_steps(machine, MIB, "fsdax")
+    )
+    divided(machine, free=256 * MIB)
+    (step,) = ns.create_steps(machine, 256 * MIB, "devdax")
+    assert isinstance(step, Command)
+    assert step.argv == ("ndctl", "create-namespace", "-r", "region0", "-m", "devdax", "-s", str(256 * MIB))
+    message = refused(lambda: ns.create_steps(machine, 257 * MIB, "fsdax"))
+    assert "no range has room for 257 MiB in one piece | the most is 256 MiB" in message
+
+
+def test_resize_proves_the_room_before_it_deletes(machine: FakeMachine) -> None:
+    first = space("namespace0.0", 4 * GIB, 128 * MIB)
+    middle = space("namespace0.1", 4 * GIB + 256 * MIB, 128 * MIB, "devdax")
+    divided(machine, first, middle)
+    # a gap of 128 MiB behind the first, 640 MiB less the labels behind the second
+    steps = ns.resize_steps(machine, "/dev/pmem0.0", 624 * MIB)
+    assert [s.argv[1] for s in steps if isinstance(s, Command)] == ["destroy-namespace", "create-namespace"]
+    assert "can have at most 624 MiB" in refused(lambda: ns.resize_steps(machine, "namespace0.0", 640 * MIB))
+    larger = ns.resize_steps(machine, "namespace0.1", 768 * MIB)
+    assert "devdax" in larger[1].argv if isinstance(larger[1], Command) else False
+    assert "there is no namespace namespace0.7 on the emulated memory | there is namespace0.0" in refused(
+        lambda: ns.resize_steps(machine, "namespace0.7", MIB)
+    )
+
+
+def test_largest_gap() -> None:
+    region = ns.RamdaxRegion("region0", 0, GIB, 0, ())
+    one = ns.Namespace("namespace0.0", "raw", GIB, GIB - 16 * MIB, 0, "pmem0", "region0")
+    assert ns.largest_gap(region, one) == GIB - 16 * MIB, "the labels take the last step"
+    assert ns.largest_gap(region, one, 128 * KIB) == GIB - 128 * KIB
+
+
+def test_the_rule_for_every_boot(machine: FakeMachine) -> None:
+    ns.require_at_boot(machine)
+    assert not ns.remove_at_boot(machine)
+    ns.at_boot(machine)
+    text = (machine.root / ns.RULE.lstrip("/")).read_text()
+    assert text == ns.RULE_TEXT
+    rules = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(rules) == 1
+    assert 'DRIVER==""' in rules[0], "never takes a range from under a driver that has it"
+    assert 'PROGRAM=="/sbin/modprobe -q ramdax"' in rules[0], "nothing where the kernel has no ramdax"
+    assert ns.remove_at_boot(machine)
+    assert not machine.exists(ns.RULE)
+    put(machine, "/lib/modules/7.2.0-amd64/modules.builtin", "kernel/drivers/nvdimm/nd_e820.ko\n")
+    assert "nd_e820 is built in" in refused(lambda: ns.require_at_boot(machine))

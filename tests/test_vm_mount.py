@@ -1,0 +1,256 @@
+"""From a reservation to a folder that a program can map, on real kernels and with real reboots."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from emupmem.model import GIB
+from tests.vm.image import image
+from tests.vm.machine import JobResult, Machine
+
+pytestmark = pytest.mark.vm
+
+INSTALL = """
+# at boot the job disk is not there: emupmem must be on the disk, as after `make install`
+site=$(echo /opt/emupmem/lib/python3*/site-packages)
+cp -r /job/src/emupmem $site/
+chmod -x /etc/grub.d/20_linux_xen /etc/grub.d/30_* 2>/dev/null || true
+said() { echo "--- $*"; "$@"; }
+refused() { emupmem "$@" 2>&1 && exit 9 || [ $? = 1 ]; }
+"""
+
+# What a program does: map with MAP_SYNC, write every page, count the faults.
+PROGRAM = """
+import ctypes, mmap, os, resource
+fd = os.open("/mnt/pmem0/data", os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(fd, 0, 8 << 20)
+m = mmap.mmap(fd, 8 << 20, flags=0x03 | 0x80000)
+os.close(fd)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for at in range(0, 8 << 20, 4096):
+    m[at] = 1
+print("FAULTS", resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+FIRST = """
+set -eu
+INSTALL
+refused apply --size 1G --mount /mnt/pmem0 --owner nobody-here --yes > /job/out/owner
+refused apply --size 1G --mount /etc/pmem --yes > /job/out/system
+refused apply --size 1G --mount /home/dev/pmem --yes > /job/out/loose
+refused apply --size 256M --mount /mnt/pmem0 --fs xfs --yes > /job/out/small
+[ ! -e /etc/systemd/system/emupmem.service ]
+! grep memmap /etc/default/grub
+
+emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --dry-run
+[ ! -e /etc/systemd/system/emupmem.service ]
+emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --yes --json > /job/out/apply.json
+emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --check
+systemd-analyze verify /etc/systemd/system/emupmem.service > /job/out/analyze 2>&1
+systemctl is-enabled emupmem.service
+cp /etc/systemd/system/emupmem.service /job/out/unit
+emupmem verify --json > /job/out/pending.json && exit 9 || [ $? = 3 ]
+"""
+
+SECOND = """
+set -eu
+INSTALL
+# without another command: only wait for the boot to end
+for _ in $(seq 300); do
+    [ "$(systemctl show -P ActiveState emupmem.service)" != activating ] && break
+    sleep 1
+done
+journalctl -b -u emupmem.service --no-pager -o cat | tee /job/out/journal
+grep ' /mnt/pmem0 ' /proc/mounts | tee /job/out/mounts
+stat -c '%U:%G %a' /mnt/pmem0 > /job/out/owner
+runuser -u dev -- python3 -c "$(cat /job/program.py)" > /job/out/faults
+emupmem verify > /job/out/verify
+emupmem verify --json > /job/out/verify.json
+runuser -u dev -- emupmem verify --json > /job/out/user.json
+systemd-analyze --no-pager time || true
+
+# asked again, nothing changes
+emupmem mount --json > /job/out/again.json
+emupmem mount /dev/pmem0 /mnt/pmem0 --fs FS --owner dev --at-boot --json > /job/out/boot.json
+
+# refusals on the real thing
+OTHER=$([ FS = xfs ] && echo ext4 || echo xfs)
+refused mount /dev/vda > /job/out/disk
+refused mount /dev/vda1 > /job/out/partition
+refused mount /dev/null > /job/out/null
+refused mount /dev/pmem0 /mnt/other > /job/out/mounted
+refused mount /dev/pmem0 /mnt/pmem0 --force > /job/out/force
+refused mount /dev/pmem0 /mnt/pmem0 --fs $OTHER > /job/out/otherfs
+refused umount /job > /job/out/notpmem
+runuser -u dev -- python3 -c "
+import mmap, os, time
+fd = os.open('/mnt/pmem0/data', os.O_RDWR)
+m = mmap.mmap(fd, 4096)
+os.close(fd)
+print('mapped', os.getpid(), flush=True)
+time.sleep(1000)
+" > /run/mapped &
+until grep -q mapped /run/mapped; do sleep 0.5; done
+refused umount /mnt/pmem0 > /job/out/busy
+kill $(cut -d' ' -f2 /run/mapped)
+wait || true
+runuser -u dev -- emupmem umount /mnt/pmem0 2>&1 && exit 9 || [ $? = 1 ]
+emupmem umount /mnt/pmem0
+echo hidden > /mnt/pmem0/file
+refused mount /dev/pmem0 /mnt/pmem0 > /job/out/full
+rm /mnt/pmem0/file
+
+# the file system that is there is kept; another one needs --force
+emupmem mount /dev/pmem0 /mnt/pmem0 --json > /job/out/kept.json
+[ -s /mnt/pmem0/data ]
+emupmem umount /mnt/pmem0 --json
+refused mount /dev/pmem0 /mnt/pmem0 --fs $OTHER > /job/out/signature
+emupmem mount /dev/pmem0 /mnt/pmem0 --fs $OTHER --force --dry-run
+emupmem mount /dev/pmem0 /mnt/pmem0 --fs $OTHER --force --json > /job/out/other.json
+grep ' /mnt/pmem0 ' /proc/mounts | tee -a /job/out/mounts
+emupmem umount /mnt/pmem0
+wipefs -qa /dev/pmem0
+mkswap /dev/pmem0 > /dev/null
+refused mount /dev/pmem0 > /job/out/swap
+swapon /dev/pmem0
+refused mount /dev/pmem0 --force > /job/out/swapon
+swapoff /dev/pmem0
+wipefs -qa /dev/pmem0
+
+# a mount that is not DAX is told, and how to cure it
+mkfs.ext4 -q -b 4096 /dev/pmem0
+mount /dev/pmem0 /mnt/pmem0
+emupmem verify > /job/out/nodax && exit 9 || [ $? = 3 ]
+refused mount /dev/pmem0 /mnt/pmem0 > /job/out/withoutdax
+umount /mnt/pmem0
+
+# the next boot finds an mkfs that fails
+mv /usr/sbin/mkfs.FS /root/mkfs.FS
+printf '#!/bin/sh\\necho no luck today >&2\\nexit 1\\n' > /usr/sbin/mkfs.FS
+chmod +x /usr/sbin/mkfs.FS
+"""
+
+THIRD = """
+set -eu
+INSTALL
+for _ in $(seq 300); do
+    [ "$(systemctl show -P ActiveState emupmem.service)" != activating ] && break
+    sleep 1
+done
+journalctl -b -u emupmem.service --no-pager -o cat | tee /job/out/journal
+systemctl is-active emupmem.service || true
+systemctl is-active multi-user.target
+! grep ' /mnt/pmem0 ' /proc/mounts
+emupmem verify > /job/out/verify && exit 9 || [ $? = 3 ]
+mv /root/mkfs.FS /usr/sbin/mkfs.FS
+
+# GRUB's side taken away by hand: the unit stays, and the next boot must not care
+sed -i 's/memmap=1G!4G//' /etc/default/grub
+update-grub2
+! grep memmap /boot/grub/grub.cfg
+"""
+
+FOURTH = """
+set -eu
+INSTALL
+[ ! -e /dev/pmem0 ]
+for _ in $(seq 300); do
+    [ "$(systemctl show -P ActiveState emupmem.service)" != activating ] && break
+    sleep 1
+done
+systemctl is-active multi-user.target
+! systemctl is-failed emupmem.service
+emupmem verify --json > /job/out/verify.json
+/usr/local/bin/emupmem boot-mount '1G!4G' /mnt/pmem0 FS dev - > /job/out/quiet
+emupmem remove --yes | tee /job/out/remove
+[ ! -e /etc/systemd/system/emupmem.service ]
+[ ! -L /etc/systemd/system/multi-user.target.wants/emupmem.service ]
+emupmem remove --yes
+"""
+
+
+def done(result: JobResult) -> JobResult:
+    """The result of a script that must have come to its end."""
+    assert result.status == 0, result.output
+    return result
+
+
+def said(result: JobResult, name: str) -> Any:
+    return json.loads(result.files[name])
+
+
+def text(result: JobResult, name: str) -> str:
+    return result.files[name].decode()
+
+
+@pytest.mark.parametrize(
+    ("suite", "firmware", "fs"),
+    [("bookworm", "bios", "ext4"), ("trixie", "uefi", "xfs"), ("forky", "bios", "ext4")],
+)
+def test_apply_mount_reboot_and_it_is_there(suite: str, firmware: str, fs: str) -> None:
+    other = {"ext4": "xfs", "xfs": "ext4"}[fs]
+
+    def script(words: str) -> str:
+        return words.replace("INSTALL", INSTALL).replace("FS", fs)
+
+    files = {"program.py": PROGRAM}
+    with Machine(image(suite, firmware), memory="6G") as guest:
+        first = done(guest.boot(script(FIRST), files))
+        assert "there is no user nobody-here" in text(first, "owner")
+        assert "belongs to the system" in text(first, "system")
+        assert "/home/dev can be changed by others than root" in text(first, "loose")
+        assert "mkfs.xfs makes nothing under 300 MiB" in text(first, "small")
+        mounts = said(first, "apply.json")["mounts"]
+        wanted = {"start": 4 * GIB, "size": GIB, "dir": "/mnt/pmem0", "fs": fs, "owner": "dev", "mode": ""}
+        assert mounts == [wanted]
+        assert text(first, "analyze") == "", "systemd has nothing to say about the unit"
+        assert said(first, "pending.json")["pending"] is True
+
+        second = done(guest.boot(script(SECOND), files))
+        print(suite, fs, text(second, "faults"), text(second, "verify"), text(second, "journal"))
+        assert "/dev/pmem0 is mounted at /mnt/pmem0" in text(second, "journal")
+        assert "made anew" in text(second, "journal")
+        assert "dax=always" in text(second, "mounts").splitlines()[0]
+        assert text(second, "owner") == "dev:dev 755\n"
+        faults = int(text(second, "faults").split()[1])
+        assert 4 <= faults < 64, "8 MiB by 2 MiB, and a few of the interpreter"
+        checks = said(second, "verify.json")["checks"]
+        assert [c["status"] for c in checks] == ["ok"] * 12, checks
+        names = ["filesystem", "mounted", "dax-file", "map-sync", "huge-pages"]
+        assert [c["name"] for c in checks][7:] == names
+        assert said(second, "user.json")["ok"] is True
+        proof = {"dax_file": True, "map_sync": True, "huge_pages": True}
+        same = {"device": "/dev/pmem0", "dir": "/mnt/pmem0", "fs": fs, **proof}
+        assert said(second, "again.json") == {**same, "changed": False}
+        assert said(second, "boot.json") == {**same, "changed": False}
+        assert "not persistent memory: emupmem never touches another disk" in text(second, "disk")
+        assert "emupmem never touches another disk" in text(second, "partition")
+        assert "is not a block device" in text(second, "null")
+        assert "is mounted at /mnt/pmem0 already" in text(second, "mounted")
+        assert "never made anew" in text(second, "force")
+        assert f"with {fs}, not {other}" in text(second, "otherfs")
+        assert "/job is not persistent memory" in text(second, "notpmem")
+        assert "in use by python3 (process " in text(second, "busy")
+        assert "is not empty" in text(second, "full")
+        assert said(second, "kept.json") == {**same, "changed": True}
+        assert f"holds {fs}" in text(second, "signature")
+        assert said(second, "other.json") == {**same, "fs": other, "changed": True}
+        assert "holds swap" in text(second, "swap")
+        assert "is in use" in text(second, "swapon")
+        assert "✗ mounted      /mnt/pmem0 without dax" in text(second, "nodax")
+        assert "without DAX" in text(second, "withoutdax")
+
+        third = done(guest.boot(script(THIRD), files))
+        print(text(third, "journal"))
+        assert "emupmem: /mnt/pmem0 is not mounted: " in text(third, "journal")
+        assert f"mkfs.{fs} failed with status 1: no luck today" in text(third, "journal")
+        assert "/dev/pmem0 is blank" in text(third, "verify")
+
+        fourth = done(guest.boot(script(FOURTH), files))
+        assert "this boot does not reserve memmap=1G!4G" in text(fourth, "quiet")
+        left = [c for c in said(fourth, "verify.json")["checks"] if c["name"] == "filesystem"]
+        assert "nothing is reserved for it" in left[0]["found"]
+        assert "emupmem.service removed" in text(fourth, "remove")
