@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from emupmem import editor, grubcfg, mount, survey
+from emupmem.blocks import mounts
 from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_value
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
 from emupmem.model import Command, CommandLine, EmupmemError, Plan, Request, Reservation
 from emupmem.planner import STEPS, Situation, plan, satisfied
-from emupmem.unit import NO_CHANGE, UnitChange
+from emupmem.unit import NO_CHANGE, BootMount, UnitChange
+from emupmem.unit import read as read_unit
 
 GENERATOR_SECONDS = 600
 OUR_WORDS = ("nokaslr",)
@@ -200,7 +202,22 @@ def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
         editor.prove(before, after, variable, left, drop_words=gone, sh=sh)
     _refuse_dropin_items(machine, before, present)
     change = _change(machine, before, after, None, None)
-    return replace(change, unit=_unit_left(machine, change))
+    left_unit = _unit_left(machine, change)
+    lost = [m for m in _kept(left_unit.before) if m.dir not in {k.dir for k in _kept(left_unit.after)}]
+    warnings = [
+        f"what {m.dir} holds is not saved to {m.keep} any more: emupmem save {m.keep} {m.dir} does it once more"
+        for m in lost
+        if machine.live and any(x.dir == m.dir for x in mounts(machine))
+    ]
+    return replace(change, unit=left_unit, warnings=(*change.warnings, *warnings))
+
+
+def _kept(text: str | None) -> tuple[BootMount, ...]:
+    """The mounts of a unit whose content is kept; none where it was edited."""
+    try:
+        return tuple(m for m in read_unit(text) if m.keep) if text is not None else ()
+    except EmupmemError:
+        return ()
 
 
 def _ranges(change: Change) -> list[tuple[int, int]]:

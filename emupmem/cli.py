@@ -22,6 +22,7 @@ from emupmem.units import parse_size
 if TYPE_CHECKING:
     from emupmem.change import Change, Outcome
     from emupmem.machine import Machine
+    from emupmem.mount import Wish
     from emupmem.survey import Survey
 
 
@@ -259,6 +260,14 @@ def apply(
     fs: Fs = None,
     owner: Owner = "",
     mode: Permissions = "",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="FILE",
+            help="Save the content here at an orderly shutdown and bring it back at boot; once for each --mount.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put the reservation into GRUB's configuration, safely. It takes effect at the next reboot."""
@@ -273,7 +282,7 @@ def apply(
         warnings = obstacles.refuse(machine)
         found = _survey(from_, source, machine)
         options = change.Options(variable.value, add, replace, nokaslr)
-        wishes = _wishes(mount or [], fs, owner, mode)
+        wishes = _wishes(mount or [], fs, owner, mode, keep or [])
         prepared = change.prepare_apply(machine, found, request, options, wishes)
         _carry_out(machine, prepared, result, [*warnings, *prepared.warnings], dry_run, check, yes, as_json)
 
@@ -353,6 +362,14 @@ def mount(
         typer.Option("--force", help="Make a new file system over the one that an emulated device holds."),
     ] = False,
     at_boot: Annotated[bool, typer.Option("--at-boot", help="Do it at every boot as well.")] = False,
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep",
+            metavar="FILE",
+            help="Save the content here at an orderly shutdown and bring it back at boot (with --at-boot).",
+        ),
+    ] = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -370,7 +387,9 @@ def mount(
     }
     with _json_errors(as_json, result):
         machine = _mounting_machine("this makes and mounts file systems")
-        request = mounting.MountRequest(device, folder, fs.value if fs else None, owner, mode, force)
+        if keep and not at_boot:
+            _usage("--keep belongs to --at-boot: what is saved at shutdown is brought back at boot")
+        request = mounting.MountRequest(device, folder, fs.value if fs else None, owner, mode, force, keep)
         if dry_run:
             prepared = mounting.prepare(machine, request)
             result |= _steps(prepared.steps)
@@ -693,12 +712,22 @@ def _size(text: str) -> int:
 
 @app.command("boot-mount", hidden=True, context_settings={"ignore_unknown_options": True})
 def boot_mount(words: Annotated[list[str], typer.Argument()]) -> None:
-    """What emupmem.service runs: RANGE DIR FS OWNER MODE for each mount."""
+    """What emupmem.service runs: RANGE DIR FS OWNER MODE KEEP for each mount."""
     from emupmem import mount as mounting
     from emupmem import unit
 
     machine = _mounting_machine("this is for emupmem.service")
-    well = mounting.boot(machine, unit.from_words(words), lambda line: print(line, flush=True))
+    raise typer.Exit(mounting.boot(machine, unit.from_words(words), lambda line: print(line, flush=True)))
+
+
+@app.command("boot-save", hidden=True, context_settings={"ignore_unknown_options": True})
+def boot_save(words: Annotated[list[str], typer.Argument()]) -> None:
+    """What emupmem.service runs when it is stopped: the same words."""
+    from emupmem import keep as keeping
+    from emupmem import unit
+
+    machine = _mounting_machine("this is for emupmem.service")
+    well = keeping.save_all(machine, unit.from_words(words), lambda line: print(line, flush=True))
     raise typer.Exit(Exit.OK if well else Exit.ERROR)
 
 
@@ -738,14 +767,18 @@ def _tell_mount(outcome: Any, unit: Any) -> None:
         print(f"{'✓ ' if unit.needed else ''}emupmem.service does this at every boot")
 
 
-def _wishes(folders: list[str], fs: FileSystem | None, owner: str, mode: str) -> list[Any]:
+def _wishes(folders: list[str], fs: FileSystem | None, owner: str, mode: str, keep: list[str]) -> list[Wish]:
+    if not folders and (fs or owner or mode or keep):
+        _usage("--fs, --owner, --mode and --keep belong to --mount")
+    if len(keep) > len(folders):
+        _usage("--keep is given more often than --mount")
     if not folders:
-        if fs or owner or mode:
-            _usage("--fs, --owner and --mode belong to --mount")
         return []
     from emupmem.mount import Wish
 
-    return [Wish(folder, (fs or FileSystem.EXT4).value, owner, mode) for folder in folders]
+    files = [*keep, *[""] * (len(folders) - len(keep))]
+    kind = (fs or FileSystem.EXT4).value
+    return [Wish(folder, kind, owner, mode, file) for folder, file in zip(folders, files, strict=True)]
 
 
 def _show_verdict(verdict: Any) -> None:
@@ -868,7 +901,15 @@ def _mounts(prepared: Change) -> list[dict[str, Any]]:
     except EmupmemError:
         return []  # edited by somebody, and left alone
     return [
-        {"start": m.start, "size": m.size, "dir": m.dir, "fs": m.fs, "owner": m.owner, "mode": m.mode}
+        {
+            "start": m.start,
+            "size": m.size,
+            "dir": m.dir,
+            "fs": m.fs,
+            "owner": m.owner,
+            "mode": m.mode,
+            "keep": m.keep,
+        }
         for m in found
     ]
 

@@ -342,6 +342,21 @@ class Machine:
                 return str(parent)
         return ""
 
+    def file_size(self, name: str) -> int | None:
+        """Bytes of a file, None where there is none."""
+        try:
+            return self.path(name).stat().st_size
+        except OSError:
+            return None
+
+    def room(self, folder: str) -> int:
+        """Bytes that are free on the file system of a folder; 0 where that cannot be told."""
+        try:
+            info = os.statvfs(self.path(folder))
+        except OSError:
+            return 0
+        return info.f_bavail * info.f_frsize
+
     def folder_state(self, name: str) -> str:
         """`missing`, `empty`, `full`, or `no folder`."""
         place = self.path(name)

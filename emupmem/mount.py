@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from emupmem import dax, unit
+from emupmem import dax, keep, unit
+from emupmem.blocks import Mounted, Pmem, devices, mounts, signature
 from emupmem.cmdline import parse_command_line
-from emupmem.machine import Completed, Machine, Region, interrupts, wait_for
-from emupmem.model import MIB, Check, Command, EmupmemError, MemmapItem
+from emupmem.machine import Machine, interrupts, wait_for
+from emupmem.model import MIB, Check, Command, EmupmemError
 from emupmem.units import human, tight
 from emupmem.verifier import SeenMount, mount_rungs
 
@@ -49,7 +50,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """What the user asks; None and empty leave the choice to us. `owner` is USER[:GROUP], `mode` octal."""
+    """What the user asks; None and empty leave the choice to us. `owner` is USER[:GROUP], `mode` octal.
+
+    `keep` is the image that the content is saved to and brought back from, empty where it is not kept.
+    """
 
     device: str | None = None
     dir: str | None = None
@@ -57,38 +61,7 @@ class MountRequest:
     owner: str = ""
     mode: str = ""
     force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Mounted:
-    """A line of /proc/self/mountinfo: `number` is MAJOR:MINOR, `root` the part of the file system."""
-
-    number: str
-    root: str
-    dir: str
-    fs: str
-    source: str
-    options: tuple[str, ...]
-
-    @property
-    def dax(self) -> bool:
-        """Whether it is mounted for DAX throughout: `dax=always`, or `dax` as kernels before 5.8 say."""
-        return "dax=always" in self.options or "dax" in self.options
-
-
-@dataclass(frozen=True, slots=True)
-class Pmem:
-    """A pmem block device (bytes). `item` is the reservation that it came from, None where it is not ours."""
-
-    dev: str
-    number: str
-    size: int
-    start: int | None
-    dax: bool | None
-    read_only: bool = False
-    partitions: tuple[str, ...] = ()
-    holders: tuple[str, ...] = ()
-    item: MemmapItem | None = None
+    keep: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,45 +100,6 @@ class Outcome:
 
 
 # Decisions: pure ------------------------------------------------------------------------------------
-
-
-def parse_mountinfo(text: str) -> tuple[Mounted, ...]:
-    """The mounts of /proc/self/mountinfo, octal escapes decoded (proc(5)). Lines of other shapes are left out."""
-    found = []
-    for line in text.splitlines():
-        left, dash, right = line.partition(" - ")
-        words, more = left.split(" "), right.split(" ")
-        if not dash or len(words) < 6 or len(more) < 3:
-            continue
-        options = dict.fromkeys((*words[5].split(","), *more[2].split(",")))
-        root, folder, source = (_plain(w) for w in (words[3], words[4], more[1]))
-        found.append(Mounted(words[2], root, folder, more[0], source, tuple(options)))
-    return tuple(found)
-
-
-def _plain(word: str) -> str:
-    octal = re.compile(rb"\\([0-7]{3})")
-    data = octal.sub(lambda m: bytes([int(m[1], 8) & 255]), word.encode("utf-8", "surrogateescape"))
-    return data.decode("utf-8", "replace")
-
-
-def parse_blkid(done: Completed) -> str:
-    """What `blkid -p -o export` found on a device: `ext4`, `dos partition table`, empty where it is blank.
-
-    Raises EmupmemError where the answer cannot be trusted.
-    """
-    if done.status == 2:
-        return ""
-    if done.status == 8:
-        return "several signatures at once"
-    if done.status:
-        raise EmupmemError(
-            f"blkid failed with status {done.status}: {done.last_words}", "nothing was changed"
-        )
-    pairs = dict(line.partition("=")[::2] for line in done.stdout.decode("utf-8", "replace").splitlines())
-    if pairs.get("TYPE"):
-        return pairs["TYPE"]
-    return f"{pairs['PTTYPE']} partition table" if pairs.get("PTTYPE") else "something that blkid knows"
 
 
 def choose(devices: Sequence[Pmem], request: MountRequest, number: str) -> Pmem:
@@ -375,59 +309,6 @@ def kernel_version(release: str) -> tuple[int, int]:
 # Looking ---------------------------------------------------------------------------------------------
 
 
-def mounts(machine: Machine) -> tuple[Mounted, ...]:
-    """Everything that is mounted, in the kernel's order."""
-    return parse_mountinfo(machine.peek("/proc/self/mountinfo"))
-
-
-def devices(machine: Machine) -> tuple[Pmem, ...]:
-    """All pmem block devices; ours are those whose range the kernel command line reserves."""
-    items = parse_command_line(machine.peek("/proc/cmdline")).reservations
-    regions = machine.regions()
-    # Without root addresses are hidden: then the n-th region of a size is the n-th reservation of it.
-    hidden = [r for r in regions if r.start is None]
-    found = []
-    for region in regions:
-        same = [i for i in items if i.size == region.size and region.start in (None, i.start)]
-        at = (
-            [r.name for r in hidden if r.size == region.size].index(region.name)
-            if region.start is None
-            else 0
-        )
-        if region.block:
-            found.append(_device(machine, region, same[at] if at < len(same) else None))
-    return tuple(found)
-
-
-def _device(machine: Machine, region: Region, item: MemmapItem | None) -> Pmem:
-    base = f"/sys/class/block/{region.block}"
-    parts = [n for n in machine.names(base) if re.fullmatch(rf"{re.escape(region.block)}p\d+", n)]
-    return Pmem(
-        f"/dev/{region.block}",
-        machine.peek(f"{base}/dev"),
-        region.block_size,
-        region.start,
-        region.dax,
-        machine.peek(f"{base}/ro") == "1",
-        tuple(machine.peek(f"{base}/{n}/dev") for n in parts),
-        tuple(machine.names(f"{base}/holders")),
-        item,
-    )
-
-
-def signature(machine: Machine, dev: str) -> str:
-    """What two programs see on a device; empty only where both call it blank. Raises EmupmemError."""
-    found = parse_blkid(machine.run(Command(("blkid", "-p", "-o", "export", dev), "look what it holds")))
-    if found:
-        return found
-    done = machine.run(Command(("wipefs", "-n", dev), "look for signatures"))
-    if done.status:
-        raise EmupmemError(
-            f"wipefs failed with status {done.status}: {done.last_words}", "nothing was changed"
-        )
-    return "a signature that wipefs knows" if done.stdout.strip() else ""
-
-
 def _folder(machine: Machine, name: str) -> Folder:
     return Folder(machine.real(name), machine.folder_state(name), machine.loose_parent(name))
 
@@ -440,7 +321,8 @@ def look(machine: Machine, wanted: Sequence[unit.BootMount]) -> tuple[SeenMount,
     for mount in wanted:
         range_ = (mount.start, mount.size)
         device = next((d for d in ours if d.item and (d.item.start, d.item.size) == range_), None)
-        seen.append(_seen(machine, device, mount.dir, mount.fs, all_mounts, True))
+        one = _seen(machine, device, mount.dir, mount.fs, all_mounts, True)
+        seen.append(dataclasses.replace(one, keep=mount.keep))
     asked = {s.device for s in seen}
     for device in ours:
         at = [m for m in all_mounts if m.number == device.number and m.root == "/"]
@@ -614,12 +496,42 @@ def mount(machine: Machine, request: MountRequest, boots: bool) -> tuple[Outcome
         prepared = prepare(machine, request)
         if boots:
             at_boot(machine, prepared.steps, request)  # refuses before anything is done
+        if request.keep:
+            _refuse_keep(machine, prepared.steps, request)
         stop.check()  # from here on to the end: it takes a moment, and half of it serves nobody
         outcome = carry_out(machine, prepared)
         change = at_boot(machine, prepared.steps, request) if boots else None
         if change is not None and change.needed:
             write_unit(machine, change)
-        return outcome, change
+        if request.keep:
+            keep.remember(machine, _boot_mount(prepared.steps, request))
+    if request.keep and machine.live:
+        # Only an active unit saves when it is stopped. It finds all as it should be.
+        done = machine.run(Command(("systemctl", "start", unit.NAME), "have it active"), MKFS_SECONDS)
+        if done.status:
+            raise EmupmemError(
+                f"{unit.NAME} does not start: {done.last_words}", f"journalctl -b -u {unit.NAME}"
+            )
+    return outcome, change
+
+
+def _refuse_keep(machine: Machine, steps: Steps, request: MountRequest) -> None:
+    """Two contents and one image: which of them counts must not be guessed. Raises EmupmemError."""
+    if machine.file_size(request.keep) is None or keep.belongs(machine, _boot_mount(steps, request)):
+        return
+    raise EmupmemError(
+        f"{request.keep} is there already, and what {steps.device.dev} holds now would be saved over it",
+        f"sudo emupmem restore {request.keep} {steps.device.dev} brings it back, then mv it away; or give "
+        "another name",
+    )
+
+
+def _boot_mount(steps: Steps, request: MountRequest) -> unit.BootMount:
+    item = steps.device.item
+    assert item is not None  # at_boot has refused everything else
+    return unit.BootMount(
+        item.start, item.size, steps.dir, steps.fs, request.owner, request.mode, request.keep
+    )
 
 
 def is_at_boot(machine: Machine, folder: str) -> bool:
@@ -634,8 +546,11 @@ def is_at_boot(machine: Machine, folder: str) -> bool:
 # At every boot -------------------------------------------------------------------------------------------
 
 
-def boot(machine: Machine, wanted: Sequence[unit.BootMount], say: Tell) -> bool:
-    """What the unit runs: mount what can be mounted, a line for each; whether all is well."""
+def boot(machine: Machine, wanted: Sequence[unit.BootMount], say: Tell) -> int:
+    """What the unit runs: mount what can be mounted, a line for each.
+
+    0 if all is well, 1 if a mount failed, `unit.SOME_FAILED` if one failed and another one is kept.
+    """
     well = True
     for mount in wanted:
         try:
@@ -644,7 +559,9 @@ def boot(machine: Machine, wanted: Sequence[unit.BootMount], say: Tell) -> bool:
             well = False
             hint = f"; {exc.hint}" if exc.hint else ""
             say(f"emupmem: {mount.dir} is not mounted: {exc.message}{hint}")
-    return well
+    if well:
+        return 0
+    return unit.SOME_FAILED if any(m.keep and keep.belongs(machine, m) for m in wanted) else 1
 
 
 def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
@@ -654,12 +571,27 @@ def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
         return f"this boot does not reserve memmap={wanted.range}: nothing to mount at {wanted.dir}"
     device = _wait_for_device(machine, wanted)
     request = MountRequest(device.dev, wanted.dir, wanted.fs, wanted.owner, wanted.mode)
-    outcome = _locked(machine, lambda: carry_out(machine, prepare(machine, request), at_boot=True))
+    brought = False
+
+    def work() -> Outcome:
+        nonlocal brought
+        if wanted.keep and not keep.belongs(machine, wanted):
+            # What the memory still holds after a warm restart is no save: the image counts.
+            brought = keep.bring_back(machine, wanted, device.dev)
+        outcome = carry_out(machine, prepare(machine, request), at_boot=True)
+        if wanted.keep:
+            keep.remember(machine, wanted)
+        return outcome
+
+    outcome = _locked(machine, work)
     if not outcome.ok:
         broken = next(c for c in outcome.rungs if c.status == "fail")
         raise EmupmemError(f"it is mounted, but {broken.name}: {broken.found}", broken.hint)
     kept = "kept from before this start" if outcome.steps.kept else "made anew"
-    return f"{device.dev} is mounted at {wanted.dir} · {outcome.steps.fs}, {kept} · {VOLATILE}"
+    if brought:
+        kept = f"brought back from {wanted.keep}"
+    fate = f"saved to {wanted.keep} at an orderly shutdown only" if wanted.keep else VOLATILE
+    return f"{device.dev} is mounted at {wanted.dir} · {outcome.steps.fs}, {kept} · {fate}"
 
 
 def _wait_for_device(machine: Machine, wanted: unit.BootMount) -> Pmem:
@@ -731,6 +663,7 @@ class Wish:
     fs: str = FILE_SYSTEMS[0]
     owner: str = ""
     mode: str = ""
+    keep: str = ""
 
 
 def check_wishes(machine: Machine, wishes: Sequence[Wish]) -> None:
@@ -773,7 +706,10 @@ def unit_change(
     new = []
     for (start, size), wish in wishes:
         check_fs(wish.fs, size, f"the device of {tight(size)}")
-        new.append(unit.BootMount(start, size, check_dir(wish.dir), wish.fs, wish.owner, wish.mode))
+        name = check_dir(wish.dir)
+        if wish.keep:
+            keep.check(machine, wish.keep, size, name)
+        new.append(unit.BootMount(start, size, name, wish.fs, wish.owner, wish.mode, wish.keep))
     if not new:
         try:
             present = unit.read(before or "")
@@ -804,8 +740,13 @@ def at_boot(machine: Machine, steps: Steps, request: MountRequest) -> unit.UnitC
             f"{steps.device.dev} is not one of emupmem's devices",
             "its content stays: a line in /etc/fstab serves it",
         )
+    if not steps.device.whole:
+        raise EmupmemError(
+            f"{steps.device.dev} is a part of what memmap={item.text} reserves",
+            "at every boot only whole devices are mounted",
+        )
     items = parse_command_line(machine.peek("/proc/cmdline")).reservations
-    wish = Wish(steps.dir, steps.fs, request.owner, request.mode)
+    wish = Wish(steps.dir, steps.fs, request.owner, request.mode, request.keep)
     configured = _configured(machine) or [(i.start, i.size) for i in items]
     return unit_change(machine, [*configured, (item.start, item.size)], [((item.start, item.size), wish)])
 

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import mmap
 import os
-import re
 import stat
 import struct
 import time
@@ -29,7 +28,7 @@ from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 
-from emupmem.cmdline import parse_command_line
+from emupmem.blocks import Pmem, devices, mounted_at, mounts
 from emupmem.machine import Machine
 from emupmem.model import KIB, MIB, EmupmemError
 from emupmem.units import human
@@ -59,19 +58,6 @@ Opener = Callable[[str, int], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Pmem:
-    """A block device that a `memmap=` reservation became: name (`pmem0`), bytes, device number."""
-
-    name: str
-    size: int
-    number: str
-
-    @property
-    def dev(self) -> str:
-        return f"/dev/{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What was saved or restored: bytes, seconds; `checksum` is empty where it was not verified."""
 
@@ -81,14 +67,6 @@ class Snapshot:
     allocated: int
     seconds: float
     checksum: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of /proc/self/mountinfo: device number and where."""
-
-    number: str
-    where: str
 
 
 def silent(what: str, done: int, size: int) -> None:
@@ -115,23 +93,13 @@ def open_device(name: str, flags: int) -> int:
 # Which device ------------------------------------------------------------------------------------
 
 
-def devices(machine: Machine) -> tuple[Pmem, ...]:
-    """The block devices on the ranges that this boot's command line reserved, whole ones only."""
-    starts = {i.start for i in parse_command_line(machine.peek("/proc/cmdline")).reservations}
-    regions = {r.name for r in machine.regions() if r.start in starts}
-    found = []
-    for name in machine.names("/sys/class/block"):
-        here = f"/sys/class/block/{name}"
-        ours = any(part in regions for part in machine.path(here).parts)
-        if re.fullmatch(r"pmem\d+(\.\d+)?s?", name) and ours:
-            size = int(machine.peek(f"{here}/size") or 0) * 512
-            found.append(Pmem(name, size, machine.peek(f"{here}/dev")))
-    return tuple(found)
+def _ours(machine: Machine) -> tuple[Pmem, ...]:
+    return tuple(d for d in devices(machine) if d.item is not None)
 
 
 def choose(machine: Machine, name: str | None) -> Pmem:
     """The device of that name, or the only one there is. Raises EmupmemError for any other disk."""
-    ours = devices(machine)
+    ours = _ours(machine)
     if name is None:
         if len(ours) == 1:
             return ours[0]
@@ -156,33 +124,18 @@ def _which(ours: Sequence[Pmem]) -> str:
     return "there is none; sudo emupmem verify tells why"
 
 
-def mounts(machine: Machine) -> tuple[Mount, ...]:
-    """What is mounted, the octal escapes of mountinfo undone."""
-    found = []
-    for line in machine.peek("/proc/self/mountinfo").splitlines():
-        fields = line.split(" ")
-        where = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4])
-        found.append(Mount(fields[2], where))
-    return tuple(found)
-
-
-def mounted(machine: Machine, device: Pmem) -> str:
-    """Where a device is mounted, empty where it is not."""
-    return next((m.where for m in mounts(machine) if m.number == device.number), "")
-
-
 def _source(machine: Machine, source: str | None) -> tuple[Pmem, str]:
     """The device to save, and the mount point to freeze, empty where it is not mounted."""
     if source is not None and machine.path(Path(source).absolute()).is_dir():
         where = machine.real(str(Path(source).absolute()))
-        found = [m for m in mounts(machine) if m.where == where]
-        for device in devices(machine):
+        found = [m for m in mounts(machine) if m.dir == where]
+        for device in _ours(machine):
             if found and found[-1].number == device.number:
                 return device, where
         what = "is not a device that memmap= made" if found else "is not a mount point"
-        raise EmupmemError(f"{source} {what}", _which(devices(machine)))
+        raise EmupmemError(f"{source} {what}", _which(_ours(machine)))
     device = choose(machine, source)
-    where = mounted(machine, device)
+    where = mounted_at(machine, device)
     if where:
         raise EmupmemError(
             f"{device.dev} is mounted on {where}", f"save {where} instead: it is frozen meanwhile"
@@ -484,7 +437,7 @@ def restore(
     """
     begun = time.monotonic()
     device = choose(machine, name)
-    where = mounted(machine, device)
+    where = mounted_at(machine, device)
     if where:
         raise EmupmemError(f"{device.dev} is mounted on {where}", f"umount {where}")
     with _image(file) as image, _opened(opener, device.dev, os.O_RDWR | os.O_EXCL) as disk:

@@ -22,9 +22,28 @@ LINK = f"/etc/systemd/system/multi-user.target.wants/{NAME}"
 COMMAND = "boot-mount"
 """The hidden command that the unit runs; its arguments are one group of `WORDS` for each mount."""
 
-WORDS = 5
+SAVE_COMMAND = "boot-save"
+"""The hidden command that the unit runs when it is stopped, where content is kept: the same arguments."""
+
+SOME_FAILED = 3
+"""Exit status of `boot-mount` where a mount failed and another one keeps its content: the unit must stay
+active then, or nothing would be saved when it is stopped."""
+
+WORDS = 6
 SECONDS = 30
 """How long the command waits for a device."""
+
+SLOWEST = 50 << 20
+"""Bytes a second that a disk surely reads and writes: the time limits count on it."""
+
+KEEP_UNIT = """\
+# Logins wait for the content to be back, and are over before it is saved.
+Before=systemd-user-sessions.service
+"""
+KEEP_SERVICE = f"""\
+# One mount has failed, and the content of another one is still to be saved.
+SuccessExitStatus={SOME_FAILED}
+"""
 
 MARK = "# Written by emupmem"
 TEXT = f"""{MARK}: mounts emulated persistent memory at every boot. Its content is volatile.
@@ -34,14 +53,14 @@ Description=File systems on emulated, volatile persistent memory
 # Without any memmap= there is nothing to do. Which one it must be is judged by the command.
 ConditionKernelCommandLine=memmap
 After=local-fs.target
-
+@UNIT@
 [Service]
 Type=oneshot
 RemainAfterExit=yes
 # {SECONDS} seconds to wait for each device, the rest for the file systems.
-TimeoutStartSec=300
+TimeoutStartSec=@SECONDS@
 ExecStart=@COMMAND@
-
+@SERVICE@
 [Install]
 WantedBy=multi-user.target
 """
@@ -52,6 +71,7 @@ class BootMount:
     """What to mount at every boot. The device is known by its physical range (bytes), never by its name.
 
     `owner` is `USER` or `USER:GROUP`, `mode` an octal number; empty where they shall stay as they are.
+    `keep` is the image that the content is saved to and brought back from, empty where it is not kept.
     """
 
     start: int
@@ -60,6 +80,7 @@ class BootMount:
     fs: str
     owner: str = ""
     mode: str = ""
+    keep: str = ""
 
     @property
     def range(self) -> str:
@@ -102,17 +123,37 @@ def text(mounts: Sequence[BootMount], program: str) -> str:
     """
     if not re.fullmatch(r"(/[\w.+@:=,~-]+)+", program, re.ASCII):
         raise EmupmemError(f"{program} cannot be started by systemd", "install emupmem in /usr/local/bin")
-    lines = [f"{program} {COMMAND}", *(_arguments(m) for m in mounts)]
-    return TEXT.replace("@COMMAND@", " \\\n    ".join(lines))
+    kept = [m for m in mounts if m.keep]
+    seconds = 300 + sum(m.size for m in kept) // SLOWEST
+    unit, service = "", ""
+    if kept:
+        folders = " ".join(dict.fromkeys(quote(m.keep.rpartition("/")[0] or "/", "%") for m in kept))
+        unit = f"{KEEP_UNIT}RequiresMountsFor={folders}\n"
+        service = (
+            f"{KEEP_SERVICE}TimeoutStopSec={seconds}\nExecStop={_command(program, SAVE_COMMAND, kept)}\n"
+        )
+    parts = {
+        "@UNIT@": unit,
+        "@SECONDS@": str(seconds),
+        "@COMMAND@": _command(program, COMMAND, mounts),
+        "@SERVICE@": service,
+    }
+    return re.sub("|".join(parts), lambda m: parts[m[0]], TEXT)
+
+
+def _command(program: str, command: str, mounts: Sequence[BootMount]) -> str:
+    return " \\\n    ".join([f"{program} {command}", *(_arguments(m) for m in mounts)])
 
 
 def _arguments(mount: BootMount) -> str:
-    words = (mount.range, mount.dir, mount.fs, mount.owner or "-", mount.mode or "-")
+    words = (mount.range, mount.dir, mount.fs, mount.owner or "-", mount.mode or "-", mount.keep or "-")
     return " ".join(quote(w) for w in words)
 
 
-def quote(word: str) -> str:
+def quote(word: str, double: str = "%$") -> str:
     r"""One argument of ExecStart= by systemd's rules: quotes, `\` and `"` escaped, `%` and `$` doubled.
+
+    In paths of other settings only `%` is doubled.
 
     Raises EmupmemError for control characters and what is not text.
     Source: systemd.syntax(7), systemd.service(5) "Command lines", systemd.unit(5) "Specifiers".
@@ -120,7 +161,9 @@ def quote(word: str) -> str:
     if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in word):
         raise EmupmemError(f"{word!r} has a character that no unit file can hold", "choose another name")
     escaped = word.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + escaped.replace("%", "%%").replace("$", "$$") + '"'
+    for sign in double:
+        escaped = escaped.replace(sign, 2 * sign)
+    return f'"{escaped}"'
 
 
 def read(unit: str) -> tuple[BootMount, ...]:
@@ -145,17 +188,17 @@ def _unquote(word: str) -> str:
 def from_words(words: Sequence[str]) -> tuple[BootMount, ...]:
     """The mounts that the arguments of the boot command name. Raises EmupmemError."""
     if not words or len(words) % WORDS:
-        raise EmupmemError(f"{COMMAND} needs groups of RANGE DIR FS OWNER MODE")
+        raise EmupmemError(f"{COMMAND} needs groups of RANGE DIR FS OWNER MODE KEEP")
     return tuple(_from_group(words[at : at + WORDS]) for at in range(0, len(words), WORDS))
 
 
 def _from_group(group: Sequence[str]) -> BootMount:
-    where, folder, fs, owner, mode = group
+    where, folder, fs, owner, mode, keep = group
     items = parse_memmap_value(where)
     if len(items) != 1 or items[0].op != "!":
         raise EmupmemError(f"{where!r} is not a range such as 1G!4G")
-    owner, mode = (("" if w == "-" else w) for w in (owner, mode))
-    return BootMount(items[0].start, items[0].size, folder, fs, owner, mode)
+    owner, mode, keep = (("" if w == "-" else w) for w in (owner, mode, keep))
+    return BootMount(items[0].start, items[0].size, folder, fs, owner, mode, keep)
 
 
 def changed(

@@ -47,8 +47,9 @@ class SeenMount:
     """A mount that the boot unit asks for (`at_boot`) or that is there besides; None: could not be seen.
 
     `fs` is what the device holds (empty: blank), `wanted` what was asked (empty: anything), `at`
-    where it is mounted. `faults` is what writing to 4 MiB took, `huge` what that means, `no_huge`
-    why the kernel has no huge pages for files at all, `why` why a proof could not be made.
+    where it is mounted, `keep` the image that its content is kept in. `faults` is what writing to 4 MiB
+    took, `huge` what that means, `no_huge` why the kernel has no huge pages for files at all, `why` why a
+    proof could not be made.
     """
 
     device: str
@@ -65,6 +66,7 @@ class SeenMount:
     aligned: bool = True
     why: str = ""
     at_boot: bool = False
+    keep: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +454,8 @@ def _mounted(mount: SeenMount) -> Check:
         )
     option = "dax=always" if "dax=always" in mount.options else "dax"
     boot = ", at every boot" if mount.at_boot else ""
-    return Check("mounted", "ok", expected, f"{mount.dir} with {option}{boot} · emulated, volatile")
+    fate = f"saved to {mount.keep} at an orderly shutdown only" if mount.keep else "emulated, volatile"
+    return Check("mounted", "ok", expected, f"{mount.dir} with {option}{boot} · {fate}")
 
 
 def _dax_file(mount: SeenMount) -> Check:

@@ -19,11 +19,12 @@ import pytest
 
 import emupmem.machine
 from emupmem import dax, mount, unit
+from emupmem.blocks import Mounted, Pmem, parse_blkid, parse_mountinfo
 from emupmem.cli import main
 from emupmem.dax import Proof
 from emupmem.machine import Completed
 from emupmem.model import GIB, MIB, EmupmemError
-from emupmem.mount import Folder, MountRequest, Pmem
+from emupmem.mount import Folder, MountRequest
 from emupmem.verifier import SeenMount, mount_rungs
 from tests.fake import CONFIG, LOG, RELEASE, FakeMachine, build, menu, put, script
 
@@ -527,7 +528,17 @@ def test_apply_with_mount(run: Run, here: PmemMachine) -> None:
         "apply", "--size", "1G", "--mount", "/mnt/pmem0", "--owner", "dev", "--fs", "xfs", "--yes", "--json"
     )
     assert done.status == 0
-    mounts = [{"start": 4 * GIB, "size": GIB, "dir": "/mnt/pmem0", "fs": "xfs", "owner": "dev", "mode": ""}]
+    mounts = [
+        {
+            "start": 4 * GIB,
+            "size": GIB,
+            "dir": "/mnt/pmem0",
+            "fs": "xfs",
+            "owner": "dev",
+            "mode": "",
+            "keep": "",
+        }
+    ]
     assert done.json["mounts"] == mounts
     assert here.is_link(unit.LINK)
     assert "memmap=1G!4G" in menu(here)
@@ -644,7 +655,7 @@ def test_the_tree_of_another_machine(run: Run, here: PmemMachine, tmp_path: Path
 
 
 def boot(run: Run, folder: str = "/mnt/pmem0", where: str = "1G!4G") -> Done:
-    return run("boot-mount", where, folder, "ext4", "dev", "-")
+    return run("boot-mount", where, folder, "ext4", "dev", "-", "-")
 
 
 def test_boot_mounts(run: Run, here: PmemMachine) -> None:
@@ -675,7 +686,9 @@ def test_boot_without_the_reservation_is_quiet(run: Run, here: PmemMachine) -> N
 
 def test_boot_says_what_is_wrong_and_goes_on_with_the_next(run: Run, here: PmemMachine) -> None:
     reserve(here, "memmap=1G!4G,1G!5G")
-    done = run("boot-mount", "1G!5G", "/mnt/b", "ext4", "-", "-", "1G!4G", "/mnt/a", "ext4", "-", "-")
+    done = run(
+        "boot-mount", "1G!5G", "/mnt/b", "ext4", "-", "-", "-", "1G!4G", "/mnt/a", "ext4", "-", "-", "-"
+    )
     assert done.status == 1
     assert "emupmem: /mnt/b is not mounted: no device for memmap=1G!5G appeared" in done.out
     assert "/dev/pmem0 is mounted at /mnt/a" in done.out
@@ -690,7 +703,7 @@ def test_boot_says_what_is_wrong_and_goes_on_with_the_next(run: Run, here: PmemM
 
 
 @pytest.mark.parametrize(
-    "words", [("1G!4G",), ("1G@4G", "/mnt/x", "ext4", "-", "-"), ("x", "/", "y", "-", "-")]
+    "words", [("1G!4G",), ("1G@4G", "/mnt/x", "ext4", "-", "-", "-"), ("x", "/", "y", "-", "-", "-")]
 )
 def test_boot_with_wrong_words(run: Run, here: PmemMachine, words: tuple[str, ...]) -> None:
     assert run("boot-mount", *words).status == 1
@@ -799,7 +812,7 @@ def test_mountinfo_is_decoded() -> None:
         "36 35 259:0 / /mnt/a\\040b\\134c rw,noatime master:1 shared:2 - ext4 /dev/pmem0 rw,dax=always\n"
         "torn line\n37 35 0:5 /sub /x rw - tmpfs none rw\n"
     )
-    first, second = mount.parse_mountinfo(text)
+    first, second = parse_mountinfo(text)
     assert (first.dir, first.number, first.dax) == ("/mnt/a b\\c", "259:0", True)
     assert first.options == ("rw", "noatime", "dax=always")
     assert (second.root, second.fs, second.dax) == ("/sub", "tmpfs", False)
@@ -807,7 +820,7 @@ def test_mountinfo_is_decoded() -> None:
 
 def test_a_bind_mount_of_a_part_is_not_what_is_asked() -> None:
     device = Pmem("/dev/pmem0", "259:0", GIB, 4 * GIB, True)
-    part = mount.Mounted("259:0", "/sub", "/mnt/pmem0", "ext4", "/dev/pmem0", ("dax=always",))
+    part = Mounted("259:0", "/sub", "/mnt/pmem0", "ext4", "/dev/pmem0", ("dax=always",))
     with pytest.raises(EmupmemError, match="is mounted at /mnt/pmem0 already"):
         mount.decide(device, MountRequest(), (part,), "", EMPTY, (6, 12))
 
@@ -818,5 +831,5 @@ def test_kernel_versions() -> None:
 
 
 def test_blkid_words() -> None:
-    assert mount.parse_blkid(Completed(0, b"DEVNAME=/dev/x\nTYPE=xfs\nUSAGE=filesystem\n", b"")) == "xfs"
-    assert mount.parse_blkid(Completed(2, b"", b"")) == ""
+    assert parse_blkid(Completed(0, b"DEVNAME=/dev/x\nTYPE=xfs\nUSAGE=filesystem\n", b"")) == "xfs"
+    assert parse_blkid(Completed(2, b"", b"")) == ""

@@ -28,6 +28,7 @@ mounts = st.builds(
     st.sampled_from(["ext4", "xfs"]),
     words.filter(lambda w: w != "-"),
     st.sampled_from(["", "0755", "770"]),
+    st.just("") | names.filter(lambda n: n != "-"),
 )
 
 
@@ -101,7 +102,7 @@ def test_the_unit_can_neither_stop_nor_be_forgotten() -> None:
     assert "Requires" not in made
     assert "Before=" not in made
     assert "volatile" in made
-    assert f'{PROGRAM} boot-mount \\\n    "1G!4G" "/mnt/pmem0" "ext4" "dev" "0755"\n' in made
+    assert f'{PROGRAM} boot-mount \\\n    "1G!4G" "/mnt/pmem0" "ext4" "dev" "0755" "-"\n' in made
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from emupmem.model import GIB, KIB, MIB
+from tests.test_vm_mount import INSTALL
 from tests.vm.image import image
 from tests.vm.machine import JobResult, Machine
 
@@ -30,9 +31,58 @@ set -eux
 emupmem apply --size 512M --yes
 """
 
-SNAPSHOTS = """
+KEEP = (
+    INSTALL
+    + """
 set -eux
-for n in 1 2 3 4 5 6 7 8 9; do [ -b /dev/pmem0 ] || sleep 3; done
+mkdir -p /var/lib/emupmem
+emupmem apply --size 512M --mount /mnt/kept --keep /var/lib/emupmem/pmem0.img --owner dev --yes
+systemd-analyze verify /etc/systemd/system/emupmem.service
+"""
+)
+
+MOUNTED = (
+    INSTALL
+    + """
+set -eux
+for _ in $(seq 300); do
+    [ "$(systemctl show -P ActiveState emupmem.service)" != activating ] && break
+    sleep 1
+done
+journalctl -b -u emupmem.service --no-pager -o cat | tee /job/out/journal
+grep ' /mnt/kept ' /proc/mounts
+"""
+)
+
+KEPT_FIRST = (
+    MOUNTED
+    + """
+[ ! -e /var/lib/emupmem/pmem0.img ]
+runuser -u dev -- sh -c 'echo first > /mnt/kept/file'
+# a program that does not end by itself must not keep the content from being saved
+(cd /mnt/kept && exec setsid sleep 1000) < /dev/null > /dev/null 2>&1 &
+"""
+)
+
+KEPT_SECOND = (
+    MOUNTED
+    + """
+[ "$(cat /mnt/kept/file)" = first ]
+emupmem verify | tee /job/out/verify
+runuser -u dev -- sh -c 'echo second > /mnt/kept/file'
+# the power goes before anything of that is saved
+echo "NOW CUT THE POWER" > /dev/console
+sync
+sleep 1000
+"""
+)
+
+SNAPSHOTS = (
+    MOUNTED
+    + """
+[ "$(cat /mnt/kept/file)" = first ]                     # the last complete save, nothing of the second
+umount /mnt/kept
+wipefs -qa /dev/pmem0
 mkdir -p /mnt/pmem
 refuses() { word="$1"; shift; "$@" 2> /run/why && exit 9 || [ $? = 1 ]; cat /run/why; grep -q "$word" /run/why; }
 
@@ -131,13 +181,43 @@ refuses 'the image needs' emupmem save /run/small/image
 # ramdax is not in this kernel
 emupmem namespaces bind --yes 2> /job/out/old && exit 9 || [ $? = 1 ]
 emupmem namespaces list 2>> /job/out/old && exit 9 || [ $? = 1 ]
+mkfs.ext4 -q -b 4096 -F /dev/pmem0
+mount -o dax /dev/pmem0 /mnt/kept
+echo third > /mnt/kept/file
 """
+)
+
+LAST = (
+    MOUNTED
+    + """
+[ "$(cat /mnt/kept/file)" = third ]
+# an image that was changed is refused, and never saved over
+umount /mnt/kept
+printf x | dd of=/var/lib/emupmem/pmem0.img bs=1 seek=1234567 conv=notrunc status=none
+rm -r /run/emupmem
+systemctl stop emupmem.service
+journalctl -b -u emupmem.service --no-pager -o cat > /job/out/stopped
+systemctl start emupmem.service && exit 9 || true
+journalctl -b -u emupmem.service --no-pager -o cat > /job/out/damaged
+! grep ' /mnt/kept ' /proc/mounts
+emupmem remove --yes
+[ -e /var/lib/emupmem/pmem0.img ]
+"""
+)
 
 
 def test_save_and_restore_on_a_real_device() -> None:
     with Machine(image("bookworm", "bios")) as guest:
-        done(guest.boot(APPLY))
+        done(guest.boot(KEEP))
+        first = done(guest.boot(KEPT_FIRST))
+        cut = guest.boot(KEPT_SECOND, power_cut=r"NOW CUT THE POWER")
         second = done(guest.boot(SNAPSHOTS))
+        last = done(guest.boot(LAST))
+    assert b"made anew \xc2\xb7 saved to /var/lib/emupmem/pmem0.img" in first.files["journal"]
+    assert cut.status is None
+    assert b"brought back from /var/lib/emupmem/pmem0.img" in second.files["journal"]
+    assert b"is not saved: it was neither brought back nor made in this boot" in last.files["stopped"]
+    assert b"its checksum differs; nothing was written" in last.files["damaged"]
     saved, restored = said(second, "save.json"), said(second, "restore.json")
     assert set(saved) == {"file", "device", "size", "allocated", "seconds", "checksum"}
     assert saved["device"] == "/dev/pmem0"

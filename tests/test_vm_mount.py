@@ -164,7 +164,7 @@ done
 systemctl is-active multi-user.target
 ! systemctl is-failed emupmem.service
 emupmem verify --json > /job/out/verify.json
-/usr/local/bin/emupmem boot-mount '1G!4G' /mnt/pmem0 FS dev - > /job/out/quiet
+/usr/local/bin/emupmem boot-mount '1G!4G' /mnt/pmem0 FS dev - - > /job/out/quiet
 emupmem remove --yes | tee /job/out/remove
 [ ! -e /etc/systemd/system/emupmem.service ]
 [ ! -L /etc/systemd/system/multi-user.target.wants/emupmem.service ]
@@ -204,7 +204,15 @@ def test_apply_mount_reboot_and_it_is_there(suite: str, firmware: str, fs: str) 
         assert "/home/dev can be changed by others than root" in text(first, "loose")
         assert "mkfs.xfs makes nothing under 300 MiB" in text(first, "small")
         mounts = said(first, "apply.json")["mounts"]
-        wanted = {"start": 4 * GIB, "size": GIB, "dir": "/mnt/pmem0", "fs": fs, "owner": "dev", "mode": ""}
+        wanted = {
+            "start": 4 * GIB,
+            "size": GIB,
+            "dir": "/mnt/pmem0",
+            "fs": fs,
+            "owner": "dev",
+            "mode": "",
+            "keep": "",
+        }
         assert mounts == [wanted]
         assert text(first, "analyze") == "", "systemd has nothing to say about the unit"
         assert said(first, "pending.json")["pending"] is True

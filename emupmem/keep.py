@@ -1,0 +1,136 @@
+"""Content kept on purpose: saved at an orderly shutdown, brought back at the next start.
+
+RAM forgets at every power cycle, so the content of a device that shall be kept lives in an image (see
+`snapshot`) on a disk. The unit saves it when it is stopped and brings it back before it mounts. A device
+whose image could not be brought back is never saved over that image: a note under /run tells which
+devices hold what belongs to their image in this boot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from emupmem.blocks import Mounted, devices, mounted_at, mounts, signature
+from emupmem.machine import Machine
+from emupmem.model import Command, EmupmemError
+from emupmem.unit import BootMount
+from emupmem.units import human
+
+NOTES = "/run/emupmem"
+VOLATILE = ("tmpfs", "ramfs", "devtmpfs", "overlay")
+UMOUNT_SECONDS = 60
+
+Tell = Callable[[str], None]
+
+
+def check(machine: Machine, file: str, size: int, folder: str) -> None:
+    """Refuse an image file that could not keep `size` bytes of the device mounted at `folder`.
+
+    Raises EmupmemError. Of a tree only the name is judged.
+    """
+    if not file.startswith("/") or {"", ".", ".."} & set(file[1:].split("/")):
+        raise EmupmemError(f"{file} is not a plain absolute name", "as in /var/lib/emupmem/pmem0.img")
+    if file.startswith(f"{folder}/"):
+        raise EmupmemError(f"{file} lies on the very device that it shall keep", "keep it on a disk")
+    if not machine.live:
+        return
+    parent = file.rpartition("/")[0] or "/"
+    if machine.folder_state(parent) not in ("empty", "full"):
+        raise EmupmemError(f"{parent} is not a folder", f"sudo mkdir -p {parent}")
+    if machine.real(file) != file:
+        raise EmupmemError(f"{file} leads to {machine.real(file)} by a symbolic link", "name that instead")
+    loose = machine.loose_parent(file)
+    if loose:
+        raise EmupmemError(
+            f"{loose} can be changed by others than root, and the file is written as root",
+            "choose a folder that only root can change, as /var/lib/emupmem",
+        )
+    on = _mount_of(mounts(machine), parent)
+    if on is not None and (on.fs in VOLATILE or "/dev/pmem" in on.source):
+        raise EmupmemError(
+            f"{parent} is on {on.fs} ({on.source}), which forgets as well", "keep it on a disk"
+        )
+    there = machine.file_size(file)
+    if there is not None and there != size:
+        raise EmupmemError(
+            f"{file} is there already and has {human(there)}, the device {human(size)}",
+            "an image fits only a device of its own size: give another name",
+        )
+    room = machine.room(parent)
+    if room < size:
+        raise EmupmemError(
+            f"{parent} has {human(room)} free: a full device needs {human(size)} beside the last image",
+            "choose a folder on another disk",
+        )
+
+
+def _mount_of(all_mounts: Sequence[Mounted], folder: str) -> Mounted | None:
+    """The mount that a folder lies on: the longest way that leads there, the last of those."""
+    above = [m for m in all_mounts if m.dir in ("/", folder) or folder.startswith(f"{m.dir}/")]
+    return max(reversed(above), key=lambda m: len(m.dir), default=None)
+
+
+def note(wanted: BootMount) -> str:
+    """Where it is noted that the device holds what belongs to its image."""
+    return f"{NOTES}/kept.{wanted.range.replace('!', '-')}"
+
+
+def belongs(machine: Machine, wanted: BootMount) -> bool:
+    """Whether the content of the device belongs to its image in this boot."""
+    return machine.peek(note(wanted)) == wanted.keep
+
+
+def remember(machine: Machine, wanted: BootMount) -> None:
+    """From now on the content of the device belongs to its image: it is saved at shutdown."""
+    machine.install(note(wanted), wanted.keep)
+
+
+def bring_back(machine: Machine, wanted: BootMount, dev: str) -> bool:
+    """Write the image onto the device, if there is one; whether there was. Raises EmupmemError.
+
+    The image is checked as a whole before the first byte is written.
+    """
+    if machine.file_size(wanted.keep) is None:
+        return False
+    from emupmem import snapshot  # threads and maps: apply and verify need none of it
+
+    snapshot.restore(machine, wanted.keep, dev)
+    return True
+
+
+def save_all(machine: Machine, wanted: Sequence[BootMount], say: Tell) -> bool:
+    """What the unit runs when it is stopped: save each device that belongs to its image; whether all is well."""
+    well = True
+    for mount in wanted:
+        if not mount.keep:
+            continue
+        try:
+            say(_save(machine, mount))
+        except EmupmemError as exc:
+            well = False
+            hint = f"; {exc.hint}" if exc.hint else ""
+            say(f"emupmem: {mount.dir} is not saved: {exc.message}{hint}; {mount.keep} stays as it was")
+    return well
+
+
+def _save(machine: Machine, wanted: BootMount) -> str:
+    if not belongs(machine, wanted):
+        return f"{wanted.dir} is not saved: it was neither brought back nor made in this boot"
+    device = next((d for d in devices(machine) if d.start == wanted.start and d.whole), None)
+    if device is None:
+        raise EmupmemError(f"the device of memmap={wanted.range} is not there")
+    where = mounted_at(machine, device)
+    if where:
+        # Unmounted, nothing can be written after it was saved. Where somebody still holds it, it is frozen.
+        machine.output("umount", where, timeout=UMOUNT_SECONDS)
+        where = mounted_at(machine, device)
+    if not where and not signature(machine, device.dev):
+        return f"{wanted.dir} is not saved: {device.dev} is blank, and {wanted.keep} stays as it was"
+    from emupmem import snapshot
+
+    done = snapshot.save(machine, wanted.keep, where or device.dev)
+    machine.run(Command(("sync", "-f", wanted.keep), "have the image on the disk"))
+    held = f" (mounted at {where} still, and frozen meanwhile)" if where else ""
+    return (
+        f"{device.dev} saved to {wanted.keep}{held} · {human(done.allocated)} on disk, {done.seconds:.1f} s"
+    )
