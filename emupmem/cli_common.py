@@ -1,0 +1,143 @@
+"""What all commands share: exit statuses, options, questions, errors as JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from emupmem.model import EmupmemError
+from emupmem.units import parse_size
+
+if TYPE_CHECKING:
+    from emupmem.machine import Machine
+
+
+class Exit(IntEnum):
+    """Exit statuses of every command."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    NOT_AS_PLANNED = 3
+
+
+EPILOG = (
+    "Exit status: 0 as planned; 1 error; 2 wrong usage; 3 not as planned "
+    "(a check failed, a reboot is pending, or --check found that something would change)."
+)
+
+
+class FileSystem(StrEnum):
+    """The file systems that can map files directly."""
+
+    EXT4 = "ext4"
+    XFS = "xfs"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")]
+
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]
+
+
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        help="Edit the tree of another machine that you trust: sh reads its GRUB defaults (and finds no "
+        "programs); nothing else is run.",
+    ),
+]
+
+
+Fs = Annotated[
+    FileSystem | None, typer.Option("--fs", help="The file system; ext4 unless the device holds another.")
+]
+
+
+Owner = Annotated[
+    str, typer.Option("--owner", metavar="USER[:GROUP]", help="Whose the mounted folder shall be.")
+]
+
+
+Permissions = Annotated[
+    str, typer.Option("--mode", metavar="MODE", help="Permissions of the mounted folder, as 0755.")
+]
+
+
+def root_machine(what: str) -> Machine:
+    from emupmem.machine import Machine
+
+    machine = Machine()
+    if not machine.is_root:
+        raise EmupmemError(f"{what} and needs root", f"sudo {shlex.join(as_typed())}")
+    return machine
+
+
+def as_typed() -> list[str]:
+    return ["emupmem", *sys.argv[1:]]
+
+
+def size_of(text: str) -> int:
+    try:
+        return parse_size(text)
+    except EmupmemError as exc:
+        usage(exc.message, exc.hint)
+
+
+def ask(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise EmupmemError("there is no terminal to ask on", "--yes goes ahead without asking")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise EmupmemError("not confirmed", "nothing was changed")
+
+
+class UsageError(EmupmemError):
+    """Wrong options: exit status 2."""
+
+
+def usage(message: str, hint: str = "") -> NoReturn:
+    raise UsageError(message, hint or "emupmem --help tells more")
+
+
+def one_line(error: EmupmemError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    print(json.dumps(result, indent=2))
+
+
+def finish(as_json: bool, result: dict[str, Any], status: Exit) -> NoReturn:
+    if as_json:
+        print_json(result)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def json_errors(as_json: bool, result: dict[str, Any]) -> Iterator[None]:
+    """With --json the object is printed in every case: an error becomes its `error`."""
+    try:
+        yield
+    except EmupmemError as exc:
+        if as_json:
+            print_json(result | {"error": one_line(exc)})
+        raise

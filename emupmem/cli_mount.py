@@ -1,0 +1,264 @@
+"""mount, umount, save, restore, and what the unit at boot runs. No logic of its own."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from emupmem.cli_common import (
+    EPILOG,
+    DryRun,
+    Exit,
+    Fs,
+    Json,
+    Owner,
+    Permissions,
+    Yes,
+    ask,
+    finish,
+    json_errors,
+    root_machine,
+    say,
+    usage,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (mount, umount, save, restore):
+        app.command(epilog=EPILOG)(command)
+    for name, hidden in (("boot-mount", boot_mount), ("boot-save", boot_save)):
+        app.command(name, hidden=True, context_settings={"ignore_unknown_options": True})(hidden)
+
+
+def mount(
+    device: Annotated[
+        str | None,
+        typer.Argument(metavar="[DEVICE]", help="As /dev/pmem0; else the only emulated one."),
+    ] = None,
+    folder: Annotated[
+        str | None, typer.Argument(metavar="[DIR]", help="Where; else /mnt and the device's name.")
+    ] = None,
+    fs: Fs = None,
+    owner: Owner = "",
+    mode: Permissions = "",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Make a new file system over the one that an emulated device holds."),
+    ] = False,
+    at_boot: Annotated[bool, typer.Option("--at-boot", help="Do it at every boot as well.")] = False,
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep",
+            metavar="FILE",
+            help="Save the content here at an orderly shutdown and bring it back at boot (with --at-boot).",
+        ),
+    ] = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make a DAX file system on the device if it is blank, mount it, and prove that it is DAX."""
+    from emupmem import mount as mounting
+
+    result: dict[str, Any] = {
+        "device": device or "",
+        "dir": folder or "",
+        "fs": fs.value if fs else "",
+        "dax_file": None,
+        "map_sync": None,
+        "huge_pages": None,
+        "changed": False,
+    }
+    with json_errors(as_json, result):
+        machine = root_machine("this makes and mounts file systems")
+        if keep and not at_boot:
+            usage("--keep belongs to --at-boot: what is saved at shutdown is brought back at boot")
+        request = mounting.MountRequest(device, folder, fs.value if fs else None, owner, mode, force, keep)
+        if dry_run:
+            prepared = mounting.prepare(machine, request)
+            result |= _steps(prepared.steps)
+            if not as_json:
+                _show_steps(prepared.steps, owner, mode)
+            finish(as_json, result, Exit.OK)
+        outcome, unit = mounting.mount(machine, request, at_boot)
+        seen = outcome.seen
+        result |= _steps(outcome.steps) | {
+            "dax_file": seen.dax_file,
+            "map_sync": seen.map_sync,
+            "huge_pages": seen.huge,
+            "changed": outcome.changed or (unit is not None and unit.needed),
+        }
+        if not as_json:
+            _tell_mount(outcome, unit)
+    finish(as_json, result, Exit.OK if outcome.ok else Exit.NOT_AS_PLANNED)
+
+
+def umount(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where persistent memory is mounted.")],
+    as_json: Json = False,
+) -> None:
+    """Unmount persistent memory; where it is in use, tell by whom. The content stays until the power goes."""
+    from emupmem import mount as mounting
+
+    result: dict[str, Any] = {"device": "", "dir": folder, "changed": False}
+    with json_errors(as_json, result):
+        machine = root_machine("this unmounts")
+        gone = mounting.umount(machine, folder)
+        result |= {"device": gone.source, "dir": gone.dir, "changed": True}
+        if not as_json:
+            print(f"✓ {gone.source} is no longer mounted at {gone.dir}")
+            if mounting.is_at_boot(machine, gone.dir):
+                print("It is mounted again at the next boot.")
+    finish(as_json, result, Exit.OK)
+
+
+def save(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The image to write; replaced as a whole.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[DEVICE|DIR]", help="A device, or where it is mounted; else the only one."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Save the content of a device: a sparse raw image with a checksum. A mounted one is frozen meanwhile."""
+    from emupmem import snapshot
+
+    result: dict[str, Any] = {}
+    with json_errors(as_json, result):
+        machine = root_machine("this reads a device")
+        with _progress() as progress:
+            done = snapshot.save(machine, file, source, progress)
+        _tell_snapshot(f"{done.device} saved to {done.file}", done, result, as_json)
+
+
+def restore(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An image that `emupmem save` wrote.")],
+    device: Annotated[
+        str | None, typer.Argument(metavar="[DEVICE]", help="Where to write it; else the only one.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take an image without a checksum, or with a wrong one, as it is.")
+    ] = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Put a saved image back onto a device. It is checked as a whole before anything is written."""
+    from emupmem import snapshot
+
+    result: dict[str, Any] = {}
+    with json_errors(as_json, result):
+        machine = root_machine("this writes a device")
+        if not yes and not snapshot.is_blank(machine, device):
+            ask(f"{snapshot.choose(machine, device).dev} is not blank: overwrite all of it?")
+        with _progress() as progress:
+            done = snapshot.restore(machine, file, device, force, progress)
+        if not done.checksum:
+            say("! it was restored without a valid checksum")
+        _tell_snapshot(f"{done.device} restored from {done.file}", done, result, as_json)
+
+
+def _tell_snapshot(what: str, done: Any, result: dict[str, Any], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from emupmem.units import human
+
+    result |= asdict(done)
+    if as_json:
+        finish(as_json, result, Exit.OK)
+    rate = human(int(done.size / max(done.seconds, 0.001)))
+    sizes = f"{human(done.size)}, {human(done.allocated)} on disk"
+    print(f"✓ {what} · {sizes} · {done.seconds:.1f} s, {rate}/s")
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar with rate on a terminal, silence elsewhere; a signal stops the work at a safe moment."""
+    from emupmem.machine import interrupts
+
+    with interrupts() as signals:
+        if not sys.stderr.isatty():
+            yield lambda what, done, size: signals.check()
+            return
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        from emupmem import render
+
+        columns = (
+            TextColumn("{task.description:11}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        # Without a thread of its own: save forks the guard of a frozen file system.
+        bar = Progress(*columns, console=render.console(stderr=True), transient=True, auto_refresh=False)
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, size: int) -> None:
+            signals.check()
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=size)
+            bar.update(tasks[what], completed=done)
+            bar.refresh()
+
+        with bar:
+            yield show
+
+
+def boot_mount(words: Annotated[list[str], typer.Argument()]) -> None:
+    """What emupmem.service runs: RANGE DIR FS OWNER MODE KEEP for each mount."""
+    from emupmem import mount as mounting
+    from emupmem import unit
+
+    machine = root_machine("this is for emupmem.service")
+    raise typer.Exit(mounting.boot(machine, unit.from_words(words), lambda line: print(line, flush=True)))
+
+
+def boot_save(words: Annotated[list[str], typer.Argument()]) -> None:
+    """What emupmem.service runs when it is stopped: the same words."""
+    from emupmem import keep as keeping
+    from emupmem import unit
+
+    machine = root_machine("this is for emupmem.service")
+    well = keeping.save_all(machine, unit.from_words(words), lambda line: print(line, flush=True))
+    raise typer.Exit(Exit.OK if well else Exit.ERROR)
+
+
+def _steps(steps: Any) -> dict[str, Any]:
+    return {"device": steps.device.dev, "dir": steps.dir, "fs": steps.fs}
+
+
+def _show_steps(steps: Any, owner: str, mode: str) -> None:
+    lines = [shlex.join(c.argv) for c in steps.commands]
+    if steps.make:
+        lines.insert(-1, f"mkdir -p {shlex.quote(steps.dir)}")
+    lines += [f"chown {owner} {shlex.quote(steps.dir)}"] if owner else []
+    lines += [f"chmod {mode} {shlex.quote(steps.dir)}"] if mode else []
+    print(
+        "\n".join(lines) or f"Already as asked: {steps.device.dev} at {steps.dir}. Nothing would be changed."
+    )
+
+
+def _tell_mount(outcome: Any, unit: Any) -> None:
+    from emupmem import render
+
+    if not outcome.changed:
+        print(f"Already as asked: {outcome.steps.device.dev} at {outcome.steps.dir}.")
+    elif outcome.steps.kept and outcome.steps.commands:
+        print(f"The {outcome.steps.fs} that was on {outcome.steps.device.dev} is kept.")
+    render.ladder(render.console(), outcome.rungs)
+    if unit is not None:
+        print(f"{'✓ ' if unit.needed else ''}emupmem.service does this at every boot")

@@ -1,0 +1,200 @@
+"""`emupmem namespaces`: the ramdax driver. No logic of its own."""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from emupmem.cli_common import (
+    EPILOG,
+    DryRun,
+    Exit,
+    Json,
+    Yes,
+    ask,
+    finish,
+    json_errors,
+    root_machine,
+    say,
+    size_of,
+)
+
+
+class NamespaceMode(StrEnum):
+    """What a namespace becomes."""
+
+    FSDAX = "fsdax"
+    DEVDAX = "devdax"
+    SECTOR = "sector"
+    RAW = "raw"
+
+
+app = typer.Typer(
+    help="Divide a reserved range into namespaces of any size (the ramdax driver, Linux 6.19 and later). "
+    "Emulated and volatile: labels and content do not survive a power cycle.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+AtBoot = Annotated[bool, typer.Option("--at-boot", help="At every boot as well, by a rule for udev.")]
+
+
+@app.command("bind", epilog=EPILOG)
+def bind(at_boot: AtBoot = False, dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
+    """Give the reserved ranges to ramdax. All content on them is lost."""
+    _rebind("ramdax", at_boot, dry_run, yes, as_json)
+
+
+@app.command("unbind", epilog=EPILOG)
+def unbind(at_boot: AtBoot = False, dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
+    """Give the ranges back to the usual driver: one device each. All content on them is lost."""
+    _rebind("e820_pmem", at_boot, dry_run, yes, as_json)
+
+
+def _rebind(wanted: str, at_boot: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    from emupmem import namespaces as ns
+
+    result: dict[str, Any] = {"changed": False, "driver": "", "at_boot": False}
+    with json_errors(as_json, result):
+        machine = root_machine("this changes the driver of a device")
+        binds = wanted == ns.DRIVER
+        steps = ns.bind_steps(machine, wanted)
+        if at_boot and binds:
+            ns.require_at_boot(machine)
+        if steps or dry_run:
+            question = f"All content of the reserved ranges is lost. Give them to {wanted}?"
+            _carry_out_steps(steps, question, dry_run, yes)
+        if not dry_run:
+            if steps:
+                with machine.lock():
+                    ns.rebind(machine, steps, wanted)
+            if at_boot and binds:
+                ns.at_boot(machine)
+            elif at_boot:
+                ns.remove_at_boot(machine)
+        result |= {"changed": bool(steps) and not dry_run, "driver": ns.driver(machine)}
+        result["at_boot"] = machine.exists(ns.RULE)
+        if not as_json and not dry_run:
+            kept = f", at every boot ({ns.RULE})" if result["at_boot"] else ""
+            print(f"✓ the reserved ranges belong to {result['driver']}{kept}")
+            if binds:
+                print("Next:  sudo emupmem namespaces create --size SIZE")
+        finish(as_json, result, Exit.OK)
+
+
+@app.command("list", epilog=EPILOG)
+def list_(as_json: Json = False) -> None:
+    """Show the ranges that ramdax has and what is on them."""
+    from dataclasses import asdict
+
+    from emupmem import namespaces as ns
+    from emupmem.units import human
+
+    result: dict[str, Any] = {"driver": "", "regions": []}
+    with json_errors(as_json, result):
+        machine = root_machine("this asks ndctl")
+        ns.require(machine)
+        result["driver"] = ns.driver(machine)
+        there = ns.regions(machine)
+        result["regions"] = [asdict(region) for region in there]
+        if not as_json:
+            if result["driver"] != ns.DRIVER:
+                print(f"The reserved ranges belong to {result['driver'] or 'no driver'}.")
+                print("Next:  sudo emupmem namespaces bind")
+            for region in there:
+                room = f"room for {human(region.free)}"
+                print(f"{region.name}  {human(region.size)}, {room} · emulated, volatile")
+                for one in region.namespaces:
+                    print(f"  {one.name:14} {one.mode:7} {human(one.size):>9}  /dev/{one.dev}")
+        finish(as_json, result, Exit.OK)
+
+
+@app.command("create", epilog=EPILOG)
+def create(
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="What it takes of the range, as 256M.")],
+    mode: Annotated[
+        NamespaceMode, typer.Option("--mode", help="What kind of device it becomes.")
+    ] = NamespaceMode.FSDAX,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make a namespace on the first range with room."""
+    from emupmem import namespaces as ns
+
+    _change_namespaces(
+        lambda machine: ns.create_steps(machine, size_of(size), mode.value), "", dry_run, True, as_json
+    )
+
+
+@app.command("resize", epilog=EPILOG)
+def resize(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As namespace0.0 or /dev/pmem0.")],
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="What it shall take of the range.")],
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Make a namespace anew with another size. Its content is lost, and its name may be another."""
+    from emupmem import namespaces as ns
+
+    question = f"All content of {name} is lost. Make it anew?"
+    _change_namespaces(
+        lambda machine: ns.resize_steps(machine, name, size_of(size)), question, dry_run, yes, as_json
+    )
+
+
+@app.command("delete", epilog=EPILOG)
+def delete(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As namespace0.0 or /dev/pmem0.")],
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Delete a namespace and all on it."""
+    from emupmem import namespaces as ns
+
+    question = f"All content of {name} is lost. Delete it?"
+    _change_namespaces(lambda machine: ns.delete_steps(machine, name), question, dry_run, yes, as_json)
+
+
+def _change_namespaces(plan: Any, question: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from emupmem import namespaces as ns
+    from emupmem.units import human
+
+    result: dict[str, Any] = {"changed": False, "made": [], "regions": []}
+    with json_errors(as_json, result):
+        machine = root_machine("this changes namespaces")
+        with machine.lock():
+            steps = plan(machine)
+            _carry_out_steps(steps, question, dry_run, yes)
+            before = {n for r in ns.regions(machine) for n in r.namespaces}
+            if not dry_run:
+                ns.run(machine, steps)
+                machine.settle()
+            there = ns.regions(machine)
+        made = [n for r in there for n in r.namespaces if n not in before]
+        result["changed"] = not dry_run
+        result["made"] = [asdict(n) for n in made]
+        result["regions"] = [asdict(r) for r in there]
+        if not as_json and not dry_run:
+            for one in made:
+                print(f"✓ {one.name} · {one.mode}, {human(one.size)}, /dev/{one.dev} · emulated, volatile")
+            if not made:
+                print("✓ deleted")
+        finish(as_json, result, Exit.OK)
+
+
+def _carry_out_steps(steps: Any, question: str, dry_run: bool, yes: bool) -> None:
+    """Show what would be done and ask; the caller does it."""
+    from emupmem.namespaces import Write
+
+    if dry_run:
+        for step in steps:
+            say(f"  {step if isinstance(step, Write) else shlex.join(step.argv)}")
+    elif not yes:
+        ask(question)
