@@ -44,6 +44,7 @@ class Pmem:
     partitions: tuple[str, ...] = ()
     holders: tuple[str, ...] = ()
     item: MemmapItem | None = None
+    provider: str = ""
 
     @property
     def whole(self) -> bool:
@@ -120,6 +121,7 @@ def _device(machine: Machine, name: str, region: Region, item: MemmapItem | None
         tuple(machine.peek(f"{base}/{n}/dev") for n in parts),
         tuple(machine.names(f"{base}/holders")),
         item,
+        region.provider,
     )
 
 

@@ -18,12 +18,13 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from emupmem.model import Command, EmupmemError, NodeRange
 
@@ -341,6 +342,92 @@ class Machine:
             if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
                 return str(parent)
         return ""
+
+    def entry_kind(self, name: str) -> str:
+        """`file`, `folder`, `block`, `character`, `other` or `missing`: what a name leads to."""
+        try:
+            mode = self.path(name).stat().st_mode
+        except OSError:
+            return "missing"
+        tests = (
+            ("file", stat.S_ISREG),
+            ("folder", stat.S_ISDIR),
+            ("block", stat.S_ISBLK),
+            ("character", stat.S_ISCHR),
+        )
+        return next((word for word, test in tests if test(mode)), "other")
+
+    def file_system(self, name: str) -> str:
+        """`MAJOR:MINOR` of the file system that a name lies on, empty where it is not there."""
+        try:
+            number = self.path(name).stat().st_dev
+        except OSError:
+            return ""
+        return f"{os.major(number)}:{os.minor(number)}"
+
+    def mapped_by(self, name: str) -> list[str]:
+        """`NAME (process N)` of the processes that have a file mapped, as far as we may look."""
+        try:
+            info = self.path(name).stat()
+        except OSError:
+            return []
+        mark = f" {os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x} {info.st_ino} "
+        pids = sorted((n for n in self.names("/proc") if n.isdigit()), key=int)
+        return [
+            f"{self.peek(f'/proc/{p}/comm')} (process {p})"
+            for p in pids
+            if mark in self.peek(f"/proc/{p}/maps")
+        ]
+
+    @contextlib.contextmanager
+    def scratch(self, size: int) -> Iterator[str]:
+        """A file of zeros that is gone afterwards."""
+        with tempfile.NamedTemporaryFile(prefix="emupmem-") as file:
+            file.truncate(size)
+            file.flush()
+            yield file.name
+
+    def make_sparse(self, name: str, size: int) -> None:
+        """Make a file of `size` bytes of holes, readable by its owner only; never one that is there.
+
+        Raises EmupmemError.
+        """
+        place = self.path(name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(place, flags, 0o600)
+            try:
+                os.ftruncate(descriptor, size)
+            except OSError:
+                place.unlink()
+                raise
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be made: {exc.strerror}", _sudo_hint(exc)) from exc
+
+    def claim(self, name: str, shared: bool) -> None:
+        """Lock a file until this process ends, and what it becomes by `become`. Raises EmupmemError."""
+        try:
+            descriptor = os.open(self.path(name), os.O_RDONLY)  # inherited on purpose: it is the lock
+            os.set_inheritable(descriptor, True)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise EmupmemError(
+                f"{name} is in use by another virtual machine",
+                "two would write over each other; --shared-backend on both allows it",
+            ) from exc
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be opened: {exc.strerror}", _sudo_hint(exc)) from exc
+
+    def become(self, argv: list[str]) -> NoReturn:
+        """Become another program: its signals, its exit status, its terminal. Raises EmupmemError."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            os.execv(argv[0], argv)  # noqa: S606 (no shell on purpose)
+        except OSError as exc:
+            raise EmupmemError(f"{argv[0]} cannot be started: {exc.strerror}") from exc
 
     def file_size(self, name: str) -> int | None:
         """Bytes of a file, None where there is none."""

@@ -1,0 +1,156 @@
+"""Looks at what shall be behind a virtual NVDIMM, makes the file that is missing, and asks QEMU what it can."""
+
+from __future__ import annotations
+
+from emupmem import dax
+from emupmem.blocks import Mounted, Pmem, devices, mounts
+from emupmem.machine import Machine
+from emupmem.model import Command, EmupmemError
+from emupmem.qemu import Backend, Kind, parse_version
+
+IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
+MEMORY = Backend(Kind.RAM)
+PROGRAM = "qemu-system-x86_64"
+NAME = "vnvdimm{}.img"
+"""The name of a file in a folder that was given: the first number that is not taken."""
+
+
+def program(machine: Machine, name: str) -> str:
+    """Where QEMU lies. Raises EmupmemError where it is missing."""
+    found = name if "/" in name and machine.exists(name) else machine.find(name)
+    if found is None:
+        raise EmupmemError(f"{name} is not installed", "apt-get install qemu-system-x86, or --qemu PROGRAM")
+    return found
+
+
+def version(machine: Machine, qemu: str) -> tuple[int, int]:
+    """(7, 2) of the QEMU that is installed. Raises EmupmemError."""
+    done = machine.run(Command((qemu, "--version"), "ask QEMU for its version"))
+    return parse_version(done.stdout.decode("utf-8", "replace"))
+
+
+def knows(machine: Machine, qemu: str, option: str) -> bool:
+    """Whether this QEMU has an option, by its own help."""
+    done = machine.run(Command((qemu, "-help"), "ask QEMU what it knows"))
+    return f"\n{option} " in done.stdout.decode("utf-8", "replace")
+
+
+def has_libpmem(machine: Machine, qemu: str) -> bool:
+    """Whether this QEMU was built with libpmem: without it `pmem=on` is an error and no start.
+
+    Asked by a start that cannot succeed: objects are made before the device that does not exist.
+    """
+    with machine.scratch(4096) as name:
+        made = f"memory-backend-file,id=probe,mem-path={name.replace(',', ',,')},size=4096,share=on,pmem=on"
+        none = ("-machine", "none", "-nodefaults", "-display", "none")
+        argv = (qemu, *none, "-object", made, "-device", "emupmem-no-such-device")
+        done = machine.run(Command(argv, "ask QEMU for libpmem"))
+    said = done.stderr.decode("utf-8", "replace")
+    return "emupmem-no-such-device" in said and "libpmem" not in said
+
+
+def look(machine: Machine, name: str, shared: bool = False) -> Backend:
+    """What is there under an absolute name, as far as this user may see. A folder means a new file in it.
+
+    Raises EmupmemError for what cannot be behind a device: a disk that is mounted, a file that another
+    program has mapped (unless `shared`), no device at all.
+    """
+    state = machine.entry_kind(name)
+    if state == "folder":
+        number = next(n for n in range(10_000) if machine.entry_kind(_in(name, n)) == "missing")
+        name, state = _in(name, number), "missing"
+    if state == "character":
+        return _devdax(machine, name)
+    if state == "block":
+        return _block(machine, name)
+    if state not in ("file", "missing"):
+        raise EmupmemError(f"{name} is neither a file nor a device that can be behind an NVDIMM")
+    if state == "file" and not shared:
+        holders = machine.mapped_by(name)
+        if holders:
+            raise EmupmemError(
+                f"{name} is in use by {', '.join(holders)}",
+                "two virtual machines would write over each other; --shared-backend allows it",
+            )
+    return _file(machine, name, state == "file")
+
+
+def _in(folder: str, number: int) -> str:
+    return f"{folder.rstrip('/')}/{NAME.format(number)}"
+
+
+def _file(machine: Machine, name: str, there: bool) -> Backend:
+    folder = name.rpartition("/")[0] or "/"
+    if machine.entry_kind(folder) != "folder":
+        raise EmupmemError(f"{folder} is not a folder", "make it first")
+    size = machine.file_size(name) if there else None
+    room = None if there else machine.room(folder)
+    if there and not size:
+        raise EmupmemError(f"{name} is empty", "remove it: a new file of the right size is made then")
+    on = _mount_of(machine, folder)
+    if on is not None and on.fs in IN_MEMORY:
+        return Backend(Kind.VOLATILE_FILE, name, size, room=room)
+    below = next((d for d in devices(machine) if on is not None and d.number == on.number), None)
+    if below is None:
+        return Backend(Kind.FILE, name, size, room=room)
+    direct, sync = _proof(name if there else folder, there)
+    if not direct:
+        return Backend(Kind.FILE, name, size, emulated=_emulated(below), room=room)
+    return Backend(Kind.DAX_FILE, name, size, sync, _emulated(below), room=room)
+
+
+def _proof(name: str, there: bool) -> tuple[bool, bool]:
+    """Whether a file (or a new one in a folder) is mapped directly, and with MAP_SYNC."""
+    try:
+        if there:
+            direct = bool(dax.is_dax_file(name))
+            return direct, direct and dax.maps_sync(name)
+    except OSError:
+        return False, False  # not ours to open: nothing is promised then
+    proof = dax.prove(name)
+    return bool(proof.dax_file), bool(proof.map_sync)
+
+
+def _mount_of(machine: Machine, folder: str) -> Mounted | None:
+    number = machine.file_system(folder)
+    return next((m for m in reversed(mounts(machine)) if m.number == number), None)
+
+
+def _emulated(device: Pmem) -> bool:
+    return device.item is not None or device.provider in ("e820", "ramdax")
+
+
+def _devdax(machine: Machine, name: str) -> Backend:
+    base = f"/sys/bus/dax/devices/{name.rpartition('/')[2]}"
+    size = machine.peek(f"{base}/size")
+    if not size.isdigit():
+        raise EmupmemError(f"{name} is not a DAX device", "as /dev/dax0.0")
+    align = machine.peek(f"{base}/align")
+    provider = next((r.provider for r in machine.regions() if r.name in machine.path(base).parts), "")
+    return Backend(
+        Kind.DEVDAX,
+        name,
+        int(size),
+        True,
+        provider in ("e820", "ramdax"),
+        int(align) if align.isdigit() else 0,
+    )
+
+
+def _block(machine: Machine, name: str) -> Backend:
+    number = machine.block_number(name)
+    device = next((d for d in devices(machine) if d.number == number), None)
+    if device is None:
+        raise EmupmemError(
+            f"{name} is not persistent memory: emupmem gives no other disk to a virtual machine",
+            "QEMU's -drive is for disks",
+        )
+    where = next((m.dir for m in mounts(machine) if m.number == number), "")
+    if where:
+        raise EmupmemError(
+            f"{name} is mounted on {where}: guest and host would destroy its file system",
+            f"give a file on it: --backend {where}",
+        )
+    with machine.exclusive(name):
+        pass
+    return Backend(Kind.BLOCK, name, device.size, emulated=_emulated(device))

@@ -1,0 +1,247 @@
+"""`emupmem qemu`: a virtual NVDIMM for any virtual machine. No logic of its own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emupmem.cli_common import EPILOG, Json, json_errors, print_json, say, size_of, usage
+from emupmem.model import EmupmemError
+from emupmem.qemu import Device, Persistence
+
+if TYPE_CHECKING:
+    from emupmem.machine import Machine
+    from emupmem.qemu import Guest, Options, Plan, Wish
+
+
+class Switch(StrEnum):
+    """On or off."""
+
+    ON = "on"
+    OFF = "off"
+
+
+class MachineType(StrEnum):
+    """The machines of QEMU that have NVDIMMs."""
+
+    PC = "pc"
+    Q35 = "q35"
+
+
+app = typer.Typer(
+    help="Give a virtual machine a persistent-memory device (a vNVDIMM).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+PASS = {"allow_extra_args": True, "ignore_unknown_options": False}
+Sizes = Annotated[
+    list[str] | None, typer.Option("--pmem", metavar="SIZE", help="Size of the device, as 1G; once for each.")
+]
+Backends = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend",
+        "--pmem-file",
+        metavar="PATH",
+        help="What keeps its content: a file (made if missing), a folder, /dev/daxX.Y, /dev/pmemN; once for each "
+        "--pmem. Without it the content ends with QEMU.",
+    ),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option("--device", help="nvdimm, or virtio-pmem: the honest one for ordinary files."),
+]
+Share = Annotated[Switch, typer.Option("--share", help="Whether what the guest writes reaches the file.")]
+ReadOnly = Annotated[bool, typer.Option("--readonly", help="The guest may not write (unarmed NVDIMM).")]
+Align = Annotated[str | None, typer.Option("--align", metavar="SIZE", help="Alignment of the mapping.")]
+Label = Annotated[
+    str | None, typer.Option("--label", metavar="SIZE", help="A label area, so that the guest can divide it.")
+]
+NodeList = Annotated[
+    list[int] | None,
+    typer.Option("--node", metavar="N", help="NUMA node of the guest; once for each device."),
+]
+PersistenceOption = Annotated[
+    Persistence | None,
+    typer.Option(
+        "--persistence", help="What the guest is told: flush to the memory controller, or caches too."
+    ),
+]
+MachineOption = Annotated[
+    MachineType | None, typer.Option("--machine", help="Machine type, where yours is not given after --.")
+]
+Ram = Annotated[str | None, typer.Option("--ram", metavar="SIZE", help="RAM, where no -m is given after --.")]
+Qemu = Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="Which QEMU.")]
+Shared = Annotated[
+    bool, typer.Option("--shared-backend", help="Let several virtual machines have the same file at once.")
+]
+QEMU = "qemu-system-x86_64"
+
+
+@app.command("args", epilog=EPILOG, context_settings=PASS)
+def args(
+    context: typer.Context,
+    pmem: Sizes = None,
+    backend: Backends = None,
+    device: DeviceOption = Device.NVDIMM,
+    share: Share = Switch.ON,
+    readonly: ReadOnly = False,
+    align: Align = None,
+    label: Label = None,
+    node: NodeList = None,
+    persistence: PersistenceOption = None,
+    machine: MachineOption = None,
+    ram: Ram = None,
+    qemu: Qemu = QEMU,
+    shared_backend: Shared = False,
+    as_line: Annotated[bool, typer.Option("--print", help="One line for a shell (as it is).")] = False,
+    libvirt: Annotated[bool, typer.Option("--libvirt", help="A domain for libvirt instead.")] = False,
+    readconfig: Annotated[bool, typer.Option("--readconfig", help="A file for -readconfig instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the arguments: a line for a shell, or --json, --libvirt, --readconfig. Starts and makes nothing.
+
+    What follows -- is your virtual machine: its -m and -machine are read, and stay.
+    """
+    from emupmem import backends
+    from emupmem import qemu as making
+
+    if as_line + libvirt + readconfig + as_json > 1:
+        usage("--print, --json, --libvirt and --readconfig exclude each other")
+    result: dict[str, Any] = {"argv": [], "promises": [], "notes": []}
+    with json_errors(as_json, result):
+        options = _options(device, share, readonly, align, persistence, machine, ram)
+        here, program, guest, wishes, options, plan = _prepare(
+            context.args, pmem, backend, label, node, options, qemu, shared_backend
+        )
+        argv = [*context.args, *plan.argv]
+        result |= {"argv": [program, *argv], "promises": list(plan.promises), "notes": list(plan.notes)}
+        if as_json:
+            print_json(result)
+            return
+        if readconfig:
+            if not backends.knows(here, program, "-readconfig"):
+                raise EmupmemError("this QEMU has no -readconfig", "--print gives a line")
+            print(making.readconfig(plan), end="")
+        elif libvirt:
+            print(making.libvirt(guest, wishes, options, plan), end="")
+        else:
+            print(making.shell_line(program, argv))
+        _tell(plan)
+
+
+@app.command("run", epilog=EPILOG, context_settings=PASS)
+def run(
+    context: typer.Context,
+    pmem: Sizes = None,
+    backend: Backends = None,
+    device: DeviceOption = Device.NVDIMM,
+    share: Share = Switch.ON,
+    readonly: ReadOnly = False,
+    align: Align = None,
+    label: Label = None,
+    node: NodeList = None,
+    persistence: PersistenceOption = None,
+    machine: MachineOption = None,
+    ram: Ram = None,
+    qemu: Qemu = QEMU,
+    shared_backend: Shared = False,
+) -> None:
+    """Start your virtual machine (its arguments follow --) with the device added: qemu run --pmem 1G -- -m 2G …
+
+    emupmem becomes QEMU: signals, terminal and exit status are QEMU's own.
+    """
+    options = _options(device, share, readonly, align, persistence, machine, ram)
+    here, program, _, wishes, _, plan = _prepare(
+        context.args, pmem, backend, label, node, options, qemu, shared_backend
+    )
+    _tell(plan)
+    for wish in wishes:
+        path = wish.backend.path
+        if path and wish.backend.size is None:
+            here.make_sparse(path, wish.size)
+            say(f"✓ {path} made, sparse")
+        if path and here.entry_kind(path) == "file":
+            here.claim(path, shared_backend or readonly)
+    here.become([program, *context.args, *plan.argv])
+
+
+def _options(
+    device: Device,
+    share: Switch,
+    readonly: bool,
+    align: str | None,
+    persistence: Persistence | None,
+    machine: MachineType | None,
+    ram: str | None,
+) -> Options:
+    from emupmem.qemu import Options
+
+    return Options(
+        device,
+        share is Switch.ON,
+        readonly,
+        size_of(align) if align is not None else 0,
+        persistence,
+        machine=machine.value if machine else "",
+        ram=size_of(ram) if ram is not None else None,
+    )
+
+
+def _prepare(
+    argv: list[str],
+    sizes: list[str] | None,
+    paths: list[str] | None,
+    label: str | None,
+    nodes: list[int] | None,
+    options: Options,
+    qemu: str,
+    shared: bool,
+) -> tuple[Machine, str, Guest, list[Wish], Options, Plan]:
+    from dataclasses import replace
+
+    from emupmem import backends
+    from emupmem import qemu as making
+    from emupmem.machine import Machine
+
+    count = max(len(sizes or []), len(paths or []))
+    if not count:
+        usage("which device? --pmem SIZE, or --backend PATH, or both")
+    if len(nodes or []) > count:
+        usage("--node is given more often than there are devices")
+    here = Machine()
+    program = backends.program(here, qemu)
+    version = backends.version(here, program)
+    guest = making.read_guest(argv)
+    if options.machine and guest.machine:
+        usage(f"the machine type is given twice: --machine {options.machine} and -machine {guest.machine}")
+    wishes = []
+    for n in range(count):
+        path = (paths or [])[n] if n < len(paths or []) else None
+        found = (
+            backends.look(here, str(Path(path).absolute()), shared or options.readonly)
+            if path
+            else backends.MEMORY
+        )
+        asked = size_of((sizes or [])[n]) if n < len(sizes or []) else None
+        node = (nodes or [])[n] if n < len(nodes or []) else None
+        wishes.append(
+            making.Wish(
+                found, making.choose_size(found, asked), node, size_of(label) if label is not None else 0
+            )
+        )
+    kinds = (making.Kind.DAX_FILE, making.Kind.DEVDAX)
+    if any(w.backend.kind in kinds for w in wishes) and backends.has_libpmem(here, program):
+        options = replace(options, pmem=True)
+    return here, program, guest, wishes, options, making.plan(guest, wishes, options, version)
+
+
+def _tell(plan: Plan) -> None:
+    for sentence in plan.promises:
+        say(f"· {sentence}")
+    for note in plan.notes:
+        say(f"! {note}")
