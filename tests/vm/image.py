@@ -161,6 +161,14 @@ fi
 /opt/emupmem/bin/python -c 'import augeas, regex, rich, typer'
 """
 
+# Modules for `tests.vm.kernel`.
+EXPORT = (
+    "kernel/drivers/nvdimm",
+    "kernel/drivers/dax",
+    "kernel/drivers/acpi/nfit",
+    "kernel/drivers/virtio",
+)
+
 SEAL = {
     "bios": "set -e; grub-install /dev/vda; update-grub2",
     # As the removable medium's loader, which needs no entry in the firmware's variables.
@@ -214,7 +222,7 @@ def dependencies() -> list[str]:
 def _key(suite: str, firmware: str) -> str:
     """Hash everything that decides what is on the disk."""
     recipe: list[object] = [PACKAGES, GRUB[firmware], RUNNER, UNIT, COMMAND, SETUP, SEAL, EXT4, COMPILERS]
-    recipe += [suite, firmware, DISK_SIZE, EFI_SIZE, sorted(dependencies())]
+    recipe += [EXPORT, suite, firmware, DISK_SIZE, EFI_SIZE, sorted(dependencies())]
     return hashlib.sha256(json.dumps(recipe, default=str).encode()).hexdigest()[:12]
 
 
@@ -358,7 +366,7 @@ def _export(tree: Path, made: Image) -> None:
     target.mkdir(parents=True)
     for name in ("modules.dep", "modules.builtin"):
         shutil.copy(modules / name, target)
-    for name in ("kernel/drivers/nvdimm", "kernel/drivers/dax"):
+    for name in EXPORT:
         if (modules / name).is_dir():
             shutil.copytree(modules / name, target / name)
     run([*_root(), "chown", "-R", owner, str(made.path)])

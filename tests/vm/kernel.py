@@ -54,12 +54,14 @@ def boot_kernel(
     qemu_args: Sequence[str] = (),
     script: str = "dmesg",
     modules: Sequence[str] = MODULES,
+    launcher: Sequence[str] = (),
     timeout: float = 120,
 ) -> str:
     """Boot the kernel of a suite with a command line, run a busybox script, return its output.
 
     `memory`, `nodes` and `qemu_args` are those of `tests.vm.machine.Machine`; `modules` are loaded
-    first, with what they depend on.  Raises LostMachine when the guest panics or takes more than
+    first, with what they depend on; `launcher` are the words of a program that starts QEMU with the
+    arguments that follow, in place of QEMU.  Raises LostMachine when the guest panics or takes more than
     `timeout` seconds, and RuntimeError when the script fails.
     """
     made = image(suite, KEPT.get(suite, "bios"))
@@ -74,6 +76,7 @@ def boot_kernel(
             *("-append", f"console=ttyS0 panic=-1 {cmdline}".strip()),
             *qemu_args,
         ]
+        argv = [*launcher, *argv[1:]] if launcher else argv
         (result,) = converse(argv, TOKEN, 1, timeout)
     if result.status != 0:
         raise RuntimeError(f"the script's status is {result.status}\n{result.output}")

@@ -1,0 +1,84 @@
+"""vNVDIMMs in the real QEMU, started by `emupmem qemu run`, seen by real kernels, found in the file afterwards."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from emupmem.model import MIB
+from tests.vm.kernel import boot_kernel
+
+pytestmark = pytest.mark.vm
+
+WAIT = """
+for i in $(seq 30); do [ -b /dev/pmem0 ] && break; sleep 1; done
+[ -b /dev/pmem0 ]
+"""
+LOOK = (
+    WAIT
+    + """
+echo size $(( $(cat /sys/block/pmem0/size) * 512 ))
+echo domain $(cat /sys/bus/nd/devices/region0/persistence_domain)
+echo provider $(cat /sys/bus/nd/devices/region0/../provider)
+echo was $(head -c 12 /dev/pmem0)
+"""
+)
+
+
+def started(suite: str, options: list[str], script: str, modules: tuple[str, ...]) -> dict[str, str]:
+    """Boot with the device added, run the script, and give what it echoed: first word -> rest."""
+    launcher = [sys.executable, "-m", "emupmem", "qemu", "run", *options, "--"]
+    out = boot_kernel(suite, memory="1G", script=f"set -e\n{script}", modules=modules, launcher=launcher)
+    return {line.partition(" ")[0]: line.partition(" ")[2].strip() for line in out.splitlines()}
+
+
+def write(text: str) -> str:
+    return f"printf '{text}' | dd of=/dev/pmem0 bs=4096 conv=notrunc,fsync 2>/dev/null\n"
+
+
+@pytest.mark.parametrize(
+    ("suite", "persistence", "domain"),
+    [
+        ("bookworm", "cpu", "cpu_cache"),
+        ("trixie", "mem-ctrl", "memory_controller"),
+        ("forky", "cpu", "cpu_cache"),
+    ],
+)
+def test_what_a_guest_writes_is_in_the_file_and_in_the_next_guest(
+    tmp_path: Path, suite: str, persistence: str, domain: str
+) -> None:
+    file = tmp_path / "pmem.img"
+    nvdimm = ("nfit", "nd_pmem")
+    first = started(
+        suite,
+        ["--pmem", "256M", "--pmem-file", str(file), "--persistence", persistence],
+        LOOK + write("first guest."),
+        nvdimm,
+    )
+    assert first["size"] == str(256 * MIB)
+    assert first["domain"] == domain
+    assert first["provider"] == "ACPI.NFIT"
+    assert first["was"] == ""
+    with file.open("rb") as stream:
+        assert stream.read(12) == b"first guest."
+    assert file.stat().st_size == 256 * MIB
+    assert file.stat().st_blocks * 512 < 16 * MIB, "sparse still"
+    if suite != "trixie":
+        return
+    # the next guests: read-only, with a private copy, by virtio-pmem
+    refused = "dd if=/dev/zero of=/dev/pmem0 bs=4096 count=1 conv=notrunc,fsync && exit 9 || true\n"
+    only = started(suite, ["--backend", str(file), "--readonly"], LOOK + refused, nvdimm)
+    assert only["was"] == "first guest."
+    private = started(suite, ["--backend", str(file), "--share", "off"], LOOK + write("not to keep."), nvdimm)
+    assert private["was"] == "first guest."
+    virtio = started(
+        suite,
+        ["--backend", str(file), "--device", "virtio-pmem"],
+        WAIT + "echo was $(head -c 12 /dev/pmem0)\n" + write("third guest."),
+        ("virtio_pci", "virtio_pmem", "nd_pmem"),
+    )
+    assert virtio["was"] == "first guest.", "what the private guest wrote is gone"
+    with file.open("rb") as stream:
+        assert stream.read(12) == b"third guest."
