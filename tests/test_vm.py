@@ -25,37 +25,64 @@ def said(result: JobResult, name: str) -> Any:
     return json.loads(result.files[name])
 
 
+# At boot the job disk is not there: emupmem must be on the disk, as after `make install`.
+INSTALL = """
+cp -r /job/src/emupmem $(echo /opt/emupmem/lib/python3*/site-packages)/
+chmod -x /etc/grub.d/20_linux_xen /etc/grub.d/30_* 2>/dev/null || true
+"""
+
+# The unit at boot has done its work, or has failed.
+WAIT = """
+for _ in $(seq 300); do
+    [ "$(systemctl show -P ActiveState emupmem.service)" != activating ] && break
+    sleep 1
+done
+journalctl -b -u emupmem.service --no-pager -o cat | tee /job/out/journal
+"""
+
+# What a program does: map with MAP_SYNC, write every page, count the faults.
+PROGRAM = """
+import ctypes, mmap, os, resource
+fd = os.open("/mnt/pmem0/data", os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(fd, 0, 8 << 20)
+m = mmap.mmap(fd, 8 << 20, flags=0x03 | 0x80000)
+os.close(fd)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for at in range(0, 8 << 20, 4096):
+    m[at] = 1
+print("FAULTS", resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
 FIRST = """
 set -eux
+INSTALL
 sha256sum /etc/default/grub > /root/before
 cp -p /boot/grub/grub.cfg /root/grub.cfg.before
 runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/user.json
 emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
 emupmem apply --size SIZE COUNT --check && exit 9 || [ $? = 3 ]
 sha256sum -c /root/before
-emupmem apply --size SIZE COUNT --yes --json > /job/out/apply.json
-emupmem apply --size SIZE COUNT --check
+emupmem apply --size SIZE COUNT --mount /mnt/pmem0 --owner dev --fs FS --yes --json > /job/out/apply.json
+emupmem apply --size SIZE COUNT --mount /mnt/pmem0 --owner dev --fs FS --check
+systemd-analyze verify /etc/systemd/system/emupmem.service > /job/out/analyze 2>&1
 emupmem verify --json > /job/out/pending.json && exit 9 || [ $? = 3 ]
 cp /etc/default/grub /boot/grub/grub.cfg /job/out/
 """
 
 SECOND = """
 set -eux
+WAIT
 cat /proc/cmdline
+# without another command there is a folder that the user can map
+grep -E ' /mnt/pmem0 .*dax=always' /proc/mounts
+stat -c '%U:%G %a' /mnt/pmem0 > /job/out/owner
+runuser -u dev -- python3 -c "$(cat /job/program.py)" > /job/out/faults
 emupmem verify --json > /job/out/verify.json
 dmesg > /job/out/dmesg
 runuser -u dev -- emupmem verify --json > /job/out/user.json
 runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
 emupmem apply --size SIZE COUNT --check
-
-# the device is what it says: a file system, mapped directly
-mkfs.ext4 -q -b 4096 /dev/pmem0
-mkdir -p /mnt/pmem0
-mount -o dax /dev/pmem0 /mnt/pmem0
-grep -E ' /mnt/pmem0 .*dax' /proc/mounts
-echo 'kept in RAM' > /mnt/pmem0/file
-grep 'kept in RAM' /mnt/pmem0/file
-umount /mnt/pmem0
+emupmem umount /mnt/pmem0
 
 # a driver that is not loaded is named, and verify loads nothing by itself
 modprobe -r nd_pmem
@@ -65,6 +92,7 @@ modprobe nd_pmem
 emupmem remove --yes
 sha256sum -c /root/before
 cmp /boot/grub/grub.cfg /root/grub.cfg.before
+[ ! -e /etc/systemd/system/emupmem.service ]
 emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
 """
 
@@ -77,22 +105,25 @@ emupmem verify --json > /job/out/verify.json
 
 
 @pytest.mark.parametrize(
-    ("suite", "firmware", "memory", "size", "count", "memmap", "words"),
+    ("suite", "firmware", "memory", "size", "count", "fs", "memmap", "words"),
     [
         # the example of every guide to emulated persistent memory, to the byte
-        ("bookworm", "bios", "20G", "16G", 1, "memmap=16G!4G", "persistent (type 12)"),
-        ("trixie", "uefi", "6G", "512M", 2, "memmap=512M!4G,512M!4608M", "persistent (type 12)"),
-        ("forky", "bios", "6G", "1G", 1, "memmap=1G!4G", "persistent RAM (type 12)"),
+        ("bookworm", "bios", "20G", "16G", 1, "ext4", "memmap=16G!4G", "persistent (type 12)"),
+        ("trixie", "uefi", "6G", "512M", 2, "xfs", "memmap=512M!4G,512M!4608M", "persistent (type 12)"),
+        ("forky", "bios", "6G", "1G", 1, "ext4", "memmap=1G!4G", "persistent RAM (type 12)"),
     ],
 )
-def test_suggest_apply_reboot_verify_remove(
-    suite: str, firmware: str, memory: str, size: str, count: int, memmap: str, words: str
+def test_suggest_apply_reboot_verify_mount_remove(
+    suite: str, firmware: str, memory: str, size: str, count: int, fs: str, memmap: str, words: str
 ) -> None:
     def script(text: str) -> str:
+        text = text.replace("INSTALL", INSTALL).replace("WAIT", WAIT).replace("FS", fs)
         return text.replace("SIZE", size).replace("COUNT", f"--count {count}")
 
     with Machine(image(suite, firmware), memory=memory) as guest:
         first = done(guest.boot(script(FIRST)))
+        assert first.files["analyze"] == b"", "systemd has nothing to say about the unit"
+        assert said(first, "apply.json")["mounts"][0]["dir"] == "/mnt/pmem0"
         assert said(first, "suggest.json")["plan"]["memmap"] == memmap
         assert said(first, "suggest.json")["source"] == "dmesg, agrees with /sys/firmware/memmap"
         assert said(first, "user.json")["plan"]["memmap"] == memmap
@@ -101,9 +132,15 @@ def test_suggest_apply_reboot_verify_remove(
         assert said(first, "pending.json")["pending"] is True
         assert first.files["grub.cfg"].count(memmap.encode()) >= 2
 
-        second = done(guest.boot(script(SECOND)))
+        second = done(guest.boot(script(SECOND), {"program.py": PROGRAM}))
+        assert "/dev/pmem0 is mounted at /mnt/pmem0" in second.files["journal"].decode()
+        assert second.files["owner"] == b"dev:dev 755\n"
+        faults = int(second.files["faults"].split()[1])
+        assert 4 <= faults < 64, "8 MiB by 2 MiB, and a few of the interpreter"
         found = said(second, "verify.json")
-        assert [c["status"] for c in found["checks"]] == ["ok"] * 7, found
+        assert [c["status"] for c in found["checks"]] == ["ok"] * 12, found
+        names = ["filesystem", "mounted", "dax-file", "map-sync", "huge-pages"]
+        assert [c["name"] for c in found["checks"]][7:] == names
         start, each = 4 * GIB, int(size[:-1]) * (GIB if size[-1] == "G" else MIB)
         assert found["devices"] == [
             {"dev": f"/dev/pmem{n}", "start": start + n * each, "size": each} for n in range(count)

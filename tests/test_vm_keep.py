@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 
 from emupmem.model import GIB, KIB, MIB
-from tests.test_vm_mount import INSTALL
+from tests.test_vm import INSTALL, WAIT, done, said
 from tests.vm.image import image
-from tests.vm.machine import JobResult, Machine
+from tests.vm.machine import Machine
 
 pytestmark = pytest.mark.vm
-
-
-def done(result: JobResult) -> JobResult:
-    """The result of a script that must have come to its end."""
-    assert result.status == 0, result.output
-    return result
-
-
-def said(result: JobResult, name: str) -> Any:
-    """An object that the script kept in /job/out."""
-    return json.loads(result.files[name])
 
 
 APPLY = """
@@ -45,11 +31,9 @@ MOUNTED = (
     INSTALL
     + """
 set -eux
-for _ in $(seq 300); do
-    [ "$(systemctl show -P ActiveState emupmem.service)" != activating ] && break
-    sleep 1
-done
-journalctl -b -u emupmem.service --no-pager -o cat | tee /job/out/journal
+"""
+    + WAIT
+    + """
 grep ' /mnt/kept ' /proc/mounts
 """
 )
