@@ -23,8 +23,9 @@ test: $(STAMP) lint ## Every test, the virtual machines included
 check: $(STAMP) lint ## The quick inner loop: lint, types, unit tests
 	$(BIN)/pytest -n 2 -m "not vm" tests
 
-bench: $(STAMP) ## Measure: start-up, parser, planner, apply
+bench: $(STAMP) ## Measure: start-up, parser, planner, apply; in a guest: DAX, save, restore
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench_guest
 
 fixtures: $(STAMP) ## Print the fixtures anew in virtual machines
 	$(BIN)/python -m tests.vm.fixtures

@@ -64,7 +64,7 @@ emupmem apply --size SIZE COUNT --check && exit 9 || [ $? = 3 ]
 sha256sum -c /root/before
 emupmem apply --size SIZE COUNT --mount /mnt/pmem0 --owner dev --fs FS --yes --json > /job/out/apply.json
 emupmem apply --size SIZE COUNT --mount /mnt/pmem0 --owner dev --fs FS --check
-systemd-analyze verify /etc/systemd/system/emupmem.service > /job/out/analyze 2>&1
+systemd-analyze verify --man=no /etc/systemd/system/emupmem.service > /job/out/analyze 2>&1
 emupmem verify --json > /job/out/pending.json && exit 9 || [ $? = 3 ]
 cp /etc/default/grub /boot/grub/grub.cfg /job/out/
 """
@@ -122,7 +122,7 @@ def test_suggest_apply_reboot_verify_mount_remove(
 
     with Machine(image(suite, firmware), memory=memory) as guest:
         first = done(guest.boot(script(FIRST)))
-        assert first.files["analyze"] == b"", "systemd has nothing to say about the unit"
+        assert b"emupmem.service" not in first.files["analyze"], "systemd has nothing to say about the unit"
         assert said(first, "apply.json")["mounts"][0]["dir"] == "/mnt/pmem0"
         assert said(first, "suggest.json")["plan"]["memmap"] == memmap
         assert said(first, "suggest.json")["source"] == "dmesg, agrees with /sys/firmware/memmap"

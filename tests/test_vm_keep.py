@@ -239,6 +239,18 @@ mount -o dax /dev/pmem0 /mnt
 refuses 'is mounted on /mnt' ns resize namespace0.0 --size 256M --yes
 refuses 'is mounted on /mnt' ns delete /dev/pmem0 --yes
 refuses 'is mounted on /mnt' ns unbind --yes
+
+# what they are worth behind a virtual NVDIMM, judged on the real devices (QEMU itself is not in here)
+printf '#!/bin/sh\necho QEMU emulator version 9.0.0\n' > /root/qemu
+chmod +x /root/qemu
+behind() { emupmem qemu args --qemu /root/qemu --backend "$@"; }
+behind /mnt --pmem 16M --json -- -m 1G > /job/out/daxfile.json
+behind /root --pmem 16M --json > /job/out/file.json
+dev=$(python3 -c 'import json
+for n in json.load(open("/job/out/list.json"))["regions"][0]["namespaces"]:
+    if n["mode"] == "devdax": print(n["dev"])')
+behind "/dev/$dev" --json > /job/out/devdax.json
+refuses 'is mounted on /mnt' behind /dev/pmem0
 umount /mnt
 refuses 'in one piece' ns create --size 400M
 refuses 'at most' ns resize namespace0.1 --size 256M --yes
@@ -285,5 +297,11 @@ def test_namespaces_on_plain_memory() -> None:
     (after,) = said(second, "after.json")["regions"]
     assert sorted(n["raw_size"] for n in after["namespaces"]) == [64 * MIB, 160 * MIB]
     assert "allocation underrun" not in second.files["dmesg"].decode()
+    assert "mem-path=/mnt/vnvdimm0.img,share=on" in " ".join(said(second, "daxfile.json")["argv"])
+    emulated = "is emulated persistent memory, RAM of it"
+    assert emulated in said(second, "daxfile.json")["promises"][0]
+    assert emulated in said(second, "devdax.json")["promises"][0]
+    assert "align=2097152" in " ".join(said(second, "devdax.json")["argv"])
+    assert "an ordinary file" in said(second, "file.json")["promises"][0]
     assert said(third, "list.json")["driver"] == "ramdax"
     assert said(third, "unbind.json") == {"changed": True, "driver": "e820_pmem", "at_boot": False}

@@ -30,7 +30,7 @@ emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --dry-run
 [ ! -e /etc/systemd/system/emupmem.service ]
 emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --yes --json > /job/out/apply.json
 emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --check
-systemd-analyze verify /etc/systemd/system/emupmem.service > /job/out/analyze 2>&1
+systemd-analyze verify --man=no /etc/systemd/system/emupmem.service > /job/out/analyze 2>&1
 systemctl is-enabled emupmem.service
 cp /etc/systemd/system/emupmem.service /job/out/unit
 emupmem verify --json > /job/out/pending.json && exit 9 || [ $? = 3 ]
@@ -178,7 +178,7 @@ def test_mounts_refusals_and_boots_that_go_wrong() -> None:
             "keep": "",
         }
         assert mounts == [wanted]
-        assert text(first, "analyze") == "", "systemd has nothing to say about the unit"
+        assert "emupmem.service" not in text(first, "analyze"), "systemd has nothing to say about the unit"
         assert said(first, "pending.json")["pending"] is True
 
         second = done(guest.boot(script(SECOND), files))

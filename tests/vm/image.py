@@ -102,7 +102,9 @@ TimeoutStopSec=5
 WantedBy=multi-user.target
 """
 
+# The job disk is a new one at every boot: what Python compiles is kept on the guest's own.
 COMMAND = """#!/bin/sh
+export PYTHONPYCACHEPREFIX=/var/cache/emupmem-pyc
 exec /opt/emupmem/bin/python -m emupmem "$@"
 """
 
