@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from emupmem import editor, grubcfg, mount, survey
+from emupmem import editor, grubcfg, mount, survey, trial
 from emupmem.blocks import mounts
 from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_value
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
@@ -39,11 +39,22 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class FileEdit:
+    """Another file of the boot configuration: its content before and after, None where there is none."""
+
+    name: str
+    before: bytes | None
+    after: bytes | None
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """A new text for /etc/default/grub and what the boot menu must carry afterwards.
 
     `normal` and `recovery` are the items (`1G!4G`) of the normal and the recovery entries.
-    `regenerate` says that the menu is not what the (unchanged) defaults ask for.
+    `regenerate` says that the menu is not what the (unchanged) defaults ask for. `edits` are other
+    files that change with it, `trial` the words of the entry for a trial boot (empty: there must be none).
     """
 
     before: bytes
@@ -54,6 +65,8 @@ class Change:
     warnings: tuple[str, ...] = ()
     regenerate: bool = False
     unit: UnitChange = NO_CHANGE
+    edits: tuple[FileEdit, ...] = ()
+    trial: tuple[str, ...] = ()
 
     @property
     def needed(self) -> bool:
@@ -62,17 +75,23 @@ class Change:
     @property
     def boot_needed(self) -> bool:
         """Whether GRUB's side changes; the unit that mounts may change alone."""
-        return self.before != self.after or self.regenerate
+        return self.before != self.after or self.regenerate or any(e.before != e.after for e in self.edits)
 
     @property
     def diff(self) -> str:
         """A unified diff, empty when the texts stay as they are."""
-        return unified(self.before, self.after) + self.unit.diff
+        others = "".join(unified(e.before or b"", e.after or b"", e.name) for e in self.edits)
+        return unified(self.before, self.after) + others + self.unit.diff
 
     @property
     def memmap(self) -> str:
         """All reservations after the change as one argument, empty where there are none."""
         return f"memmap={','.join(self.normal)}" if self.normal else ""
+
+    @property
+    def tries(self) -> str:
+        """The argument of the entry for a trial boot, empty where there is none."""
+        return next((w for w in self.trial if w.startswith("memmap=") and "!" in w), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +107,10 @@ class Outcome:
     problem: str = ""
 
 
-def unified(before: bytes, after: bytes) -> str:
-    """The unified diff of two versions of /etc/default/grub."""
+def unified(before: bytes, after: bytes, name: str = GRUB_DEFAULT) -> str:
+    """The unified diff of two versions of a file."""
     old, new = (t.decode("utf-8", "backslashreplace").splitlines(keepends=True) for t in (before, after))
-    lines = difflib.unified_diff(old, new, GRUB_DEFAULT, GRUB_DEFAULT)
+    lines = difflib.unified_diff(old, new, name, name)
     return "".join(
         line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
     )
@@ -314,7 +333,75 @@ def _change(
     regenerate = machine.live and (
         bool(_menu_problems(machine, cfg, normal, recovery)) or machine.is_aside(cfg)
     )
-    return Change(before, after, normal, recovery, made, warnings, regenerate and before == after)
+    script = machine.read(trial.SCRIPT)
+    edits = (FileEdit(trial.SCRIPT, script, None),) if script is not None else ()
+    return Change(
+        before, after, normal, recovery, made, warnings, regenerate and before == after, edits=edits
+    )
+
+
+def prepare_trial(
+    machine: Machine, found: survey.Survey, request: Request, options: Options, entry: bool = True
+) -> Change:
+    """The change that makes one extra entry in GRUB's menu with the reservation, and nothing permanent.
+
+    Without `entry` only the plan is wanted, for kexec.
+
+    Raises EmupmemError as prepare_apply does, where something is reserved already, and where GRUB
+    could not forget the choice by itself.
+    """
+    if entry:
+        trial.refuse(machine)
+    wanted = prepare_apply(machine, found, request, options)
+    present = survey.configured_items(machine, wanted.before)
+    if present:
+        raise EmupmemError(
+            f"memmap={','.join(_all_items(present))} is reserved already: a trial is for a first reservation",
+            "sudo emupmem remove first, or apply without --trial",
+        )
+    if not wanted.normal:
+        raise EmupmemError("there is nothing to try")
+    cfg = machine.grub_cfg()
+    text = (machine.read(cfg) or b"").decode("utf-8", "surrogateescape")
+    words = (wanted.memmap, *(OUR_WORDS if options.nokaslr else ()))
+    made = trial.script(text, machine.grubenv(), words, options.variable)
+    before = machine.read(trial.SCRIPT)
+    edit = FileEdit(trial.SCRIPT, before, made.text.encode("utf-8", "surrogateescape"), 0o755)
+    return Change(
+        wanted.before, wanted.before, (), (), wanted.plan, wanted.warnings, edits=(edit,), trial=made.words
+    )
+
+
+def prepare_confirm(machine: Machine) -> Change:
+    """The change that makes the reservation of a trial permanent and takes the entry away.
+
+    Raises EmupmemError where no trial is there, or this boot is not it.
+    """
+    state = trial.state(machine)
+    if state is None:
+        raise EmupmemError("there is no trial to confirm", "emupmem apply --trial begins one")
+    if not state.running:
+        raise EmupmemError(
+            f"this boot is not the trial of {state.words[0]}", "emupmem verify tells how it stands"
+        )
+    before = read_defaults(machine)
+    items = _items(state.words[0])
+    sh = survey.judge(machine)
+    extra = state.words[1:]
+    after = editor.set_items(before, state.variable, items, extra_words=extra, sh=sh)
+    if after != before:
+        editor.prove(before, after, state.variable, items, extra_words=extra, sh=sh)
+    change = _change(machine, before, after, None, None)
+    _refuse_override(machine, change, state.variable, items)
+    return change
+
+
+def prepare_abandon(machine: Machine) -> Change:
+    """The change that takes the entry of a trial away again. Raises EmupmemError where there is none."""
+    if machine.read(trial.SCRIPT) is None:
+        raise EmupmemError("there is no trial to abandon", "nothing was changed")
+    before = read_defaults(machine)
+    return _change(machine, before, before, None, None)
 
 
 def _menu_problems(
@@ -391,10 +478,9 @@ def _carry_out_unit(machine: Machine, change: Change) -> str:
 
 def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrupts) -> Outcome:
     """GRUB's side of the transaction."""
-    if machine.read(GRUB_DEFAULT) != change.before:
-        raise EmupmemError(
-            f"{GRUB_DEFAULT} was changed by somebody else meanwhile", "look at it and try again"
-        )
+    for name, before in ((GRUB_DEFAULT, change.before), *((e.name, e.before) for e in change.edits)):
+        if machine.read(name) != before:
+            raise EmupmemError(f"{name} was changed by somebody else meanwhile", "look at it and try again")
     generator = _generator(machine)
     tell("locked")
     backup = ""
@@ -405,19 +491,20 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
         tell("backup")
         stop.check()
     if generator is None:
-        machine.replace(GRUB_DEFAULT, change.after)
+        _write(machine, change)
         tell("written")
         return Outcome(backup)
     menu = _Menu(machine.grub_cfg(), backup)
     menu = replace(menu, kept=_set_menu_aside(machine, menu.name))
     tell("set aside")
     try:
-        if change.before != change.after:
-            machine.replace(GRUB_DEFAULT, change.after)
+        _write(machine, change)
         tell("written")
         carry = _generate(machine, generator, change, stop, menu.name)
         tell("generated")
         machine.sync(menu.name)
+        _choose(machine, change)
+        tell("chosen")
         stop.check()
     except BaseException as exc:
         _roll_back(machine, change, menu, exc)
@@ -425,6 +512,29 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
     machine.drop_aside(menu.name)
     tell("done")
     return Outcome(backup, carry, generator.argv[0], _edited_meanwhile(machine, change))
+
+
+def _choose(machine: Machine, change: Change) -> None:
+    """Let the next start be the trial; where there is none any more, take the choice back."""
+    chosen = machine.grubenv().get(trial.NEXT) == trial.ID
+    if bool(change.trial) != chosen:
+        machine.set_grubenv(trial.NEXT, trial.ID if change.trial else "")
+
+
+def _write(machine: Machine, change: Change) -> None:
+    if change.before != change.after:
+        machine.replace(GRUB_DEFAULT, change.after)
+    for edit in change.edits:
+        _put(machine, edit.name, edit.after, edit.mode)
+
+
+def _put(machine: Machine, name: str, data: bytes | None, mode: int) -> None:
+    if machine.read(name) == data:
+        return
+    if data is None:
+        machine.delete(name)
+    else:
+        machine.install(name, data, mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,6 +590,9 @@ def _generate(machine: Machine, generator: Command, change: Change, stop: Interr
             f"{name} made a menu that is not as planned: {where}: {why}", _blame(machine, change)
         )
     text = (machine.read(cfg) or b"").decode("utf-8", "surrogateescape")
+    problem = trial.problem(text, change.trial)
+    if problem:
+        raise EmupmemError(f"{name} made a menu that is not as planned: {cfg}: {problem}")
     return sum(1 for e in grubcfg.entries(text) if e.ours and e.command_line.reservations)
 
 
@@ -503,6 +616,13 @@ def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException
     try:
         if menu.kept:
             machine.put_back(menu.name)
+    except EmupmemError as second:
+        failed.append(second.message)
+    try:
+        for edit in change.edits:
+            _put(machine, edit.name, edit.before, edit.mode)
+        if change.trial and machine.grubenv().get(trial.NEXT) == trial.ID:
+            machine.set_grubenv(trial.NEXT, "")
     except EmupmemError as second:
         failed.append(second.message)
     try:

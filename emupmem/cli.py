@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from emupmem import __version__, cli_mount, cli_namespaces, cli_qemu
+from emupmem import __version__, cli_mount, cli_namespaces, cli_qemu, cli_trial
+from emupmem.cli_change import carry_out, change_result
 from emupmem.cli_common import (
     EPILOG,
     DryRun,
@@ -26,8 +27,6 @@ from emupmem.cli_common import (
     UsageError,
     Yes,
     as_typed,
-    ask,
-    finish,
     json_errors,
     one_line,
     print_json,
@@ -38,7 +37,6 @@ from emupmem.model import EmupmemError, Request
 from emupmem.units import parse_size
 
 if TYPE_CHECKING:
-    from emupmem.change import Change, Outcome
     from emupmem.machine import Machine
     from emupmem.mount import Wish
     from emupmem.survey import Survey
@@ -51,6 +49,13 @@ class Source(StrEnum):
     DMESG = "dmesg"
     JOURNAL = "journal"
     SYSFS = "sysfs"
+
+
+class TrialBy(StrEnum):
+    """How a trial is started."""
+
+    GRUB = "grub"
+    KEXEC = "kexec"
 
 
 class Variable(StrEnum):
@@ -245,12 +250,21 @@ def apply(
             help="Save the content here at an orderly shutdown and bring it back at boot; once for each --mount.",
         ),
     ] = None,
+    trial: Annotated[
+        TrialBy | None,
+        typer.Option(
+            "--trial",
+            metavar="[=kexec]",
+            help="Try it for one start first: nothing permanent. If the machine hangs, the next start is the old "
+            "configuration. --trial=kexec starts the kernel at once, without the firmware.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put the reservation into GRUB's configuration, safely. It takes effect at the next reboot."""
     from emupmem import change, obstacles
 
-    result = _change_result()
+    result = change_result()
     with json_errors(as_json, result):
         if add and replace:
             usage("--add and --replace exclude each other")
@@ -260,8 +274,14 @@ def apply(
         found = _survey(from_, source, machine)
         options = change.Options(variable.value, add, replace, nokaslr)
         wishes = _wishes(mount or [], fs, owner, mode, keep or [])
+        if trial is not None:
+            if wishes:
+                usage("--mount is permanent: confirm the trial, then apply --mount")
+            cli_trial.begin(
+                machine, found, request, options, trial.value, result, warnings, dry_run, check, yes, as_json
+            )
         prepared = change.prepare_apply(machine, found, request, options, wishes)
-        _carry_out(machine, prepared, result, [*warnings, *prepared.warnings], dry_run, check, yes, as_json)
+        carry_out(machine, prepared, result, [*warnings, *prepared.warnings], dry_run, check, yes, as_json)
 
 
 @app.command(epilog=EPILOG)
@@ -278,11 +298,11 @@ def remove(
     """Give reserved memory back: undo what apply did. It takes effect at the next reboot."""
     from emupmem import change
 
-    result = _change_result()
+    result = change_result()
     with json_errors(as_json, result):
         machine = _machine(root, None, changes=not dry_run, needs_log=False)
         prepared = change.prepare_remove(machine, items or ())
-        _carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
+        carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
 
 
 @app.command(epilog=EPILOG)
@@ -406,123 +426,6 @@ def _machine(root: Path | None, from_: str | None, *, changes: bool, needs_log: 
     return machine
 
 
-def _carry_out(
-    machine: Machine,
-    prepared: Change,
-    result: dict[str, Any],
-    warnings: list[str],
-    dry_run: bool,
-    check: bool,
-    yes: bool,
-    as_json: bool,
-) -> None:
-    """Show, ask, do, tell; ends the command with its exit status."""
-    from emupmem import change as changes
-
-    booted = machine.peek("/proc/cmdline") if machine.live else ""
-    result |= {"memmap": prepared.memmap, "diff": prepared.diff}
-    if prepared.unit.after is not None or prepared.unit.before is not None:
-        result["mounts"] = _mounts(prepared)
-    for warning in warnings:
-        say(f"! {warning}")
-    if not prepared.needed:
-        result["reboot_required"] = machine.live and not _boots_as(booted, prepared)
-        if not as_json:
-            print(f"Already as asked: {prepared.memmap or 'nothing is reserved'}. Nothing was changed.")
-            if result["reboot_required"]:
-                print("Reboot, then:  sudo emupmem verify")
-        finish(as_json, result, Exit.OK)
-    if not as_json:
-        _show_change(machine, prepared)
-    if dry_run or check:
-        finish(as_json, result, Exit.NOT_AS_PLANNED if check else Exit.OK)
-    if not yes:
-        ask("Apply?")
-    outcome = changes.carry_out(machine, prepared)
-    result |= {"changed": True, "backup": outcome.backup, "reboot_required": not _boots_as(booted, prepared)}
-    if not as_json:
-        _tell(machine, prepared, outcome, result["reboot_required"])
-    finish(as_json, result, Exit.OK)
-
-
-def _mounts(prepared: Change) -> list[dict[str, Any]]:
-    """What is mounted at every boot after the change."""
-    try:
-        found = prepared.unit.mounts
-    except EmupmemError:
-        return []  # edited by somebody, and left alone
-    return [
-        {
-            "start": m.start,
-            "size": m.size,
-            "dir": m.dir,
-            "fs": m.fs,
-            "owner": m.owner,
-            "mode": m.mode,
-            "keep": m.keep,
-        }
-        for m in found
-    ]
-
-
-def _boots_as(booted: str, prepared: Change) -> bool:
-    from emupmem.cmdline import parse_command_line
-
-    return tuple(i.text for i in parse_command_line(booted).reservations) == prepared.normal
-
-
-def _show_change(machine: Machine, prepared: Change) -> None:
-    from emupmem import render
-
-    out = render.console()
-    if prepared.plan:
-        render.plan_line(out, prepared.plan)
-    render.diff(out, prepared.diff)
-    generator = machine.generator() if machine.live else None
-    name = machine.grub_cfg()
-    if generator:
-        out.print(f"then: {shlex.join(generator.argv)} (and check every entry of {name})")
-    elif not machine.live:
-        out.print("then, on that machine: update-grub2")
-
-
-def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
-    from emupmem.machine import GRUB_DEFAULT
-
-    if outcome.backup:
-        print(f"✓ {GRUB_DEFAULT} written (before: {outcome.backup})")
-    if not machine.live:
-        print("Nothing was run in the tree. On that machine: update-grub2, reboot, emupmem verify")
-        return
-    if outcome.problem:
-        say(f"! {outcome.problem}")
-    what = (
-        f"{outcome.entries} entries carry {prepared.memmap}"
-        if prepared.memmap
-        else "no entry reserves memory"
-    )
-    if outcome.generator:
-        print(f"✓ {outcome.generator} · {what}")
-    if prepared.unit.needed and not outcome.problem:
-        from emupmem.unit import FILE
-
-        mounts = ", ".join(m["dir"] for m in _mounts(prepared))
-        print(f"✓ {FILE} " + (f"written: mounts {mounts} at every boot" if mounts else "removed"))
-    if outcome.problem:
-        say(f"! {outcome.problem}")
-    if reboot:
-        print("Reboot, then:  sudo emupmem verify")
-        if prepared.memmap:
-            print(
-                f"If the machine does not come up: in GRUB's menu (hold Shift or press Esc at the start) press e, "
-                f"delete {prepared.memmap}, press Ctrl-x; then sudo emupmem remove."
-            )
-
-
-def _change_result() -> dict[str, Any]:
-    return {"changed": False, "memmap": "", "diff": "", "backup": "", "reboot_required": False}
-
-
 def _entry(entry: Any) -> dict[str, Any]:
     return {"start": entry.start, "size": entry.size, "type": entry.kind.value}
 
@@ -543,12 +446,16 @@ def _next_command(
 
 
 cli_mount.register(app)
+cli_trial.register(app)
 app.add_typer(cli_namespaces.app, name="namespaces")
 app.add_typer(cli_qemu.app, name="qemu")
 
 
 def main() -> NoReturn:
     """Run the program: one line for an error and one for what to do, a traceback only with --debug."""
+    # An option with a value that may be left out: typer has none.
+    own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    sys.argv[1:own] = ["--trial=grub" if w == "--trial" else w for w in sys.argv[1:own]]
     try:
         status = app(standalone_mode=False) or Exit.OK
         sys.stdout.flush()

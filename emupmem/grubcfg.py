@@ -40,9 +40,14 @@ class BootEntry:
         return self.titles[-1] if self.titles else ""
 
     @property
+    def text(self) -> str:
+        """The command line as GRUB hands it to the kernel, without BOOT_IMAGE=."""
+        return _joined(self.words)
+
+    @property
     def command_line(self) -> CommandLine:
         """The words as the kernel will read them."""
-        return parse_command_line(_joined(self.words))
+        return parse_command_line(self.text)
 
     @property
     def release(self) -> str:

@@ -152,11 +152,12 @@ class Machine:
         except OSError:
             return None
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes, mode: int = 0o644) -> None:
         """Put `data` into a file so that at every moment the old or the new content is whole there.
 
         A new file beside the old one, fsync, rename, fsync of the folder. Mode, owner and extended
-        attributes (ACLs and SELinux label are such) are the old file's; a symbolic link stays one.
+        attributes (ACLs and SELinux label are such) are the old file's (`mode` where there is none); a
+        symbolic link stays one.
         Raises EmupmemError; the old file is then untouched and nothing is left beside it.
         """
         target = self.path(name)
@@ -164,7 +165,7 @@ class Machine:
         try:
             with contextlib.suppress(FileNotFoundError):
                 fresh.unlink()  # of a run that was killed; the lock keeps others away
-            _write_like(fresh, data, target)
+            _write_like(fresh, data, target, mode)
             fresh.rename(target)
             _sync_folder(target.parent)
         except OSError as exc:
@@ -257,13 +258,13 @@ class Machine:
         with contextlib.suppress(OSError):
             _aside(self.path(name)).unlink()
 
-    def install(self, name: str, text: str) -> None:
-        """Write a small file whole or not at all (mode 0644 where it is new), with the folders above it."""
+    def install(self, name: str, text: str | bytes, mode: int = 0o644) -> None:
+        """Write a small file whole or not at all (with `mode` where it is new), with the folders above it."""
         try:
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be written: {exc.strerror}", _write_hint(exc)) from exc
-        self.replace(name, text.encode())
+        self.replace(name, text if isinstance(text, bytes) else text.encode(), mode)
 
     def link(self, name: str, target: str) -> None:
         """Make a symbolic link; one that is there already is replaced. Raises EmupmemError."""
@@ -284,6 +285,8 @@ class Machine:
         place = self.path(name.rpartition("/")[0]) / name.rpartition("/")[2]
         try:
             place.unlink(missing_ok=True)
+            if place.parent.is_dir():
+                _sync_folder(place.parent)
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be removed: {exc.strerror}", _write_hint(exc)) from exc
 
@@ -740,6 +743,18 @@ class Machine:
         pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
         return {key: value for key, eq, value in pairs if eq}
 
+    def set_grubenv(self, name: str, value: str) -> None:
+        """Set or (with an empty value) unset a variable of GRUB's environment block. Raises EmupmemError."""
+        file = self.grub_cfg().rpartition("/")[0] + "/grubenv"
+        program = next((p for p in ("grub-editenv", "grub2-editenv") if self.find(p)), None)
+        if program is None:
+            raise EmupmemError("grub-editenv is not installed", "apt-get install grub-common")
+        words = ("set", f"{name}={value}") if value else ("unset", name)
+        done = self.run(Command((program, str(self.path(file)), *words), "tell GRUB's next start"))
+        if done.status or self.grubenv().get(name, "") != value:
+            raise EmupmemError(f"{file} cannot be written: {done.last_words or 'it stays as it was'}")
+        self.sync(file)
+
     def generator(self) -> Command | None:
         """The program that makes grub.cfg from the defaults, None where there is none.
 
@@ -799,7 +814,7 @@ def wait_for(ready: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _write_like(fresh: Path, data: bytes, model: Path) -> None:
+def _write_like(fresh: Path, data: bytes, model: Path, mode: int = 0o644) -> None:
     """Create `fresh` with `data` and the mode, owner and attributes of `model`, safely on the disk."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.suppress(FileNotFoundError):
@@ -809,17 +824,17 @@ def _write_like(fresh: Path, data: bytes, model: Path) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
-        _copy_attributes(descriptor, model)
+        _copy_attributes(descriptor, model, mode)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _copy_attributes(descriptor: int, model: Path) -> None:
+def _copy_attributes(descriptor: int, model: Path, mode: int) -> None:
     try:
         info = model.stat()
     except FileNotFoundError:
-        os.fchmod(descriptor, 0o644)
+        os.fchmod(descriptor, mode)
         return
     ours = os.fstat(descriptor)
     if (ours.st_uid, ours.st_gid) != (info.st_uid, info.st_gid):

@@ -27,7 +27,7 @@ from emupmem.units import span_text
 
 if TYPE_CHECKING:
     from emupmem.editor import Judge
-    from emupmem.verifier import Observation, SeenMount, SeenRegion
+    from emupmem.verifier import Observation, SeenMount, SeenRegion, SeenTrial
 
 # editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
 
@@ -308,7 +308,18 @@ def observe(machine: Machine, wait: float) -> Observation:
         modules=module_states(machine, release, cmdline),
         unseen=tuple(unseen),
         mounts=_mounts(machine, wait),
+        trial=_trial(machine),
     )
+
+
+def _trial(machine: Machine) -> SeenTrial | None:
+    from emupmem import trial
+    from emupmem.verifier import SeenTrial
+
+    found = trial.state(machine)
+    if found is None:
+        return None
+    return SeenTrial(found.words, found.chosen, found.running, found.started_since, found.why)
 
 
 def _mounts(machine: Machine, wait: float) -> tuple[SeenMount, ...]:

@@ -7,7 +7,7 @@ explains the ones above it, which are then skipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emupmem import grubcfg
 from emupmem.model import (
@@ -70,6 +70,17 @@ class SeenMount:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenTrial:
+    """A trial boot: its added words, and how it stands (see `trial.State`)."""
+
+    words: tuple[str, ...]
+    chosen: bool
+    running: bool
+    started_since: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """What was seen of one machine; None stands for "could not be seen".
 
@@ -97,6 +108,7 @@ class Observation:
     modules: tuple[tuple[str, str], ...] = ()
     unseen: tuple[tuple[str, str], ...] = ()
     mounts: tuple[SeenMount, ...] = ()
+    trial: SeenTrial | None = None
 
     def why_unseen(self, what: str) -> str:
         return dict(self.unseen).get(what, "could not be read")
@@ -124,6 +136,15 @@ class Verdict:
 
 def verify(seen: Observation) -> Verdict:
     """Climb the ladder. A machine where nothing is reserved nor configured has two good rungs."""
+    if seen.trial is not None:
+        first = _trial(seen.trial)
+        if not seen.trial.running:
+            return Verdict((first,), ())
+        booted = tuple(i.text for i in seen.command_line.reservations)
+        # What boots is the trial entry: below it the ladder is as if that were configured.
+        judged = verify(replace(seen, trial=None, configured=booted, recovery=booted, entries=None))
+        rest = tuple(c for c in judged.checks if c.name not in ("configured", "generated"))
+        return Verdict((first, *rest), judged.devices)
     wanted = seen.configured
     booted = tuple(i.text for i in seen.command_line.reservations)
     if not booted and not wanted:
@@ -166,6 +187,19 @@ def complete(seen: Observation) -> bool:
     """Whether every reserved range has its device: what --wait waits for."""
     found = [_region_of(seen, item) for item in seen.command_line.reservations]
     return all(region is not None and region.block for region in found)
+
+
+def _trial(seen: SeenTrial) -> Check:
+    words = " ".join(seen.words)
+    if seen.running:
+        hint = "sudo emupmem confirm makes it permanent; sudo emupmem abandon takes it away"
+        return Check("trial", "ok", words, f"this boot is the trial of {words}; nothing is permanent", hint)
+    if seen.chosen:
+        return Check("trial", "pending", words, f"the next start tries {words}", "reboot")
+    again = "sudo emupmem abandon takes the entry away; apply --trial tries again"
+    if seen.started_since:
+        return Check("trial", "fail", words, f"the machine came back without {words}: {seen.why}", again)
+    return Check("trial", "fail", words, "the trial is no longer chosen for the next start", again)
 
 
 def _words(items: Iterable[str]) -> str:

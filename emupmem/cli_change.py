@@ -1,0 +1,143 @@
+"""Showing a change of the boot configuration, asking, doing it, telling. No logic of its own."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from emupmem.cli_common import Exit, ask, finish, say
+from emupmem.model import EmupmemError
+
+if TYPE_CHECKING:
+    from emupmem.change import Change, Outcome
+    from emupmem.machine import Machine
+
+
+def carry_out(
+    machine: Machine,
+    prepared: Change,
+    result: dict[str, Any],
+    warnings: list[str],
+    dry_run: bool,
+    check: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Show, ask, do, tell; ends the command with its exit status."""
+    from emupmem import change as changes
+
+    booted = machine.peek("/proc/cmdline") if machine.live else ""
+    result |= {"memmap": prepared.tries or prepared.memmap, "diff": prepared.diff}
+    if prepared.unit.after is not None or prepared.unit.before is not None:
+        result["mounts"] = _mounts(prepared)
+    for warning in warnings:
+        say(f"! {warning}")
+    if not prepared.needed:
+        result["reboot_required"] = machine.live and not _boots_as(booted, prepared)
+        if not as_json:
+            print(f"Already as asked: {prepared.memmap or 'nothing is reserved'}. Nothing was changed.")
+            if result["reboot_required"]:
+                print("Reboot, then:  sudo emupmem verify")
+        finish(as_json, result, Exit.OK)
+    if not as_json:
+        _show_change(machine, prepared)
+    if dry_run or check:
+        finish(as_json, result, Exit.NOT_AS_PLANNED if check else Exit.OK)
+    if not yes:
+        ask("Apply?")
+    outcome = changes.carry_out(machine, prepared)
+    reboot = bool(prepared.trial) or not _boots_as(booted, prepared)
+    result |= {"changed": True, "backup": outcome.backup, "reboot_required": reboot}
+    if not as_json:
+        _tell(machine, prepared, outcome, result["reboot_required"])
+    finish(as_json, result, Exit.OK)
+
+
+def _mounts(prepared: Change) -> list[dict[str, Any]]:
+    """What is mounted at every boot after the change."""
+    try:
+        found = prepared.unit.mounts
+    except EmupmemError:
+        return []  # edited by somebody, and left alone
+    return [
+        {
+            "start": m.start,
+            "size": m.size,
+            "dir": m.dir,
+            "fs": m.fs,
+            "owner": m.owner,
+            "mode": m.mode,
+            "keep": m.keep,
+        }
+        for m in found
+    ]
+
+
+def _boots_as(booted: str, prepared: Change) -> bool:
+    from emupmem.cmdline import parse_command_line
+
+    return tuple(i.text for i in parse_command_line(booted).reservations) == prepared.normal
+
+
+def _show_change(machine: Machine, prepared: Change) -> None:
+    from emupmem import render
+
+    out = render.console()
+    if prepared.plan:
+        render.plan_line(out, prepared.plan)
+    render.diff(out, prepared.diff)
+    generator = machine.generator() if machine.live else None
+    name = machine.grub_cfg()
+    if generator:
+        out.print(f"then: {shlex.join(generator.argv)} (and check every entry of {name})")
+    elif not machine.live:
+        out.print("then, on that machine: update-grub2")
+
+
+def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
+    from emupmem.machine import GRUB_DEFAULT
+
+    if outcome.backup:
+        print(f"✓ {GRUB_DEFAULT} written (before: {outcome.backup})")
+    if not machine.live:
+        print("Nothing was run in the tree. On that machine: update-grub2, reboot, emupmem verify")
+        return
+    if prepared.trial:
+        _tell_trial(prepared, outcome)
+        return
+    what = (
+        f"{outcome.entries} entries carry {prepared.memmap}"
+        if prepared.memmap
+        else "no entry reserves memory"
+    )
+    if outcome.generator:
+        print(f"✓ {outcome.generator} · {what}")
+    if prepared.unit.needed and not outcome.problem:
+        from emupmem.unit import FILE
+
+        mounts = ", ".join(m["dir"] for m in _mounts(prepared))
+        print(f"✓ {FILE} " + (f"written: mounts {mounts} at every boot" if mounts else "removed"))
+    if outcome.problem:
+        say(f"! {outcome.problem}")
+    if reboot:
+        print("Reboot, then:  sudo emupmem verify")
+        if prepared.memmap:
+            print(
+                f"If the machine does not come up: in GRUB's menu (hold Shift or press Esc at the start) press e, "
+                f"delete {prepared.memmap}, press Ctrl-x; then sudo emupmem remove."
+            )
+
+
+def _tell_trial(prepared: Change, outcome: Outcome) -> None:
+    print(
+        f"✓ {outcome.generator} · one extra entry carries {prepared.tries}; the next start, and only that, takes it"
+    )
+    print("Reboot, then:  sudo emupmem verify, and sudo emupmem confirm if all is well")
+    print(
+        "If it hangs or panics: switch it off and on, and the old configuration is back. By hand: in GRUB's menu "
+        f"(hold Shift or press Esc at the start) choose another entry, or press e and delete {prepared.tries}."
+    )
+
+
+def change_result() -> dict[str, Any]:
+    return {"changed": False, "memmap": "", "diff": "", "backup": "", "reboot_required": False}

@@ -1,0 +1,119 @@
+"""Trial boots: `apply --trial`, `confirm`, `abandon`. No logic of its own."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from emupmem.cli_change import carry_out, change_result
+from emupmem.cli_common import EPILOG, DryRun, Exit, Json, Yes, ask, finish, json_errors, root_machine, say
+from emupmem.model import EmupmemError, Request
+
+if TYPE_CHECKING:
+    from emupmem.change import Options
+    from emupmem.machine import Machine
+    from emupmem.survey import Survey
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (confirm, abandon):
+        app.command(epilog=EPILOG)(command)
+
+
+def begin(
+    machine: Machine,
+    found: Survey,
+    request: Request,
+    options: Options,
+    how: str,
+    result: dict[str, Any],
+    warnings: list[str] | tuple[str, ...],
+    dry_run: bool,
+    check: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """What `apply --trial` does; ends the command with its exit status."""
+    from emupmem import change
+
+    prepared = change.prepare_trial(machine, found, request, options, entry=how == "grub")
+    told = [*warnings, *prepared.warnings]
+    if how == "grub":
+        carry_out(machine, prepared, result, told, dry_run, check, yes, as_json)
+    _kexec(
+        machine,
+        prepared.plan.memmap if prepared.plan else "",
+        options,
+        result,
+        told,
+        dry_run or check,
+        yes,
+        as_json,
+    )
+
+
+def _kexec(
+    machine: Machine,
+    memmap: str,
+    options: Options,
+    result: dict[str, Any],
+    warnings: list[str],
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    from emupmem import trial
+
+    steps = trial.kexec(machine, (memmap, *(("nokaslr",) if options.nokaslr else ())))
+    result |= {"memmap": memmap, "commands": [list(step.argv) for step in steps]}
+    for warning in warnings:
+        say(f"! {warning}")
+    if not as_json:
+        for step in steps:
+            print(f"then: {shlex.join(step.argv)}")
+    if dry_run:
+        finish(as_json, result, Exit.OK)
+    if not yes:
+        ask("This restarts the machine now. Go on?")
+    for step in steps:
+        done = machine.run(step, 120)
+        if done.status:
+            raise EmupmemError(f"{step.argv[0]} failed with status {done.status}: {done.last_words}")
+    result |= {"changed": True}
+    if not as_json:
+        print(
+            "The machine restarts into the trial. After it:  sudo emupmem verify, then sudo emupmem confirm"
+        )
+    finish(as_json, result, Exit.OK)
+
+
+def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
+    """Make the reservation of the trial that is running permanent, if all of it is as planned."""
+    from emupmem import change, survey, verifier
+
+    result = change_result()
+    with json_errors(as_json, result):
+        machine = root_machine("this changes the boot configuration")
+        prepared = change.prepare_confirm(machine)
+        verdict = verifier.verify(survey.observe(machine, 10))
+        if not verdict.ok:
+            broken = next(c for c in verdict.checks if c.status in ("fail", "pending"))
+            raise EmupmemError(
+                f"the trial is not good: {broken.name}: {broken.found}",
+                f"{broken.hint}; sudo emupmem abandon takes the trial away",
+            )
+        carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
+
+
+def abandon(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
+    """Take the entry of a trial away; nothing else changes."""
+    from emupmem import change
+
+    result = change_result()
+    with json_errors(as_json, result):
+        machine = root_machine("this changes the boot configuration")
+        prepared = change.prepare_abandon(machine)
+        carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
