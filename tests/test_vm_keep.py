@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emupmem.model import GIB, KIB, MIB
-from tests.test_vm import INSTALL, WAIT, done, said
+from tests.test_vm import FEWER, INSTALL, WAIT, done, said
 from tests.vm.image import image
 from tests.vm.machine import Machine
 
@@ -19,6 +19,7 @@ emupmem apply --size 512M --yes
 
 KEEP = (
     INSTALL
+    + FEWER
     + """
 set -eux
 mkdir -p /var/lib/emupmem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emupmem.model import GIB
-from tests.test_vm import INSTALL, PROGRAM, WAIT, done, said
+from tests.test_vm import FEWER, INSTALL, PROGRAM, WAIT, done, said
 from tests.vm.image import image
 from tests.vm.machine import JobResult, Machine
 
@@ -154,7 +154,7 @@ def test_mounts_refusals_and_boots_that_go_wrong() -> None:
 
     def script(words: str) -> str:
         return (
-            words.replace("INSTALL", INSTALL)
+            words.replace("INSTALL", INSTALL + FEWER)
             .replace("REFUSED", REFUSED)
             .replace("WAIT", WAIT)
             .replace("FS", fs)
