@@ -40,8 +40,8 @@ emupmem abandon --yes
 update-grub2 2> /dev/null
 ! grep -i trial /boot/grub/grub.cfg
 emupmem apply --size 1G --trial --yes
-sed -i 's/memmap=1G!4G$/& panic=1 init=\\/nonexistent/' /boot/grub/grub.cfg
-grep -c 'init=/nonexistent' /boot/grub/grub.cfg
+sed -i 's/memmap=1G!4G$/& panic=1 rdinit=\\/nonexistent/' /boot/grub/grub.cfg
+grep -c 'rdinit=/nonexistent' /boot/grub/grub.cfg
 sync
 """
 
