@@ -23,15 +23,13 @@ BOOTS = (
     ),
     (
         "emupmem verify",
-        "mkfs.ext4 -q -b 4096 /dev/pmem0",
-        "mkdir /mnt/pmem0",
-        "mount -o dax /dev/pmem0 /mnt/pmem0",
+        "emupmem mount /dev/pmem0 /mnt/pmem0",
         "grep pmem /proc/mounts",
         "echo 'hello, persistent memory' >/mnt/pmem0/hello",
         "sync /mnt/pmem0/hello",
         "cat /mnt/pmem0/hello",
         "df -h /mnt/pmem0",
-        "umount /mnt/pmem0",
+        "emupmem umount /mnt/pmem0",
         "emupmem remove --yes",
     ),
     (
