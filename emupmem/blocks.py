@@ -77,6 +77,12 @@ def mounts(machine: Machine) -> tuple[Mounted, ...]:
     return parse_mountinfo(machine.peek("/proc/self/mountinfo"))
 
 
+def mount_of(all_mounts: Sequence[Mounted], folder: str) -> Mounted | None:
+    """The mount that a folder lies on: the longest way that leads there, the last of those."""
+    above = [m for m in all_mounts if m.dir in ("/", folder) or folder.startswith(f"{m.dir}/")]
+    return max(reversed(above), key=lambda m: len(m.dir), default=None)
+
+
 def mounted_at(machine: Machine, device: Pmem) -> str:
     """Where a device is mounted, empty where it is not."""
     return next((m.dir for m in mounts(machine) if m.number == device.number), "")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from emupmem.blocks import Mounted, devices, mounted_at, mounts, signature
+from emupmem.blocks import devices, mount_of, mounted_at, mounts, signature
 from emupmem.machine import Machine
 from emupmem.model import Command, EmupmemError
 from emupmem.unit import BootMount
@@ -45,7 +45,7 @@ def check(machine: Machine, file: str, size: int, folder: str) -> None:
             f"{loose} can be changed by others than root, and the file is written as root",
             "choose a folder that only root can change, as /var/lib/emupmem",
         )
-    on = _mount_of(mounts(machine), parent)
+    on = mount_of(mounts(machine), parent)
     if on is not None and (on.fs in VOLATILE or "/dev/pmem" in on.source):
         raise EmupmemError(
             f"{parent} is on {on.fs} ({on.source}), which forgets as well", "keep it on a disk"
@@ -62,12 +62,6 @@ def check(machine: Machine, file: str, size: int, folder: str) -> None:
             f"{parent} has {human(room)} free: a full device needs {human(size)} beside the last image",
             "choose a folder on another disk",
         )
-
-
-def _mount_of(all_mounts: Sequence[Mounted], folder: str) -> Mounted | None:
-    """The mount that a folder lies on: the longest way that leads there, the last of those."""
-    above = [m for m in all_mounts if m.dir in ("/", folder) or folder.startswith(f"{m.dir}/")]
-    return max(reversed(above), key=lambda m: len(m.dir), default=None)
 
 
 def note(wanted: BootMount) -> str:

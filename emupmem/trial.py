@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from emupmem import grubcfg
-from emupmem.blocks import Mounted, mounts
+from emupmem.blocks import Mounted, mount_of, mounts
 from emupmem.cmdline import parse_command_line
 from emupmem.machine import Machine
 from emupmem.model import Command, EmupmemError
@@ -157,7 +157,7 @@ def refuse(machine: Machine) -> None:
             f"the menu does not clear {NEXT}: GRUB cannot write to its environment block here",
             "a trial that hangs would be started again and again; apply without --trial",
         )
-    on = _mount_of(mounts(machine), machine.real(folder))
+    on = mount_of(mounts(machine), machine.real(folder))
     if on is None:
         raise EmupmemError(f"which file system {folder} is on cannot be told", "apply without --trial")
     why = _unwritable(machine, on)
@@ -166,11 +166,6 @@ def refuse(machine: Machine) -> None:
             f"GRUB cannot clear its choice: {folder} is on {why}",
             "a trial that hangs would be started again and again; apply without --trial",
         )
-
-
-def _mount_of(all_mounts: Sequence[Mounted], folder: str) -> Mounted | None:
-    above = [m for m in all_mounts if m.dir in ("/", folder) or folder.startswith(f"{m.dir}/")]
-    return max(reversed(above), key=lambda m: len(m.dir), default=None)
 
 
 def _unwritable(machine: Machine, on: Mounted) -> str:
