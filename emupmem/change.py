@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from emupmem import editor, grubcfg, mount, survey, trial
+from emupmem import dropin, editor, grubcfg, mount, survey, trial
 from emupmem.blocks import mounts
 from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_value
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
@@ -136,9 +136,71 @@ def effective_line(machine: Machine, main: bytes) -> CommandLine:
     return parse_command_line(" ".join(grubcfg.kernel_text(values[v].value or "") for v in editor.VARIABLES))
 
 
-def _effective(machine: Machine, main: bytes) -> dict[str, editor.Effective]:
-    texts = [(n, main if n == GRUB_DEFAULT else t) for n, t in survey.grub_texts(machine)]
-    return editor.effective(texts, sh=survey.judge(machine))
+def _effective(machine: Machine, main: bytes, own: bytes | bool | None = True) -> dict[str, editor.Effective]:
+    """What GRUB's defaults come to with `main` as /etc/default/grub, and `own` as our drop-in.
+
+    `own` is True for the one that is there, None for none.
+    """
+    texts = dict(survey.grub_texts(machine)) | {GRUB_DEFAULT: main}
+    if own is not True:
+        texts.pop(dropin.NAME, None)
+        texts |= {dropin.NAME: own} if isinstance(own, bytes) else {}
+    order = [GRUB_DEFAULT, *sorted(n for n in texts if n != GRUB_DEFAULT)]
+    return editor.effective([(n, texts[n]) for n in order], sh=survey.judge(machine))
+
+
+def _own_dropin(machine: Machine) -> tuple[str, tuple[str, ...]] | None:
+    """(variable, words) of our drop-in, None where there is none. Raises EmupmemError for one that was edited."""
+    data = machine.read(dropin.NAME)
+    if data is None:
+        return None
+    found = dropin.read(data.decode("utf-8", "replace"))
+    if found is None:
+        raise EmupmemError(
+            f"{dropin.NAME} is not as emupmem wrote it", "take it away by hand, then try again"
+        )
+    return found
+
+
+def _items_in(words: Sequence[str]) -> tuple[str, ...]:
+    return tuple(i for w in words for i in editor.items_of(w))
+
+
+def _through_dropin(
+    machine: Machine,
+    before: bytes,
+    variable: str,
+    items: Sequence[str],
+    extra: Sequence[str],
+    made: Plan | None,
+    found: survey.Survey | None,
+) -> Change:
+    """The change that reserves in a drop-in of our own (takes it away where there are no items).
+
+    Raises EmupmemError where another file still has the last word, or would be changed by it.
+    """
+    was = machine.read(dropin.NAME)
+    without = _effective(machine, before, None)
+    last = without[variable]
+    words = (f"memmap={','.join(items)}", *extra) if items else ()
+    data = dropin.text(variable, words, f"{last.filename}:{last.line}").encode() if words else None
+    values = _effective(machine, before, data)
+    wanted = " ".join([*editor.words_of(without[variable].value or ""), *words])
+    if " ".join(editor.words_of(values[variable].value or "")) != wanted:
+        other = values[variable]
+        raise EmupmemError(
+            f"{other.filename}:{other.line} assigns {variable} anew, so neither {GRUB_DEFAULT} nor {dropin.NAME} "
+            "would reach the kernel",
+            "make that file extend the variable",
+        )
+    change = _change(machine, before, before, made, found, data)
+    edits = (*change.edits, FileEdit(dropin.NAME, was, data))
+    note = (
+        (f"{last.filename}:{last.line} assigns {variable} anew: the reservation goes into {dropin.NAME}",)
+        if data is not None and was is None
+        else ()
+    )
+    return replace(change, edits=edits, warnings=(*change.warnings, *note))
 
 
 def prepare_apply(
@@ -159,6 +221,13 @@ def prepare_apply(
     if len(held) > 1 and not options.replace:
         raise _in_both(held, "--replace puts the new one in place of both")
     present, variable = _all_items(held), next(iter(held), editor.LINUX)
+    own = _own_dropin(machine)
+    if own is not None:
+        if present:
+            raise EmupmemError(
+                f"both {GRUB_DEFAULT} and {dropin.NAME} reserve memory", "sudo emupmem remove takes away both"
+            )
+        present, variable = _items_in(own[1]), own[0]
     line = effective_line(machine, before)
     kept = present if options.add else ()
     situation = _with_line(found.situation, survey.without_reservations(line, kept))
@@ -182,12 +251,11 @@ def prepare_apply(
     else:
         items = present
     words = OUR_WORDS if options.nokaslr else ()
-    sh = survey.judge(machine)
-    after = editor.set_items(before, variable, items, extra_words=words, sh=sh)
-    if after != before:
-        editor.prove(before, after, variable, items, extra_words=words, sh=sh)
-    change = _change(machine, before, after, made, found)
-    _refuse_override(machine, change, variable, items)
+    if own is not None:
+        kept_words = [w for w in own[1] if not editor.items_of(w) and w not in words]
+        change = _through_dropin(machine, before, variable, items, (*kept_words, *words), made, found)
+    else:
+        change = _placed(machine, before, variable, items, words, made, found)
     meant = sorted(made.reservations if made else _reservations(change.normal), key=_start)
     if len(wishes) > len(meant):
         raise EmupmemError(
@@ -198,6 +266,34 @@ def prepare_apply(
     return replace(change, unit=mount.unit_change(machine, _ranges(change), pairs))
 
 
+def _placed(
+    machine: Machine,
+    before: bytes,
+    variable: str,
+    items: Sequence[str],
+    words: Sequence[str],
+    made: Plan | None,
+    found: survey.Survey | None,
+) -> Change:
+    """The change that puts the items into /etc/default/grub, or where that is overridden, into a drop-in."""
+    sh = survey.judge(machine)
+    after = editor.set_items(before, variable, items, extra_words=words, sh=sh)
+    if after != before:
+        editor.prove(before, after, variable, items, extra_words=words, sh=sh)
+    change = _change(machine, before, after, made, found)
+    wanted = editor.effective([(GRUB_DEFAULT, after)], sh=sh)[variable].items
+    if _effective(machine, after)[variable].items == wanted:
+        return change
+    if survey.configured_items(machine, before):
+        last = _effective(machine, after)[variable]
+        raise EmupmemError(
+            f"{last.filename}:{last.line} assigns {variable} anew, so what {GRUB_DEFAULT} says does not reach the "
+            "kernel",
+            "sudo emupmem remove takes the reservation out there; apply then uses a drop-in of its own",
+        )
+    return _through_dropin(machine, before, variable, items, words, made, found)
+
+
 def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
     """The change that gives reserved memory back: all of it, or the named items.
 
@@ -205,22 +301,33 @@ def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
     """
     before = read_defaults(machine)
     held = survey.configured_items(machine, before)
-    present, variable = _all_items(held), next(iter(held), editor.LINUX)
+    own = _own_dropin(machine)
+    here = _items_in(own[1]) if own is not None else ()
+    present, variable = (*_all_items(held), *here), next(iter(held), editor.LINUX)
     for item in items:
         if item.removeprefix("memmap=") not in present:
             known = f"there are: {', '.join(present)}" if present else "nothing is reserved"
             raise EmupmemError(f"there is no reservation {item}", known)
     named = [i.removeprefix("memmap=") for i in items]
     left = tuple(i for i in present if i not in named) if named else ()
-    if left and len(held) > 1:
-        raise _in_both(held, "remove without a name gives all of it back")
+    if left and len(held) + bool(here) > 1:
+        raise _in_both(
+            held | ({dropin.NAME: here} if here else {}), "remove without a name gives all of it back"
+        )
     sh = survey.judge(machine)
-    after = editor.remove_items(before, named, sh=sh) if left else _undone(machine, before)
-    if after != before:
-        gone = _words_gone(machine, before, after)
-        editor.prove(before, after, variable, left, drop_words=gone, sh=sh)
+    if own is not None and (left or not held):
+        extra = [w for w in own[1] if not editor.items_of(w)] if left else []
+        change = _through_dropin(machine, before, own[0], left, extra, None, None)
+    else:
+        after = editor.remove_items(before, named, sh=sh) if left else _undone(machine, before)
+        if after != before:
+            gone = _words_gone(machine, before, after)
+            editor.prove(before, after, variable, left, drop_words=gone, sh=sh)
+        change = _change(machine, before, after, None, None, None if own is not None else True)
+        if own is not None:
+            gone_file = FileEdit(dropin.NAME, machine.read(dropin.NAME), None)
+            change = replace(change, edits=(*change.edits, gone_file))
     _refuse_dropin_items(machine, before, present)
-    change = _change(machine, before, after, None, None)
     left_unit = _unit_left(machine, change)
     lost = [m for m in _kept(left_unit.before) if m.dir not in {k.dir for k in _kept(left_unit.after)}]
     warnings = [
@@ -323,9 +430,14 @@ def _records(machine: Machine) -> list[str]:
 
 
 def _change(
-    machine: Machine, before: bytes, after: bytes, made: Plan | None, found: survey.Survey | None
+    machine: Machine,
+    before: bytes,
+    after: bytes,
+    made: Plan | None,
+    found: survey.Survey | None,
+    own: bytes | bool | None = True,
 ) -> Change:
-    values = _effective(machine, after)
+    values = _effective(machine, after, own)
     recovery = values[editor.LINUX].items
     normal = (*recovery, *values[editor.DEFAULT].items)
     warnings = (*(found.notes if found else ()), *(made.warnings if made else ()))
@@ -386,14 +498,7 @@ def prepare_confirm(machine: Machine) -> Change:
         )
     before = read_defaults(machine)
     items = _items(state.words[0])
-    sh = survey.judge(machine)
-    extra = state.words[1:]
-    after = editor.set_items(before, state.variable, items, extra_words=extra, sh=sh)
-    if after != before:
-        editor.prove(before, after, state.variable, items, extra_words=extra, sh=sh)
-    change = _change(machine, before, after, None, None)
-    _refuse_override(machine, change, state.variable, items)
-    return change
+    return _placed(machine, before, state.variable, items, state.words[1:], None, None)
 
 
 def prepare_abandon(machine: Machine) -> Change:
@@ -419,7 +524,7 @@ def _menu_problems(
 def _refuse_dropin_items(machine: Machine, main: bytes, present: Sequence[str]) -> None:
     """Reservations made in a drop-in are somebody's own; two places that reserve are a trap."""
     for name, text in survey.grub_texts(machine):
-        if name == GRUB_DEFAULT:
+        if name in (GRUB_DEFAULT, dropin.NAME):
             continue
         for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
             code = line.split("#")[0]
@@ -428,21 +533,6 @@ def _refuse_dropin_items(machine: Machine, main: bytes, present: Sequence[str]) 
                     f"{name}:{number} reserves memory already: {code.strip()}",
                     "take that line away first, or leave the reservation to it",
                 )
-
-
-def _refuse_override(machine: Machine, change: Change, variable: str, items: Sequence[str]) -> None:
-    """A drop-in that assigns our variable anew would throw the argument away: refuse before writing."""
-    wanted = change.recovery if variable == editor.LINUX else change.normal
-    if tuple(wanted) == tuple(items):
-        return
-    last = _effective(machine, change.after)[variable]
-    hint = "--variable GRUB_CMDLINE_LINUX" if variable != editor.LINUX else ""
-    raise EmupmemError(
-        f"{last.filename}:{last.line} assigns {variable} anew, so what {GRUB_DEFAULT} says would not reach the kernel",
-        f"use {hint}, or make that file extend the variable"
-        if hint
-        else "make that file extend the variable",
-    )
 
 
 # The transaction ------------------------------------------------------------------------------------
@@ -599,7 +689,7 @@ def _generate(machine: Machine, generator: Command, change: Change, stop: Interr
 def _blame(machine: Machine, change: Change) -> str:
     """Which file had the last word on the variables, for the message."""
     try:
-        values = _effective(machine, change.after)
+        values = _effective(machine, change.after)  # our own drop-in is written at this point
     except EmupmemError:
         return ""
     others = sorted(

@@ -284,14 +284,62 @@ def test_other_generators_serve(machine: FakeMachine, name: str) -> None:
     assert menu(machine).count("memmap=16G!4G") == 3
 
 
-def test_a_drop_in_that_overrides_is_named(machine: FakeMachine) -> None:
+CLOUD = '# cloud\nGRUB_CMDLINE_LINUX_DEFAULT="console=tty1"\n'
+OWN = "etc/default/grub.d/zz-emupmem.cfg"
+
+
+def test_where_a_drop_in_overrides_a_later_one_of_ours_extends(machine: FakeMachine) -> None:
+    put(machine, "/etc/default/grub.d/50-cloud.cfg", CLOUD)
+    machine.output("update-grub2")
     before = menu(machine)
-    put(machine, "/etc/default/grub.d/50-cloud.cfg", '# cloud\nGRUB_CMDLINE_LINUX_DEFAULT="console=tty1"\n')
-    with pytest.raises(EmupmemError, match=r"/etc/default/grub\.d/50-cloud\.cfg:2 assigns"):
+    made = apply(machine, GIB, variable="GRUB_CMDLINE_LINUX_DEFAULT")
+    assert default(machine) == STOCK
+    assert "/etc/default/grub.d/50-cloud.cfg:2 assigns GRUB_CMDLINE_LINUX_DEFAULT anew" in made.warnings[-1]
+    text = (machine.root / OWN).read_text()
+    assert text.endswith('GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT memmap=1G!4G"\n')
+    assert menu(machine).count("console=tty1 memmap=1G!4G") == 2
+    assert not apply(machine, GIB, variable="GRUB_CMDLINE_LINUX_DEFAULT").needed
+    with pytest.raises(EmupmemError, match="there is a different reservation already"):
+        apply(machine, 2 * GIB, variable="GRUB_CMDLINE_LINUX_DEFAULT")
+    apply(machine, GIB, add=True, variable="GRUB_CMDLINE_LINUX_DEFAULT")
+    assert menu(machine).count("memmap=1G!4G,1G!5G") == 2
+    remove(machine, "1G!4G")
+    assert menu(machine).count("memmap=1G!5G") == 2
+    remove(machine)
+    assert not (machine.root / OWN).exists()
+    assert menu(machine) == before
+
+
+def test_the_other_variable_is_not_overridden(machine: FakeMachine) -> None:
+    put(machine, "/etc/default/grub.d/50-cloud.cfg", CLOUD)
+    apply(machine)
+    assert menu(machine).count("memmap=16G!4G") == 3
+    assert not (machine.root / OWN).exists()
+
+
+def test_a_drop_in_after_ours_that_overrides_is_named(machine: FakeMachine) -> None:
+    before = menu(machine)
+    put(machine, "/etc/default/grub.d/zzz.cfg", CLOUD)
+    with pytest.raises(EmupmemError, match=r"/etc/default/grub\.d/zzz\.cfg:2 assigns"):
         apply(machine, variable="GRUB_CMDLINE_LINUX_DEFAULT")
     unchanged(machine, before)
-    apply(machine)  # the other variable is not overridden
-    assert menu(machine).count("memmap=16G!4G") == 3
+    assert not (machine.root / OWN).exists()
+
+
+def test_a_generator_that_fails_leaves_no_drop_in(machine: FakeMachine) -> None:
+    put(machine, "/etc/default/grub.d/50-cloud.cfg", CLOUD)
+    before = menu(machine)
+    script(machine, "update-grub2", "#!/bin/sh\nexit 1\n")
+    with pytest.raises(EmupmemError, match="failed"):
+        apply(machine, variable="GRUB_CMDLINE_LINUX_DEFAULT")
+    unchanged(machine, before)
+    assert not (machine.root / OWN).exists()
+
+
+def test_a_drop_in_of_ours_that_was_edited_is_not_guessed_at(machine: FakeMachine) -> None:
+    put(machine, OWN, "# Written by emupmem\nGRUB_CMDLINE_LINUX=foo\n")
+    with pytest.raises(EmupmemError, match="is not as emupmem wrote it"):
+        apply(machine)
 
 
 def test_a_drop_in_that_extends_is_no_obstacle(machine: FakeMachine) -> None:

@@ -113,7 +113,7 @@ emupmem verify --json > /job/out/verify.json
     [
         # the example of every guide to emulated persistent memory, to the byte
         ("bookworm", "bios", "20G", "16G", 1, "ext4", "memmap=16G!4G", "persistent (type 12)"),
-        ("trixie", "uefi", "6G", "512M", 2, "xfs", "memmap=512M!4G,512M!4608M", "persistent (type 12)"),
+        ("trixie", "uefi", "6G", "1G", 2, "xfs", "memmap=1G!4G,1G!5G", "persistent (type 12)"),
         ("forky", "bios", "6G", "1G", 1, "ext4", "memmap=1G!4G", "persistent RAM (type 12)"),
     ],
 )
@@ -210,12 +210,17 @@ mount -o remount,bind,ro /boot/grub
 fails
 umount /boot/grub
 
-# a drop-in that overrides is named by file and line
+# a drop-in that overrides is named by file and line, and one of our own extends it
 mkdir -p /etc/default/grub.d
 printf '# image\\nGRUB_CMDLINE_LINUX="net.ifnames=0"\\n' > /etc/default/grub.d/50-image.cfg
-emupmem apply --size 1G --yes 2> /job/out/dropin && exit 9 || [ $? = 1 ]
-same
+emupmem apply --size 1G --yes 2> /job/out/dropin
+cmp /etc/default/grub /root/default
+grep -c 'net.ifnames=0 memmap=1G!4G' /boot/grub/grub.cfg
+emupmem remove --yes
+[ ! -e /etc/default/grub.d/zz-emupmem.cfg ]
 rm /etc/default/grub.d/50-image.cfg
+update-grub2
+same
 
 # killed while it waits for the generator: the next remove and the next apply find their way
 printf '#!/bin/sh\\necho $PPID $$ > /run/waiting\\nexec sleep 1000\\n' > /usr/local/sbin/update-grub2
