@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from emupmem import __version__, cli_mount, cli_namespaces
+from emupmem import __version__, cli_mount, cli_namespaces, cli_nvdimm
 from emupmem.cli_common import (
     EPILOG,
     DryRun,
@@ -544,6 +544,7 @@ def _next_command(
 
 cli_mount.register(app)
 app.add_typer(cli_namespaces.app, name="namespaces")
+app.add_typer(cli_nvdimm.app, name="nvdimm")
 
 
 def main() -> NoReturn:
