@@ -52,7 +52,7 @@ _NOTHING = re.compile(
 )
 _WRONG = re.compile(
     r"(?im)^[^<|\n]*(\bfailed: |\berror\b ?[:(\d]|syntax error|requires root privileges|invalid or unexpected token"
-    r"|not supported|incorrect (value|property)).*$"
+    r"|incorrect (value|property)).*$"
 )
 
 Record = dict[str, str]
