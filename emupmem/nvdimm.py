@@ -452,8 +452,9 @@ def plan_create(
     align: int = 0,
 ) -> Plan:
     """What makes a namespace, in the named region or the first with room. Raises EmupmemError for each refusal."""
-    there = _choose(view, region, size, align)
-    _check_region(there, mode, align)
+    there = _choose(view, region, size, mode, align)
+    if (why := _obstacle(there, mode, align)) is not None:
+        raise why
     options = (*(("-M", map_) if map_ else ()), *(("-a", str(align)) if align else ()))
     if not there.labelled:
         return _plan_whole(machine, view, there, size, mode, options)
@@ -462,7 +463,7 @@ def plan_create(
     return Plan((Command(argv, f"make a {mode} namespace of {human(size)}"),), there.name)
 
 
-def _choose(view: View, name: str, size: int | None, align: int) -> Region:
+def _choose(view: View, name: str, size: int | None, mode: str, align: int) -> Region:
     """The named region; else the first with labels and room, real ones before emulated ones."""
     if name:
         for one in view.regions:
@@ -474,11 +475,14 @@ def _choose(view: View, name: str, size: int | None, align: int) -> Region:
         raise EmupmemError("there is no region", _NO_REGION)
     usable = [r for r in view.regions if r.enabled and r.labelled]
     usable.sort(key=lambda r: (r.emulated, _order(r)))
-    for one in usable:
+    able = [r for r in usable if _obstacle(r, mode, align) is None]
+    if usable and not able:
+        return usable[0]
+    for one in able:
         if one.largest(align) >= (size or LEAST):
             return one
     if usable:
-        most = max(usable, key=lambda r: r.largest(align))
+        most = max(able, key=lambda r: r.largest(align))
         wanted = human(size) if size else "a namespace"
         raise EmupmemError(
             f"no region has room for {wanted} in one piece",
@@ -496,17 +500,19 @@ def _choose(view: View, name: str, size: int | None, align: int) -> Region:
 _NO_REGION = "on Optane modules: sudo emupmem nvdimm goal --mode appdirect; else there is no NVDIMM"
 
 
-def _check_region(there: Region, mode: str, align: int) -> None:
+def _obstacle(there: Region, mode: str, align: int) -> EmupmemError | None:
+    """Why a region cannot have such a namespace, whatever its size."""
     if not there.enabled:
-        raise EmupmemError(f"{there.name} is disabled", f"sudo ndctl enable-region {there.name}")
+        return EmupmemError(f"{there.name} is disabled", f"sudo ndctl enable-region {there.name}")
     if align and align not in there.alignments:
         can = ", ".join(tight(a) for a in there.alignments)
-        raise EmupmemError(f"{there.name} cannot align to {human(align)}", f"it can {can}")
+        return EmupmemError(f"{there.name} cannot align to {human(align)}", f"it can {can}")
     if mode in MAPPED and there.start is not None and there.start % START:
-        raise EmupmemError(
+        return EmupmemError(
             f"{there.name} starts at {there.start:#x}, which is no multiple of {human(START)}: no {mode} there",
             "it can be raw or sector",
         )
+    return None
 
 
 def _fitting(there: Region, size: int | None, mode: str, align: int) -> int:
