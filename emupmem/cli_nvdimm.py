@@ -115,8 +115,8 @@ def goal(
         needed = plan.state == "needed"
         if needed:
             result |= {"command": plan.command.argv, "destroys": [r.name for r in plan.regions]}
-            if dry_run:
-                say(plan.question)
+            if dry_run or yes:
+                say(plan.loss)
             _carry_out_or_ask((plan.command,), plan.question, dry_run, yes)
             if not dry_run:
                 with machine.lock():

@@ -77,8 +77,9 @@ class Namespace:
 class Region:
     """A region: bytes; `free` is the largest namespace that can be made in one piece.
 
-    `start` is None where the kernel hides it, `dimms` are the names of its modules, `alignments` what
-    its fsdax and devdax can have. `emulated`: it is RAM, and volatile.
+    `start` is None where the kernel hides it, `iset` the number of the interleave set in hexadecimal,
+    `dimms` are the names of its modules, `alignments` what its fsdax and devdax can have. `emulated`:
+    it is RAM, and volatile.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Region:
     labelled: bool
     emulated: bool
     volatile: bool
-    iset: int | None
+    iset: str
     dimms: tuple[str, ...]
     alignments: tuple[int, ...]
     namespaces: tuple[Namespace, ...]
@@ -153,12 +154,16 @@ class GoalPlan:
     warnings: tuple[str, ...] = ()
 
     @property
-    def question(self) -> str:
-        """What is lost, for the one who has to confirm it."""
+    def loss(self) -> str:
+        """What setting the goal deletes."""
         names = ", ".join(f"{r.name} ({human(r.size)})" for r in self.regions)
-        lost = f"This deletes {names} and all content on it." if names else "No region is there to lose."
+        return f"This deletes {names} and all content on it." if names else "No region is there to lose."
+
+    @property
+    def question(self) -> str:
+        """What the user has to confirm."""
         modules = f"{len(self.dimms)} module{'s' if len(self.dimms) != 1 else ''}"
-        return f"{lost} At the next boot the firmware lays out {modules} anew. Set the goal?"
+        return f"{self.loss} At the next boot the firmware lays out {modules} anew. Set the goal?"
 
 
 # What is there -----------------------------------------------------------------------------------
@@ -290,11 +295,15 @@ def _region(
         labelled,
         emulated,
         emulated,
-        iset & (1 << 64) - 1 if isinstance(iset, int) else None,
+        _iset(iset & (1 << 64) - 1) if isinstance(iset, int) else "",
         tuple(dict.fromkeys(m["dimm"] for m in r.get("mappings", ()))),
         tuple(sorted(alignments)) or ALIGNMENTS,
         tuple(sorted(spaces, key=_order)),
     )
+
+
+def _iset(number: int) -> str:
+    return f"0x{number:016x}"
 
 
 def _namespace(n: dict[str, Any], region: str, all_mounts: dict[str, tuple[Mount, ...]]) -> Namespace:
@@ -555,6 +564,11 @@ def _plan_whole(
     if not there.namespaces:
         raise EmupmemError(f"{there.name} has no labels and no namespace", "sudo dmesg may tell why")
     one = there.namespaces[0]
+    if not one.enabled:
+        raise EmupmemError(
+            f"{one.name} is disabled, so that nobody can see what it holds",
+            f"sudo ndctl enable-namespace {one.name}",
+        )
     if there.align and there.size % there.align:
         raise EmupmemError(
             f"{there.name} has {there.size} bytes, no multiple of {human(there.align)}: ndctl cannot change its mode",
@@ -655,7 +669,7 @@ def plan_destroy(machine: Machine, view: View, name: str) -> Plan:
     # ndctl destroy-namespace would only turn it off. Labels make the region one that can be divided.
     commands = (
         Command(("ndctl", "disable-region", region.name), "stop using the region"),
-        Command(("ndctl", "init-labels", "-f", *region.dimms), "write empty labels on its modules"),
+        Command(("ndctl", "init-labels", *region.dimms), "write empty labels on its modules"),
         Command(("ndctl", "enable-region", region.name), "use it again, with labels"),
     )
     return Plan(commands, region.name, question, one)
@@ -765,7 +779,7 @@ def _destroyed(
     handles = {d.handle for d in dimms if d.handle is not None}
     mine = {d.name for d in view.dimms if d.handle in handles}
     others = {d.name for d in view.dimms if d.handle is not None} - mine
-    isets = {s.iset for s in sets if s.iset is not None}
+    isets = {_iset(s.iset) for s in sets if s.iset is not None}
     return tuple(
         r
         for r in view.regions

@@ -70,12 +70,9 @@ A reboot is required to process new memory allocation goals.
 
 def space(name: str, mode: str = "fsdax", size: int = 62 * MIB, **more: Any) -> dict[str, Any]:
     number = name.removeprefix("namespace").removesuffix(".0")
-    dev: dict[str, Any] = {
-        "devdax": {
-            "daxregion": {"align": 2 * MIB, "devices": [{"chardev": f"dax{name[9:]}", "mode": "devdax"}]}
-        },
-        "sector": {"blockdev": f"pmem{number}s"},
-    }.get(mode, {"blockdev": f"pmem{number}"})
+    dev: dict[str, Any] = {"blockdev": f"pmem{number}{'s' if mode == 'sector' else ''}"}
+    if mode == "devdax":
+        dev = {"daxregion": {"align": 2 * MIB, "devices": [{"chardev": f"dax{name[9:]}", "mode": "devdax"}]}}
     return {"dev": name, "mode": mode, "size": size, **dev, **more}
 
 
@@ -405,6 +402,11 @@ def test_without_labels_only_the_mode_changes(machine: FakeMachine) -> None:
     assert "/dev/pmem0 holds xfs, which another mode would destroy | sudo wipefs -a /dev/pmem0" in refused(
         lambda: create(machine, region="region0")
     )
+    (machine.root / "holds").unlink()
+    buses(machine, region("region0", space("namespace0.0", "raw", state="disabled"), dimms=("nmem0",)))
+    assert "nobody can see what it holds | sudo ndctl enable-namespace namespace0.0" in refused(
+        lambda: create(machine, region="region0")
+    )
     buses(machine, region("region0", space("namespace0.0", "raw"), size=510 * MIB, dimms=("nmem0",)))
     assert "no multiple of 16 MiB: ndctl cannot change its mode" in refused(
         lambda: create(machine, region="region0")
@@ -486,7 +488,7 @@ def test_destroy_without_labels_writes_them(machine: FakeMachine) -> None:
     plan = destroy(machine, "namespace0.0")
     assert words(plan) == [
         "ndctl disable-region region0",
-        "ndctl init-labels -f nmem0 nmem1",
+        "ndctl init-labels nmem0 nmem1",
         "ndctl enable-region region0",
     ]
     put(machine, "/fails", "no")
@@ -811,7 +813,7 @@ def test_goal(machine: FakeMachine, run: Run) -> None:
     status, out, err = run("goal", "--mode", "appdirect", "--dry-run")
     assert (status, ran(machine)) == (0, [])
     assert "ipmctl create -f -goal PersistentMemoryType=AppDirect" in err
-    assert "lays out 2 modules anew" in err
+    assert "No region is there to lose." in err
     status, out, err = run("goal", "--mode", "appdirect")
     assert (status, ran(machine)) == (1, [])
     assert "there is no terminal to ask on" in err

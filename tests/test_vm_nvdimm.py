@@ -87,7 +87,9 @@ emupmem nvdimm show
 emupmem nvdimm show --json > /job/out/after.json
 python3 /job/pick.py > /run/picked
 . /run/picked
-mount -o dax $fsdax /mnt && [ "$(cat /mnt/file)" = kept ] && umount /mnt
+mount -o dax $fsdax /mnt
+[ "$(cat /mnt/file)" = kept ]
+umount /mnt
 emupmem mount $fsdax /mnt/again || true
 refuses 'cannot be destroyed' emupmem nvdimm destroy $reserved --yes
 refuses 'has no labels' emupmem nvdimm create --region $range --size 64M --yes
