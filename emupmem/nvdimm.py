@@ -448,6 +448,8 @@ def check_options(mode: str, map_: str, align: str) -> int:
         raise EmupmemError(
             f"--map {map_} is not known", "the page map lies in RAM (mem) or on the device (dev)"
         )
+    if align and not parse_size(align, "alignment"):
+        raise EmupmemError("an alignment of 0 is none", "leave --align out")
     return parse_size(align, "alignment") if align else 0
 
 

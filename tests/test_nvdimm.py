@@ -381,6 +381,7 @@ def test_options_that_exclude_each_other(mode: str) -> None:
     )
     assert "--align belongs to" in refused(lambda: nvdimm.check_options(mode, "", "2M"))
     assert nvdimm.check_options("fsdax", "dev", "2M") == 2 * MIB
+    assert "an alignment of 0 is none" in refused(lambda: nvdimm.check_options("fsdax", "", "0"))
     assert "alignment 'x' is not a size" in refused(lambda: nvdimm.check_options("fsdax", "", "x"))
 
 
