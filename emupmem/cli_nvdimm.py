@@ -159,7 +159,7 @@ def create(
     """Make a namespace and tell its device. Without labels: give the region's one namespace another mode."""
     from emupmem import nvdimm
 
-    result: dict[str, Any] = {"changed": False, "commands": [], "namespace": None, "device": ""}
+    result: dict[str, Any] = {"changed": False, "commands": [], "namespace": None, "device": "", "holds": ""}
     with json_errors(as_json, result):
         bytes_ = size_of(size) if size else None
         try:
@@ -175,9 +175,10 @@ def create(
 
         made = _change(plan, nvdimm.create, dry_run, yes, result)
         if made is not None:
-            result |= {"namespace": asdict(made), "device": made.dev}
+            holds = nvdimm.remains(root_machine("this looks at a device"), made)
+            result |= {"namespace": asdict(made), "device": made.dev, "holds": holds}
             if not as_json:
-                print("\n".join(nvdimm.made_lines(made)))
+                print("\n".join(nvdimm.made_lines(made, holds)))
         finish(as_json, result, Exit.OK)
 
 

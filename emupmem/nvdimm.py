@@ -625,9 +625,21 @@ def create(machine: Machine, plan: Plan) -> Namespace:
     return new
 
 
-def made_lines(one: Namespace) -> list[str]:
-    """What to tell of a namespace that was made."""
+def remains(machine: Machine, one: Namespace) -> str:
+    """What a new device still holds of one that was there before (`ext4`); empty where it is blank."""
+    if not one.dev or one.mode == "devdax":
+        return ""
+    try:
+        return signature(machine, one.dev)
+    except EmupmemError:
+        return ""
+
+
+def made_lines(one: Namespace, holds: str) -> list[str]:
+    """What to tell of a namespace that was made, and of what it still holds."""
     lines = [f"✓ {one.name} · {one.mode}, {human(one.size)}, {one.dev}"]
+    if holds:
+        lines.append(f"It still holds {holds} of before: sudo wipefs -a {one.dev} if nothing of it is needed")
     if one.mode == "fsdax":
         lines.append(f"Next:  sudo emupmem mount {one.dev}")
     return lines

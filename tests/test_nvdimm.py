@@ -434,7 +434,11 @@ def test_create_tells_what_came_of_it(machine: FakeMachine) -> None:
     put(machine, "/dev/pmem0.3s", "")
     made = nvdimm.create(machine, create(machine, mode="sector"))
     assert (made.dev, made.mode) == ("/dev/pmem0.3s", "sector")
-    assert nvdimm.made_lines(made) == ["✓ namespace0.3 · sector, 62 MiB, /dev/pmem0.3s"]
+    assert nvdimm.remains(machine, made) == ""
+    assert nvdimm.made_lines(made, "") == ["✓ namespace0.3 · sector, 62 MiB, /dev/pmem0.3s"]
+    put(machine, "/holds", "TYPE=ext4\n")
+    assert nvdimm.remains(machine, made) == "ext4"
+    assert nvdimm.made_lines(made, "ext4")[1].startswith("It still holds ext4 of before: sudo wipefs -a")
 
 
 def test_create_fails_in_ndctls_words(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,15 +90,17 @@ python3 /job/pick.py > /run/picked
 mount -o dax $fsdax /mnt
 [ "$(cat /mnt/file)" = kept ]
 umount /mnt
-emupmem mount $fsdax /mnt/again || true
 refuses 'cannot be destroyed' emupmem nvdimm destroy $reserved --yes
 refuses 'has no labels' emupmem nvdimm create --region $range --size 64M --yes
 emupmem nvdimm create --region $range --mode devdax --yes --json > /job/out/range.json
-! grep ' /mnt/again ' /proc/mounts || emupmem umount /mnt/again
 for name in $all; do
     emupmem nvdimm destroy $name --yes
 done
 refuses "there is no namespace $gone" emupmem nvdimm destroy $gone --yes
+
+# ndctl leaves what a namespace held: a new one in its place tells of it
+emupmem nvdimm create --size 128M --json > /job/out/again.json
+emupmem nvdimm destroy $gone --yes
 emupmem nvdimm show --json > /job/out/last.json
 """
 )
@@ -160,6 +162,7 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     assert (reserved["provider"], reserved["volatile"], reserved["size"]) == ("e820", True, 256 * MIB)
     assert sorted(len(r["namespaces"]) for r in after) == [1, 1, 4]
     assert said["range.json"]["namespace"]["mode"] == "devdax"
+    assert (made["fsdax"]["holds"], said["again.json"]["holds"]) == ("", "ext4")
     last = said["last.json"]["regions"]
     assert [r["free"] for r in last if not r["namespaces"]] == [512 * MIB]
 
