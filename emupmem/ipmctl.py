@@ -192,6 +192,11 @@ def nothing(text: str) -> bool:
     return bool(_NOTHING.search(_without_tags(text)))
 
 
+def empty(text: str) -> bool:
+    """Whether there is no word in it, or only tags."""
+    return not _without_tags(text).strip()
+
+
 def complaint(text: str) -> str:
     """The line in which ipmctl says what went wrong, empty where it says nothing like that."""
     found = _WRONG.search(_without_tags(text))

@@ -14,7 +14,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from emupmem import ipmctl, namespaces
 from emupmem.blocks import mounts, signature
@@ -184,8 +184,8 @@ def look(machine: Machine, socket: int | None = None) -> View:
     goal: tuple[ipmctl.Goal, ...] = ()
     if machine.find("ipmctl") is not None:
         try:
-            optane = ipmctl.dimms(_ask_ipmctl(machine, ipmctl.show_dimms))
-            goal = ipmctl.goals(_ask_ipmctl(machine, ipmctl.show_goal)) if optane else ()
+            optane = _ask_ipmctl(machine, ipmctl.show_dimms, ipmctl.dimms)
+            goal = _ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals) if optane else ()
         except EmupmemError as exc:
             warnings = (exc.message,)  # no Optane, or a broken ipmctl: what ndctl tells is right all the same
     known = {m.handle: m for m in optane}
@@ -707,14 +707,29 @@ def destroy(machine: Machine, plan: Plan) -> Namespace:
 # The goal of Optane modules ---------------------------------------------------------------------------
 
 
+T = TypeVar("T")
+
+
 def _ask_ipmctl(
-    machine: Machine, build: Callable[[int | None, bool], Command], socket: int | None = None
-) -> str:
-    """What ipmctl shows, in its full form or, where a version does not know that, in its plain one."""
+    machine: Machine,
+    build: Callable[[int | None, bool], Command],
+    parse: Callable[[str], tuple[T, ...]],
+    socket: int | None = None,
+) -> tuple[T, ...]:
+    """What ipmctl shows, asked in full or, where a version does not know that, in its plain form.
+
+    Raises EmupmemError where it fails, and where it says something that cannot be read: that is not nothing.
+    """
+    command = build(socket, True)
     try:
-        return _ipmctl(machine, build(socket, True))
+        text = _ipmctl(machine, command)
     except EmupmemError:
-        return _ipmctl(machine, build(socket, False))
+        command = build(socket, False)
+        text = _ipmctl(machine, command)
+    found = parse(text)
+    if not found and not ipmctl.empty(text):
+        raise EmupmemError(f"{shlex.join(command.argv)} answered in a form that emupmem does not know")
+    return found
 
 
 def _ipmctl(machine: Machine, command: Command) -> str:
@@ -742,7 +757,7 @@ def plan_goal(machine: Machine, wanted: ipmctl.Wanted) -> GoalPlan:
     if said and ipmctl.is_broken(said.stdout.decode("utf-8", "replace")):
         number = ".".join(map(str, ipmctl.version(said.stdout.decode("utf-8", "replace"))))
         raise EmupmemError(f"ipmctl {number} writes goals that no firmware takes", "install a later one")
-    dimms = ipmctl.dimms(_ask_ipmctl(machine, ipmctl.show_dimms, wanted.socket))
+    dimms = _ask_ipmctl(machine, ipmctl.show_dimms, ipmctl.dimms, wanted.socket)
     where = "" if wanted.socket is None else f" on socket {wanted.socket}"
     if not dimms:
         raise EmupmemError(
@@ -752,8 +767,8 @@ def plan_goal(machine: Machine, wanted: ipmctl.Wanted) -> GoalPlan:
     if not any(d.works for d in dimms):
         states = ", ".join(f"{d.id} is {d.health}" for d in dimms)
         raise EmupmemError(f"no module{where} is in order: {states}", "sudo ipmctl show -a -dimm tells more")
-    sets = ipmctl.sets(_ask_ipmctl(machine, ipmctl.show_regions, wanted.socket))
-    goal = ipmctl.goals(_ask_ipmctl(machine, ipmctl.show_goal, wanted.socket))
+    sets = _ask_ipmctl(machine, ipmctl.show_regions, ipmctl.sets, wanted.socket)
+    goal = _ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals, wanted.socket)
     view = look(machine)
     regions = _destroyed(view, dimms, sets)
     command = ipmctl.create_goal(wanted)
@@ -817,7 +832,7 @@ def set_goal(machine: Machine, plan: GoalPlan) -> GoalPlan:
     if plan.state != "needed":  # another hand was faster
         return plan
     text = _ipmctl(machine, plan.command)
-    waiting = ipmctl.goals(_ask_ipmctl(machine, ipmctl.show_goal, plan.wanted.socket))
+    waiting = _ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals, plan.wanted.socket)
     if not waiting:
         raise EmupmemError("ipmctl reports no goal after setting one", "sudo ipmctl show -goal")
     return replace(plan, state="pending", goal=waiting, warnings=(*plan.warnings, *ipmctl.warnings(text)))

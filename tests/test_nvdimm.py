@@ -674,6 +674,13 @@ def test_what_keeps_a_goal_from_being_set(machine: FakeMachine) -> None:
         machine, "/ipmctl/dimm", "The ipmctl command you have attempted to execute requires root privileges\n"
     )
     assert "ipmctl show failed: The ipmctl command" in refused(lambda: nvdimm.plan_goal(machine, asked()))
+    put(machine, "/ipmctl/dimm", '<?xml version="1.0"?>\n<DimmList>\n</DimmList>\n')
+    assert "ipmctl finds no Optane modules |" in refused(lambda: nvdimm.plan_goal(machine, asked()))
+    put(machine, "/ipmctl/dimm", DIMM.format(1, "Healthy", 0, 0, 0))
+    put(machine, "/ipmctl/goal", "Goals are shown in a new way\n")
+    assert "-goal answered in a form that emupmem does not know" in refused(
+        lambda: nvdimm.plan_goal(machine, asked())
+    )
     put(machine, "/ipmctl/dimm", "")
     put(machine, "/ipmctl/status", "3")
     assert "ipmctl show failed: status 3" in refused(lambda: nvdimm.plan_goal(machine, asked()))
