@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from emupmem import __version__, cli_mount, cli_namespaces, cli_qemu, cli_trial
-from emupmem.cli_change import carry_out, change_result
+from emupmem import __version__, cli_mount, cli_namespaces, cli_nvdimm, cli_qemu, cli_trial
 from emupmem.cli_common import (
     EPILOG,
     DryRun,
@@ -449,6 +448,7 @@ cli_mount.register(app)
 cli_trial.register(app)
 app.add_typer(cli_namespaces.app, name="namespaces")
 app.add_typer(cli_qemu.app, name="qemu")
+app.add_typer(cli_nvdimm.app, name="nvdimm")
 
 
 def main() -> NoReturn:

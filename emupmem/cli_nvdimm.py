@@ -1,0 +1,239 @@
+"""`emupmem nvdimm`: regions and namespaces of NVDIMMs. No logic of its own."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emupmem.cli_common import (
+    EPILOG,
+    DryRun,
+    Exit,
+    Json,
+    Yes,
+    ask,
+    finish,
+    json_errors,
+    root_machine,
+    say,
+    size_of,
+    usage,
+)
+from emupmem.model import Command, EmupmemError
+
+if TYPE_CHECKING:
+    from emupmem.machine import Machine
+    from emupmem.nvdimm import Namespace, Plan
+
+
+class GoalMode(StrEnum):
+    """What the firmware makes of Optane modules."""
+
+    APP_DIRECT = "appdirect"
+    NOT_INTERLEAVED = "appdirect-not-interleaved"
+    MEMORY = "memory"
+
+
+class Mode(StrEnum):
+    """What a namespace becomes."""
+
+    RAW = "raw"
+    SECTOR = "sector"
+    FSDAX = "fsdax"
+    DEVDAX = "devdax"
+
+
+class Map(StrEnum):
+    """Where the page map of a namespace lies."""
+
+    MEM = "mem"
+    DEV = "dev"
+
+
+Socket = Annotated[int | None, typer.Option("--socket", min=0, metavar="N", help="Only this socket.")]
+
+app = typer.Typer(
+    help="Regions and namespaces of NVDIMMs, real or virtual, with ndctl; the goal of Intel Optane modules "
+    "with ipmctl.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command("show", epilog=EPILOG)
+def show(socket: Socket = None, as_json: Json = False) -> None:
+    """Show modules, regions, namespaces, devices and mounts as one tree."""
+    from emupmem import nvdimm
+
+    result: dict[str, Any] = {"dimms": [], "regions": [], "goal": [], "warnings": []}
+    with json_errors(as_json, result):
+        view = nvdimm.look(root_machine("this asks ndctl"), socket)
+        result |= asdict(view)
+        for warning in view.warnings:
+            say(f"warning: {warning}")
+        if not as_json:
+            print("\n".join(nvdimm.tree(view)))
+        finish(as_json, result, Exit.OK)
+
+
+@app.command("goal", epilog=EPILOG)
+def goal(
+    mode: Annotated[GoalMode, typer.Option("--mode", help="What the modules shall be.")],
+    memory_percent: Annotated[
+        int | None,
+        typer.Option("--memory-percent", min=0, max=100, metavar="N", help="The share that becomes RAM."),
+    ] = None,
+    socket: Socket = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Have the firmware lay out Optane modules at the next boot; the same command goes on after it."""
+    from emupmem import ipmctl, nvdimm
+
+    result: dict[str, Any] = {
+        "changed": False,
+        "state": "",
+        "reboot_required": False,
+        "command": [],
+        "destroys": [],
+        "goal": [],
+        "warnings": [],
+    }
+    with json_errors(as_json, result):
+        try:
+            wanted = ipmctl.wanted(mode.value, memory_percent, socket)
+        except EmupmemError as exc:
+            usage(exc.message, exc.hint)
+        machine = root_machine("this asks ipmctl")
+        plan = nvdimm.plan_goal(machine, wanted)
+        needed = plan.state == "needed"
+        if needed:
+            result |= {"command": plan.command.argv, "destroys": [r.name for r in plan.regions]}
+            if dry_run or yes:
+                say(plan.loss)
+            _carry_out_or_ask((plan.command,), plan.question, dry_run, yes)
+            if not dry_run:
+                with machine.lock():
+                    plan = nvdimm.set_goal(machine, nvdimm.plan_goal(machine, wanted))
+        result |= {
+            "changed": needed and not dry_run,
+            "state": plan.state,
+            "reboot_required": plan.state == "pending",
+            "goal": [asdict(g) for g in plan.goal],
+            "warnings": plan.warnings,
+        }
+        for warning in plan.warnings:
+            say(f"warning: {warning}")
+        if not as_json:
+            print("\n".join(nvdimm.goal_lines(plan)))
+        waits = plan.state == "pending" and not needed
+        finish(as_json, result, Exit.NOT_AS_PLANNED if waits else Exit.OK)
+
+
+@app.command("create", epilog=EPILOG)
+def create(
+    region: Annotated[
+        str, typer.Option("--region", metavar="R", help="As region0; else the first with room.")
+    ] = "",
+    size: Annotated[
+        str,
+        typer.Option("--size", metavar="SIZE", help="What it takes of the region; else all that is free."),
+    ] = "",
+    mode: Annotated[Mode, typer.Option("--mode", help="What kind of device it becomes.")] = Mode.FSDAX,
+    map_: Annotated[
+        Map | None, typer.Option("--map", help="Where the page map lies: in RAM or on the device itself.")
+    ] = None,
+    align: Annotated[
+        str, typer.Option("--align", metavar="SIZE", help="The page size it is aligned to: 4K, 2M or 1G.")
+    ] = "",
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Make a namespace and tell its device. Without labels: give the region's one namespace another mode."""
+    from emupmem import nvdimm
+
+    result: dict[str, Any] = {"changed": False, "commands": [], "namespace": None, "device": "", "holds": ""}
+    with json_errors(as_json, result):
+        bytes_ = size_of(size) if size else None
+        try:
+            step = nvdimm.check_options(mode.value, map_.value if map_ else "", align)
+        except EmupmemError as exc:
+            usage(exc.message, exc.hint)
+
+        def plan(machine: Machine) -> Plan:
+            view = nvdimm.look(machine)
+            return nvdimm.plan_create(
+                machine, view, region, bytes_, mode.value, map_.value if map_ else "", step
+            )
+
+        made = _change(plan, nvdimm.create, dry_run, yes, result)
+        if made is not None:
+            holds = nvdimm.remains(root_machine("this looks at a device"), made)
+            result |= {"namespace": asdict(made), "device": made.dev, "holds": holds}
+            if not as_json:
+                print("\n".join(nvdimm.made_lines(made, holds)))
+        finish(as_json, result, Exit.OK)
+
+
+@app.command("destroy", epilog=EPILOG)
+def destroy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As namespace0.0 or /dev/pmem0.")],
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Destroy a namespace and all on it."""
+    from emupmem import nvdimm
+
+    result: dict[str, Any] = {"changed": False, "commands": [], "namespace": None, "device": ""}
+    with json_errors(as_json, result):
+        gone = _change(
+            lambda machine: nvdimm.plan_destroy(machine, nvdimm.look(machine), name),
+            nvdimm.destroy,
+            dry_run,
+            yes,
+            result,
+        )
+        if gone is not None:
+            result |= {"namespace": asdict(gone), "device": gone.dev}
+            if not as_json:
+                print(f"✓ {gone.name} is gone")
+        finish(as_json, result, Exit.OK)
+
+
+def _change(
+    planned: Callable[[Machine], Plan],
+    carry_out: Callable[[Machine, Plan], Namespace],
+    dry_run: bool,
+    yes: bool,
+    result: dict[str, Any],
+) -> Namespace | None:
+    """Plan, ask where something is lost, and do it under the lock; None where it was only shown."""
+    machine = root_machine("this changes namespaces")
+    plan = planned(machine)
+    result["commands"] = [c.argv for c in plan.commands]
+    _carry_out_or_ask(plan.commands, plan.question, dry_run, yes or not plan.question)
+    if dry_run:
+        return None
+    with machine.lock():
+        again = planned(machine)  # while we asked, others may have been at work
+        if again != plan:
+            raise EmupmemError("something changed meanwhile", "nothing was done; try it again")
+        one = carry_out(machine, again)
+    result["changed"] = True
+    return one
+
+
+def _carry_out_or_ask(commands: tuple[Command, ...], question: str, dry_run: bool, yes: bool) -> None:
+    if dry_run:
+        for command in commands:
+            say(f"  {shlex.join(command.argv)}")
+    elif not yes:
+        ask(question)
