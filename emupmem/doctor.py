@@ -418,7 +418,9 @@ def randomisation(situation: Situation, built: bool | None) -> Finding:
 
 def _variables(eye: _Eye) -> list[Finding]:
     if eye.effective is None:
-        problem = eye.defaults_problem or EmupmemError("not read")
+        problem = eye.defaults_problem
+        if problem is None or not eye.machine.exists(GRUB_DEFAULT):
+            return []  # there are none, and the loader's line says so
         return [Finding("defaults", "stop", problem.message, problem.hint)]
     return [variable(name, seen) for name, seen in eye.effective.items()]
 
