@@ -114,7 +114,7 @@ class _Basket:
         self.members[name] = data[:LARGEST_FILE]
 
     def file(self, name: str, keep: Callable[[str], str] | None = None) -> None:
-        """Take a file of the machine; `keep` makes of each line what is taken of it."""
+        """Take a file of the machine; `keep` makes of each line what is taken of it, so that line numbers stay."""
         try:
             data = self.machine.read(name)
         except EmupmemError:
@@ -190,7 +190,7 @@ def _gather_kernel(basket: _Basket, kernel: survey.Target | None) -> None:
         for base in (f"/lib/modules/{release}", f"/usr/lib/modules/{release}"):
             if machine.exists(base):
                 for list_name in ("modules.dep", "modules.builtin"):
-                    basket.file(f"{base}/{list_name}", lambda line: line if _DRIVERS.search(line) else "")
+                    basket.file(f"{base}/{list_name}", lambda line: line if _DRIVERS.search(line) else "#")
                 break
     basket.file("/proc/modules", lambda line: line.partition(" ")[0])
     for folder in ("/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"):
@@ -199,7 +199,7 @@ def _gather_kernel(basket: _Basket, kernel: survey.Target | None) -> None:
                 # Line numbers stay: they are what people are told.
                 basket.file(
                     f"{folder}/{name}",
-                    lambda line: line if re.match(r"\s*(blacklist|install)\s", line) else "",
+                    lambda line: line if re.match(r"\s*(blacklist|install)\s", line) else "#",
                 )
 
 
@@ -242,7 +242,7 @@ def _gather_mounts(basket: _Basket) -> None:
     for one in wanted:
         _gather_stack(basket, one.number)
     for name in ("/etc/fstab", "/etc/crypttab"):
-        basket.file(name, lambda line: line if "/dev/pmem" in line else "")
+        basket.file(name, lambda line: line if "/dev/pmem" in line else "#")
 
 
 def _gather_stack(basket: _Basket, number: str, depth: int = 8) -> None:
@@ -653,7 +653,8 @@ def unpack(stream: BinaryIO, name: str) -> Archive:
     try:
         with (
             gzip.GzipFile(fileobj=stream, mode="rb") as packed,
-            tarfile.open(fileobj=_Bounded(packed, LARGEST_ARCHIVE, name), mode="r|") as tar,
+            contextlib.closing(_Bounded(packed, LARGEST_ARCHIVE, name)) as bounded,
+            tarfile.open(fileobj=bounded, mode="r|") as tar,
         ):
             for info in tar:
                 if facts is None and info.name != MARKER:
@@ -665,6 +666,8 @@ def unpack(stream: BinaryIO, name: str) -> Archive:
                     facts = _facts(data, name)
                 else:
                     members[info.name] = data
+            while bounded.read(MIB):
+                pass  # to the checksum at the end
     except tarfile.ReadError as exc:
         raise _not_ours(name) if facts is None else _damaged(name, exc) from exc
     except (tarfile.TarError, EOFError, zlib.error, OSError, UnicodeError, ValueError) as exc:
