@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from emupmem import __version__, cli_mount, cli_namespaces, cli_nvdimm, cli_qemu, cli_trial
+from emupmem import __version__, cli_doctor, cli_mount, cli_namespaces, cli_nvdimm, cli_qemu, cli_trial
 from emupmem.cli_common import (
     EPILOG,
     DryRun,
@@ -120,7 +120,9 @@ Node = Annotated[int | None, typer.Option("--numa-node", metavar="N", help="Rese
 From = Annotated[
     str | None,
     typer.Option(
-        "--from", metavar="FILE", help="Plan from a saved boot log (- for standard input), not this machine."
+        "--from",
+        metavar="FILE",
+        help="Plan from a saved boot log or an archive of emupmem collect (- for standard input), not this machine.",
     ),
 ]
 
@@ -387,11 +389,16 @@ def _request(size: str | None, count: int, offset: str | None, min_free: str, no
 
 def _survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
     from emupmem import survey
-    from emupmem.machine import Machine, given_file
+    from emupmem.machine import Machine, given_file, is_gzip
 
     if from_ is not None:
+        name = "standard input" if from_ == "-" else from_
         with given_file(from_) as file:
-            return survey.of_log(file, "standard input" if from_ == "-" else from_)
+            if not is_gzip(file):
+                return survey.of_log(file, name)
+            from emupmem import collect
+
+            return collect.plan_from(collect.unpack(file, name), name, source.value)
     from emupmem import change
 
     machine = machine or Machine()
@@ -446,6 +453,7 @@ def _next_command(
 
 cli_mount.register(app)
 cli_trial.register(app)
+cli_doctor.register(app)
 app.add_typer(cli_namespaces.app, name="namespaces")
 app.add_typer(cli_qemu.app, name="qemu")
 app.add_typer(cli_nvdimm.app, name="nvdimm")

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import gzip
+import io
 import os
 import platform
 import re
@@ -24,9 +25,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from emupmem.model import Command, EmupmemError, NodeRange
+
+if TYPE_CHECKING:
+    from emupmem.editor import Judge
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C", "LANG": "C"}
@@ -36,6 +40,7 @@ BACKUPS = "/var/backups/emupmem"
 GRUB_DEFAULT = "/etc/default/grub"
 GRUB_DROPINS = "/etc/default/grub.d"
 GRUB_CFGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
+GZIP = b"\x1f\x8b"
 GENERATORS = ("update-grub2", "update-grub", "grub2-mkconfig", "grub-mkconfig")
 
 
@@ -76,9 +81,17 @@ class Region:
 class Machine:
     """The files and programs of one machine, below `root`."""
 
+    replay: Judge | None = None
+    """What sh once made of this machine's GRUB defaults, where they are not to be sourced (an archive)."""
+
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
         self.live = self.root.resolve() == Path("/")
+
+    @property
+    def running(self) -> bool:
+        """Whether a running kernel is to be seen in it: the live machine, or what was collected of one."""
+        return self.live
 
     # Files -----------------------------------------------------------------------------------
 
@@ -617,6 +630,10 @@ class Machine:
     def is_root(self) -> bool:
         return os.geteuid() == 0
 
+    @property
+    def architecture(self) -> str:
+        return platform.machine()
+
     def firmware_entries(self) -> list[tuple[int, str, str, str]]:
         """(index, start, end, type) of /sys/firmware/memmap, as text."""
         folder = "/sys/firmware/memmap"
@@ -912,3 +929,54 @@ def given_file(name: str) -> Iterator[BinaryIO]:
             yield file
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be read: {exc.strerror}", _sudo_hint(exc)) from exc
+
+
+def is_gzip(file: BinaryIO) -> bool:
+    """Whether a stream begins as a gzip file does; nothing of it is consumed."""
+    if isinstance(file, io.BufferedReader):
+        return file.peek(2)[:2] == GZIP
+    head = file.read(2)
+    file.seek(-len(head), io.SEEK_CUR)
+    return head == GZIP
+
+
+def new_file(name: str, data: bytes, force: bool = False) -> None:
+    """Write a file of the user's, whole or not at all, readable by its owner only.
+
+    One that is there is refused, or with `force` replaced if it is a plain file. Raises EmupmemError.
+    """
+    target = Path(name)
+    refuse_taken(name, force)
+    # A name of its own and a rename only where something is replaced: a stick with FAT has no hard links.
+    fresh = target.with_name(f".{target.name}.emupmem-new") if force else target
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        if force:
+            fresh.unlink(missing_ok=True)  # of a run that was killed
+        with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                fresh.rename(target)
+            except OSError:
+                fresh.unlink(missing_ok=True)
+                raise
+        _sync_folder(target.parent)
+    except FileExistsError as exc:
+        raise EmupmemError(f"{name} is there already", "--force replaces it") from exc
+    except OSError as exc:
+        raise EmupmemError(f"{name} cannot be written: {exc.strerror}", _sudo_hint(exc)) from exc
+
+
+def refuse_taken(name: str, force: bool) -> None:
+    """Raise EmupmemError where a new file of that name would go over something else."""
+    target = Path(name)
+    if not target.name or target.is_dir():
+        raise EmupmemError(f"{name} is a folder", "give the name of a file in it")
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_file():
+        raise EmupmemError(f"{name} is no plain file", "give another name")
+    if not force:
+        raise EmupmemError(f"{name} is there already", "--force replaces it")

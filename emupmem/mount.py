@@ -232,7 +232,7 @@ def decide(
     _refuse_device(device)
     check_folder(name, folder)
     fs = request.fs or (signature if signature in FILE_SYSTEMS and not request.force else FILE_SYSTEMS[0])
-    kept = bool(signature) and signature == fs and not request.force and device.item is not None
+    kept = bool(signature) and signature == fs and not request.force
     if signature and not kept:
         _refuse_signature(device, signature, fs, request.force)
     commands = [] if kept else [make_fs(fs, device.dev, kernel, request.force)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import re
+from collections.abc import Callable
 
 from emupmem import grubcfg, survey
 from emupmem.cmdline import parse_command_line
@@ -11,7 +11,7 @@ from emupmem.machine import GRUB_DEFAULT, Machine
 from emupmem.model import EmupmemError
 
 _ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM instead"
-_LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
 
 def refuse(machine: Machine) -> tuple[str, ...]:
@@ -20,40 +20,68 @@ def refuse(machine: Machine) -> tuple[str, ...]:
     On the running machine everything counts; of a tree only what the tree shows, and what it does
     not show is a warning.
     """
-    if machine.live:
-        _refuse_host(machine)
-    _refuse_ostree(machine)
-    cfg = _menu(machine)
-    if machine.live:
-        _refuse_loader(machine)
-        _refuse_two_menus(machine)
-    _refuse_bls(machine, cfg)
-    return _refuse_kernel(machine, cfg)
+    return tuple(warning for check in checks(machine).values() for warning in check(machine))
 
 
-def _refuse_host(machine: Machine) -> None:
-    if platform.machine() not in ("x86_64", "AMD64"):
+def checks(machine: Machine) -> dict[str, Check]:
+    """The checks that make sense here, by name, in order: each gives warnings or raises EmupmemError."""
+    host: dict[str, Check] = {
+        "processor": _refuse_processor,
+        "wsl": _refuse_wsl,
+        "container": _refuse_container,
+        "xen": _refuse_xen,
+    }
+    loader: dict[str, Check] = {"loader": _refuse_loader, "menus": _refuse_two_menus}
+    return {
+        **(host if machine.running else {}),
+        "ostree": _refuse_ostree,
+        "grub": _refuse_no_grub,
+        **(loader if machine.running else {}),
+        "bls": _refuse_bls,
+        "kernel": _refuse_kernel,
+        "modules": _refuse_modules,
+    }
+
+
+Check = Callable[[Machine], tuple[str, ...]]
+
+
+def _refuse_processor(machine: Machine) -> tuple[str, ...]:
+    if machine.architecture not in ("x86_64", "AMD64"):
         raise EmupmemError(
-            f"this machine is {platform.machine()}: memmap=SIZE!OFFSET exists on x86-64 only", _ELSEWHERE
+            f"this machine is {machine.architecture}: memmap=SIZE!OFFSET exists on x86-64 only", _ELSEWHERE
         )
+    return ()
+
+
+def _refuse_wsl(machine: Machine) -> tuple[str, ...]:
     version = machine.peek("/proc/version")
     if re.search(r"microsoft.*wsl|wsl2", version, re.IGNORECASE) or machine.exists(
         "/proc/sys/fs/binfmt_misc/WSLInterop"
     ):
         raise EmupmemError("this is WSL: Windows starts its kernel, not GRUB", _ELSEWHERE)
-    container = _container(machine)
-    if container:
+    return ()
+
+
+def _refuse_container(machine: Machine) -> tuple[str, ...]:
+    kind = container(machine)
+    if kind:
         raise EmupmemError(
-            f"this is a container ({container}): the boot configuration here starts nothing",
+            f"this is a container ({kind}): the boot configuration here starts nothing",
             "run emupmem on the machine itself; a container is given the device or the mount",
         )
+    return ()
+
+
+def _refuse_xen(machine: Machine) -> tuple[str, ...]:
     if "control_d" in machine.peek("/proc/xen/capabilities"):
         raise EmupmemError("this is a Xen dom0: Xen, not Linux, owns the memory map", _ELSEWHERE)
     if machine.peek("/sys/hypervisor/guest_type") == "PV":
         raise EmupmemError("this is a Xen PV guest: its memory map is Xen's", _ELSEWHERE)
+    return ()
 
 
-def _container(machine: Machine) -> str:
+def container(machine: Machine) -> str:
     """The kind of container we are in, empty outside one."""
     kind = machine.peek("/run/systemd/container")
     if not kind:
@@ -69,15 +97,16 @@ def _container(machine: Machine) -> str:
     return kind
 
 
-def _refuse_ostree(machine: Machine) -> None:
-    if machine.exists("/run/ostree-booted" if machine.live else "/ostree/repo"):
+def _refuse_ostree(machine: Machine) -> tuple[str, ...]:
+    if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
         raise EmupmemError(
             "this is an ostree system: kernel arguments belong to the deployment, not to GRUB's defaults",
             "rpm-ostree kargs --append=memmap=… does it; emupmem suggest tells the value",
         )
+    return ()
 
 
-def _menu(machine: Machine) -> str:
+def _refuse_no_grub(machine: Machine) -> tuple[str, ...]:
     if machine.read(GRUB_DEFAULT) is None:
         raise EmupmemError(
             f"there is no {GRUB_DEFAULT}: this machine is not started by a GRUB that grub-mkconfig sets up",
@@ -87,25 +116,28 @@ def _menu(machine: Machine) -> str:
     try:
         data = machine.read(name)
     except EmupmemError:
-        if machine.live and not machine.is_root:
-            return ""  # a dry run without root
+        if machine.running and not machine.is_root:
+            return ()  # a dry run without root
         raise
-    if data is None and machine.live:
+    if data is None and machine.running:
         raise EmupmemError(
             f"there is no {name}: GRUB does not start this machine", "is another boot loader in use?"
         )
+    return ()
+
+
+def menu(machine: Machine) -> str:
+    """The generated menu, empty where there is none or it is not ours to read."""
+    try:
+        data = machine.read(machine.grub_cfg())
+    except EmupmemError:
+        return ""
     return (data or b"").decode("utf-8", "surrogateescape")
 
 
-def _refuse_loader(machine: Machine) -> None:
+def _refuse_loader(machine: Machine) -> tuple[str, ...]:
     """The boot loader that started this kernel, by the two marks that loaders leave."""
-    info = (
-        machine.peek(_LOADER_INFO)
-        .encode("utf-8", "surrogateescape")
-        .replace(b"\0", b"")
-        .decode("utf-8", "replace")
-    )
-    name = re.sub(r"[^\x20-\x7e]", "", info)
+    name = loader_name(machine)
     if name and "grub" not in name.lower():
         raise EmupmemError(
             f"this machine was started by {name}, not by GRUB", "only GRUB is supported so far"
@@ -116,46 +148,74 @@ def _refuse_loader(machine: Machine) -> None:
             "another boot loader, a unified kernel image or a direct start did",
             "what GRUB is told would not reach it; only GRUB is supported so far",
         )
+    return ()
 
 
-def _refuse_two_menus(machine: Machine) -> None:
+def loader_name(machine: Machine) -> str:
+    """What the boot loader calls itself in the UEFI variable LoaderInfo, empty where it left none."""
+    info = (
+        machine.peek(LOADER_INFO)
+        .encode("utf-8", "surrogateescape")
+        .replace(b"\0", b"")
+        .decode("utf-8", "replace")
+    )
+    return re.sub(r"[^\x20-\x7e]", "", info)
+
+
+def _refuse_two_menus(machine: Machine) -> tuple[str, ...]:
     menus = machine.grub_cfgs()
     if len(menus) > 1:
         raise EmupmemError(
             f"there are two boot menus, {' and '.join(menus)}: which one starts this machine cannot be told",
             "move the one that is not in use out of the way",
         )
+    return ()
 
 
-def _refuse_bls(machine: Machine, cfg: str) -> None:
+def _refuse_bls(machine: Machine) -> tuple[str, ...]:
     asked = re.search(
         r"^\s*(?:export\s+)?GRUB_ENABLE_BLSCFG=[\"']?true", machine.peek(GRUB_DEFAULT), re.MULTILINE
     )
-    if grubcfg.uses_bls(cfg) or asked:
+    if grubcfg.uses_bls(menu(machine)) or asked:
         raise EmupmemError(
             "GRUB takes its entries from /boot/loader/entries here (BLS); these are not supported yet",
             "grubby --update-kernel=ALL --args='memmap=…' sets them; emupmem suggest tells the value",
         )
+    return ()
 
 
-def _refuse_kernel(machine: Machine, cfg: str) -> tuple[str, ...]:
+def target(machine: Machine) -> survey.Target | None:
+    """The kernel that boots by default, None where that cannot be told."""
+    cfg = menu(machine)
+    return survey.target_kernel(machine, cfg) if cfg else None
+
+
+def _refuse_kernel(machine: Machine) -> tuple[str, ...]:
     """The kernel that will boot must be able to make the device."""
-    target = survey.target_kernel(machine, cfg) if cfg else None
-    if target is None:
+    kernel = target(machine)
+    if kernel is None:
         return ("which kernel boots by default cannot be told: its drivers are not checked",)
-    name, lacks = survey.kernel_lacks(machine, target.release)
+    name, lacks = survey.kernel_lacks(machine, kernel.release)
     if lacks:
         raise EmupmemError(
-            f"the kernel that boots by default, {target.release}, is built without {lacks[0]} ({name})",
+            f"the kernel that boots by default, {kernel.release}, is built without {lacks[0]} ({name})",
             "install a distribution's standard kernel",
         )
     if not name:
-        return (f"no configuration of kernel {target.release} is kept here: its drivers are not checked",)
-    states = dict(survey.module_states(machine, target.release, parse_command_line("")))
+        return (f"no configuration of kernel {kernel.release} is kept here: its drivers are not checked",)
+    return ()
+
+
+def _refuse_modules(machine: Machine) -> tuple[str, ...]:
+    """And it must have the drivers; where its configuration is not kept, that cannot be told."""
+    kernel = target(machine)
+    if kernel is None or not survey.kernel_lacks(machine, kernel.release)[0]:
+        return ()
+    states = dict(survey.module_states(machine, kernel.release, parse_command_line("")))
     missing = [m for m in ("nd_e820", "nd_pmem") if states[m] == "missing"]
-    if missing and machine.live:
+    if missing and machine.running:
         raise EmupmemError(
-            f"the kernel that boots by default, {target.release}, has no module {missing[0]} installed",
+            f"the kernel that boots by default, {kernel.release}, has no module {missing[0]} installed",
             "install the package that holds it (linux-modules-extra on Ubuntu)",
         )
     return ()

@@ -595,6 +595,11 @@ def _ram_warnings(budget: _Budget, left: int) -> list[str]:
     return []
 
 
+def randomisation(situation: Situation) -> tuple[bool, list[str]]:
+    """Whether to propose nokaslr for what will boot, and what a person should know of it."""
+    return _kaslr(situation)
+
+
 def _kaslr(situation: Situation) -> tuple[bool, list[str]]:
     """Whether to propose nokaslr, and what to say (facts: a1b87d54f4e4, fixed by 15aa8fb852f9).
 

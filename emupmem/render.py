@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -10,6 +11,9 @@ from rich.text import Text
 from emupmem.model import GIB, LOW_LIMIT, Check, FirmwareMap, Kind, Offer, Plan, Rejected
 from emupmem.planner import Situation
 from emupmem.units import human, span_text, tight
+
+if TYPE_CHECKING:
+    from emupmem.doctor import Finding
 
 STYLES = {"planned": "bold magenta", "usable": "green", "firmware": "yellow", "hole": "dim"}
 CELLS = {"planned": "█", "usable": "▒", "firmware": "░", "hole": "·"}
@@ -156,3 +160,22 @@ def ladder(out: Console, checks: Iterable[Check]) -> None:
         )
         if check.hint and check.status != "ok":
             out.print(f"{'':14} → {check.hint}")
+
+
+FINDINGS = {
+    "ok": ("✓", "green"),
+    "note": ("·", "cyan"),
+    "warn": ("!", "yellow"),
+    "stop": ("✗", "bold red"),
+    "fail": ("✗", "bold red"),
+}
+
+
+def findings(out: Console, found: Sequence[Finding]) -> None:
+    """One line for each finding of the doctor, and below it the one thing to do."""
+    width = max((len(f.name) for f in found), default=0)
+    for one in found:
+        mark, style = FINDINGS[one.status]
+        out.print(Text.assemble((f"{mark} {one.status:4}", style), f" {one.name:{width}}  ", one.evidence))
+        if one.fix:
+            out.print(f"{'':{width + 8}} → {one.fix}")

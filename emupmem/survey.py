@@ -183,7 +183,7 @@ def target_kernel(machine: Machine, cfg: str) -> Target | None:
     banner = machine.kernel_banner(image)
     if banner and not release:
         release = banner.split()[2]
-    running = machine.peek("/proc/version") if machine.live else ""
+    running = machine.peek("/proc/version") if machine.running else ""
     if running.startswith(f"Linux version {release} "):
         return Target(release, image, kernel_release(running, machine.peek("/proc/version_signature")))
     return Target(release, image, kernel_release(banner) if banner else None)
@@ -216,7 +216,7 @@ def module_states(machine: Machine, release: str, cmdline: CommandLine) -> tuple
     listed = machine.peek(f"{base}/modules.dep") if base else ""
     builtin = machine.peek(f"{base}/modules.builtin") if base else ""
     blocked = _blacklist(machine, cmdline)
-    running = machine.live and machine.peek("/proc/sys/kernel/osrelease") == release
+    running = machine.running and machine.peek("/proc/sys/kernel/osrelease") == release
     return tuple(
         (
             n,
@@ -373,6 +373,8 @@ def judge(machine: Machine) -> Judge:
     """The sh that reads GRUB's defaults: for the tree of another machine it finds no programs."""
     from emupmem import editor
 
+    if machine.replay is not None:
+        return machine.replay
     return editor.judge(with_programs=machine.live)
 
 
@@ -417,7 +419,7 @@ def _this_boot(machine: Machine, unseen: list[tuple[str, str]]) -> BootLog | Non
     last: BootLog | None = None
     why = "the kernel's log could not be read"
     for argv in (("dmesg",), ("journalctl", "-k", "-b", "0", "-o", "cat", "--no-pager")):
-        done = machine.output(*argv) if machine.live else None
+        done = machine.output(*argv) if machine.running else None
         if done is None or done.status:
             why = done.last_words if done is not None and done.last_words else why
             continue

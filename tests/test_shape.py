@@ -13,7 +13,6 @@ IMPURE = {"os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "signal",
 MAY = {
     "machine.py": IMPURE,  # the one module that owns files, programs and locks
     "editor.py": {"os", "subprocess", "fcntl", "signal"},  # run_sh: sh, without rights, is the judge of edits
-    "obstacles.py": {"platform"},  # the architecture
     "snapshot.py": {"os", "fcntl", "mmap", "ctypes"},  # copies devices, in threads, past the page cache
     "dax.py": {"os", "mmap", "ctypes"},  # one nameless file, mapped and touched
     "cli.py": {"os", "signal"},  # one environment variable, the end of a pipe, the status of Ctrl-C

@@ -1,0 +1,120 @@
+"""doctor and collect: what stands in the way here, and an archive that tells it elsewhere. No logic of its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emupmem.cli_common import EPILOG, Exit, Json, finish, json_errors, say, usage
+from emupmem.model import EmupmemError
+
+if TYPE_CHECKING:
+    from emupmem.collect import Masked
+    from emupmem.doctor import Finding
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (doctor, collect):
+        app.command(epilog=EPILOG)(command)
+
+
+def doctor(
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="An archive of emupmem collect (- for standard input), not this machine.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell everything that decides whether this will work, before and after. Changes nothing, needs no root."""
+    from emupmem import doctor as doctors
+
+    result: dict[str, Any] = {"ok": False, "findings": []}
+    with json_errors(as_json, result):
+        findings = _findings(from_)
+        ok = doctors.good(findings)
+        result |= {"ok": ok, "findings": [asdict(f) for f in findings]}
+        if not as_json:
+            from emupmem import render
+
+            render.findings(render.console(), findings)
+    finish(as_json, result, Exit.OK if ok else Exit.NOT_AS_PLANNED)
+
+
+def _findings(from_: str | None) -> tuple[Finding, ...]:
+    from emupmem import doctor as doctors
+    from emupmem.machine import Machine, given_file, is_gzip
+
+    if from_ is None:
+        return doctors.look(Machine())
+    from emupmem import collect as collecting
+
+    name = "standard input" if from_ == "-" else from_
+    with given_file(from_) as file:
+        if not is_gzip(file):
+            raise EmupmemError(
+                f"{name}: no archive of emupmem collect", "emupmem suggest --from plans from a log"
+            )
+        return collecting.doctor_from(collecting.unpack(file, name), name)
+
+
+def collect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The archive to write, as machine.tar.gz.")],
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show what would be written and what is masked; write nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write one archive with all that planning and diagnosing need, secrets masked: for --from elsewhere."""
+    from emupmem import collect as collecting
+    from emupmem.machine import Machine, new_file, refuse_taken
+
+    result: dict[str, Any] = {"file": file, "written": False, "files": [], "masked": {}, "unreadable": []}
+    with json_errors(as_json, result):
+        if file == "-":
+            usage("collect writes a file, not to standard output")
+        if not list_:
+            refuse_taken(file, force)
+        machine = Machine()
+        made = collecting.of_machine(machine)
+        data = collecting.pack(made.archive)
+        result |= {
+            "files": [
+                {"name": name, "size": len(content), "masked": made.places.get(name, {})}
+                for name, content in sorted(made.archive.members.items())
+            ],
+            "masked": made.values,
+            "unreadable": made.archive.facts["unreadable"],
+        }
+        if not list_:
+            new_file(file, data, force)
+            result["written"] = True
+        if not as_json:
+            _tell(made, file, len(data), list_)
+        if not machine.is_root:
+            say("! not root: what only root may read is not in it; sudo emupmem collect takes it along")
+    finish(as_json, result, Exit.OK)
+
+
+def _tell(made: Masked, file: str, size: int, only_list: bool) -> None:
+    from emupmem.units import human
+
+    members = sorted(made.archive.members.items())
+    if only_list:
+        for name, content in members:
+            masked = ", ".join(f"{n} × {kind}" for kind, n in made.places.get(name, {}).items())
+            print(f"{len(content):>9}  {name}" + (f"  (masked: {masked})" if masked else ""))
+    for name in made.archive.facts["unreadable"]:
+        say(f"! {name} could not be read")
+    values = ", ".join(f"{n} × {kind}" for kind, n in made.values.items()) or "nothing"
+    what = "would be written" if only_list else "written"
+    print(f"{'' if only_list else '✓ '}{file} {what}: {len(members)} files, {human(size)} · masked: {values}")
+    if not only_list:
+        print(f"Elsewhere:  emupmem suggest --from {file}   or   emupmem doctor --from {file}")
