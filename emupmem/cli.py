@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from emupmem import __version__, cli_doctor, cli_mount, cli_namespaces, cli_nvdimm, cli_qemu, cli_trial
+from emupmem.cli_change import carry_out, change_result
 from emupmem.cli_common import (
     EPILOG,
     DryRun,
