@@ -379,9 +379,14 @@ def test_nothing_is_changed(here: FakeMachine) -> None:
         (f"/lib/modules/{RELEASE}/modules.dep", "", "modules", "no module nd_e820 installed"),
         ("/etc/default/grub", 'GRUB_CMDLINE_LINUX="a\n', "defaults", "sh cannot read this file"),
         ("/proc/self/mountinfo", "30 1 8:1 / / ro - ext4 /dev/sda1 ro\n", "room", "mounted read-only"),
-        ("/etc/default/grub.d/90.cfg", 'GRUB_CMDLINE_LINUX="b"\n', "plan", "assigns GRUB_CMDLINE_LINUX anew"),
         (
-            "/etc/default/grub.d/90.cfg",
+            "/etc/default/grub.d/zzz.cfg",
+            'GRUB_CMDLINE_LINUX="b"\n',
+            "plan",
+            "assigns GRUB_CMDLINE_LINUX anew",
+        ),
+        (
+            "/etc/default/grub.d/zzz.cfg",
             'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX '
             + "memmap="
             + ",".join(rf"1K\\\$0x{n}00" for n in (1, 2, 3, 4))

@@ -341,7 +341,7 @@ def test_what_is_not_ours_is_never_overwritten(run: Run, here: PmemMachine) -> N
     reserve(here, "quiet")
     assert "no emulated persistent memory is there" in run("mount").err
     holds(here, "TYPE=ext4\\n")
-    for more in ((), ("--force",)):
+    for more in (("--fs", "xfs"), ("--force",)):
         done = run("mount", "/dev/pmem0", *more)
         assert (done.status, calls(here)) == (1, [])
         assert "is not one of emupmem's devices" in done.err
@@ -349,6 +349,15 @@ def test_what_is_not_ours_is_never_overwritten(run: Run, here: PmemMachine) -> N
     assert "a line in /etc/fstab serves it" in run("mount", "/dev/pmem0", "--at-boot").err
     assert calls(here) == []
     assert run("mount", "/dev/pmem0").status == 0, "blank persistent memory, named by the user"
+
+
+def test_a_real_device_with_the_file_system_that_is_asked_for_is_mounted_as_it_is(
+    run: Run, here: PmemMachine
+) -> None:
+    reserve(here, "quiet")
+    holds(here, "TYPE=ext4\\n")
+    assert run("mount", "/dev/pmem0").status == 0
+    assert not any("mkfs" in c for c in calls(here))
 
 
 def test_with_several_devices_one_must_be_named(run: Run, here: PmemMachine) -> None:
