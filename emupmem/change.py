@@ -18,12 +18,16 @@ from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_valu
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
 from emupmem.model import Command, CommandLine, EmupmemError, Plan, Request, Reservation
 from emupmem.planner import STEPS, Situation, plan, satisfied
+from emupmem.unit import FILE as UNIT_FILE
 from emupmem.unit import NO_CHANGE, BootMount, UnitChange
 from emupmem.unit import read as read_unit
 
 GENERATOR_SECONDS = 600
 OUR_WORDS = ("nokaslr",)
 """Words beside memmap= that apply adds when asked to."""
+
+WRITTEN = (GRUB_DEFAULT, UNIT_FILE, trial.SCRIPT, dropin.NAME)
+"""What is replaced by rename; the menu is what the generator writes in place."""
 
 Tell = Callable[[str], None]
 
@@ -442,9 +446,8 @@ def _change(
     normal = (*recovery, *values[editor.DEFAULT].items)
     warnings = (*(found.notes if found else ()), *(made.warnings if made else ()))
     cfg = machine.grub_cfg()
-    regenerate = machine.live and (
-        bool(_menu_problems(machine, cfg, normal, recovery)) or machine.is_aside(cfg)
-    )
+    unfinished = machine.is_aside(cfg) or bool(machine.litter(WRITTEN, cfg))
+    regenerate = machine.live and (bool(_menu_problems(machine, cfg, normal, recovery)) or unfinished)
     script = machine.read(trial.SCRIPT)
     edits = (FileEdit(trial.SCRIPT, script, None),) if script is not None else ()
     return Change(
@@ -572,6 +575,7 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
         if machine.read(name) != before:
             raise EmupmemError(f"{name} was changed by somebody else meanwhile", "look at it and try again")
     generator = _generator(machine)
+    machine.clear(machine.litter(WRITTEN, machine.grub_cfg()))
     tell("locked")
     backup = ""
     if change.before != change.after:

@@ -30,6 +30,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import AnyStr, Protocol, cast
 
 from emupmem.model import EmupmemError
@@ -1088,7 +1089,10 @@ def _lines_put_back(current: str, before: str, after: str) -> list[str] | None:
         if len(places) != 1:
             return None
         moves.append((places[0], j2 - j1, old[i1:i2]))
-    for at, count, block in sorted(moves, reverse=True):
+    moves.sort()
+    if any(at + count > following for (at, count, _), (following, _, _) in pairwise(moves)):
+        return None  # two blocks of the same lines, of which somebody left only one
+    for at, count, block in reversed(moves):
         lines[at : at + count] = block
     if any(not line.endswith("\n") for line in lines[:-1]):
         return None

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -174,7 +174,7 @@ class Machine:
         Raises EmupmemError; the old file is then untouched and nothing is left beside it.
         """
         target = self.path(name)
-        fresh = target.with_name(f".{target.name}.emupmem-new")
+        fresh = _fresh(target)
         try:
             with contextlib.suppress(FileNotFoundError):
                 fresh.unlink()  # of a run that was killed; the lock keeps others away
@@ -208,6 +208,8 @@ class Machine:
             fresh.rename(folder / f"{base}.{stamp}{suffix}")
             _sync_folder(folder)
         except OSError as exc:
+            with contextlib.suppress(OSError):
+                (folder / f".{base}.{stamp}{suffix}.new").unlink()
             raise EmupmemError(
                 f"the backup {backup} cannot be written: {exc.strerror}",
                 _write_hint(exc) or "nothing was changed",
@@ -221,16 +223,16 @@ class Machine:
         """
         target = self.path(name)
         aside = _aside(target)
-        fresh = aside.with_name(aside.name + ".new")
+        made = _half(aside)
         try:
             if not target.exists():
                 return False
-            _write_like(fresh, target.read_bytes(), target)
-            fresh.rename(aside)
+            _write_like(made, target.read_bytes(), target)
+            made = made.rename(aside)
             _sync_folder(aside.parent)
         except OSError as exc:
             with contextlib.suppress(OSError):
-                fresh.unlink()
+                made.unlink()
             raise EmupmemError(
                 f"{name} cannot be copied before it is made anew: {exc.strerror}",
                 _write_hint(exc) or "nothing was changed",
@@ -240,6 +242,18 @@ class Machine:
     def is_aside(self, name: str) -> bool:
         """Whether a run that was killed left such a copy."""
         return os.path.exists(_aside(self.path(name)))  # noqa: PTH110 (as in exists)
+
+    def litter(self, names: Sequence[str], cfg: str) -> list[Path]:
+        """Half-written files that a killed run left beside `names`, the menu `cfg` and the backups."""
+        beside = [*(_fresh(self.path(n)) for n in names), _half(_aside(self.path(cfg)))]
+        halves = [n for n in self.names(BACKUPS) if n.startswith(".") and n.endswith(".new")]
+        return [p for p in beside if os.path.exists(p)] + [self.path(BACKUPS) / n for n in halves]  # noqa: PTH110
+
+    def clear(self, litter: Sequence[Path]) -> None:
+        """Take that away, as far as possible; the lock keeps others away."""
+        for path in litter:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def put_back(self, name: str) -> None:
         """Rename the copy that `set_aside` made over the file; where both are the same, drop the copy.
@@ -875,6 +889,14 @@ def _on_device(path: Path, device: int) -> bool:
 
 def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.emupmem-old")
+
+
+def _half(aside: Path) -> Path:
+    return aside.with_name(f"{aside.name}.new")
+
+
+def _fresh(target: Path) -> Path:
+    return target.with_name(f".{target.name}.emupmem-new")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -558,7 +558,8 @@ def _said(name: str, text: str) -> str | None:
         return None
     if lead.endswith('"') and (string := _pattern("string").match(said)):
         try:
-            return str(json.loads(f'"{string[0]}"'))
+            # half of a surrogate pair is no character
+            return str(json.loads(f'"{string[0]}"')).encode("utf-8", "replace").decode()
         except ValueError:
             return string[0]
     if _pattern("record").fullmatch(lead):
@@ -811,7 +812,7 @@ def parse_sysfs_memmap(entries: Iterable[tuple[int, str, str, str]]) -> Firmware
         made.append(MapEntry(*span, kind, words.strip(), index))
     made.sort(key=lambda e: (e.start, e.end))
     for entry in made:
-        if not entry.start < entry.end <= _MAX_ADDRESS:
+        if not 0 <= entry.start < entry.end <= _MAX_ADDRESS:
             raise EmupmemError(f"/sys/firmware/memmap/{entry.line} ends before it begins, or beyond 2^52")
     for last, entry in pairwise(made):
         if entry.start < last.end:

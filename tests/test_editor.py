@@ -519,6 +519,13 @@ def test_undo_of_a_removal_puts_the_old_lines_back() -> None:
     assert editor.undo(after + "Y=1\n", before, after) == before + "Y=1\n"
 
 
+def test_undo_takes_no_line_of_somebody_else_where_one_of_two_equal_lines_is_gone() -> None:
+    before = "A=1\nB=2\n"
+    after = "ours\nA=1\nours\nB=2\n"
+    assert editor.undo_lines(after + "C=3\n", before, after) is None  # not clear which is which
+    assert editor.undo_lines("ours\nC=3\n", before, after) is None
+
+
 def test_undo_needs_neither_sh_nor_augeas_when_the_lines_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     before = fixture("debian-stock")
     after = editor.set_items(before, LINUX, ITEM)

@@ -861,6 +861,12 @@ def test_escapes_are_undone() -> None:
     assert log.command_line.words[0] == "initrd=\\ucode.img"
 
 
+def test_half_a_character_in_json_is_no_crash() -> None:
+    log = parse_boot_log('{"MESSAGE":"Command line: \\ud800 ro"}')
+    assert log.command_line is not None
+    assert log.command_line.words == ("?", "ro")
+
+
 # Other sources ---------------------------------------------------------------------------------------------
 
 
@@ -908,6 +914,7 @@ def test_sysfs_words(words: str, kind: Kind) -> None:
         ([(0, "0x0", "", "System RAM")], "memmap/0 cannot be read: start '0x0', end ''"),
         ([(0, "0x1000", "0x0", "System RAM")], "memmap/0 ends before it begins"),
         ([(0, "0x0", "0x10000000000000", "System RAM")], "beyond 2\\^52"),
+        ([(0, "-0x1000", "0xfff", "System RAM")], "memmap/0 ends before it begins, or"),
         ([(0, "0x0", "0x1fff", "System RAM"), (1, "0x1000", "0x2fff", "Reserved")], "memmap/0 and 1 overlap"),
         ([(0, "0x0", "0xfff", "System RAM")] * 2, "overlap"),
     ],
