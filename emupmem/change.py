@@ -482,8 +482,18 @@ def prepare_trial(
     made = trial.script(text, machine.grubenv(), words, options.variable)
     before = machine.read(trial.SCRIPT)
     edit = FileEdit(trial.SCRIPT, before, made.text.encode("utf-8", "surrogateescape"), 0o755)
+    # Tried before and not chosen any more: the menu is made and the choice is taken again.
+    again = machine.grubenv().get(trial.NEXT) != trial.ID or bool(trial.problem(text, made.words))
     return Change(
-        wanted.before, wanted.before, (), (), wanted.plan, wanted.warnings, edits=(edit,), trial=made.words
+        wanted.before,
+        wanted.before,
+        (),
+        (),
+        wanted.plan,
+        wanted.warnings,
+        again,
+        edits=(edit,),
+        trial=made.words,
     )
 
 

@@ -130,6 +130,17 @@ def test_a_permanent_apply_ends_the_trial(machine: FakeMachine) -> None:
     assert "next_entry" not in machine.grubenv()
 
 
+def test_a_trial_that_failed_can_be_tried_again(machine: FakeMachine) -> None:
+    begin(machine)
+    assert not prepare_trial(machine, FOUND, Request(GIB), Options()).needed
+    boots(machine, "")
+    assert prepare_trial(machine, FOUND, Request(GIB), Options()).needed
+    put(machine, "/boot/grub/grub.cfg", menu(machine).replace("splash memmap", "splash panic=1 memmap"))
+    begin(machine)
+    assert machine.grubenv()["next_entry"] == "emupmem-trial"
+    assert "panic=1" not in menu(machine)
+
+
 def test_another_size_replaces_the_trial(machine: FakeMachine) -> None:
     begin(machine)
     begin(machine, 2 * GIB)
