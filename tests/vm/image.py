@@ -39,6 +39,8 @@ PACKAGES = (
     *("linux-image-cloud-amd64", "initramfs-tools", "e2fsprogs", "xfsprogs", "ndctl"),
     *("acl", "attr", "python3", "python3-venv", "libaugeas0"),
 )
+# For the trial that starts its kernel by kexec.
+EXTRA = {"trixie": ("kexec-tools",)}
 GRUB = {"bios": ("grub-pc",), "uefi": ("grub-efi-amd64", "dosfstools")}
 # Only while the Python dependencies are built: python-augeas has no wheels.
 COMPILERS = "gcc libc6-dev python3-dev libaugeas-dev libxml2-dev pkg-config"
@@ -123,7 +125,8 @@ systemctl mask -q apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer f
     e2scrub_all.timer e2scrub_reap.service systemd-tmpfiles-clean.timer getty.target \
     ndctl-monitor.service systemd-timesyncd.service systemd-networkd.service networking.service \
     systemd-networkd-wait-online.service systemd-logind.service systemd-binfmt.service \
-    systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-fsck-root.service \
+    kexec.service kexec-load.service systemd-update-utmp.service \
+    systemd-update-utmp-runlevel.service systemd-fsck-root.service \
     systemd-pstore.service systemd-random-seed.service systemd-hwdb-update.service \
     ldconfig.service modprobe@.service sys-kernel-debug.mount sys-kernel-tracing.mount \
     sys-kernel-config.mount sys-fs-fuse-connections.mount dev-hugepages.mount dev-mqueue.mount \
@@ -223,7 +226,8 @@ def dependencies() -> list[str]:
 
 def _key(suite: str, firmware: str) -> str:
     """Hash everything that decides what is on the disk."""
-    recipe: list[object] = [PACKAGES, GRUB[firmware], RUNNER, UNIT, COMMAND, SETUP, SEAL, EXT4, COMPILERS]
+    packages = (*PACKAGES, *EXTRA.get(suite, ()), *GRUB[firmware])
+    recipe: list[object] = [packages, RUNNER, UNIT, COMMAND, SETUP, SEAL, EXT4, COMPILERS]
     recipe += [EXPORT, suite, firmware, DISK_SIZE, EFI_SIZE, sorted(dependencies())]
     return hashlib.sha256(json.dumps(recipe, default=str).encode()).hexdigest()[:12]
 
@@ -257,7 +261,7 @@ def _make_tree(tree: Path, work: Path, made: Image) -> None:
     archives = cache() / "archives" / made.suite
     archives.mkdir(parents=True, exist_ok=True)
     there = shlex.quote(str(archives))
-    packages = ",".join((*PACKAGES, *GRUB[made.firmware]))
+    packages = ",".join((*PACKAGES, *EXTRA.get(made.suite, ()), *GRUB[made.firmware]))
     argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={packages}", "--quiet"]
     # Debian testing's index may be past its date.
     argv += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Languages "none"']
