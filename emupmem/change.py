@@ -446,13 +446,21 @@ def _change(
     normal = (*recovery, *values[editor.DEFAULT].items)
     warnings = (*(found.notes if found else ()), *(made.warnings if made else ()))
     cfg = machine.grub_cfg()
-    unfinished = machine.is_aside(cfg) or bool(machine.litter(WRITTEN, cfg))
-    regenerate = machine.live and (bool(_menu_problems(machine, cfg, normal, recovery)) or unfinished)
     script = machine.read(trial.SCRIPT)
+    regenerate = machine.live and (
+        bool(_menu_problems(machine, cfg, normal, recovery))
+        or _unfinished(machine, cfg)
+        or (script is None and trial.left_over(machine))
+    )
     edits = (FileEdit(trial.SCRIPT, script, None),) if script is not None else ()
     return Change(
         before, after, normal, recovery, made, warnings, regenerate and before == after, edits=edits
     )
+
+
+def _unfinished(machine: Machine, cfg: str) -> bool:
+    """Whether a run that was killed left something."""
+    return machine.is_aside(cfg) or bool(machine.litter(WRITTEN, cfg))
 
 
 def prepare_trial(
@@ -477,13 +485,13 @@ def prepare_trial(
     if not wanted.normal:
         raise EmupmemError("there is nothing to try")
     cfg = machine.grub_cfg()
-    text = (machine.read(cfg) or b"").decode("utf-8", "surrogateescape")
+    text = trial.menu(machine)
     words = (wanted.memmap, *(OUR_WORDS if options.nokaslr else ()))
     made = trial.script(text, machine.grubenv(), words, options.variable)
     before = machine.read(trial.SCRIPT)
     edit = FileEdit(trial.SCRIPT, before, made.text.encode("utf-8", "surrogateescape"), 0o755)
-    # Tried before and not chosen any more: the menu is made and the choice is taken again.
-    again = machine.grubenv().get(trial.NEXT) != trial.ID or bool(trial.problem(text, made.words))
+    # Tried before and not chosen any more, or not to its end: the menu is made and the choice is taken again.
+    again = not trial.chosen(machine) or bool(trial.problem(text, made.words)) or _unfinished(machine, cfg)
     return Change(
         wanted.before,
         wanted.before,
@@ -504,6 +512,9 @@ def prepare_confirm(machine: Machine) -> Change:
     """
     state = trial.state(machine)
     if state is None:
+        rest = _rest_of_confirm(machine)
+        if rest is not None:
+            return rest
         raise EmupmemError("there is no trial to confirm", "emupmem apply --trial begins one")
     if not state.running:
         raise EmupmemError(
@@ -514,12 +525,21 @@ def prepare_confirm(machine: Machine) -> Change:
     return _placed(machine, before, state.variable, items, state.words[1:], None, None)
 
 
+def _rest_of_confirm(machine: Machine) -> Change | None:
+    """What a confirm that was killed left to do: the reservation of this boot is permanent, its menu is not made."""
+    before = read_defaults(machine)
+    rest = _change(machine, before, before, None, None)
+    booted = parse_command_line(machine.peek("/proc/cmdline")).reservations
+    return rest if rest.needed and booted and rest.normal == tuple(i.text for i in booted) else None
+
+
 def prepare_abandon(machine: Machine) -> Change:
     """The change that takes the entry of a trial away again. Raises EmupmemError where there is none."""
-    if machine.read(trial.SCRIPT) is None:
-        raise EmupmemError("there is no trial to abandon", "nothing was changed")
     before = read_defaults(machine)
-    return _change(machine, before, before, None, None)
+    change = _change(machine, before, before, None, None)
+    if not change.needed:
+        raise EmupmemError("there is no trial to abandon", "nothing was changed")
+    return change
 
 
 def _menu_problems(
@@ -598,16 +618,18 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
         _write(machine, change)
         tell("written")
         return Outcome(backup)
-    menu = _Menu(machine.grub_cfg(), backup)
+    menu = _Menu(machine.grub_cfg(), backup, chosen=trial.chosen(machine))
     menu = replace(menu, kept=_set_menu_aside(machine, menu.name))
     tell("set aside")
     try:
+        if not change.trial:
+            _choose(machine, False)  # before the entry is gone: GRUB would start another one than the default
         _write(machine, change)
         tell("written")
         carry = _generate(machine, generator, change, stop, menu.name)
         tell("generated")
         machine.sync(menu.name)
-        _choose(machine, change)
+        _choose(machine, bool(change.trial))
         tell("chosen")
         stop.check()
     except BaseException as exc:
@@ -618,11 +640,10 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
     return Outcome(backup, carry, generator.argv[0], _edited_meanwhile(machine, change))
 
 
-def _choose(machine: Machine, change: Change) -> None:
-    """Let the next start be the trial; where there is none any more, take the choice back."""
-    chosen = machine.grubenv().get(trial.NEXT) == trial.ID
-    if bool(change.trial) != chosen:
-        machine.set_grubenv(trial.NEXT, trial.ID if change.trial else "")
+def _choose(machine: Machine, wanted: bool) -> None:
+    """Let the next start be the trial, or not; a choice of somebody else stays."""
+    if wanted != trial.chosen(machine):
+        machine.set_grubenv(trial.NEXT, trial.ID if wanted else "")
 
 
 def _write(machine: Machine, change: Change) -> None:
@@ -643,11 +664,12 @@ def _put(machine: Machine, name: str, data: bytes | None, mode: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Menu:
-    """The grub.cfg of a transaction, chosen once; whether a copy is kept; the backup of the defaults."""
+    """The grub.cfg of a transaction, the backup of the defaults; whether a copy is kept, and a trial was chosen."""
 
     name: str
     backup: str
     kept: bool = False
+    chosen: bool = False
 
 
 def _edited_meanwhile(machine: Machine, change: Change) -> str:
@@ -716,7 +738,13 @@ def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException
     """Put the old text and the old menu back; tells in the error what state the machine is in."""
     state = "the old configuration is back, nothing is changed"
     failed: list[str] = []
-    # The menu first: it is what boots, and putting it back is a rename that needs no room.
+    # The menu first: it is what boots, and putting it back is a rename that needs no room. But nobody may be
+    # sent to an entry that it does not have.
+    try:
+        if not menu.chosen:
+            _choose(machine, False)
+    except EmupmemError as second:
+        failed.append(second.message)
     try:
         if menu.kept:
             machine.put_back(menu.name)
@@ -725,8 +753,8 @@ def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException
     try:
         for edit in change.edits:
             _put(machine, edit.name, edit.before, edit.mode)
-        if change.trial and machine.grubenv().get(trial.NEXT) == trial.ID:
-            machine.set_grubenv(trial.NEXT, "")
+        if menu.chosen:
+            _choose(machine, True)
     except EmupmemError as second:
         failed.append(second.message)
     try:

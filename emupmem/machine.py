@@ -14,6 +14,7 @@ import io
 import os
 import platform
 import re
+import selectors
 import signal
 import stat
 import struct
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
 from emupmem.model import Command, EmupmemError, NodeRange
 
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     from emupmem.editor import Judge
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C", "LANG": "C"}
+QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
+"""LVM, which GRUB's scripts ask, would complain about the lock that it is given."""
+
+ENVIRONMENT = {**QUIET, "PATH": PATH, "LC_ALL": "C", "LANG": "C"}
 """What every program is started with: nothing of the caller's environment reaches them."""
 
 BACKUPS = "/var/backups/emupmem"
@@ -41,6 +45,9 @@ GRUB_DEFAULT = "/etc/default/grub"
 GRUB_DROPINS = "/etc/default/grub.d"
 GRUB_CFGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 GZIP = b"\x1f\x8b"
+MOST_OUTPUT = 512 << 20
+"""Bytes that a program may print before it is ended: more than any log of a boot."""
+
 GENERATORS = ("update-grub2", "update-grub", "grub2-mkconfig", "grub-mkconfig")
 
 
@@ -80,6 +87,9 @@ class Region:
 
 class Machine:
     """The files and programs of one machine, below `root`."""
+
+    held: int | None = None
+    """The lock, while we hold it: programs that we start then hold it as well."""
 
     replay: Judge | None = None
     """What sh once made of this machine's GRUB defaults, where they are not to be sourced (an archive)."""
@@ -243,9 +253,14 @@ class Machine:
         """Whether a run that was killed left such a copy."""
         return os.path.exists(_aside(self.path(name)))  # noqa: PTH110 (as in exists)
 
+    def read_aside(self, name: str) -> bytes | None:
+        """What that copy holds. Raises EmupmemError where it may not be read."""
+        return self.read(f"{name.rpartition('/')[0]}/{_aside(Path(name)).name}")
+
     def litter(self, names: Sequence[str], cfg: str) -> list[Path]:
         """Half-written files that a killed run left beside `names`, the menu `cfg` and the backups."""
-        beside = [*(_fresh(self.path(n)) for n in names), _half(_aside(self.path(cfg)))]
+        env = self.path(cfg.rpartition("/")[0] + "/grubenv")
+        beside = [*(_fresh(self.path(n)) for n in names), _half(_aside(self.path(cfg))), _fresh(env)]
         halves = [n for n in self.names(BACKUPS) if n.startswith(".") and n.endswith(".new")]
         return [p for p in beside if os.path.exists(p)] + [self.path(BACKUPS) / n for n in halves]  # noqa: PTH110
 
@@ -274,8 +289,7 @@ class Machine:
         """Have a file that another program wrote safely on the disk. Raises EmupmemError."""
         target = self.path(name)
         try:
-            with target.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync_file(target)
             _sync_folder(target.parent)
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be synced: {exc.strerror}") from exc
@@ -576,18 +590,18 @@ class Machine:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as exc:
-                who = os.read(descriptor, 20).decode("ascii", "replace").strip()
-                raise EmupmemError(
-                    f"another emupmem is at work{f' (process {who})' if who.isdigit() else ''}",
-                    "wait until it has finished",
-                ) from exc
+                raise _locked(os.read(descriptor, 20).decode("ascii", "replace").strip()) from exc
             with contextlib.suppress(
                 OSError
             ):  # a full disk must not stop a rollback; the number is a courtesy
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            self.held = descriptor
             yield
         finally:
+            if self.held is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # whatever a program left running
+            self.held = None
             os.close(descriptor)
 
     # Programs --------------------------------------------------------------------------------
@@ -603,8 +617,11 @@ class Machine:
     def run(self, command: Command, timeout: float = 60, language: str = "C") -> Completed:
         """Run a program to its end in a session of its own, so that no Ctrl-C hits it half way.
 
-        No shell, the fixed environment but for `language`, no standard input. Past `timeout` seconds the whole
-        session is killed. Raises EmupmemError when it is missing, cannot start or was killed so.
+        No shell, the fixed environment but for `language`, no standard input. Past `timeout` seconds, or where
+        it prints without end, the whole session is killed. Raises EmupmemError when it is missing, cannot start
+        or was killed so.
+
+        While we hold the lock the program holds it too: if we are killed and it goes on, nobody else begins.
         """
         name = command.argv[0]
         program = name if name.startswith("/") else self.find(name)
@@ -616,19 +633,26 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=ENVIRONMENT if language == "C" else {"PATH": PATH, "LANG": language},
+                env=ENVIRONMENT if language == "C" else {**QUIET, "PATH": PATH, "LANG": language},
                 cwd="/",
                 start_new_session=True,
+                pass_fds=() if self.held is None else (self.held,),
             )
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be started: {exc.strerror}") from exc
         try:
-            out, err = child.communicate(timeout=timeout)
+            out, err = _listen(child, timeout)
+            child.wait(timeout)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
+            _end(child)
             raise EmupmemError(f"{name} did not finish within {timeout:g} seconds and was ended") from None
+        except OverflowError:
+            _end(child)
+            raise EmupmemError(f"{name} printed more than {MOST_OUTPUT >> 20} MiB and was ended") from None
+        finally:
+            for pipe in (child.stdout, child.stderr):
+                assert pipe is not None
+                pipe.close()
         return Completed(child.returncode, out, err)
 
     def output(self, *argv: str, timeout: float = 30) -> Completed | None:
@@ -770,9 +794,7 @@ class Machine:
 
     def grubenv(self) -> dict[str, str]:
         """Variables of GRUB's environment block."""
-        text = self.peek(self.grub_cfg().rpartition("/")[0] + "/grubenv")
-        pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
-        return {key: value for key, eq, value in pairs if eq}
+        return _variables(self.peek(self.grub_cfg().rpartition("/")[0] + "/grubenv"))
 
     def set_grubenv(self, name: str, value: str) -> None:
         """Set or (with an empty value) unset a variable of GRUB's environment block. Raises EmupmemError."""
@@ -781,10 +803,23 @@ class Machine:
         if program is None:
             raise EmupmemError("grub-editenv is not installed", "apt-get install grub-common")
         words = ("set", f"{name}={value}") if value else ("unset", name)
-        done = self.run(Command((program, str(self.path(file)), *words), "tell GRUB's next start"))
-        if done.status or self.grubenv().get(name, "") != value:
-            raise EmupmemError(f"{file} cannot be written: {done.last_words or 'it stays as it was'}")
-        self.sync(file)
+        # grub-editenv empties the file before it writes: it is given a copy, which then takes its place.
+        target = self.path(file)
+        fresh = _fresh(target)
+        try:
+            if target.exists():  # else it makes one
+                _write_like(fresh, target.read_bytes(), target)
+            done = self.run(Command((program, str(fresh), *words), "tell GRUB's next start"))
+            if done.status or _variables(_peek(fresh)).get(name, "") != value:
+                raise EmupmemError(f"{file} cannot be written: {done.last_words or 'it stays as it was'}")
+            _sync_file(fresh)
+            fresh.rename(target)
+            _sync_folder(target.parent)
+        except OSError as exc:
+            raise EmupmemError(f"{file} cannot be written: {exc.strerror}", _write_hint(exc)) from exc
+        finally:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
 
     def generator(self) -> Command | None:
         """The program that makes grub.cfg from the defaults, None where there is none.
@@ -845,6 +880,64 @@ def wait_for(ready: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
+def _locked(who: str) -> EmupmemError:
+    """The error of who finds the lock taken by process `who`, or by what that one started."""
+    if who.isdigit() and not _is_running(int(who)):
+        return EmupmemError(
+            f"a program that an emupmem which was killed (process {who}) had started is still at work",
+            f"wait until it has finished; fuser {BACKUPS}/lock names it",
+        )
+    return EmupmemError(
+        f"another emupmem is at work{f' (process {who})' if who.isdigit() else ''}",
+        "wait until it has finished",
+    )
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _listen(child: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes]:
+    """What a program prints until it has ended: something that it left running may still have its pipes.
+
+    Raises TimeoutExpired, and OverflowError where it prints without end.
+    """
+    end, size = time.monotonic() + timeout, 0
+    parts: dict[object, list[bytes]] = {child.stdout: [], child.stderr: []}
+    with selectors.DefaultSelector() as waiting:
+        for pipe in parts:
+            waiting.register(cast(BinaryIO, pipe), selectors.EVENT_READ)
+        while waiting.get_map():
+            left = end - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(child.args, timeout)
+            ready = waiting.select(min(left, 1))
+            if not ready and child.poll() is not None:
+                break
+            for key, _ in ready:
+                data = os.read(key.fd, 1 << 16)
+                size += len(data)
+                parts[key.fileobj].append(data)
+                if not data:
+                    waiting.unregister(key.fileobj)
+                if size > MOST_OUTPUT:
+                    raise OverflowError
+    return b"".join(parts[child.stdout]), b"".join(parts[child.stderr])
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill a program and its session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
 def _write_like(fresh: Path, data: bytes, model: Path, mode: int = 0o644) -> None:
     """Create `fresh` with `data` and the mode, owner and attributes of `model`, safely on the disk."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -897,6 +990,17 @@ def _half(aside: Path) -> Path:
 
 def _fresh(target: Path) -> Path:
     return target.with_name(f".{target.name}.emupmem-new")
+
+
+def _variables(text: str) -> dict[str, str]:
+    """What an environment block of GRUB's says."""
+    pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
+    return {key: value for key, eq, value in pairs if eq}
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

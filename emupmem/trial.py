@@ -146,12 +146,31 @@ def problem(cfg: str, words: Sequence[str]) -> str:
     return ""
 
 
+def menu(machine: Machine) -> str:
+    """The boot menu; where a run that was killed tore it, the whole copy beside it."""
+    name = machine.grub_cfg()
+    text = (machine.read(name) or b"").decode("utf-8", "surrogateescape")
+    if not grubcfg.whole(text) and machine.is_aside(name):
+        return (machine.read_aside(name) or b"").decode("utf-8", "surrogateescape")
+    return text
+
+
+def chosen(machine: Machine) -> bool:
+    """Whether the next start is the trial."""
+    return machine.grubenv().get(NEXT) == ID
+
+
+def left_over(machine: Machine) -> bool:
+    """Whether the menu or GRUB's environment block still has a trial, its script being gone."""
+    return chosen(machine) or bool(problem(menu(machine), ()))
+
+
 def refuse(machine: Machine) -> None:
     """Raise EmupmemError where GRUB could not forget the choice by itself, with the reason."""
     if not machine.live:
         raise EmupmemError("a trial is for the running machine", "--root edits a tree")
     folder = machine.grub_cfg().rpartition("/")[0]
-    cfg = (machine.read(machine.grub_cfg()) or b"").decode("utf-8", "surrogateescape")
+    cfg = menu(machine)
     if f"save_env {NEXT}" not in cfg or "load_env" not in cfg:
         raise EmupmemError(
             f"the menu does not clear {NEXT}: GRUB cannot write to its environment block here",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import emupmem.machine
 from emupmem import change, survey
 from emupmem.change import Change, Options, carry_out, prepare_apply, prepare_remove
 from emupmem.model import GIB, EmupmemError, Request
@@ -220,6 +221,39 @@ def test_a_generator_that_hangs_is_ended(machine: FakeMachine, monkeypatch: pyte
     monkeypatch.setattr(change, "GENERATOR_SECONDS", 0.5)
     script(machine, "update-grub2", "#!/bin/sh\nsleep 1000\n")
     with pytest.raises(EmupmemError, match=r"did not finish within 0\.5 seconds"):
+        apply(machine)
+    unchanged(machine, before)
+
+
+def test_a_generator_that_hangs_is_ended_whatever_it_left_running(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = menu(machine)
+    monkeypatch.setattr(change, "GENERATOR_SECONDS", 0.5)
+    pid = machine.root / "pid"
+    script(machine, "update-grub2", f"#!/bin/sh\nsetsid sleep 1000 &\necho $! > '{pid}'\nsleep 1000\n")
+    with pytest.raises(EmupmemError, match=r"did not finish within 0\.5 seconds"):
+        apply(machine)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    unchanged(machine, before)
+
+
+def test_what_a_generator_left_running_is_not_waited_for(machine: FakeMachine) -> None:
+    pid = machine.root / "pid"
+    script(machine, "update-grub2", f"{GENERATOR}sleep 1000 &\necho $! > '{pid}'\n")
+    apply(machine)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    with machine.lock():
+        assert menu(machine).count("memmap=16G!4G") == 3
+
+
+def test_a_generator_that_prints_without_end_is_ended(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = menu(machine)
+    monkeypatch.setattr(emupmem.machine, "MOST_OUTPUT", 5 << 20)
+    script(machine, "update-grub2", "#!/bin/sh\nyes rubbish\n")
+    with pytest.raises(EmupmemError, match="update-grub2 printed more than 5 MiB and was ended"):
         apply(machine)
     unchanged(machine, before)
 
