@@ -12,17 +12,17 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from emupmem import dropin, editor, grubcfg, mount, survey, trial
+from emupmem import dropin, editor, elsewhere, grubcfg, loader, mount, survey, trial
 from emupmem.blocks import mounts
 from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_value
+from emupmem.elsewhere import GENERATOR_SECONDS, WORDS_RECORD, Elsewhere, put, refuse_changed
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
-from emupmem.model import Command, CommandLine, EmupmemError, Plan, Request, Reservation
+from emupmem.model import Command, CommandLine, EmupmemError, FileEdit, Plan, Request, Reservation
 from emupmem.planner import STEPS, Situation, plan, satisfied
 from emupmem.unit import FILE as UNIT_FILE
 from emupmem.unit import NO_CHANGE, BootMount, UnitChange
 from emupmem.unit import read as read_unit
 
-GENERATOR_SECONDS = 600
 OUR_WORDS = ("nokaslr",)
 """Words beside memmap= that apply adds when asked to."""
 
@@ -43,22 +43,14 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class FileEdit:
-    """Another file of the boot configuration: its content before and after, None where there is none."""
-
-    name: str
-    before: bytes | None
-    after: bytes | None
-    mode: int = 0o644
-
-
-@dataclass(frozen=True, slots=True)
 class Change:
     """A new text for /etc/default/grub and what the boot menu must carry afterwards.
 
     `normal` and `recovery` are the items (`1G!4G`) of the normal and the recovery entries.
     `regenerate` says that the menu is not what the (unchanged) defaults ask for. `edits` are other
     files that change with it, `trial` the words of the entry for a trial boot (empty: there must be none).
+    `elsewhere` is set where another loader than GRUB with grub-mkconfig starts the machine: then `edits` are
+    all files that emupmem itself writes.
     """
 
     before: bytes
@@ -71,6 +63,7 @@ class Change:
     unit: UnitChange = NO_CHANGE
     edits: tuple[FileEdit, ...] = ()
     trial: tuple[str, ...] = ()
+    elsewhere: Elsewhere | None = None
 
     @property
     def needed(self) -> bool:
@@ -79,7 +72,9 @@ class Change:
     @property
     def boot_needed(self) -> bool:
         """Whether GRUB's side changes; the unit that mounts may change alone."""
-        return self.before != self.after or self.regenerate or any(e.before != e.after for e in self.edits)
+        runs = self.elsewhere is not None and bool(self.elsewhere.steps.commands)
+        changed = any(e.before != e.after for e in self.edits)
+        return self.before != self.after or self.regenerate or changed or runs
 
     @property
     def diff(self) -> str:
@@ -132,6 +127,17 @@ def read_defaults(machine: Machine) -> bytes:
             "emupmem changes such machines only",
         )
     return data
+
+
+def next_line(machine: Machine) -> CommandLine:
+    """The kernel command line of the next start, whatever the boot loader. Raises EmupmemError."""
+    other = loader.of(machine)
+    if other is None:
+        return effective_line(machine, read_defaults(machine))
+    standing = other.standing(machine)
+    if standing.line is None:
+        raise EmupmemError(f"which entry of {standing.menu} boots by default cannot be told")
+    return standing.line
 
 
 def effective_line(machine: Machine, main: bytes) -> CommandLine:
@@ -220,6 +226,10 @@ def prepare_apply(
     that would override, and for everything that the planner and the editor refuse.
     """
     mount.check_wishes(machine, wishes)
+    other = loader.of(machine)
+    if other is not None:
+        change, made = _apply_elsewhere(machine, other, found, request, options)
+        return _with_mounts(machine, change, made, wishes)
     before = read_defaults(machine)
     held = survey.configured_items(machine, before)
     if len(held) > 1 and not options.replace:
@@ -232,34 +242,52 @@ def prepare_apply(
                 f"both {GRUB_DEFAULT} and {dropin.NAME} reserve memory", "sudo emupmem remove takes away both"
             )
         present, variable = _items_in(own[1]), own[0]
-    line = effective_line(machine, before)
-    kept = present if options.add else ()
-    situation = _with_line(found.situation, survey.without_reservations(line, kept))
     _refuse_dropin_items(machine, before, present)
-    made: Plan | None = None
-    if options.add or not _as_asked(situation, request, present, variable, options):
-        if present and not (options.add or options.replace):
-            raise EmupmemError(
-                f"there is a different reservation already: memmap={','.join(present)}",
-                "--replace puts the new one in its place, --add joins them",
-            )
-        made = plan(situation, request)
-        items = (*kept, *_items(made.memmap))
-        if options.add:
-            variable = variable if present else options.variable
-            items = _items(
-                format_memmap([(r.size, r.start) for r in sorted(_reservations(items), key=_start)])
-            )
-        else:
-            variable = options.variable
-    else:
-        items = present
+    line = effective_line(machine, before)
+    made, items = _decide(line, found, request, options, present, in_place=variable == options.variable)
+    if made is not None and not (options.add and present):
+        variable = options.variable
     words = OUR_WORDS if options.nokaslr else ()
     if own is not None:
         kept_words = [w for w in own[1] if not editor.items_of(w) and w not in words]
         change = _through_dropin(machine, before, variable, items, (*kept_words, *words), made, found)
     else:
         change = _placed(machine, before, variable, items, words, made, found)
+    return _with_mounts(machine, change, made, wishes)
+
+
+def _decide(
+    line: CommandLine,
+    found: survey.Survey,
+    request: Request,
+    options: Options,
+    present: Sequence[str],
+    in_place: bool = True,
+) -> tuple[Plan | None, tuple[str, ...]]:
+    """A plan, None where what is `present` is what was asked; and all our items afterwards.
+
+    `line` are the words of the next start. Raises EmupmemError for a reservation that differs, and as the
+    planner does.
+    """
+    kept = tuple(present) if options.add else ()
+    situation = _with_line(found.situation, survey.without_reservations(line, kept))
+    if not options.add and in_place and _as_asked(situation, request, present):
+        return None, tuple(present)
+    if present and not (options.add or options.replace):
+        raise EmupmemError(
+            f"there is a different reservation already: memmap={','.join(present)}",
+            "--replace puts the new one in its place, --add joins them",
+        )
+    made = plan(situation, request)
+    items = (*kept, *_items(made.memmap))
+    if options.add:
+        joined = sorted(_reservations(items), key=_start)
+        items = _items(format_memmap([(r.size, r.start) for r in joined]))
+    return made, items
+
+
+def _with_mounts(machine: Machine, change: Change, made: Plan | None, wishes: Sequence[mount.Wish]) -> Change:
+    """The change with the unit that mounts the devices as wished, one wish for a device."""
     meant = sorted(made.reservations if made else _reservations(change.normal), key=_start)
     if len(wishes) > len(meant):
         raise EmupmemError(
@@ -268,6 +296,38 @@ def prepare_apply(
         )
     pairs = [((r.start, r.size), wish) for r, wish in zip(meant, wishes, strict=False)]
     return replace(change, unit=mount.unit_change(machine, _ranges(change), pairs))
+
+
+def _apply_elsewhere(
+    machine: Machine, other: loader.Loader, found: survey.Survey, request: Request, options: Options
+) -> tuple[Change, Plan | None]:
+    """The change for a machine that another loader starts than GRUB with grub-mkconfig."""
+    if options.variable != editor.LINUX:
+        raise EmupmemError(
+            f"--variable names a variable of GRUB's, and {other.title} starts this machine", "leave it away"
+        )
+    standing = other.standing(machine)
+    line = standing.line or parse_command_line(machine.peek("/proc/cmdline"))
+    made, items = _decide(line, found, request, options, standing.items)
+    words = OUR_WORDS if options.nokaslr else ()
+    change = _elsewhere(machine, other, standing, items, words, ())
+    warnings = (*found.notes, *(made.warnings if made else ()))
+    return replace(change, plan=made, warnings=warnings), made
+
+
+def _elsewhere(
+    machine: Machine,
+    other: loader.Loader,
+    standing: loader.Standing,
+    items: Sequence[str],
+    extra: Sequence[str],
+    drop: Sequence[str],
+) -> Change:
+    steps = other.steps(machine, items, extra, drop)
+    what = Elsewhere(other, standing, steps, tuple(items), tuple(extra), tuple(drop))
+    unfinished = machine.live and bool(elsewhere.litter(machine, steps))
+    wanted = tuple(items)
+    return Change(b"", b"", wanted, wanted, regenerate=unfinished, edits=steps.edits, elsewhere=what)
 
 
 def _placed(
@@ -303,17 +363,15 @@ def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
 
     Where nothing else changed the file since apply, the kept backup gives the former bytes.
     """
+    other = loader.of(machine)
+    if other is not None:
+        return _with_units(machine, _remove_elsewhere(machine, other, items))
     before = read_defaults(machine)
     held = survey.configured_items(machine, before)
     own = _own_dropin(machine)
     here = _items_in(own[1]) if own is not None else ()
     present, variable = (*_all_items(held), *here), next(iter(held), editor.LINUX)
-    for item in items:
-        if item.removeprefix("memmap=") not in present:
-            known = f"there are: {', '.join(present)}" if present else "nothing is reserved"
-            raise EmupmemError(f"there is no reservation {item}", known)
-    named = [i.removeprefix("memmap=") for i in items]
-    left = tuple(i for i in present if i not in named) if named else ()
+    named, left = _left(present, items)
     if left and len(held) + bool(here) > 1:
         raise _in_both(
             held | ({dropin.NAME: here} if here else {}), "remove without a name gives all of it back"
@@ -332,6 +390,37 @@ def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
             gone_file = FileEdit(dropin.NAME, machine.read(dropin.NAME), None)
             change = replace(change, edits=(*change.edits, gone_file))
     _refuse_dropin_items(machine, before, present)
+    return _with_units(machine, change)
+
+
+def _left(present: Sequence[str], items: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The named items, and those that stay. Raises EmupmemError for one that is not there."""
+    named = [i.removeprefix("memmap=") for i in items]
+    for name, item in zip(named, items, strict=True):
+        if name not in present:
+            known = f"there are: {', '.join(present)}" if present else "nothing is reserved"
+            raise EmupmemError(f"there is no reservation {item}", known)
+    return named, tuple(i for i in present if i not in named) if named else ()
+
+
+def _remove_elsewhere(machine: Machine, other: loader.Loader, items: Sequence[str]) -> Change:
+    standing = other.standing(machine)
+    present = standing.items or tuple(
+        dict.fromkeys(i.text for e in standing.entries if e.ours for i in e.command_line.reservations)
+    )
+    _, left = _left(present, items)
+    drop = () if left else _added_words(machine)
+    return _elsewhere(machine, other, standing, left, (), drop)
+
+
+def _added_words(machine: Machine) -> tuple[str, ...]:
+    """Words beside memmap= that the last apply added: its record names them."""
+    words = machine.peek(WORDS_RECORD).split()
+    return tuple(w for w in OUR_WORDS if w in words)
+
+
+def _with_units(machine: Machine, change: Change) -> Change:
+    """The change with the unit left for what stays reserved, and a warning for content that is kept no more."""
     left_unit = _unit_left(machine, change)
     lost = [m for m in _kept(left_unit.before) if m.dir not in {k.dir for k in _kept(left_unit.after)}]
     warnings = [
@@ -392,10 +481,8 @@ def _step(start: int, size: int) -> int:
     return next((s for s in STEPS if start % s == 0 and size % s == 0), 1)
 
 
-def _as_asked(
-    situation: Situation, request: Request, present: Sequence[str], variable: str, options: Options
-) -> bool:
-    if not present or variable != options.variable:
+def _as_asked(situation: Situation, request: Request, present: Sequence[str]) -> bool:
+    if not present:
         return False
     bare = _with_line(
         situation, survey.without_reservations(situation.command_line or parse_command_line(""))
@@ -475,6 +562,8 @@ def prepare_trial(
     """
     if entry:
         trial.refuse(machine)
+    elif loader.of(machine) is not None:
+        raise EmupmemError("a trial by kexec reads GRUB's menu", "leave --trial away here")
     wanted = prepare_apply(machine, found, request, options)
     present = survey.configured_items(machine, wanted.before)
     if present:
@@ -600,10 +689,11 @@ def _carry_out_unit(machine: Machine, change: Change) -> str:
 
 
 def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrupts) -> Outcome:
-    """GRUB's side of the transaction."""
-    for name, before in ((GRUB_DEFAULT, change.before), *((e.name, e.before) for e in change.edits)):
-        if machine.read(name) != before:
-            raise EmupmemError(f"{name} was changed by somebody else meanwhile", "look at it and try again")
+    """The boot loader's side of the transaction."""
+    if change.elsewhere is not None:
+        backup, carry = elsewhere.carry_out(machine, change.elsewhere, tell, stop)
+        return Outcome(backup, carry, change.elsewhere.by.title)
+    refuse_changed(machine, ((GRUB_DEFAULT, change.before), *((e.name, e.before) for e in change.edits)))
     generator = _generator(machine)
     machine.clear(machine.litter(WRITTEN, machine.grub_cfg()))
     tell("locked")
@@ -650,16 +740,7 @@ def _write(machine: Machine, change: Change) -> None:
     if change.before != change.after:
         machine.replace(GRUB_DEFAULT, change.after)
     for edit in change.edits:
-        _put(machine, edit.name, edit.after, edit.mode)
-
-
-def _put(machine: Machine, name: str, data: bytes | None, mode: int) -> None:
-    if machine.read(name) == data:
-        return
-    if data is None:
-        machine.delete(name)
-    else:
-        machine.install(name, data, mode)
+        put(machine, edit.name, edit.after, edit.mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -752,7 +833,7 @@ def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException
         failed.append(second.message)
     try:
         for edit in change.edits:
-            _put(machine, edit.name, edit.before, edit.mode)
+            put(machine, edit.name, edit.before, edit.mode)
         if menu.chosen:
             _choose(machine, True)
     except EmupmemError as second:

@@ -405,9 +405,9 @@ def _survey(from_: str | None, source: Source, machine: Machine | None = None) -
     machine = machine or Machine()
     boots = None
     try:
-        boots = change.effective_line(machine, change.read_defaults(machine))
+        boots = change.next_line(machine)
     except EmupmemError:
-        boots = None  # no GRUB here: this boot's own command line serves
+        boots = None  # not known, or not ours to read: this boot's own command line serves
     return survey.of_machine(machine, source.value, boots)
 
 

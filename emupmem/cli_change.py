@@ -86,6 +86,11 @@ def _show_change(machine: Machine, prepared: Change) -> None:
     if prepared.plan:
         render.plan_line(out, prepared.plan)
     render.diff(out, prepared.diff)
+    if prepared.elsewhere is not None:
+        for step in prepared.elsewhere.steps.commands:
+            out.print(f"then: {shlex.join(step.argv)}", soft_wrap=True)
+        out.print(f"(and check every entry of {prepared.elsewhere.before.menu})")
+        return
     generator = machine.generator() if machine.live else None
     name = machine.grub_cfg()
     if generator:
@@ -95,12 +100,15 @@ def _show_change(machine: Machine, prepared: Change) -> None:
 
 
 def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
-    from emupmem.machine import GRUB_DEFAULT
+    from emupmem.machine import BACKUPS, GRUB_DEFAULT
 
-    if outcome.backup:
+    if prepared.elsewhere is not None and prepared.edits:
+        print(f"✓ {', '.join(e.name for e in prepared.edits)} written (before: {BACKUPS})")
+    elif outcome.backup:
         print(f"✓ {GRUB_DEFAULT} written (before: {outcome.backup})")
     if not machine.live:
-        print("Nothing was run in the tree. On that machine: update-grub2, reboot, emupmem verify")
+        first = "" if prepared.elsewhere is not None else "update-grub2, "
+        print(f"Nothing was run in the tree. On that machine: {first}reboot, emupmem verify")
         return
     if prepared.trial:
         _tell_trial(prepared, outcome)
@@ -121,7 +129,10 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
         say(f"! {outcome.problem}")
     if reboot:
         print("Reboot, then:  sudo emupmem verify")
-        if prepared.memmap:
+        if prepared.memmap and prepared.elsewhere is not None:
+            back = prepared.elsewhere.by.back.format(memmap=prepared.memmap)
+            print(f"If the machine does not come up: {back}; then sudo emupmem remove.")
+        elif prepared.memmap:
             print(
                 f"If the machine does not come up: in GRUB's menu (hold Shift or press Esc at the start) press e, "
                 f"delete {prepared.memmap}, press Ctrl-x; then sudo emupmem remove."

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from emupmem import __version__, doctor, grubcfg, obstacles, survey
+from emupmem import __version__, doctor, grubcfg, loader, obstacles, survey
 from emupmem.blocks import mounts
 from emupmem.machine import BACKUPS, GRUB_CFGS, GRUB_DEFAULT, Completed, Machine, Region
 from emupmem.model import MIB, Command, EmupmemError, NodeRange
@@ -70,8 +70,9 @@ _FILES = (
     "/sys/power/state",
     "/sys/power/disk",
     "/etc/os-release",
-    obstacles.LOADER_INFO,
-    doctor.STUB_INFO,
+    loader.LOADER_INFO,
+    loader.STUB_INFO,
+    loader.SELECTED,
     doctor.SECURE_BOOT,
     GRUB_DEFAULT,
     UNIT_FILE,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from emupmem import obstacles, planner, survey
+from emupmem import loader, obstacles, planner, survey
 from emupmem.blocks import Mounted, mounts
 from emupmem.cmdline import is_cut, kaslr_avoided, memmap_region_count, parse_command_line
 from emupmem.machine import BACKUPS, GENERATORS, GRUB_DEFAULT, Machine
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 EFI_LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 EFIVARS = "/sys/firmware/efi/efivars"
-STUB_INFO = f"{EFIVARS}/StubInfo-{EFI_LOADER}"
 SECURE_BOOT = f"{EFIVARS}/SecureBoot-{EFI_GLOBAL}"
 LOCKDOWN = "/sys/kernel/security/lockdown"
 
@@ -93,6 +92,7 @@ class _Eye:
     target: survey.Target | None = None
     config: str = ""
     mounts: tuple[Mounted, ...] = ()
+    loader: loader.Loader | None = None
 
     @property
     def booted(self) -> CommandLine:
@@ -121,7 +121,7 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
         _memory_map,
         _numa,
         _real_pmem,
-        lambda e: refused("loader", ("ostree", "grub", "loader", "menus", "bls"), _loader(e.machine)),
+        lambda e: refused("loader", ("grub", "loader", "menus"), _loader(e.machine)),
         lambda e: firmware(
             e.machine.exists("/sys/firmware/efi"), _secure_boot(e.machine), _is_uki(e.machine)
         ),
@@ -131,11 +131,12 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
         lambda e: initramfs(e.line, e.machine.peek("/etc/fstab"), e.machine.peek("/etc/crypttab")),
         _randomisation,
         _variables,
+        _sources,
         lambda e: words(e.line),
         lambda e: regions(e.line),
-        _grubenv,
+        lambda e: _grubenv(e) if e.loader is None else None,
         _room,
-        lambda e: generator(e.machine.generator() is not None),
+        lambda e: generator(e.machine.generator() is not None) if e.loader is None else None,
         lambda e: tools({t: e.machine.find(t) is not None for t in (*NEEDED, *WANTED)}, _has_type_7(e)),
         _hibernation,
         _plan,
@@ -151,15 +152,16 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
 def _open(machine: Machine, wait: float) -> _Eye:
     from emupmem import change, editor
 
-    eye = _Eye(machine, wait, mounts=mounts(machine))
+    eye = _Eye(machine, wait, mounts=mounts(machine), loader=loader.of(machine))
     eye.target = obstacles.target(machine)
     if eye.target is not None:
         eye.config = machine.kernel_config(eye.target.release)[1]
     boots: CommandLine | None = None
     try:
-        main = change.read_defaults(machine)
-        eye.effective = editor.effective(survey.grub_texts(machine), sh=survey.judge(machine))
-        boots = change.effective_line(machine, main)
+        if eye.loader is None:
+            change.read_defaults(machine)
+            eye.effective = editor.effective(survey.grub_texts(machine), sh=survey.judge(machine))
+        boots = change.next_line(machine)
     except EmupmemError as exc:
         eye.defaults_problem = exc
     eye.line = boots if boots is not None else eye.booted
@@ -281,8 +283,18 @@ def real_pmem(there: bool) -> Finding | None:
 
 
 def _loader(machine: Machine) -> str:
-    name = obstacles.loader_name(machine) or "GRUB"
-    return f"{name}, {machine.grub_cfg()}"
+    other = loader.of(machine)
+    name = loader.loader_name(machine)
+    if other is None:
+        return f"{name or 'GRUB'}, {machine.grub_cfg()}"
+    try:
+        standing = other.standing(machine)
+    except EmupmemError as exc:
+        return f"{name or other.title}: {exc.message}"
+    count = sum(1 for e in standing.entries if e.ours)
+    return (
+        f"{name or other.title}, {count} entr{'ies' if count != 1 else 'y'} of this system in {standing.menu}"
+    )
 
 
 def _secure_boot(machine: Machine) -> bool | None:
@@ -295,7 +307,7 @@ def _secure_boot(machine: Machine) -> bool | None:
 
 
 def _is_uki(machine: Machine) -> bool:
-    return machine.exists(STUB_INFO)
+    return machine.exists(loader.STUB_INFO)
 
 
 def firmware(efi: bool, secure: bool | None, uki: bool) -> Finding:
@@ -416,7 +428,21 @@ def randomisation(situation: Situation, built: bool | None) -> Finding:
 # The command line ----------------------------------------------------------------------------------
 
 
+def _sources(eye: _Eye) -> list[Finding]:
+    """Where another loader's entries take their words from."""
+    if eye.loader is None:
+        return []
+    try:
+        standing = eye.loader.standing(eye.machine)
+    except EmupmemError as exc:
+        return [Finding("source", "note", exc.message, exc.hint)]
+    line = standing.default.text if standing.default is not None else ""
+    return [Finding("source", "ok", f'"{line}" boots by default; new kernels take {standing.where}')]
+
+
 def _variables(eye: _Eye) -> list[Finding]:
+    if eye.loader is not None:
+        return []
     if eye.effective is None:
         problem = eye.defaults_problem
         if problem is None or not eye.machine.exists(GRUB_DEFAULT):
@@ -628,11 +654,12 @@ def _plan(eye: _Eye) -> Finding | None:
     if eye.found is None or eye.situation is None:
         return None
     items = [i for v in (eye.effective or {}).values() for i in v.items]
+    items = items or [i.text for i in eye.line.reservations]
     if items:
         return Finding("plan", "ok", f"memmap={','.join(items)} is set up already")
     try:
         made = planner.plan(eye.situation, Request())
-        if eye.machine.live and eye.effective is not None:
+        if eye.machine.live and (eye.effective is not None or eye.loader is not None):
             request = Request(made.reservations[0].size)
             change.prepare_apply(eye.machine, eye.found, request, change.Options(editor.LINUX))
     except EmupmemError as exc:

@@ -565,7 +565,7 @@ def _items_of_word(word: str) -> list[str]:
     return [part for part in word.removeprefix("memmap=").split(",") if _ITEM.fullmatch(part)]
 
 
-def _foreign(word: str) -> str:
+def without_items(word: str) -> str:
     """The word without our items, empty when nothing is left."""
     if not _items_of_word(word):
         return word
@@ -1055,7 +1055,7 @@ def _wrong_words(old: str | None, new: str | None, again: str | None, wish: _Wis
 
 
 def _others(value: str | None, drop: Sequence[str]) -> list[str]:
-    words = (_foreign(w) for w in words_of(value or "") if w not in drop)
+    words = (without_items(w) for w in words_of(value or "") if w not in drop)
     return [w for w in words if w]
 
 

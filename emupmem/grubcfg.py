@@ -23,7 +23,8 @@ class BootEntry:
 
     `path` is the entry's place in the menu as GRUB's `default` names it: titles or ids, outermost
     first; `index` the same as numbers. `ours` tells lines written by the distribution's own
-    10_linux-like scripts from entries for other systems (os-prober, custom files).
+    10_linux-like scripts from entries for other systems (os-prober, custom files). `version` is the
+    kernel's release where the entry tells it.
     """
 
     titles: tuple[str, ...]
@@ -34,6 +35,7 @@ class BootEntry:
     line: int
     recovery: bool
     ours: bool
+    version: str = ""
 
     @property
     def title(self) -> str:
@@ -51,7 +53,9 @@ class BootEntry:
 
     @property
     def release(self) -> str:
-        """The kernel release that the file name tells: `6.1.0-32-amd64` of /boot/vmlinuz-6.1.0-32-amd64."""
+        """The kernel release, as the entry or the file name tells it: `6.1.0-32-amd64` of vmlinuz-6.1.0-32-amd64."""
+        if self.version:
+            return self.version
         name = self.kernel.rpartition("/")[2]
         if "-" in name:
             return name.partition("-")[2]

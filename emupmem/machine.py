@@ -257,10 +257,12 @@ class Machine:
         """What that copy holds. Raises EmupmemError where it may not be read."""
         return self.read(f"{name.rpartition('/')[0]}/{_aside(Path(name)).name}")
 
-    def litter(self, names: Sequence[str], cfg: str) -> list[Path]:
-        """Half-written files that a killed run left beside `names`, the menu `cfg` and the backups."""
-        env = self.path(cfg.rpartition("/")[0] + "/grubenv")
-        beside = [*(_fresh(self.path(n)) for n in names), _half(_aside(self.path(cfg))), _fresh(env)]
+    def litter(self, names: Sequence[str], cfg: str = "") -> list[Path]:
+        """Half-written files that a killed run left beside `names`, the menu `cfg` if any, and the backups."""
+        beside = [_fresh(self.path(n)) for n in names]
+        if cfg:
+            env = self.path(cfg.rpartition("/")[0] + "/grubenv")
+            beside += [_half(_aside(self.path(cfg))), _fresh(env)]
         halves = [n for n in self.names(BACKUPS) if n.startswith(".") and n.endswith(".new")]
         return [p for p in beside if os.path.exists(p)] + [self.path(BACKUPS) / n for n in halves]  # noqa: PTH110
 

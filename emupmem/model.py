@@ -256,6 +256,16 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class FileEdit:
+    """A file of the boot configuration: its content before and after, None where there is none."""
+
+    name: str
+    before: bytes | None
+    after: bytes | None
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One rung of the verification ladder."""
 

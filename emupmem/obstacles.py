@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from emupmem import grubcfg, survey
+from emupmem import loader, survey
 from emupmem.cmdline import parse_command_line
 from emupmem.machine import GRUB_DEFAULT, Machine
 from emupmem.model import EmupmemError
 
 _ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM instead"
-LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
 
 def refuse(machine: Machine) -> tuple[str, ...]:
@@ -31,13 +30,15 @@ def checks(machine: Machine) -> dict[str, Check]:
         "container": _refuse_container,
         "xen": _refuse_xen,
     }
-    loader: dict[str, Check] = {"loader": _refuse_loader, "menus": _refuse_two_menus}
+    other = loader.of(machine)
+    if other is not None:
+        own: dict[str, Check] = {"loader": lambda m: _refuse_other(m, other)}
+    else:
+        own = {"grub": _refuse_no_grub}
+        own |= {"loader": _refuse_loader, "menus": _refuse_two_menus} if machine.running else {}
     return {
         **(host if machine.running else {}),
-        "ostree": _refuse_ostree,
-        "grub": _refuse_no_grub,
-        **(loader if machine.running else {}),
-        "bls": _refuse_bls,
+        **own,
         "kernel": _refuse_kernel,
         "modules": _refuse_modules,
     }
@@ -97,12 +98,15 @@ def container(machine: Machine) -> str:
     return kind
 
 
-def _refuse_ostree(machine: Machine) -> tuple[str, ...]:
-    if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
-        raise EmupmemError(
-            "this is an ostree system: kernel arguments belong to the deployment, not to GRUB's defaults",
-            "rpm-ostree kargs --append=memmap=… does it; emupmem suggest tells the value",
-        )
+def _refuse_other(machine: Machine, other: loader.Loader) -> tuple[str, ...]:
+    """What stands in the way of another loader than GRUB with grub-mkconfig."""
+    other.refuse(machine)
+    try:
+        other.standing(machine)
+    except EmupmemError:
+        if machine.running and not machine.is_root:
+            return ()  # a dry run without root
+        raise
     return ()
 
 
@@ -137,29 +141,19 @@ def menu(machine: Machine) -> str:
 
 def _refuse_loader(machine: Machine) -> tuple[str, ...]:
     """The boot loader that started this kernel, by the two marks that loaders leave."""
-    name = loader_name(machine)
+    name = loader.loader_name(machine)
     if name and "grub" not in name.lower():
         raise EmupmemError(
-            f"this machine was started by {name}, not by GRUB", "only GRUB is supported so far"
+            f"this machine was started by {name}, which emupmem does not know",
+            "emupmem suggest tells the value to add by hand",
         )
     if "BOOT_IMAGE=" not in machine.peek("/proc/cmdline"):
         raise EmupmemError(
             "GRUB did not start this kernel (no BOOT_IMAGE= in /proc/cmdline): "
             "another boot loader, a unified kernel image or a direct start did",
-            "what GRUB is told would not reach it; only GRUB is supported so far",
+            "what GRUB is told would not reach it; emupmem suggest tells the value to add by hand",
         )
     return ()
-
-
-def loader_name(machine: Machine) -> str:
-    """What the boot loader calls itself in the UEFI variable LoaderInfo, empty where it left none."""
-    info = (
-        machine.peek(LOADER_INFO)
-        .encode("utf-8", "surrogateescape")
-        .replace(b"\0", b"")
-        .decode("utf-8", "replace")
-    )
-    return re.sub(r"[^\x20-\x7e]", "", info)
 
 
 def _refuse_two_menus(machine: Machine) -> tuple[str, ...]:
@@ -172,20 +166,15 @@ def _refuse_two_menus(machine: Machine) -> tuple[str, ...]:
     return ()
 
 
-def _refuse_bls(machine: Machine) -> tuple[str, ...]:
-    asked = re.search(
-        r"^\s*(?:export\s+)?GRUB_ENABLE_BLSCFG=[\"']?true", machine.peek(GRUB_DEFAULT), re.MULTILINE
-    )
-    if grubcfg.uses_bls(menu(machine)) or asked:
-        raise EmupmemError(
-            "GRUB takes its entries from /boot/loader/entries here (BLS); these are not supported yet",
-            "grubby --update-kernel=ALL --args='memmap=…' sets them; emupmem suggest tells the value",
-        )
-    return ()
-
-
 def target(machine: Machine) -> survey.Target | None:
     """The kernel that boots by default, None where that cannot be told."""
+    other = loader.of(machine)
+    if other is not None:
+        try:
+            default = other.standing(machine).default
+        except EmupmemError:
+            return None
+        return survey.kernel_of(machine, default) if default is not None else None
     cfg = menu(machine)
     return survey.target_kernel(machine, cfg) if cfg else None
 

@@ -175,10 +175,15 @@ def target_kernel(machine: Machine, cfg: str) -> Target | None:
     entry = grubcfg.default_entry(cfg, machine.grubenv())
     if entry is None:
         entry = next((e for e in grubcfg.entries(cfg) if e.ours and not e.recovery), None)
-    if entry is None:
-        return None
-    # With a /boot of its own GRUB's paths begin below it.
-    image = next((p for p in (entry.kernel, "/boot" + entry.kernel) if machine.exists(p)), entry.kernel)
+    return kernel_of(machine, entry) if entry is not None else None
+
+
+def kernel_of(machine: Machine, entry: grubcfg.BootEntry) -> Target:
+    """The kernel that an entry starts."""
+    # With a /boot or an ESP of its own the loader's paths begin below it.
+    folders = ("", "/boot", "/efi", "/boot/efi")
+    places = [f"{folder}{entry.kernel}" for folder in folders] if entry.kernel else []
+    image = next((p for p in places if machine.exists(p)), entry.kernel)
     release = entry.release
     banner = machine.kernel_banner(image)
     if banner and not release:
@@ -283,24 +288,22 @@ def observe(machine: Machine, wait: float) -> Observation:
 
     unseen: list[tuple[str, str]] = []
     cmdline = parse_command_line(machine.peek("/proc/cmdline"))
-    configured, recovery, variable = _configured(machine, unseen)
-    cfg_name = machine.grub_cfg()
-    cfg = _try_read(machine, cfg_name, "generated", unseen)
+    next_start = _next_start(machine, unseen)
     release = machine.peek("/proc/sys/kernel/osrelease")
-    seen = Observation(configured, variable, cmdline)
+    seen = Observation(next_start.configured, next_start.variable, cmdline)
     if cmdline.reservations:
         if machine.live and wait:
             machine.settle()
         wait_for(lambda: complete(replace(seen, regions=_regions(machine))), wait)
     return Observation(
-        configured=configured,
-        variable=variable,
+        configured=next_start.configured,
+        variable=next_start.variable,
         command_line=cmdline,
-        recovery=recovery,
-        entries=grubcfg.entries(cfg) if cfg is not None else None,
-        whole=cfg is None or grubcfg.whole(cfg),
-        grub_cfg=cfg_name,
-        menu_is_newer=_menu_is_newer(machine, cfg_name),
+        recovery=next_start.recovery,
+        entries=next_start.entries,
+        whole=next_start.whole,
+        menu=next_start.menu,
+        menu_is_newer=_is_newer(machine, next_start.files),
         log=_this_boot(machine, unseen) if cmdline.reservations else None,
         firmware=_firmware(machine, unseen),
         iomem=_iomem(machine, unseen),
@@ -310,6 +313,41 @@ def observe(machine: Machine, wait: float) -> Observation:
         mounts=_mounts(machine, wait),
         trial=_trial(machine),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _NextStart:
+    """How the next start is set up: what is configured, what was made of it, and the files of that."""
+
+    configured: tuple[str, ...] | None
+    recovery: tuple[str, ...]
+    variable: str
+    entries: tuple[grubcfg.BootEntry, ...] | None
+    menu: str
+    files: tuple[str, ...]
+    whole: bool = True
+
+
+def _next_start(machine: Machine, unseen: list[tuple[str, str]]) -> _NextStart:
+    from emupmem import loader
+
+    other = loader.of(machine)
+    if other is None:
+        configured, recovery, variable = _configured(machine, unseen)
+        name = machine.grub_cfg()
+        cfg = _try_read(machine, name, "generated", unseen)
+        entries = grubcfg.entries(cfg) if cfg is not None else None
+        whole = cfg is None or grubcfg.whole(cfg)
+        return _NextStart(configured, recovery, variable, entries, name, (name,), whole)
+    try:
+        standing = other.standing(machine)
+    except EmupmemError as exc:
+        unseen += [("configured", exc.message), ("generated", exc.message)]
+        return _NextStart(None, (), other.title, None, other.title, ())
+    # Not those on FAT where it can be avoided: their times have no zone.
+    sources = [f for f in (loader.KERNEL_CMDLINE, GRUB_DEFAULT) if machine.exists(f)]
+    files = tuple(sources or loader.entry_files(machine))
+    return _NextStart(standing.items, standing.items, standing.where, standing.entries, standing.menu, files)
 
 
 def _trial(machine: Machine) -> SeenTrial | None:
@@ -407,11 +445,11 @@ def _try_read(machine: Machine, name: str, what: str, unseen: list[tuple[str, st
     return data.decode("utf-8", "surrogateescape")
 
 
-def _menu_is_newer(machine: Machine, cfg: str) -> bool | None:
-    """Whether grub.cfg was written after this boot."""
+def _is_newer(machine: Machine, files: Sequence[str]) -> bool | None:
+    """Whether the boot menu, or an entry of it, was written after this boot; None where that cannot be told."""
     booted = re.search(r"^btime (\d+)", machine.peek("/proc/stat"), re.MULTILINE)
-    written = machine.modified(cfg)
-    return None if booted is None or written is None else written > int(booted[1])
+    written = [when for f in files if (when := machine.modified(f)) is not None]
+    return None if booted is None or not written else max(written) > int(booted[1])
 
 
 def _this_boot(machine: Machine, unseen: list[tuple[str, str]]) -> BootLog | None:

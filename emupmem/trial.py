@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emupmem import grubcfg
+from emupmem import grubcfg, loader
 from emupmem.blocks import Mounted, mount_of, mounts
 from emupmem.cmdline import parse_command_line
 from emupmem.machine import Machine
@@ -169,6 +169,12 @@ def refuse(machine: Machine) -> None:
     """Raise EmupmemError where GRUB could not forget the choice by itself, with the reason."""
     if not machine.live:
         raise EmupmemError("a trial is for the running machine", "--root edits a tree")
+    other = loader.of(machine)
+    if other is not None:
+        raise EmupmemError(
+            f"a trial is an entry in the menu that grub-mkconfig makes, and {other.title} starts this machine",
+            "apply without --trial; " + other.back.format(memmap="memmap=…") + " goes back",
+        )
     folder = machine.grub_cfg().rpartition("/")[0]
     cfg = menu(machine)
     if f"save_env {NEXT}" not in cfg or "load_env" not in cfg:

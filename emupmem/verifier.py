@@ -85,12 +85,12 @@ class Observation:
     """What was seen of one machine; None stands for "could not be seen".
 
     `configured` are our items in the GRUB defaults as written (`1G!4G`) for normal entries,
-    `recovery` those for recovery entries, `variable` where they stand; `entries` the generated
-    menu, `whole` that it was written to its end, `menu_is_newer` whether grub.cfg was written after
-    this boot, `log` this boot's log, `firmware` the firmware's map, `iomem` /proc/iomem, `modules` for
-    each module of the driver chain: `loaded`, `available`, `missing`, or `blocked by FILE:LINE`. `mounts`
-    are those of our devices and of the boot unit; empty where there are none, and then nothing is said of
-    them.
+    `recovery` those for recovery entries, `variable` where they stand; `entries` what the boot loader
+    will offer, `menu` where that lies, `whole` that it was written to its end, `menu_is_newer` whether it
+    was written after this boot, `log` this boot's log, `firmware` the firmware's map, `iomem` /proc/iomem,
+    `modules` for each module of the driver chain: `loaded`, `available`, `missing`, or `blocked by
+    FILE:LINE`. `mounts` are those of our devices and of the boot unit; empty where there are none, and
+    then nothing is said of them.
     """
 
     configured: tuple[str, ...] | None
@@ -98,7 +98,7 @@ class Observation:
     command_line: CommandLine
     recovery: tuple[str, ...] = ()
     entries: tuple[grubcfg.BootEntry, ...] | None = None
-    grub_cfg: str = "/boot/grub/grub.cfg"
+    menu: str = "/boot/grub/grub.cfg"
     whole: bool = True
     menu_is_newer: bool | None = None
     log: BootLog | None = None
@@ -226,7 +226,7 @@ def _generated(seen: Observation, wanted: Sequence[str]) -> Check:
         wrong = [(None, "it is not written to its end")]
     if wrong:
         entry, why = wrong[0]
-        where = f"{seen.grub_cfg}:{entry.line} “{entry.title}”: " if entry else f"{seen.grub_cfg}: "
+        where = f"{seen.menu}:{entry.line} “{entry.title}”: " if entry else f"{seen.menu}: "
         hint = "sudo emupmem apply again: it finishes what was begun" if wanted else "sudo emupmem remove"
         return Check("generated", "fail", _words(wanted), where + why, hint)
     carry = sum(1 for e in ours if e.command_line.reservations)
@@ -242,7 +242,7 @@ def _booted(seen: Observation, booted: Sequence[str]) -> Check:
     if seen.menu_is_newer is False:
         hint = (
             "the machine was started since, by another entry or boot loader: choose the normal entry in "
-            "GRUB's menu, or start it again"
+            "the boot menu, or start it again"
         )
         return Check("booted", "fail", _words(wanted), found, hint)
     what = "" if wanted else ": the memory is given back then"

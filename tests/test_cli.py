@@ -359,7 +359,12 @@ def test_root_is_needed_and_said_first(run: Run, here: FakeMachine) -> None:
         (
             "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f",
             b"\x06\0\0\0" + "systemd-boot 252".encode("utf-16-le"),
-            "started by systemd-boot 252, not by GRUB",
+            "no boot entries that start this system from systemd-boot",
+        ),
+        (
+            "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f",
+            b"\x06\0\0\0" + "rEFInd 0.14.2".encode("utf-16-le"),
+            "started by rEFInd 0.14.2, which emupmem does not know",
         ),
         ("/boot/grub/grub.cfg", "insmod blscfg\nblscfg\n", "/boot/loader/entries here (BLS)"),
         (

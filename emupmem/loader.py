@@ -1,0 +1,599 @@
+"""Boot loaders: what each machine boots with, what its next start will tell the kernel, and how to change that.
+
+GRUB with a grub.cfg by grub-mkconfig is the case that `change` handles itself (`of` gives None for it). Each
+other way is one `Loader`: it reads how the next start stands, and gives the edits and commands of a change
+as data; the transaction in `change` carries them out, reads everything again and judges it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from emupmem import bls, grubcfg
+from emupmem.cmdline import parse_command_line
+from emupmem.grubcfg import BootEntry
+from emupmem.machine import BACKUPS, GRUB_DEFAULT, Machine
+from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
+
+KERNEL_CMDLINE = "/etc/kernel/cmdline"
+VENDOR_CMDLINE = "/usr/lib/kernel/cmdline"
+CMDLINE_D = "/etc/kernel/cmdline.d"
+SOURCES = (GRUB_DEFAULT, KERNEL_CMDLINE)
+BOOT_FOLDERS = ("/efi", "/boot/efi", "/boot")
+"""Where an EFI system partition or an extended boot partition is mounted (bootctl(1))."""
+
+_EFI = "/sys/firmware/efi/efivars/{}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+LOADER_INFO = _EFI.format("LoaderInfo")
+STUB_INFO = _EFI.format("StubInfo")
+SELECTED = _EFI.format("LoaderEntrySelected")
+
+KERNEL_INSTALL_ADDS = ("systemd.machine_id=",)
+"""Words that kernel-install adds by itself (90-loaderentry.install): they do not belong into its source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the next start is set up.
+
+    `items` are ours (`1G!4G`) in the source that new kernels take their words from, `where` names it. `menu` is
+    where the entries lie, `default` the one that boots by itself, None where that cannot be told.
+    """
+
+    items: tuple[str, ...]
+    where: str
+    menu: str
+    entries: tuple[BootEntry, ...]
+    default: BootEntry | None
+
+    @property
+    def line(self) -> CommandLine | None:
+        """The words of the entry that boots by default."""
+        return self.default.command_line if self.default is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A change as data: files to write, then programs to run; `undo` takes back what those did.
+
+    `owned` are files that the programs write: kept before they run, and put back when something goes wrong.
+    """
+
+    edits: tuple[FileEdit, ...] = ()
+    commands: tuple[Command, ...] = ()
+    owned: tuple[str, ...] = ()
+    undo: tuple[Command, ...] = ()
+
+
+class Loader(ABC):
+    """One way to tell the kernel of the next start what to reserve.
+
+    `title` names it, `back` tells how to start without the reservation by hand.
+    """
+
+    title: str
+    back: str
+    needs_root = True
+
+    @abstractmethod
+    def standing(self, machine: Machine) -> Standing:
+        """How the next start stands. Raises EmupmemError where that cannot be read."""
+
+    @abstractmethod
+    def steps(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> Steps:
+        """What makes our items exactly `items`, with `extra` words added and `drop` words taken away.
+
+        Nothing in it where all is so already. Raises EmupmemError.
+        """
+
+    @abstractmethod
+    def refuse(self, machine: Machine) -> None:
+        """Raise EmupmemError where this way is not open on the machine."""
+
+
+def of(machine: Machine) -> Loader | None:
+    """What starts the machine, None for GRUB with a menu by grub-mkconfig (and where nothing is to be seen)."""
+    if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
+        return RpmOstree()
+    entries = bool(entry_files(machine))
+    if entries and machine.find("sdbootutil") is not None and machine.running:
+        return SdBootUtil()
+    name = loader_name(machine).lower()
+    if "systemd-boot" in name:
+        return SystemdBoot()
+    if _grub_reads_bls(machine):
+        return GrubBls()
+    if entries and not machine.exists(machine.grub_cfg()) and "grub" not in name:
+        return SystemdBoot()
+    return None
+
+
+def loader_name(machine: Machine) -> str:
+    """What the boot loader calls itself in the UEFI variable LoaderInfo, empty where it left none."""
+    return re.sub(r"[^\x20-\x7e]", "", _utf16(machine, LOADER_INFO))
+
+
+def _utf16(machine: Machine, name: str) -> str:
+    """Text of a UEFI variable: four bytes of attributes, then UTF-16."""
+    data = machine.peek(name).encode("utf-8", "surrogateescape")
+    return data.replace(b"\0", b"").decode("utf-8", "replace")
+
+
+def _grub_reads_bls(machine: Machine) -> bool:
+    try:
+        menu = (machine.read(machine.grub_cfg()) or b"").decode("utf-8", "surrogateescape")
+    except EmupmemError:
+        menu = ""
+    asked = re.search(
+        r"^\s*(?:export\s+)?GRUB_ENABLE_BLSCFG=[\"']?true", machine.peek(GRUB_DEFAULT), re.MULTILINE
+    )
+    return grubcfg.uses_bls(menu) or asked is not None
+
+
+# Entries of the Boot Loader Specification ------------------------------------------------------------
+
+
+def entry_files(machine: Machine, folders: Sequence[str] = BOOT_FOLDERS) -> list[str]:
+    """The entries that lie here, one name for each file."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for name in machine.names(f"{folder}/loader/entries"):
+            if name.endswith(".conf"):
+                file = f"{folder}/loader/entries/{name}"
+                found.setdefault(machine.real(file), file)
+    return list(found.values())
+
+
+def _text(machine: Machine, name: str) -> str:
+    return (machine.read(name) or b"").decode("utf-8", "surrogateescape")
+
+
+def _edit(machine: Machine, name: str, text: str) -> FileEdit:
+    return FileEdit(name, machine.read(name), text.encode("utf-8", "surrogateescape"))
+
+
+def _changed(edits: Sequence[FileEdit]) -> tuple[FileEdit, ...]:
+    return tuple(e for e in edits if e.before != e.after)
+
+
+def _belongs_here(machine: Machine, name: str, text: str, running: CommandLine) -> bool:
+    """Whether an entry starts this system, and not another one that shares the partition.
+
+    By the machine's id or its entry token where the entry tells one, else by the root file system.
+    """
+    if not bls.value(text, "linux"):
+        return False
+    ident = machine.peek("/etc/machine-id").strip()
+    told = bls.value(text, "machine-id")
+    if told:
+        return told == ident
+    token = machine.peek("/etc/kernel/entry-token").strip() or ident
+    stem = name.rpartition("/")[2]
+    if token and stem.startswith(f"{token}-"):
+        return True
+    if re.match(r"[0-9a-f]{32}-", stem):
+        return False  # another machine's
+    return not machine.running or _root_words(bls.options(text)) == _root_words(running.text)
+
+
+def _root_words(text: str) -> list[str]:
+    """What tells the root file system; of its flags only the subvolume."""
+    words = parse_command_line(text).words
+    root = [w for w in words if w.startswith("root=")][-1:]
+    flags = [f for w in words if w.startswith("rootflags=") for f in re.split("[=,]", w) if "/" in f]
+    return [*root, *flags]
+
+
+def bls_entry(name: str, text: str, line: str, ours: bool) -> BootEntry:
+    """An entry as `grubcfg` describes those of GRUB; `line` is its command line after the loader's own reading."""
+    # Boot counting puts +LEFT-DONE behind the name; the loader names the entry without it.
+    stem = re.sub(r"\+\d+(?:-\d+)?\Z", "", name.rpartition("/")[2].removesuffix(".conf"))
+    at = next((n for n, x in enumerate(text.split("\n"), 1) if x.lstrip().startswith("options")), 1)
+    version = bls.value(text, "version").rpartition("@")[2]
+    words = parse_command_line(line).words
+    title = bls.value(text, "title") or stem
+    return BootEntry((title,), (stem,), (0,), bls.value(text, "linux"), words, at, False, ours, version)
+
+
+def _default(machine: Machine, entries: Sequence[BootEntry]) -> BootEntry | None:
+    """The entry that boots by itself: as bootctl says, else the one that started this boot, else its kernel's."""
+    ours = [e for e in entries if e.ours]
+    wanted = [_asked_bootctl(machine), _utf16(machine, SELECTED)]
+    names = [re.sub(r"[^\x20-\x7e]", "", n).removesuffix(".conf") for n in wanted]
+    by_name = [e for n in names if n for e in ours if e.ids[0] == n]
+    release = machine.peek("/proc/sys/kernel/osrelease") if machine.running else ""
+    by_kernel = [e for e in ours if release and e.version == release]
+    return next(iter([*by_name, *by_kernel, *ours]), None)
+
+
+def _asked_bootctl(machine: Machine) -> str:
+    done = machine.output("bootctl", "list", "--json=short") if machine.running else None
+    if done is None or done.status:
+        return ""
+    try:
+        listed = json.loads(done.stdout)
+        return next((str(e.get("id", "")) for e in listed if e.get("isDefault")), "")
+    except (ValueError, AttributeError, TypeError):
+        return ""
+
+
+def _no_entries(machine: Machine, what: str) -> EmupmemError:
+    if not machine.is_root:
+        return EmupmemError("the boot entries are shown to root only", "run it with sudo")
+    return EmupmemError(f"there are no boot entries that start this system from {what}")
+
+
+class SystemdBoot(Loader):
+    """systemd-boot, its entries as kernel-install or a person wrote them.
+
+    The entries are rewritten by rename, one after the other: each is whole at every moment. What new kernels
+    take their words from is kept in step: /etc/kernel/cmdline, and a file of ours in /etc/kernel/cmdline.d
+    where that folder is in use.
+    """
+
+    title = "systemd-boot"
+    back = "in the boot menu (hold Space at the start) press e on the entry, delete {memmap}, press Enter"
+
+    def standing(self, machine: Machine) -> Standing:
+        running = parse_command_line(machine.peek("/proc/cmdline"))
+        entries: list[BootEntry] = []
+        menu = ""
+        for name in entry_files(machine):
+            text = _text(machine, name)
+            ours = _belongs_here(machine, name, text, running)
+            menu = menu or name.rpartition("/")[0]
+            if bls.value(text, "linux"):
+                entries.append(bls_entry(name, text, bls.options(text), ours))
+        if not any(e.ours for e in entries):
+            raise _no_entries(machine, "systemd-boot")
+        default = _default(machine, entries)
+        items, where = _source_items(machine, default)
+        return Standing(items, where, menu, tuple(entries), default)
+
+    def steps(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> Steps:
+        edits = list(_source_edits(machine, self.standing(machine), items, extra, drop))
+        for name in self._ours(machine):
+            before = _text(machine, name)
+            after = bls.rework_entry(before, items, extra, drop)
+            bls.prove(bls.options(before), bls.options(after), items, extra, drop)
+            edits.append(_edit(machine, name, after))
+        return Steps(_changed(edits))
+
+    def _ours(self, machine: Machine) -> list[str]:
+        running = parse_command_line(machine.peek("/proc/cmdline"))
+        return [n for n in entry_files(machine) if _belongs_here(machine, n, _text(machine, n), running)]
+
+    def refuse(self, machine: Machine) -> None:
+        selected = re.sub(r"[^\x20-\x7e]", "", _utf16(machine, SELECTED))
+        if machine.running and (machine.exists(STUB_INFO) or selected.endswith(".efi")):
+            raise EmupmemError(
+                "a unified kernel image started this kernel: its command line is built into it",
+                "build memmap= into the image (ukify, mkinitcpio, dracut); emupmem suggest tells the value",
+            )
+
+
+def _source_items(machine: Machine, default: BootEntry | None) -> tuple[tuple[str, ...], str]:
+    """Our items where new kernels take them from, and its name; without such a file the default entry itself."""
+    names = [*_dropins(machine), KERNEL_CMDLINE]
+    for name in names:
+        found = tuple(i.text for i in parse_command_line(bls.file_line(_text(machine, name))).reservations)
+        if found:
+            return found, name
+    if machine.exists(KERNEL_CMDLINE) or _dropins(machine):
+        return (), KERNEL_CMDLINE
+    items = tuple(i.text for i in default.command_line.reservations) if default is not None else ()
+    return items, "the boot entries"
+
+
+def _dropins(machine: Machine) -> list[str]:
+    return [f"{CMDLINE_D}/{n}" for n in machine.names(CMDLINE_D) if n.endswith((".conf", ".cfg"))]
+
+
+def _own_dropin(machine: Machine) -> str:
+    """The name of our file in /etc/kernel/cmdline.d, empty where that folder is not in use."""
+    names = _dropins(machine)
+    return f"{CMDLINE_D}/zz-emupmem.{names[0].rpartition('.')[2]}" if names else ""
+
+
+def _source_edits(
+    machine: Machine, standing: Standing, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+) -> list[FileEdit]:
+    """What keeps the sources of new kernels' command lines in step with the entries."""
+    own = _own_dropin(machine)
+    for name in _dropins(machine):
+        if name != own and parse_command_line(bls.file_line(_text(machine, name))).reservations:
+            raise EmupmemError(f"{name} reserves memory already", "take that out of it first")
+    edits = []
+    if own:
+        words = [*([f"memmap={','.join(items)}"] if items else []), *extra]
+        after = (" ".join(words) + "\n").encode() if items else None
+        edits.append(FileEdit(own, machine.read(own), after))
+    data = machine.read(KERNEL_CMDLINE)
+    if data is not None:
+        after_file = _reworked_file(data, items, extra, drop)
+        # While this boot still has the reservation, kernel-install would take it from /proc/cmdline.
+        booted = parse_command_line(machine.peek("/proc/cmdline")).reservations if machine.running else ()
+        if not items and not booted and made_by_us(machine, data):
+            edits.append(FileEdit(KERNEL_CMDLINE, data, None))
+        else:
+            edits.append(FileEdit(KERNEL_CMDLINE, data, after_file))
+    elif items and machine.find("kernel-install") is not None and standing.default is not None:
+        # Without it kernel-install takes the words of the boot that runs: a new kernel would come without ours.
+        vendor = machine.read(VENDOR_CMDLINE)
+        text = vendor.decode("utf-8", "surrogateescape") if vendor is not None else standing.default.text
+        line = bls.file_line(text)
+        kept = [w for w in _raw_words(line) if not w.startswith(KERNEL_INSTALL_ADDS)]
+        text = bls.reworked(" ".join(kept), items, extra, drop) + "\n"
+        edits.append(FileEdit(KERNEL_CMDLINE, None, text.encode("utf-8", "surrogateescape")))
+    return edits
+
+
+def _reworked_file(data: bytes, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]) -> bytes:
+    before = data.decode("utf-8", "surrogateescape")
+    after = bls.rework_file(before, items, extra, drop)
+    bls.prove(bls.file_line(before), bls.file_line(after), items, extra, drop)
+    return after.encode("utf-8", "surrogateescape")
+
+
+def _raw_words(line: str) -> list[str]:
+    return re.findall(r'(?:[^\s"]|"[^"]*"?)+', line)
+
+
+def made_by_us(machine: Machine, data: bytes) -> bool:
+    """Whether /etc/kernel/cmdline is a file that an apply of ours made where there was none."""
+    return any(machine.read(n) == data for n in made_records(machine))
+
+
+def made_records(machine: Machine) -> list[str]:
+    """The records of such files."""
+    names = machine.names(BACKUPS)
+    return [f"{BACKUPS}/{n}" for n in names if n.startswith("cmdline.") and n.endswith(".made")]
+
+
+class SdBootUtil(SystemdBoot):
+    """openSUSE with systemd-boot or grub2-bls: sdbootutil writes the entries from /etc/kernel/cmdline.
+
+    By its own program, since that also renews what a TPM is told of the command line.
+    """
+
+    title = "sdbootutil"
+    back = "in the boot menu press e on the entry, delete {memmap}, go on; or choose an older snapshot"
+
+    def steps(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> Steps:
+        wanted = super().steps(machine, items, extra, drop)
+        sources = tuple(
+            e for e in wanted.edits if not e.name.endswith(".conf") or e.name.startswith(CMDLINE_D)
+        )
+        if not wanted.edits:
+            return Steps()
+        command = Command(("sdbootutil", _sdbootutil_verb(machine)), "write the boot entries anew")
+        return Steps(sources, (command,), tuple(self._ours(machine)), (command,))
+
+
+def _sdbootutil_verb(machine: Machine) -> str:
+    """`update-all-entries` writes the options only; versions before it write whole entries."""
+    done = machine.output("sdbootutil", "--help")
+    has = done is not None and b"update-all-entries" in done.stdout + done.stderr
+    return "update-all-entries" if has else "add-all-kernels"
+
+
+class GrubBls(Loader):
+    """GRUB that takes its entries from /boot/loader/entries (Fedora, RHEL 8 and later): grubby changes them.
+
+    grubby deletes every argument of the same name, so it is given the whole merged `memmap=` list.
+    /etc/default/grub and /etc/kernel/cmdline, which new kernels and grub2-mkconfig read, are kept in step.
+    """
+
+    title = "GRUB with BLS entries"
+    back = "in GRUB's menu (hold Shift or press Esc at the start) press e, delete {memmap}, press Ctrl-x"
+    folders = ("/boot",)
+
+    def standing(self, machine: Machine) -> Standing:
+        variables = tuple(machine.grubenv().items())
+        entries = []
+        for name in entry_files(machine, self.folders):
+            text = _text(machine, name)
+            line = bls.grub_line(bls.options(text), variables)
+            if bls.value(text, "linux"):
+                entries.append(bls_entry(name, text, line, True))
+        if not entries:
+            raise _no_entries(machine, "GRUB")
+        saved = machine.grubenv().get("saved_entry", "")
+        default = next((e for e in entries if saved in (e.ids[0], e.title)), None) or _default(
+            machine, entries
+        )
+        items = tuple(i.text for i in default.command_line.reservations) if default is not None else ()
+        return Standing(items, "the boot entries", "/boot/loader/entries", tuple(entries), default)
+
+    def steps(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> Steps:
+        standing = self.standing(machine)
+        edits = [*self._defaults(machine, items, extra, drop)]
+        data = machine.read(KERNEL_CMDLINE)
+        if data is not None:
+            edits.append(FileEdit(KERNEL_CMDLINE, data, _reworked_file(data, items, extra, drop)))
+        wrong = [e for e in standing.entries if self._differs(e.command_line, items, extra, drop)]
+        if not wrong:
+            return Steps(_changed(edits))
+        owned = (*entry_files(machine, self.folders), f"{machine.grub_cfg().rpartition('/')[0]}/grubenv")
+        return Steps(_changed(edits), (self._grubby(machine, standing, items, extra, drop),), owned)
+
+    def _differs(
+        self, line: CommandLine, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+    ) -> bool:
+        return (
+            bool(bls.wrong_line(line, items))
+            or any(w not in line.words for w in extra)
+            or any(w in line.words for w in drop)
+        )
+
+    def _defaults(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+    ) -> list[FileEdit]:
+        """What grub2-mkconfig --update-bls-cmdline, and on RHEL 8 any grub2-mkconfig, would write over the entries."""
+        from emupmem import editor, survey
+
+        before = machine.read(GRUB_DEFAULT)
+        if before is None:
+            return []
+        sh = survey.judge(machine)
+        after = editor.set_items(before, editor.LINUX, items, extra, drop, sh=sh)
+        if after != before:
+            editor.prove(before, after, editor.LINUX, items, extra_words=extra, drop_words=drop, sh=sh)
+        return [FileEdit(GRUB_DEFAULT, before, after)]
+
+    def _grubby(
+        self,
+        machine: Machine,
+        standing: Standing,
+        items: Sequence[str],
+        extra: Sequence[str],
+        drop: Sequence[str],
+    ) -> Command:
+        others = {bls.foreign_items(e.command_line) for e in standing.entries}
+        if len(others) > 1:
+            raise EmupmemError(
+                "the boot entries differ in their memmap= arguments, and grubby can only make all the same",
+                "make them the same first: grubby --info=ALL shows them",
+            )
+        merged = [*next(iter(others)), *items]
+        odd = next(
+            (w for e in standing.entries for w in bls.foreign_words(e.command_line) if _mangled(w)), ""
+        )
+        if odd:
+            raise EmupmemError(
+                f"the boot entries have the word {odd}, which grubby does not keep as it is",
+                "grubby writes with sed: \\, $, & and quotes get lost; change the entries by hand",
+            )
+        added = [*([f"memmap={','.join(merged)}"] if merged else []), *extra]
+        gone = [*([] if merged else ["memmap"]), *drop]
+        argv = ["grubby", "--update-kernel=ALL"]
+        argv += [f"--args={' '.join(added)}"] if added else []
+        argv += [f"--remove-args={' '.join(gone)}"] if gone else []
+        argv += ["--no-etc-grub-update"] if _knows(machine, "--no-etc-grub-update") else []
+        return Command(tuple(argv), "change the boot entries")
+
+    def refuse(self, machine: Machine) -> None:
+        if not machine.live and not machine.running:
+            raise EmupmemError(
+                "GRUB takes its entries from /boot/loader/entries here (BLS): grubby changes them, on that machine",
+                "run emupmem there",
+            )
+        if machine.live and machine.find("grubby") is None:
+            raise EmupmemError(
+                "GRUB takes its entries from /boot/loader/entries here (BLS), and grubby is not installed",
+                "dnf install grubby",
+            )
+
+
+def _mangled(word: str) -> bool:
+    """Whether sed or grubby's word splitting would change a word (update_args, set_bls_value), or GRUB then."""
+    return any(c in word for c in "\\$&\"'*?[ \t")
+
+
+def _knows(machine: Machine, option: str) -> bool:
+    """Whether this grubby has an option: those that write /etc/default/grub too can be told not to."""
+    done = machine.output("grubby", "--help")
+    return done is not None and option.encode() in done.stdout + done.stderr
+
+
+class RpmOstree(Loader):
+    """rpm-ostree: kernel arguments belong to a deployment; a change makes a new one, the old one stays in the menu."""
+
+    title = "rpm-ostree"
+    back = "in the boot menu choose the deployment before this one"
+
+    def standing(self, machine: Machine) -> Standing:
+        line = self._arguments(machine)
+        words = parse_command_line(line).words
+        entry = BootEntry(("next deployment",), ("",), (0,), "", words, 1, False, True)
+        items = tuple(i.text for i in entry.command_line.reservations)
+        kernel = machine.peek("/proc/sys/kernel/osrelease")
+        entry = replace(entry, version=kernel)
+        return Standing(items, "rpm-ostree kargs", "rpm-ostree kargs", (entry,), entry)
+
+    def _arguments(self, machine: Machine) -> str:
+        done = machine.output("rpm-ostree", "kargs", timeout=60)
+        if done is None:
+            raise EmupmemError(
+                "this is an ostree system without rpm-ostree: kernel arguments belong to the deployment",
+                "emupmem suggest tells the value to add by the tools of this system",
+            )
+        lines = [x for x in done.stdout.decode("utf-8", "surrogateescape").splitlines() if x.strip()]
+        if done.status or not lines:
+            raise EmupmemError(f"rpm-ostree kargs failed with status {done.status}: {done.last_words}")
+        return lines[-1]  # versions before 2020 print a heading first
+
+    def steps(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> Steps:
+        old = self._arguments(machine)
+        new = bls.reworked(old, items, extra, drop)
+        bls.prove(old, new, items, extra, drop)
+        gone, added = _difference(_raw_words(old), _raw_words(new))
+        if not gone and not added:
+            return Steps()
+        return Steps(
+            (),
+            (_kargs(gone, added, "make a deployment with the new arguments"),),
+            (),
+            (_kargs(added, gone, "take that back"),),
+        )
+
+    def refuse(self, machine: Machine) -> None:
+        if not machine.running:
+            raise EmupmemError(
+                "this is the tree of an ostree system: kernel arguments belong to its deployments",
+                "run emupmem on that machine",
+            )
+        self._arguments(machine)
+
+
+def _difference(old: Sequence[str], new: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(words only in old, words only in new), each as often as it is there more often."""
+    gone, added = list(old), []
+    for word in new:
+        if word in gone:
+            gone.remove(word)
+        else:
+            added.append(word)
+    return gone, added
+
+
+def _kargs(gone: Sequence[str], added: Sequence[str], why: str) -> Command:
+    argv = ("rpm-ostree", "kargs", *(f"--delete={w}" for w in gone), *(f"--append={w}" for w in added))
+    return Command(argv, why)
+
+
+def problems(
+    before: Standing, after: Standing, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+) -> str:
+    """What is wrong after a change, the first thing; empty where all entries are as planned and else as before."""
+    wrong = grubcfg.problems(after.entries, items, items)
+    if wrong:
+        entry, why = wrong[0]
+        return f"{after.menu}{f': {entry.ids[-1] or entry.title}' if entry else ''}: {why}"
+    old = {e.ids: e for e in before.entries}
+    for entry in after.entries:
+        was = old.get(entry.ids)
+        if was is None:
+            continue
+        wanted = [w for w in bls.foreign_words(was.command_line) if not (was.ours and w in drop)]
+        wanted += [w for w in extra if was.ours and w not in wanted]
+        if sorted(bls.foreign_words(entry.command_line)) != sorted(wanted):
+            return f"{after.menu}: {entry.ids[-1] or entry.title}: other words of it were changed"
+        if entry.kernel != was.kernel:
+            return f"{after.menu}: {entry.ids[-1] or entry.title}: it starts another kernel"
+    if len(after.entries) < len(before.entries):
+        return f"{after.menu}: entries are gone"
+    return ""
