@@ -53,7 +53,9 @@ def with_options(text: str, rework: Rework, added: str = "") -> str:
         end = "\r" if lines[at[-1]].endswith("\r") else ""
         lines[at[-1]] = f"{_joined(lines[at[-1]].removesuffix(end), added)}{end}"
     elif added:
-        lines.insert(len(lines) - (lines[-1] == ""), f"options {added}")
+        at_end = len(lines) - (lines[-1] == "")
+        end = "\r" if at_end and lines[at_end - 1].endswith("\r") else ""
+        lines.insert(at_end, f"options {added}{end}")
     return "\n".join(lines)
 
 
@@ -150,8 +152,8 @@ def grub_line(text: str, variables: Sequence[tuple[str, str]]) -> str:
     def expanded(found: re.Match[str]) -> str:
         return known.get(found[1] or found[2], "")
 
-    # A backslash guards the dollar that follows it.
-    return grubcfg.kernel_text(re.sub(r"(?<!\\)\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", expanded, text))
+    # A backslash guards the dollar that follows it; $0 and the like are empty.
+    return grubcfg.kernel_text(re.sub(r"(?<!\\)\$(?:\{(\w+)\}|([A-Za-z_]\w*|[0-9]+))", expanded, text))
 
 
 def _replaced(line: str, items: Sequence[str], drop: Sequence[str]) -> tuple[str, bool]:

@@ -48,7 +48,12 @@ MOST_MEMBERS = 20_000
 
 DMESG = ("dmesg",)
 JOURNAL = ("journalctl", "-k", "-b", "0", "-o", "cat", "--no-pager")
-PROGRAMS = (("systemd-detect-virt", "--vm"), ("systemd-detect-virt", "--container"))
+PROGRAMS = (
+    ("systemd-detect-virt", "--vm"),
+    ("systemd-detect-virt", "--container"),
+    loader.BOOTCTL_LIST,
+    loader.KARGS,
+)
 """What is run on the machine and answered from the archive later, beside its log."""
 
 VERSIONS = {"mkfs.ext4": "-V", "mkfs.xfs": "-V", "blkid": "-V", "wipefs": "-V", "grub-mkconfig": "-V"}
@@ -72,7 +77,6 @@ _FILES = (
     "/etc/os-release",
     loader.LOADER_INFO,
     loader.STUB_INFO,
-    loader.SELECTED,
     doctor.SECURE_BOOT,
     GRUB_DEFAULT,
     UNIT_FILE,
@@ -144,6 +148,11 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
     for name in machine.grub_cfgs():
         basket.file(name)
     basket.file(doctor.grubenv_name(machine))
+    for name in (*loader.entry_files(machine), *loader.source_files(machine)):
+        basket.file(name)
+    selected = loader.efi_text(machine, loader.SELECTED)
+    if selected:
+        basket.text(loader.SELECTED, selected)  # as plain text, so that the masks see it
     kind = obstacles.container(machine)
     if kind:
         basket.text("/run/systemd/container", kind)
@@ -152,14 +161,14 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
     _gather_devices(basket)
     _gather_mounts(basket)
     images = {e.kernel for e in grubcfg.entries(obstacles.menu(machine))}
-    images |= {"/boot" + i for i in images}
+    images |= {"/boot" + i for i in images} | ({kernel.image} if kernel is not None else set())
     facts: dict[str, Any] = {
         "format": FORMAT,
         "emupmem": __version__,
         "root": machine.is_root,
         "architecture": machine.architecture,
         "there": sorted(n for n in (*_THERE, *images) if machine.exists(n)),
-        "modified": {n: machine.modified(n) for n in GRUB_CFGS if machine.exists(n)},
+        "modified": {n: machine.modified(n) for n in (*GRUB_CFGS, *loader.SOURCES) if machine.exists(n)},
         "banners": {kernel.image: machine.kernel_banner(kernel.image)} if kernel is not None else {},
         "nodes": [asdict(n) for n in machine.nodes()],
         "regions": [asdict(r) for r in machine.regions()],
@@ -264,11 +273,12 @@ def _gather_stack(basket: _Basket, number: str, depth: int = 8) -> None:
 def _versions(machine: Machine) -> dict[str, str]:
     """The first line of what each installed program says of its version."""
     found = {}
-    for name in doctor.TOOLS:
+    for name in (*doctor.TOOLS, *loader.PROGRAMS):
         path = machine.find(name)
         if path is None:
             continue
-        quiet = name.startswith("update-grub") or name == "ipmctl"  # these would set to work
+        # These would set to work, or have no such option.
+        quiet = name.startswith("update-grub") or name in ("ipmctl", "grubby", "sdbootutil")
         done = None if quiet else machine.output(name, VERSIONS.get(name, "--version"), timeout=5)
         said = (done.stdout or done.stderr) if done is not None else b""
         found[name] = said.decode("utf-8", "replace").partition("\n")[0][:200]

@@ -31,6 +31,12 @@ LOADER_INFO = _EFI.format("LoaderInfo")
 STUB_INFO = _EFI.format("StubInfo")
 SELECTED = _EFI.format("LoaderEntrySelected")
 
+PROGRAMS = ("grubby", "sdbootutil", "rpm-ostree", "kernel-install", "bootctl")
+"""What the loaders here look for, or run."""
+
+BOOTCTL_LIST = ("bootctl", "list", "--json=short")
+KARGS = ("rpm-ostree", "kargs")
+
 KERNEL_INSTALL_ADDS = ("systemd.machine_id=",)
 """Words that kernel-install adds by itself (90-loaderentry.install): they do not belong into its source."""
 
@@ -115,10 +121,10 @@ def of(machine: Machine) -> Loader | None:
 
 def loader_name(machine: Machine) -> str:
     """What the boot loader calls itself in the UEFI variable LoaderInfo, empty where it left none."""
-    return re.sub(r"[^\x20-\x7e]", "", _utf16(machine, LOADER_INFO))
+    return re.sub(r"[^\x20-\x7e]", "", efi_text(machine, LOADER_INFO))
 
 
-def _utf16(machine: Machine, name: str) -> str:
+def efi_text(machine: Machine, name: str) -> str:
     """Text of a UEFI variable: four bytes of attributes, then UTF-16."""
     data = machine.peek(name).encode("utf-8", "surrogateescape")
     return data.replace(b"\0", b"").decode("utf-8", "replace")
@@ -203,7 +209,7 @@ def bls_entry(name: str, text: str, line: str, ours: bool) -> BootEntry:
 def _default(machine: Machine, entries: Sequence[BootEntry]) -> BootEntry | None:
     """The entry that boots by itself: as bootctl says, else the one that started this boot, else its kernel's."""
     ours = [e for e in entries if e.ours]
-    wanted = [_asked_bootctl(machine), _utf16(machine, SELECTED)]
+    wanted = [_asked_bootctl(machine), efi_text(machine, SELECTED)]
     names = [re.sub(r"[^\x20-\x7e]", "", n).removesuffix(".conf") for n in wanted]
     by_name = [e for n in names if n for e in ours if e.ids[0] == n]
     release = machine.peek("/proc/sys/kernel/osrelease") if machine.running else ""
@@ -212,7 +218,7 @@ def _default(machine: Machine, entries: Sequence[BootEntry]) -> BootEntry | None
 
 
 def _asked_bootctl(machine: Machine) -> str:
-    done = machine.output("bootctl", "list", "--json=short") if machine.running else None
+    done = machine.output(*BOOTCTL_LIST) if machine.running else None
     if done is None or done.status:
         return ""
     try:
@@ -271,7 +277,7 @@ class SystemdBoot(Loader):
         return [n for n in entry_files(machine) if _belongs_here(machine, n, _text(machine, n), running)]
 
     def refuse(self, machine: Machine) -> None:
-        selected = re.sub(r"[^\x20-\x7e]", "", _utf16(machine, SELECTED))
+        selected = re.sub(r"[^\x20-\x7e]", "", efi_text(machine, SELECTED))
         if machine.running and (machine.exists(STUB_INFO) or selected.endswith(".efi")):
             raise EmupmemError(
                 "a unified kernel image started this kernel: its command line is built into it",
@@ -290,6 +296,12 @@ def _source_items(machine: Machine, default: BootEntry | None) -> tuple[tuple[st
         return (), KERNEL_CMDLINE
     items = tuple(i.text for i in default.command_line.reservations) if default is not None else ()
     return items, "the boot entries"
+
+
+def source_files(machine: Machine) -> list[str]:
+    """The files that new kernels' words come from, where they are not GRUB's."""
+    names = (KERNEL_CMDLINE, VENDOR_CMDLINE, *_dropins(machine), "/etc/kernel/entry-token", "/etc/machine-id")
+    return [n for n in names if machine.exists(n)]
 
 
 def _dropins(machine: Machine) -> list[str]:
@@ -523,7 +535,7 @@ class RpmOstree(Loader):
         return Standing(items, "rpm-ostree kargs", "rpm-ostree kargs", (entry,), entry)
 
     def _arguments(self, machine: Machine) -> str:
-        done = machine.output("rpm-ostree", "kargs", timeout=60)
+        done = machine.output(*KARGS, timeout=60)
         if done is None:
             raise EmupmemError(
                 "this is an ostree system without rpm-ostree: kernel arguments belong to the deployment",

@@ -8,6 +8,7 @@ tests/test_vm_loader.py.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -640,6 +641,27 @@ def test_the_tree_of_an_ostree_system_is_refused(tmp_path: Path) -> None:
     machine.live = False
     with pytest.raises(EmupmemError, match="the tree of an ostree system"):
         obstacles.refuse(machine)
+
+
+# Elsewhere -----------------------------------------------------------------------------------------------
+
+
+def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) -> None:
+    from emupmem import collect, doctor
+
+    masked = collect.of_machine(here).archive
+    assert not any(ID in name or ID.encode() in data for name, data in masked.members.items())
+    there = collect.Collected(masked)
+    assert type(loader.of(there)) is type(loader.of(here))
+    before = [line for name, line in lines(here).items() if "(other)" not in name]
+    other = loader.of(there)
+    assert other is not None
+    after = [e.text for e in other.standing(there).entries if e.ours]
+    assert len(after) == len(before)
+    said = {f.name: (f.status, f.evidence.replace(ID, "")) for f in doctor.look(here)}
+    told = {f.name: (f.status, re.sub(r"0{20}\d+", "", f.evidence)) for f in doctor.look(there)}
+    for name in ("loader", "kernel", "regions", "randomisation"):
+        assert told[name] == said[name]
 
 
 # A trial -----------------------------------------------------------------------------------------------

@@ -1,0 +1,106 @@
+"""Entries and plain command lines as text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emupmem import bls
+from emupmem.cmdline import parse_command_line
+from emupmem.model import EmupmemError
+
+WORDS = st.sampled_from(
+    [
+        "quiet",
+        "root=UUID=0",
+        'x="a b"',
+        '"y=a  b"',
+        "memmap=1G!4G",
+        "memmap=64K#0x1000,2G!8G",
+        "memmap=1G!4G,1G!5G,32M$0x1",
+        "nokaslr",
+        "--x",
+        "=",
+        "memmap=",
+        "ä",
+    ]
+)
+BLANKS = st.sampled_from([" ", "  ", "\t"])
+LINES = st.lists(st.tuples(WORDS, BLANKS)).map(lambda pairs: "".join(w + b for w, b in pairs))
+ITEMS = st.sampled_from([(), ("1G!4G",), ("2G!4G", "1G!8G")])
+
+
+@given(LINES, ITEMS, st.booleans())
+def test_ours_become_exactly_these_and_all_else_stays(
+    line: str, items: tuple[str, ...], nokaslr: bool
+) -> None:
+    extra = ("nokaslr",) if nokaslr else ()
+    changed = bls.reworked(line, items, extra)
+    bls.prove(line, changed, items, extra)
+    assert bls.reworked(changed, items, extra) == changed
+    gone = bls.reworked(changed, ())
+    assert not parse_command_line(gone).reservations
+
+
+@given(LINES.filter(lambda line: "!" not in line), ITEMS)
+def test_taking_away_gives_the_former_bytes(line: str, items: tuple[str, ...]) -> None:
+    assert bls.reworked(bls.reworked(line, items), ()) == line
+
+
+@given(st.lists(LINES, max_size=4), ITEMS, st.sampled_from(["\n", "\r\n"]))
+def test_entries_keep_every_other_line(lines: list[str], items: tuple[str, ...], end: str) -> None:
+    text = end.join(["# a comment", "title x y", *(f"options \t{x}" for x in lines), "linux /v", ""])
+    changed = bls.rework_entry(text, items)
+    bls.prove(bls.options(text), bls.options(changed), items)
+    assert bls.value(changed, "linux") == "/v"
+    kept = [x for x in changed.split(end) if not x.startswith("options")]
+    assert kept == ["# a comment", "title x y", "linux /v", ""]
+
+
+def test_an_entry_without_options_gets_some() -> None:
+    assert bls.rework_entry("title x\nlinux /v\n", ["1G!4G"]) == "title x\nlinux /v\noptions memmap=1G!4G\n"
+    assert bls.rework_entry("linux /v", ["1G!4G"]) == "linux /v\noptions memmap=1G!4G"
+
+
+@pytest.mark.parametrize(
+    ("after", "why"),
+    [
+        ("quiet memmap=1G!4G", ""),
+        ("memmap=1G!4G", "other words"),
+        ("quiet memmap=1GB!4G", "it has no reservation"),
+        ("quiet memmap=1G!4G,1G!4G", "it has 1G!4G,1G!4G instead of 1G!4G"),
+        ("quiet memmap=1G!4G " + "x" * 2047, "2047 bytes"),
+    ],
+)
+def test_the_kernels_reading_is_the_proof(after: str, why: str) -> None:
+    if not why:
+        bls.prove("quiet", after, ["1G!4G"])
+        return
+    with pytest.raises(EmupmemError, match=why):
+        bls.prove("quiet", after, ["1G!4G"])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("$kernelopts $tuned_params", "root=UUID=1 ro "),
+        ("${kernelopts}x", "root=UUID=1 rox"),
+        ("a memmap=64K$0x1", "a memmap=64Kx1"),
+        ("a memmap=64K\\$kernelopts", "a memmap=64K$kernelopts"),
+        ("a 'b c'", 'a "b c"'),
+    ],
+)
+def test_what_grub_makes_of_options(options: str, line: str) -> None:
+    assert bls.grub_line(options, [("kernelopts", "root=UUID=1 ro")]).strip() == line.strip()
+
+
+@given(st.text(alphabet='ab #\n\t=!"memap1G4,', max_size=60), ITEMS)
+def test_files_of_words_keep_their_comments(text: str, items: tuple[str, ...]) -> None:
+    changed = bls.rework_file(text, items)
+    try:
+        bls.prove(bls.file_line(text), bls.file_line(changed), items)
+    except EmupmemError:
+        return  # quotes that span lines: then nothing is written
+    comments = [x for x in text.split("\n") if x.lstrip().startswith("#")]
+    assert [x for x in changed.split("\n") if x.lstrip().startswith("#")] == comments
