@@ -21,7 +21,7 @@ test: $(STAMP) lint ## Every test, the virtual machines included
 	$(BIN)/pytest -n 2 --dist worksteal tests
 
 check: $(STAMP) lint ## The quick inner loop: lint, types, unit tests
-	$(BIN)/pytest -n 2 -m "not vm" tests
+	$(BIN)/pytest -n 2 -m "not vm and not slow" tests
 
 bench: $(STAMP) ## Measure: start-up, parser, planner, apply; in a guest: DAX, save, restore
 	$(BIN)/python -m tests.bench

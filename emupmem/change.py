@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from emupmem import dropin, editor, elsewhere, grubcfg, loader, mount, survey, trial
 from emupmem.blocks import mounts
@@ -539,7 +540,7 @@ def _change(
         or _unfinished(machine, cfg)
         or (script is None and trial.left_over(machine))
     )
-    edits = (FileEdit(trial.SCRIPT, script, None),) if script is not None else ()
+    edits = (FileEdit(trial.SCRIPT, script, None, 0o755),) if script is not None else ()
     return Change(
         before, after, normal, recovery, made, warnings, regenerate and before == after, edits=edits
     )
@@ -666,7 +667,8 @@ def carry_out(machine: Machine, change: Change, tell: Tell = lambda step: None) 
     `tell` is called after every step with its name. Raises EmupmemError; the old configuration
     is then in force again (the message says so if even that failed).
     """
-    with machine.lock(), interrupts() as stop:
+    with interrupts() as stop, machine.lock():
+        stop.check()
         # GRUB first: a unit without its reservation does nothing, and is all that a crash can leave.
         outcome = _carry_out_boot(machine, change, tell, stop) if change.boot_needed else Outcome()
         problems = [p for p in (outcome.problem, _carry_out_unit(machine, change)) if p]
@@ -818,26 +820,18 @@ def _blame(machine: Machine, change: Change) -> str:
 def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException) -> None:
     """Put the old text and the old menu back; tells in the error what state the machine is in."""
     state = "the old configuration is back, nothing is changed"
-    failed: list[str] = []
     # The menu first: it is what boots, and putting it back is a rename that needs no room. But nobody may be
     # sent to an entry that it does not have.
-    try:
-        if not menu.chosen:
-            _choose(machine, False)
-    except EmupmemError as second:
-        failed.append(second.message)
-    try:
-        if menu.kept:
-            machine.put_back(menu.name)
-    except EmupmemError as second:
-        failed.append(second.message)
-    try:
-        for edit in change.edits:
-            put(machine, edit.name, edit.before, edit.mode)
-        if menu.chosen:
-            _choose(machine, True)
-    except EmupmemError as second:
-        failed.append(second.message)
+    steps: list[Callable[[], None]] = [] if menu.chosen else [partial(_choose, machine, False)]
+    steps += [partial(machine.put_back, menu.name)] if menu.kept else []
+    steps += [partial(put, machine, e.name, e.before, e.mode) for e in change.edits]
+    steps += [partial(_choose, machine, True)] if menu.chosen else []
+    failed: list[str] = []
+    for step in steps:
+        try:
+            step()
+        except EmupmemError as second:
+            failed.append(second.message)
     try:
         state += _put_defaults_back(machine, change)
     except EmupmemError as second:

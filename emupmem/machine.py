@@ -847,7 +847,7 @@ class Interrupts:
         """Raises EmupmemError if a signal came."""
         if self.caught:
             name, self.caught = signal.Signals(self.caught).name, 0
-            raise EmupmemError(f"stopped by {name}")
+            raise EmupmemError(f"stopped by {name}", "nothing was changed")
 
 
 @contextlib.contextmanager

@@ -287,10 +287,10 @@ def test_all_ends_at_once_at_any_call(tmp_path: Path, scenario: Scenario) -> Non
     assert {"open", "write", "fsync", "rename", "unlink"} <= set(names), "all kinds of calls are seen"
     for where, world in seen:
         case.judge(where, world)
-    print(len(seen), len(case.judged))
     fail_with(case)
 
 
+@pytest.mark.slow
 @parametrized
 def test_only_emupmem_is_killed_at_any_call_and_the_generator_goes_on(
     tmp_path: Path, scenario: Scenario

@@ -127,9 +127,10 @@ class Call:
 
 @dataclass
 class Result:
-    """How the work ended: exit status (negative: signal), and what it raised."""
+    """How the work ended: exit status (negative: signal), what it gave back, and what it raised."""
 
     status: int
+    said: str = ""
     error: str = ""
     hint: str = ""
     unexpected: str = ""
@@ -193,14 +194,14 @@ def _child(work: Callable[[], object], pipe: int) -> NoReturn:
 
 def _outcome(work: Callable[[], object]) -> tuple[dict[str, str], int]:
     try:
-        work()
+        said = work()
     except EmupmemError as exc:
         return {"error": exc.message, "hint": exc.hint}, 1
     except BaseException as exc:
         import traceback
 
         return {"unexpected": f"{exc!r}\n{traceback.format_exc()}"}, 70
-    return {}, 0
+    return {"said": str(said or "")}, 0
 
 
 def _loop(state: Trace, on_call: Callable[[Call], None]) -> int:

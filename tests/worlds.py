@@ -78,14 +78,18 @@ def essence(world: World) -> tuple[tuple[str, str, int, bytes], ...]:
 
 
 def settled(world: World) -> tuple[tuple[str, str, int, bytes], ...]:
-    """The essence of what counts in the end: without the backups and without folders."""
-    left = {n: node for n, node in world.items() if not n.startswith("var/") and node.kind != "folder"}
+    """The essence of what counts in the end: without the backups, folders, and what grub-mkconfig may leave.
+
+    It takes its own half-made file away when it runs the next time.
+    """
+    own = (n for n in world if not n.startswith("var/") and not n.endswith("/grub.cfg.new"))
+    left = {n: world[n] for n in own if world[n].kind != "folder"}
     return essence(left)
 
 
 def litter(world: World) -> list[str]:
     """Half-made files."""
-    return [n for n in world if re.search(r"(^|/)\.[^/]*(emupmem|\.new)[^/]*$|\.new$", n)]
+    return [n for n in world if re.search(r"(^|/)\.[^/]*(emupmem|\.new)[^/]*$", n)]
 
 
 class Disk:
