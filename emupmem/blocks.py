@@ -83,6 +83,19 @@ def mount_of(all_mounts: Sequence[Mounted], folder: str) -> Mounted | None:
     return max(reversed(above), key=lambda m: len(m.dir), default=None)
 
 
+def stack(machine: Machine, number: str, depth: int = 8) -> tuple[str, ...]:
+    """What a block device (MAJ:MIN) is made of, from the top: `LVM`, `encrypted`, `RAID`, `multipath`, `mapped`."""
+    here = f"/sys/dev/block/{number}"
+    kinds = {"LVM": "LVM", "CRYPT": "encrypted", "mpath": "multipath"}
+    # A partition (of a RAID) has these in the folder above its own.
+    mapped = next((p for p in (f"{here}/dm", f"{here}/../dm") if machine.exists(p)), "")
+    found = [kinds.get(machine.peek(f"{mapped}/uuid").partition("-")[0], "mapped")] if mapped else []
+    found += ["RAID"] if machine.peek(f"{here}/md/level") or machine.peek(f"{here}/../md/level") else []
+    for below in machine.names(f"{here}/slaves") if depth else ():
+        found += stack(machine, machine.peek(f"{here}/slaves/{below}/dev"), depth - 1)
+    return tuple(dict.fromkeys(found))
+
+
 def mounted_at(machine: Machine, device: Pmem) -> str:
     """Where a device is mounted, empty where it is not."""
     return next((m.dir for m in mounts(machine) if m.number == device.number), "")

@@ -49,7 +49,7 @@ class Change:
 
     `normal` and `recovery` are the items (`1G!4G`) of the normal and the recovery entries.
     `regenerate` says that the menu is not what the (unchanged) defaults ask for. `edits` are other
-    files that change with it, `trial` the words of the entry for a trial boot (empty: there must be none).
+    files that change with it, `trial` the words that the entry for a trial boot adds (empty: there must be none).
     `elsewhere` is set where another loader than GRUB with grub-mkconfig starts the machine: then `edits` are
     all files that emupmem itself writes.
     """
@@ -566,10 +566,11 @@ def prepare_trial(
     elif loader.of(machine) is not None:
         raise EmupmemError("a trial by kexec reads GRUB's menu", "leave --trial away here")
     wanted = prepare_apply(machine, found, request, options)
-    present = survey.configured_items(machine, wanted.before)
+    own = _own_dropin(machine)
+    present = _all_items(survey.configured_items(machine, wanted.before)) or _items_in(own[1] if own else ())
     if present:
         raise EmupmemError(
-            f"memmap={','.join(_all_items(present))} is reserved already: a trial is for a first reservation",
+            f"memmap={','.join(present)} is reserved already: a trial is for a first reservation",
             "sudo emupmem remove first, or apply without --trial",
         )
     if not wanted.normal:
@@ -577,21 +578,25 @@ def prepare_trial(
     cfg = machine.grub_cfg()
     text = trial.menu(machine)
     words = (wanted.memmap, *(OUR_WORDS if options.nokaslr else ()))
-    made = trial.script(text, machine.grubenv(), words, options.variable)
+    made = trial.script(text, machine.grubenv(), words, options.variable, machine.exists)
     before = machine.read(trial.SCRIPT)
-    edit = FileEdit(trial.SCRIPT, before, made.text.encode("utf-8", "surrogateescape"), 0o755)
+    edit = FileEdit(trial.SCRIPT, before, made.encode("utf-8", "surrogateescape"), 0o755)
     # Tried before and not chosen any more, or not to its end: the menu is made and the choice is taken again.
-    again = not trial.chosen(machine) or bool(trial.problem(text, made.words)) or _unfinished(machine, cfg)
+    again = not trial.chosen(machine) or bool(trial.problem(text, words)) or _unfinished(machine, cfg)
+    other = "" if trial.chosen(machine) else machine.grubenv().get(trial.NEXT, "")
+    notes = (
+        (f"the next start was chosen to be “{other}”: the trial takes its place",) if other and entry else ()
+    )
     return Change(
         wanted.before,
         wanted.before,
         (),
         (),
         wanted.plan,
-        wanted.warnings,
+        (*wanted.warnings, *notes),
         again,
         edits=(edit,),
-        trial=made.words,
+        trial=words,
     )
 
 
@@ -628,7 +633,9 @@ def prepare_abandon(machine: Machine) -> Change:
     before = read_defaults(machine)
     change = _change(machine, before, before, None, None)
     if not change.needed:
-        raise EmupmemError("there is no trial to abandon", "nothing was changed")
+        state = trial.state(machine)
+        hint = "a trial by kexec is nowhere on the disk: reboot goes back" if state else "nothing was changed"
+        raise EmupmemError("there is no trial to abandon", hint)
     return change
 
 

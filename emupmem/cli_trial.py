@@ -49,7 +49,8 @@ def begin(
         options,
         result,
         told,
-        dry_run or check,
+        dry_run,
+        check,
         yes,
         as_json,
     )
@@ -62,30 +63,34 @@ def _kexec(
     result: dict[str, Any],
     warnings: list[str],
     dry_run: bool,
+    check: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
     from emupmem import trial
 
-    steps = trial.kexec(machine, (memmap, *(("nokaslr",) if options.nokaslr else ())))
+    words = (memmap, *(("nokaslr",) if options.nokaslr else ()))
+    steps = trial.kexec(machine, words, options.variable)
     result |= {"memmap": memmap, "commands": [list(step.argv) for step in steps]}
     for warning in warnings:
         say(f"! {warning}")
     if not as_json:
         for step in steps:
             print(f"then: {shlex.join(step.argv)}")
-    if dry_run:
-        finish(as_json, result, Exit.OK)
+    if dry_run or check:
+        finish(as_json, result, Exit.NOT_AS_PLANNED if check else Exit.OK)
     if not yes:
         ask("This restarts the machine now. Go on?")
     for step in steps:
         done = machine.run(step, 120)
         if done.status:
+            machine.output(*trial.UNLOAD.argv)
             raise EmupmemError(f"{step.argv[0]} failed with status {done.status}: {done.last_words}")
     result |= {"changed": True}
     if not as_json:
         print(
-            "The machine restarts into the trial. After it:  sudo emupmem verify, then sudo emupmem confirm"
+            "The machine restarts into the trial. After it:  sudo emupmem verify, then sudo emupmem confirm\n"
+            "If it hangs or panics, or is not wanted any more: any reset, the old configuration is back."
         )
     finish(as_json, result, Exit.OK)
 

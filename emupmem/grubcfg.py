@@ -14,7 +14,7 @@ from itertools import pairwise
 from emupmem.cmdline import parse_command_line
 from emupmem.model import CommandLine
 
-_LINUX = ("linux", "linux16", "linuxefi")
+LINUX = ("linux", "linux16", "linuxefi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def entries(text: str) -> tuple[BootEntry, ...]:
                 stack.pop()
         elif line.endswith("{"):
             stack.append(_open_block(line, stack))
-        elif line.split(None, 1)[:1] and line.split(None, 1)[0] in _LINUX:
+        elif line.split(None, 1)[:1] and line.split(None, 1)[0] in LINUX:
             words = split_words(line)
             if len(words) > 1:
                 ours = not sections or "linux" in section.rpartition("/")[2]
@@ -257,10 +257,22 @@ def problems(
             wrong.append((entry, f"memmap={mangled[0]} reached the kernel as a memory limit"))
         elif have != want:
             wrong.append((entry, f"it has {_list(have)} instead of {_list(want)}"))
-        elif len(" ".join(entry.words)) > 2000:
-            # GRUB puts BOOT_IMAGE=… in front; the kernel reads 2047 bytes (COMMAND_LINE_SIZE)
-            wrong.append((entry, "the command line is longer than the 2047 bytes that the kernel reads"))
+        elif too_long(entry):
+            wrong.append((entry, TOO_LONG))
     return wrong
+
+
+LONGEST = 2045
+"""Bytes of `BOOT_IMAGE=… …` that GRUB hands over whole, of the 2047 that the kernel reads; it leaves out the words
+that do not fit (measured on GRUB 2.06; grub_create_loader_cmdline keeps room for a blank after the last one)."""
+
+TOO_LONG = f"the command line is longer than the {LONGEST} bytes that GRUB hands to the kernel"
+
+
+def too_long(entry: BootEntry) -> bool:
+    """Whether the last words of an entry would not reach the kernel."""
+    line = " ".join(("BOOT_IMAGE=" + _requote(entry.kernel), entry.text))
+    return len(line.encode("utf-8", "surrogateescape")) > LONGEST
 
 
 def _list(items: Sequence[str]) -> str:

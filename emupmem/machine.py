@@ -794,13 +794,17 @@ class Machine:
         """The menus that lie here, one name for each file."""
         return list({self.path(name): name for name in reversed(GRUB_CFGS) if self.exists(name)}.values())
 
+    def grubenv_name(self) -> str:
+        """Where GRUB's environment block lies: beside the menu."""
+        return self.grub_cfg().rpartition("/")[0] + "/grubenv"
+
     def grubenv(self) -> dict[str, str]:
         """Variables of GRUB's environment block."""
-        return _variables(self.peek(self.grub_cfg().rpartition("/")[0] + "/grubenv"))
+        return _variables(self.peek(self.grubenv_name()))
 
     def set_grubenv(self, name: str, value: str) -> None:
         """Set or (with an empty value) unset a variable of GRUB's environment block. Raises EmupmemError."""
-        file = self.grub_cfg().rpartition("/")[0] + "/grubenv"
+        file = self.grubenv_name()
         program = next((p for p in ("grub-editenv", "grub2-editenv") if self.find(p)), None)
         if program is None:
             raise EmupmemError("grub-editenv is not installed", "apt-get install grub-common")

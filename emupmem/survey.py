@@ -357,7 +357,7 @@ def _trial(machine: Machine) -> SeenTrial | None:
     found = trial.state(machine)
     if found is None:
         return None
-    return SeenTrial(found.words, found.chosen, found.running, found.started_since, found.why)
+    return SeenTrial(found.words, found.chosen, found.running, found.started_since, found.why, found.kexec)
 
 
 def _mounts(machine: Machine, wait: float) -> tuple[SeenMount, ...]:

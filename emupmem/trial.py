@@ -8,12 +8,13 @@ place that GRUB itself can write to: it reads RAID, LVM, btrfs and others, and c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from emupmem import grubcfg, loader
-from emupmem.blocks import Mounted, mount_of, mounts
-from emupmem.cmdline import parse_command_line
+from emupmem.blocks import Mounted, mount_of, mounts, stack
+from emupmem.cmdline import is_cut, parse_command_line
 from emupmem.machine import Machine
 from emupmem.model import Command, EmupmemError
 
@@ -21,25 +22,23 @@ ID = "emupmem-trial"
 SCRIPT = "/etc/grub.d/42_emupmem_trial"
 NEXT = "next_entry"
 MARK = "# emupmem-trial:"
+PSTORE = "/var/lib/systemd/pstore"
+BLOCK = 1024
+BEGINS = b"# GRUB Environment Block\n"
+"""What GRUB takes for its environment block (grub-core/lib/envblk.c)."""
 HEAD = f"""#!/bin/sh
 # Written by emupmem: one entry for one trial start. `emupmem confirm` makes its reservation permanent,
-# `emupmem abandon` takes it away.
+# `emupmem abandon` takes it away. Where its kernel was removed meanwhile there is no entry.
 {MARK} @WORDS@
-exec tail -n +6 "$0"
+for file in @FILES@; do [ -e "$file" ] || exit 0; done
+exec tail -n +7 "$0"
 """
-KEXEC_WORD = "emupmem.trial=kexec"
-"""What a kernel that was started by kexec carries: there is no entry on the disk to tell it by."""
+KEXEC_MARK = "emupmem.trial=kexec,"
+"""Begins the word that stands before the added ones in a kernel that kexec started, and names the variable
+for a confirm: there is no entry on the disk to tell a trial by. The kernel and init pass over it."""
 
 WRITABLE = ("ext2", "ext3", "ext4", "xfs", "vfat")
 """File systems on which GRUB can overwrite the block that is there (grub-core/commands/loadenv.c)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """The text of the script and the words of its kernel, the reservation included."""
-
-    text: str
-    words: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,8 @@ class State:
     """How a trial stands. `words` are the added ones (`memmap=1G!4G`, `nokaslr`).
 
     `chosen` says that the next start is the trial, `running` that this boot is, `started_since`
-    that the machine was started after the trial was made; `why` is what a failed one left behind.
+    that the machine was started after the trial was made; `why` is what a failed one left behind, or why it
+    will not come. `kexec` says that nothing of it is on the disk.
     """
 
     words: tuple[str, ...]
@@ -56,21 +56,50 @@ class State:
     running: bool
     started_since: bool
     why: str = ""
+    kexec: bool = False
 
 
-def script(cfg: str, grubenv: Mapping[str, str], words: Sequence[str], variable: str) -> Script:
+def script(
+    cfg: str,
+    grubenv: Mapping[str, str],
+    words: Sequence[str],
+    variable: str,
+    there: Callable[[str], bool] = lambda path: False,
+) -> str:
     """The script that makes the entry: the one that boots by default, with `words` added.
 
+    `there` tells whether a file is on this machine: the entry is made only while its kernel is.
     Raises EmupmemError where the default entry cannot be told.
     """
-    default = grubcfg.default_entry(cfg, {k: v for k, v in grubenv.items() if k != NEXT})
-    if default is None or not default.ours:
+    default = _default(cfg, grubenv)
+    head, body = _entry(cfg, default)
+    added = " ".join(words)
+    # GRUB_SAVEDEFAULT would make an entry that a person chose the default for good; Ubuntu's initrdfail
+    # (10_linux there, GRUB_FORCE_PARTUUID) starts an entry again with its initramfs if it failed without.
+    kept = [line for line in body if line.strip() not in ("savedefault", "initrdfail")]
+    if len(kept) < len(body) and any(line.strip() == "initrdfail" for line in body):
+        kept.insert(0, "\tset initrdfail=1")
+    text = "\n".join(_with(line, added) if _starts(line, grubcfg.LINUX) else line for line in kept)
+    files = [found for path in _files(default, body) if (found := _local(path, there))]
+    top = HEAD.replace("@WORDS@", f"{variable} {added}").replace("@FILES@", shlex.join(files))
+    return f"{top}menuentry 'Trial of emupmem: {added}'{_rights(head)} --id {ID} {{\n{text}\n}}\n"
+
+
+def _default(cfg: str, grubenv: Mapping[str, str]) -> grubcfg.BootEntry:
+    """What boots by default, a choice for one start left aside. Raises EmupmemError."""
+    found = grubcfg.default_entry(cfg, {k: v for k, v in grubenv.items() if k != NEXT})
+    if found is None or not found.ours:
         raise EmupmemError(
             "which entry boots by default cannot be told from the menu",
             "apply without --trial, or set GRUB_DEFAULT=0",
         )
+    return found
+
+
+def _entry(cfg: str, entry: grubcfg.BootEntry) -> tuple[str, list[str]]:
+    """The line that opens an entry, and the lines between its braces."""
     lines = cfg.split("\n")
-    first = next(n for n in range(default.line - 1, -1, -1) if lines[n].lstrip().startswith("menuentry "))
+    first = next(n for n in range(entry.line - 1, -1, -1) if lines[n].lstrip().startswith("menuentry "))
     depth, last = 0, first
     for last in range(first, len(lines)):
         line = lines[last].strip()
@@ -78,16 +107,44 @@ def script(cfg: str, grubenv: Mapping[str, str], words: Sequence[str], variable:
         depth -= line == "}"
         if depth == 0:
             break
-    body = lines[first + 1 : last]
-    at = default.line - 1 - (first + 1)
-    body[at] = f"{body[at].rstrip()} {' '.join(words)}"
-    added = " ".join(words)
-    text = HEAD.replace("@WORDS@", f"{variable} {added}")
-    text += f"menuentry 'Trial of emupmem: {added}' --id {ID} {{\n" + "\n".join(body) + "\n}\n"
-    return Script(text, (*default.words, *words))
+    return lines[first], lines[first + 1 : last]
 
 
-def kexec(machine: Machine, words: Sequence[str]) -> tuple[Command, Command]:
+def _starts(line: str, commands: Sequence[str]) -> bool:
+    return line.split(None, 1)[:1] != [] and line.split(None, 1)[0] in commands
+
+
+def _with(line: str, words: str) -> str:
+    """A command line with words added: before a `--`, after which all is init's."""
+    dashes = re.search(r"\s--(?=\s|$)", line)
+    at = dashes.start() if dashes else len(line.rstrip())
+    return f"{line[:at].rstrip()} {words}{line[at:].rstrip()}"
+
+
+def _rights(opening: str) -> str:
+    """Who may start an entry, with its blank before it: with superusers set, an entry without asks for a password."""
+    words = grubcfg.split_words(opening)
+    users = [w for w in words if w.startswith("--users=")]
+    users += [f"--users={b}" for a, b in zip(words, words[1:], strict=False) if a == "--users"]
+    unrestricted = ["--unrestricted"] if "--unrestricted" in words else []
+    return "".join(f" {shlex.quote(w)}" for w in (*unrestricted, *users))
+
+
+def _files(entry: grubcfg.BootEntry, body: Sequence[str]) -> list[str]:
+    """The kernel and the initial disks of an entry, as GRUB names them."""
+    disks = [w for line in body if _starts(line, _INITRD) for w in grubcfg.split_words(line)[1:]]
+    return list(dict.fromkeys((entry.kernel, *disks)))
+
+
+_INITRD = ("initrd", "initrd16", "initrdefi")
+
+
+def _local(path: str, there: Callable[[str], bool]) -> str:
+    """A path of GRUB's as Linux sees it (with a /boot of its own, GRUB's begin below it); empty if it is not there."""
+    return next((p for p in (path, f"/boot{path}") if there(p)), "")
+
+
+def kexec(machine: Machine, words: Sequence[str], variable: str) -> tuple[Command, Command]:
     """What loads the kernel that boots by default with `words` added, and what starts it at once.
 
     Nothing on the disk changes, and any reset goes back. Raises EmupmemError where that is not possible.
@@ -101,29 +158,35 @@ def kexec(machine: Machine, words: Sequence[str]) -> tuple[Command, Command]:
             "--trial without kexec goes through GRUB",
         )
     if machine.peek("/proc/sys/kernel/kexec_load_disabled") == "1":
-        raise EmupmemError("kexec is switched off until the next start (kernel.kexec_load_disabled)")
+        raise EmupmemError(
+            "kexec is switched off until the next start (kernel.kexec_load_disabled)",
+            "--trial without kexec goes through GRUB",
+        )
+    if machine.grubenv().get(NEXT) == ID:
+        raise EmupmemError(
+            "the next start is chosen to be a trial already: a reset would lead into that one",
+            "reboot tries it; sudo emupmem abandon takes it away",
+        )
     cfg = (machine.read(machine.grub_cfg()) or b"").decode("utf-8", "surrogateescape")
-    default = grubcfg.default_entry(cfg, {k: v for k, v in machine.grubenv().items() if k != NEXT})
-    if default is None or not default.ours:
-        raise EmupmemError("which kernel boots by default cannot be told from the menu", "set GRUB_DEFAULT=0")
-    lines = cfg.split("\n")[default.line :]
-    until = next((n for n, line in enumerate(lines) if line.strip() == "}"), len(lines))
-    disks = [
-        w for line in lines[:until] for w in grubcfg.split_words(line)[1:] if line.split()[:1] == ["initrd"]
-    ]
-    paths = [_on_this_machine(machine, p) for p in (default.kernel, *disks[:1])]
-    line = f"BOOT_IMAGE={default.kernel} {default.text} {' '.join(words)} {KEXEC_WORD}"
+    default = _default(cfg, machine.grubenv())
+    names = _files(default, _entry(cfg, default)[1])
+    paths = [_local(name, machine.exists) for name in names]
+    if "" in paths:
+        raise EmupmemError(f"the menu names {names[paths.index('')]}, which is not there")
+    if len(paths) > 2:
+        raise EmupmemError(
+            f"the entry has {len(paths) - 1} initial disks, and kexec takes one",
+            "--trial without kexec goes through GRUB",
+        )
+    line = _with(f"BOOT_IMAGE={default.kernel} {default.text}", " ".join((KEXEC_MARK + variable, *words)))
+    if is_cut(line):
+        raise EmupmemError("the command line is longer than the 2047 bytes that the kernel reads")
     initrd = (f"--initrd={paths[1]}",) if len(paths) > 1 else ()
     load = Command(("kexec", "-a", "-l", paths[0], *initrd, f"--command-line={line}"), "load the kernel")
     return load, Command(("systemctl", "kexec"), "start it: all services are stopped first")
 
 
-def _on_this_machine(machine: Machine, path: str) -> str:
-    """A path of GRUB's as Linux sees it: with a /boot of its own, GRUB's begin below it."""
-    found = next((p for p in (path, f"/boot{path}") if machine.exists(p)), None)
-    if found is None:
-        raise EmupmemError(f"the menu names {path}, which is not there")
-    return found
+UNLOAD = Command(("kexec", "-u"), "forget the kernel that was loaded")
 
 
 def read_script(text: str) -> tuple[str, tuple[str, ...]] | None:
@@ -135,14 +198,21 @@ def read_script(text: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def problem(cfg: str, words: Sequence[str]) -> str:
-    """What is wrong with the trial entry of a generated menu; empty where all is well."""
+    """What is wrong with the trial entry of a generated menu that should add `words`; empty where all is well."""
     found = [e for e in grubcfg.entries(cfg) if e.ids[-1:] == (ID,)]
     if not words:
         return "the trial entry is still in it" if found else ""
-    if len(found) != 1:
-        return "the trial entry is not in it" if not found else "the trial entry is in it more than once"
-    if found[0].words != tuple(words):
-        return f"the trial entry has {' '.join(found[0].words)} instead of {' '.join(words)}"
+    if not found:
+        return "the trial entry is not in it"
+    if len({e.index for e in found}) > 1:
+        return "the trial entry is in it more than once"
+    wanted = [i.text for i in parse_command_line(" ".join(words)).reservations]
+    for entry in found:
+        have = [i.text for i in entry.command_line.reservations]
+        if have != wanted or not set(words) <= set(entry.words):
+            return f"the trial entry has {' '.join(entry.words)} and should have {' '.join(words)}"
+        if grubcfg.too_long(entry):
+            return f"the trial entry: {grubcfg.TOO_LONG}"
     return ""
 
 
@@ -175,22 +245,33 @@ def refuse(machine: Machine) -> None:
             f"a trial is an entry in the menu that grub-mkconfig makes, and {other.title} starts this machine",
             "apply without --trial; " + other.back.format(memmap="memmap=…") + " goes back",
         )
-    folder = machine.grub_cfg().rpartition("/")[0]
+    why, fix = obstacle(machine)
+    if why:
+        again = "a trial that hangs would be started again and again; "
+        raise EmupmemError(f"GRUB cannot clear its choice: {why}", again + (fix or "apply without --trial"))
+
+
+def obstacle(machine: Machine) -> tuple[str, str]:
+    """(why GRUB could not forget a choice by itself, what cures that); two empty strings where it can.
+
+    It overwrites the blocks of a file that is there (save_env, grub-core/commands/loadenv.c), and only if the
+    menu tells it to. Raises EmupmemError where the menu or the file may not be read.
+    """
     cfg = menu(machine)
     if f"save_env {NEXT}" not in cfg or "load_env" not in cfg:
-        raise EmupmemError(
-            f"the menu does not clear {NEXT}: GRUB cannot write to its environment block here",
-            "a trial that hangs would be started again and again; apply without --trial",
-        )
-    on = mount_of(mounts(machine), machine.real(folder))
+        return f"the menu does not clear {NEXT}", ""
+    name = machine.grubenv_name()
+    data = machine.read(name)
+    create = f"sudo {'grub2-editenv' if '/grub2/' in name else 'grub-editenv'} {name} create"
+    if data is None:
+        return f"there is no {name}", create
+    if len(data) != BLOCK or not data.startswith(BEGINS):
+        return f"{name} is no environment block", create
+    on = mount_of(mounts(machine), machine.real(name))
     if on is None:
-        raise EmupmemError(f"which file system {folder} is on cannot be told", "apply without --trial")
+        return f"which file system {name} is on cannot be told", ""
     why = _unwritable(machine, on)
-    if why:
-        raise EmupmemError(
-            f"GRUB cannot clear its choice: {folder} is on {why}",
-            "a trial that hangs would be started again and again; apply without --trial",
-        )
+    return (f"{name} is on {why}", "") if why else ("", "")
 
 
 def _unwritable(machine: Machine, on: Mounted) -> str:
@@ -199,21 +280,17 @@ def _unwritable(machine: Machine, on: Mounted) -> str:
         return f"{on.fs}, which GRUB only reads"
     if "ro" in on.options:
         return f"{on.source}, which is mounted read-only"
-    parts = machine.path(f"/sys/dev/block/{on.number}").parts
-    for part in parts:
-        if re.fullmatch(r"dm-\d+", part):
-            return f"{on.source}, a device of LVM or LUKS, which GRUB only reads"
-        if re.fullmatch(r"md\d+.*", part):
-            return f"{on.source}, a RAID, which GRUB only reads"
-    return ""
+    kinds = stack(machine, on.number)
+    return f"{on.source} ({', '.join(kinds)}), which GRUB is not sure to write to" if kinds else ""
 
 
 def state(machine: Machine) -> State | None:
     """The trial of this machine, None where there is none."""
     line = parse_command_line(machine.peek("/proc/cmdline"))
-    if KEXEC_WORD in line.words:
-        added = tuple(w for w in line.words if w.startswith("memmap=") or w == "nokaslr")
-        return State(added, "GRUB_CMDLINE_LINUX", False, True, True)
+    mark = next((n for n, w in enumerate(line.words) if w.startswith(KEXEC_MARK)), None)
+    if mark is not None and line.words[mark + 1 :]:
+        variable = line.words[mark].removeprefix(KEXEC_MARK)
+        return State(line.words[mark + 1 :], variable, False, True, True, kexec=True)
     read = read_script(machine.peek(SCRIPT))
     if read is None:
         return None
@@ -224,13 +301,28 @@ def state(machine: Machine) -> State | None:
     wanted = [i.text for i in parse_command_line(words[0]).reservations]
     running = [i.text for i in line.reservations] == wanted
     chosen = machine.grubenv().get(NEXT) == ID
-    why = _last_words(machine) if since and not running and not chosen else ""
+    if chosen and not _in_menu(machine):
+        gone = "its entry is not in the menu any more (was its kernel removed?)"
+        return State(words, variable, False, running, False, gone)
+    why = _last_words(machine, written or 0) if since and not running and not chosen else ""
     return State(words, variable, chosen, running, since, why)
 
 
-def _last_words(machine: Machine) -> str:
-    """What the start before this one left behind: a panic in pstore or in the journal."""
-    texts = [machine.peek(f"/sys/fs/pstore/{n}") for n in machine.names("/sys/fs/pstore")]
+def _in_menu(machine: Machine) -> bool:
+    """Whether the entry is in the menu; what we may not read is taken for good."""
+    try:
+        data = machine.read(machine.grub_cfg())
+    except EmupmemError:
+        return True
+    return f"--id {ID} " in (data or b"").decode("utf-8", "replace")
+
+
+def _last_words(machine: Machine, since: float) -> str:
+    """What the start before this one left behind: a panic in pstore (moved by systemd-pstore) or in the journal."""
+    folders = ["/sys/fs/pstore", PSTORE]
+    folders += [f"{PSTORE}/{n}" for n in machine.names(PSTORE)]
+    names = [f"{folder}/{n}" for folder in folders for n in machine.names(folder)]
+    texts = [machine.peek(n) for n in names if (machine.modified(n) or 0) >= since]
     done = machine.output("journalctl", "-k", "-b", "-1", "-o", "cat", "--no-pager") if machine.live else None
     if done is not None and not done.status:
         texts.append(done.stdout.decode("utf-8", "replace"))

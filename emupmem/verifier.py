@@ -78,6 +78,7 @@ class SeenTrial:
     running: bool
     started_since: bool
     why: str = ""
+    kexec: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +193,18 @@ def complete(seen: Observation) -> bool:
 def _trial(seen: SeenTrial) -> Check:
     words = " ".join(seen.words)
     if seen.running:
-        hint = "sudo emupmem confirm makes it permanent; sudo emupmem abandon takes it away"
-        return Check("trial", "ok", words, f"this boot is the trial of {words}; nothing is permanent", hint)
+        back = "a restart goes back" if seen.kexec else "sudo emupmem abandon takes it away"
+        found = f"this boot is the trial of {words}; nothing is permanent"
+        if seen.chosen:
+            found += "; the next start is chosen to be one as well (GRUB did not clear that, or apply was run again)"
+        return Check("trial", "ok", words, found, f"sudo emupmem confirm makes it permanent; {back}")
     if seen.chosen:
         return Check("trial", "pending", words, f"the next start tries {words}", "reboot")
     again = "sudo emupmem abandon takes the entry away; apply --trial tries again"
     if seen.started_since:
         return Check("trial", "fail", words, f"the machine came back without {words}: {seen.why}", again)
-    return Check("trial", "fail", words, "the trial is no longer chosen for the next start", again)
+    why = seen.why or "it is no longer chosen for the next start"
+    return Check("trial", "fail", words, f"the trial of {words} will not come: {why}", again)
 
 
 def _words(items: Iterable[str]) -> str:
