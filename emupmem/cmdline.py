@@ -155,6 +155,15 @@ def parse_command_line(text: str) -> CommandLine:
     )
 
 
+def mangled(line: CommandLine) -> str:
+    """The first `memmap=` item that the kernel takes for a memory limit and nobody meant so, empty where all are well.
+
+    A limit that is meant is a bare number: `1G\\!4G`, `1GiB!4G`, `1.5G!4G` and `64Kx18690000` (of which GRUB ate the
+    `$0`) are not.
+    """
+    return next((i.text for i in line.items if i.op == "limit" and memparse(i.text)[1]), "")
+
+
 def is_cut(text: str) -> bool:
     """Whether the kernel reads only a part of this command line, for it is longer than 2047 bytes."""
     return len(text.rstrip("\n").encode("utf-8", "surrogateescape")) > COMMAND_LINE_MAX

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from emupmem import loader, obstacles, planner, survey
 from emupmem.blocks import Mounted, mounts
-from emupmem.cmdline import is_cut, kaslr_avoided, memmap_region_count, parse_command_line
+from emupmem.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count, parse_command_line
 from emupmem.machine import BACKUPS, GENERATORS, GRUB_DEFAULT, Machine
 from emupmem.model import (
     LOW_LIMIT,
@@ -465,9 +465,8 @@ def variable(name: str, seen: Effective) -> Finding:
 def words(line: CommandLine) -> Finding:
     """Words of the command line that take memory, or that the kernel reads otherwise than they look."""
     name = "command-line"
-    mangled = next((i.text for i in line.items if i.op == "limit" and "!" in i.text), "")
-    if mangled:
-        seen = f"memmap={mangled} is read as a memory limit, not as a reservation"
+    if wrong := mangled(line):
+        seen = f"memmap={wrong} is read as a memory limit, not as a reservation"
         return Finding(name, "warn", seen, f"take it out of {GRUB_DEFAULT}; emupmem apply writes it right")
     if any(i.op == "exactmap" for i in line.items):
         seen = "memmap=exactmap replaces the firmware's map by one made by hand"

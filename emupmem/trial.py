@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from emupmem import grubcfg, loader
 from emupmem.blocks import Mounted, mount_of, mounts, stack
@@ -125,7 +126,7 @@ def _rights(opening: str) -> str:
     """Who may start an entry, with its blank before it: with superusers set, an entry without asks for a password."""
     words = grubcfg.split_words(opening)
     users = [w for w in words if w.startswith("--users=")]
-    users += [f"--users={b}" for a, b in zip(words, words[1:], strict=False) if a == "--users"]
+    users += [f"--users={b}" for a, b in pairwise(words) if a == "--users"]
     unrestricted = ["--unrestricted"] if "--unrestricted" in words else []
     return "".join(f" {shlex.quote(w)}" for w in (*unrestricted, *users))
 

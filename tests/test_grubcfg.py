@@ -92,6 +92,14 @@ def test_a_menu_as_planned_has_no_problems() -> None:
         ("ro memmap=1G!4G quiet $vt", "ro memmap=2G!4G quiet $vt", "memmap=2G!4G instead of memmap=1G!4G"),
         ("ro memmap=1G!4G quiet $vt", "ro memmap=1G!4G memmap=1G!4G $vt", "memmap=1G!4G,1G!4G instead"),
         ("ro memmap=1G!4G quiet $vt", r"ro memmap=1G\\!4G $vt", "as a memory limit"),
+        (
+            "ro memmap=1G!4G quiet $vt",
+            "ro memmap=1G!4G memmap=64K$0x18690000 $vt",
+            "memmap=64K\ufffdx18690000 would",
+        ),
+        ("ro memmap=1G!4G quiet $vt", 'ro memmap=1G!4G "memmap=64K${foo}" $vt', "as a memory limit"),
+        ("ro memmap=1G!4G quiet $vt", "ro memmap=1GiB!4G $vt", "memmap=1GiB!4G would reach the kernel"),
+        ("ro memmap=1G!4G quiet $vt", "ro memmap=1.5G!4G $vt", "as a memory limit"),
         ("ro memmap=1G!4G quiet $vt", "ro memmap=1G!4G " + "x" * 2000, "longer than the 2047 bytes"),
         ("ro memmap=1G!4G quiet $vt", "ro -- memmap=1G!4G $vt", "no reservation instead"),
     ],
@@ -103,6 +111,37 @@ def test_a_menu_that_is_not_as_planned(old: str, new: str, words: str) -> None:
     assert entry is not None
     assert entry.index == (1, 0)
     assert words in why
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"memmap=1G\!4G",  # GRUB drops a single backslash
+        r"memmap=1G!4G memmap=64K\$0x18690000",
+        "memmap=1G!4G 'memmap=64K$0x18690000'",
+        "memmap=1G!4G memmap=16G",  # a limit that is meant
+        "memmap=1G!4G $vt_handoff ${foo}",
+    ],
+)
+def test_what_reaches_the_kernel_as_it_is_meant_is_no_problem(text: str) -> None:
+    cfg = CFG.replace("ro memmap=1G!4G quiet $vt_handoff", f"ro {text}")
+    assert grubcfg.problems(grubcfg.entries(cfg), ["1G!4G"], ["1G!4G"]) == []
+    assert "$vt" not in grubcfg.entries(cfg)[1].text
+
+
+def test_a_kernel_that_a_variable_names() -> None:
+    (entry,) = grubcfg.entries("menuentry 'x' {\n linux $kernel root=$root quiet\n}\n")
+    assert (entry.kernel, entry.words) == ("$kernel", ("root=", "quiet"))
+
+
+@pytest.mark.parametrize(("more", "long"), [(0, False), (1, True)])
+def test_the_last_word_must_fit(more: int, long: bool) -> None:
+    start = len("BOOT_IMAGE=/boot/vmlinuz-5.10.0-1-amd64 root=UUID=1 ro memmap=1G!4G ")
+    cfg = CFG.replace(
+        "ro memmap=1G!4G quiet\n\t}", "ro memmap=1G!4G " + "x" * (2047 - start + more) + "\n\t}"
+    )
+    wrong = grubcfg.problems(grubcfg.entries(cfg), ["1G!4G"], ["1G!4G"])
+    assert [e.index for e, _ in wrong if e] == ([(1, 2)] if long else [])
 
 
 def test_recovery_entries_have_their_own_expectation() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import change, grubcfg, survey, trial, verifier
+from emupmem import change, survey, trial, verifier
 from emupmem.change import Change, Options, carry_out, prepare_abandon, prepare_confirm, prepare_trial
+from emupmem.cmdline import COMMAND_LINE_MAX
 from emupmem.model import GIB, EmupmemError, Request
 from tests.fake import GENERATOR, RELEASE, STOCK, FakeMachine, build, leftovers, menu, put, script
 from tests.test_change import FOUND
@@ -234,17 +235,17 @@ def test_a_link_to_an_environment_block_elsewhere_is_followed(machine: FakeMachi
 
 ENTRY = """set default="{default}"
 submenu 'Advanced' $menuentry_id_option 'gnulinux-advanced-x' {{
-	menuentry 'Old' {users} $menuentry_id_option 'gnulinux-old' {{
-		recordfail
-		savedefault
-		if [ "${{initrdfail}}" = 1 ]; then
-		  linux	/boot/vmlinuz-OLD root=UUID=0 ro quiet -- single
-		  initrd	/boot/microcode.img /boot/initrd.img-OLD
-		else
-		  linux	/boot/vmlinuz-OLD root=PARTUUID=0 ro quiet panic=-1
-		fi
-		initrdfail
-	}}
+    menuentry 'Old' {users} $menuentry_id_option 'gnulinux-old' {{
+        recordfail
+        savedefault
+        if [ "${{initrdfail}}" = 1 ]; then
+          linux    /boot/vmlinuz-OLD root=UUID=0 ro quiet -- single
+          initrd    /boot/microcode.img /boot/initrd.img-OLD
+        else
+          linux    /boot/vmlinuz-OLD root=PARTUUID=0 ro quiet panic=-1
+        fi
+        initrdfail
+    }}
 }}
 """
 
@@ -270,7 +271,7 @@ def test_the_default_may_be_anywhere_in_the_menu(default: str, grubenv: dict[str
     assert "root=PARTUUID=0 ro quiet panic=-1 memmap=1G!4G nokaslr\n" in text
     assert "savedefault" not in text
     assert "\n\tset initrdfail=1\n" in text
-    assert "\t\tinitrdfail\n" not in text
+    assert "    initrdfail\n" not in text
     assert trial.problem(text, ("memmap=1G!4G", "nokaslr")) == ""
     assert "should have memmap=2G!4G" in trial.problem(text, ("memmap=2G!4G",))
     assert "more than once" in trial.problem(text + text, ("memmap=1G!4G",))
@@ -301,12 +302,13 @@ def test_a_kernel_update_before_the_trial(machine: FakeMachine) -> None:
         assert state is not None
         assert state.chosen is (script_run == 0)
         (machine.root / f"boot/vmlinuz-{RELEASE}").unlink(missing_ok=True)
+    assert state is not None
     assert "its entry is not in the menu any more" in state.why
     assert not state.started_since
 
 
 def test_a_trial_that_would_not_fit_is_put_back(machine: FakeMachine) -> None:
-    room = grubcfg.LONGEST - len(f"BOOT_IMAGE=/boot/vmlinuz-{RELEASE} root=UUID=0 ro quiet splash")
+    room = COMMAND_LINE_MAX - len(f"BOOT_IMAGE=/boot/vmlinuz-{RELEASE} root=UUID=0 ro quiet splash")
     for left, fits in ((len(" memmap=1G!4G"), True), (len(" memmap=1G!4G") - 1, False)):
         text = STOCK.replace(b'LINUX=""', b'LINUX="%s"' % (b"x" * (room - left - 1)))
         put(machine, "/etc/default/grub", text)
@@ -314,7 +316,7 @@ def test_a_trial_that_would_not_fit_is_put_back(machine: FakeMachine) -> None:
         if fits:
             begin(machine)
             continue
-        with pytest.raises(EmupmemError, match="longer than the 2045 bytes that GRUB hands") as caught:
+        with pytest.raises(EmupmemError, match="longer than the 2047 bytes") as caught:
             begin(machine)
         assert "the old configuration is back" in caught.value.hint
 
