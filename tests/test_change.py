@@ -203,7 +203,7 @@ def unchanged(machine: FakeMachine, before: str, text: bytes = STOCK) -> None:
         (GENERATOR.replace("$args", "${args%!*}"), "instead of memmap=16G!4G"),
         (
             GENERATOR.replace("$args", "$(echo $args | sed 's/16G!/16GB!/')"),
-            "reached the kernel as a memory limit",
+            "would reach the kernel as a memory limit",
         ),
     ],
 )
