@@ -163,12 +163,12 @@ def kexec(machine: Machine, words: Sequence[str], variable: str) -> tuple[Comman
             "kexec is switched off until the next start (kernel.kexec_load_disabled)",
             "--trial without kexec goes through GRUB",
         )
-    if machine.grubenv().get(NEXT) == ID:
+    if chosen(machine):
         raise EmupmemError(
             "the next start is chosen to be a trial already: a reset would lead into that one",
             "reboot tries it; sudo emupmem abandon takes it away",
         )
-    cfg = (machine.read(machine.grub_cfg()) or b"").decode("utf-8", "surrogateescape")
+    cfg = menu(machine)
     default = _default(cfg, machine.grubenv())
     names = _files(default, _entry(cfg, default)[1])
     paths = [_local(name, machine.exists) for name in names]
@@ -301,12 +301,12 @@ def state(machine: Machine) -> State | None:
     since = booted is not None and written is not None and int(booted[1]) > written
     wanted = [i.text for i in parse_command_line(words[0]).reservations]
     running = [i.text for i in line.reservations] == wanted
-    chosen = machine.grubenv().get(NEXT) == ID
-    if chosen and not _in_menu(machine):
+    coming = chosen(machine)
+    if coming and not _in_menu(machine):
         gone = "its entry is not in the menu any more (was its kernel removed?)"
         return State(words, variable, False, running, False, gone)
-    why = _last_words(machine, written or 0) if since and not running and not chosen else ""
-    return State(words, variable, chosen, running, since, why)
+    why = _last_words(machine, written or 0) if since and not running and not coming else ""
+    return State(words, variable, coming, running, since, why)
 
 
 def _in_menu(machine: Machine) -> bool:

@@ -40,13 +40,6 @@ pytestmark = pytest.mark.skipif(not tracer.available(), reason="this machine let
 
 Prepare = Callable[[FakeMachine], Change]
 
-EDITENV = """#!/bin/sh
-file=$1 text='# GRUB Environment Block'
-if [ "$2" = set ]; then text="$text
-$3"; fi
-echo "$text" > "$file"
-"""
-
 CFG, ASIDE = "boot/grub/grub.cfg", "boot/grub/.grub.cfg.emupmem-old"
 FILES = (
     "etc/default/grub",
@@ -92,7 +85,6 @@ def stock(root: Path) -> FakeMachine:
     put(machine, "/usr/local/bin/emupmem", "")
     script(machine, "mkfs.ext4", "#!/bin/sh\n")
     script(machine, "dmesg", '#!/bin/sh\ncat "${0%/*}/../log"\n')  # the same in every copy of the folder
-    script(machine, "grub-editenv", EDITENV)
     (machine.root / "etc/grub.d").mkdir()
     (machine.root / CFG).chmod(0o600)
     return machine
@@ -118,7 +110,7 @@ def after(*prepares: Prepare, start: Callable[[Path], FakeMachine] = stock) -> C
 def in_trial(root: Path) -> FakeMachine:
     machine = after(try_it)(root)
     test_trial.boots(machine)
-    put(machine, "/boot/grub/grubenv", "# GRUB Environment Block\n")
+    put(machine, "/boot/grub/grubenv", test_trial.env())
     return machine
 
 

@@ -27,17 +27,21 @@ HEADER = """  echo 'load_env'
 """
 TRIAL = """  if [ -x "$root/etc/grub.d/42_emupmem_trial" ]; then
     echo '### BEGIN /etc/grub.d/42_emupmem_trial ###'
-    sed "s|/boot/|$root/boot/|g" "$root/etc/grub.d/42_emupmem_trial" > "$root/trial"
-    chmod +x "$root/trial"
-    "$root/trial" | sed "s|$root||g"
+    sed -e "s|\\$0|$root/etc/grub.d/42_emupmem_trial|" -e "/^for file/s|/boot/|$root&|g" \\
+      "$root/etc/grub.d/42_emupmem_trial" | sh
     echo '### END /etc/grub.d/42_emupmem_trial ###'
   fi
 } > "$out.new"
 """
-EDITENV = """#!/bin/sh
-file=$1
-{ echo '# GRUB Environment Block'; if [ "$2" = set ]; then echo "$3"; fi; } > "$file"
-while [ "$(wc -c < "$file")" -lt 1024 ]; do printf '#' >> "$file"; done
+EDITENV = f"""#!/bin/sh
+file=$1 text='# GRUB Environment Block'
+if [ "$2" = set ]; then text="$text
+$3"; fi
+fill={"#" * 1024}
+text="$text
+"
+while [ ${{#text}} -gt 0 ] && [ ${{#fill}} -gt $((1024 - ${{#text}})) ]; do fill=${{fill#?}}; done
+printf %s "$text$fill" > "$file"
 """
 
 
