@@ -51,6 +51,10 @@ MOST_OUTPUT = 512 << 20
 GENERATORS = ("update-grub2", "update-grub", "grub2-mkconfig", "grub-mkconfig")
 
 
+_HABITS = ("dmesg(1) may have more information", "(")
+"""How lines begin that follow the reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
     """How a program ended: exit status (negative: signal), what it printed."""
@@ -61,11 +65,19 @@ class Completed:
 
     @property
     def last_words(self) -> str:
-        """The last line of what it said (standard error first), for an error message."""
+        """Its reason, for an error message: the last line of what it said (standard error first).
+
+        What follows a reason as a habit does not count: the usage (mkfs.xfs), where to look for more
+        (mount(8) since util-linux 2.39), a remark in brackets (e2fsck).
+        """
         for stream in (self.stderr, self.stdout):
-            lines = [line.strip() for line in stream.decode("utf-8", "replace").splitlines()]
-            if any(lines):
-                return next(line for line in reversed(lines) if line)
+            text = stream.decode("utf-8", "replace")
+            said = re.split(r"^usage:", text, maxsplit=1, flags=re.IGNORECASE | re.MULTILINE)[0]
+            for part in (said, text):
+                lines = [line.strip() for line in part.splitlines()]
+                reasons = [n for n in lines if n and not n.startswith(_HABITS)]
+                if reasons:
+                    return reasons[-1]
         return ""
 
 

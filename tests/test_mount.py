@@ -399,6 +399,38 @@ def test_small_devices(run: Run, here: PmemMachine) -> None:
     assert run("mount").status == 0
 
 
+@pytest.mark.parametrize(("mib", "layout"), [(300, "su=2m,sw=1,agcount=4"), (1024, "su=2m,sw=1")])
+def test_xfs_on_less_than_a_gigabyte_has_room_for_its_log(
+    run: Run, here: PmemMachine, mib: int, layout: str
+) -> None:
+    put(here, "/sys/devices/platform/e820_pmem/ndbus0/region0/size", str(mib * MIB))
+    put(here, f"{block(here)}/size", str(mib * MIB // 512))
+    reserve(here, f"memmap={mib}M!4G")
+    assert f"mkfs.xfs -q -d {layout} /dev/pmem0\n" in run("mount", "--fs", "xfs", "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "log stripe unit adjusted\nLog size must be at least 64MB.\nUsage: mkfs.xfs\n\t\t[-V]\n",
+            "Log size must be",
+        ),
+        (
+            "mount: /x: wrong fs type.\n       dmesg(1) may have more information after it.\n",
+            "mount: /x: wrong",
+        ),
+        ("UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\n\t(i.e., without -a or -p options)\n", "UNEXPECTED"),
+        ("one\ntwo\n\n", "two"),
+        ("usage: thing\n -x\n", "-x"),
+        ("", ""),
+    ],
+)
+def test_the_reason_is_what_a_program_says_before_its_habits(said: str, reason: str) -> None:
+    assert Completed(1, b"progress\n" if said else b"", said.encode()).last_words.startswith(reason)
+    assert Completed(1, said.encode(), b"").last_words.startswith(reason)
+
+
 def test_wrong_usage_and_no_root(run: Run, here: PmemMachine) -> None:
     assert run("mount", "--fs", "btrfs").status == 2
     here.root_user = False
