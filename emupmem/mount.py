@@ -570,6 +570,13 @@ def boot(machine: Machine, wanted: Sequence[unit.BootMount], say: Tell) -> int:
 def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
     items = parse_command_line(machine.peek("/proc/cmdline")).reservations
     if not any((i.start, i.size) == (wanted.start, wanted.size) for i in items):
+        ends = wanted.start + wanted.size
+        other = next((i for i in items if i.start < ends and wanted.start < i.start + i.size), None)
+        if other is not None:
+            raise EmupmemError(
+                f"this boot reserves memmap={other.text} where it was memmap={wanted.range}",
+                "sudo emupmem apply --replace --size … --mount … makes the two agree",
+            )
         # After `remove`, in a rescue entry, or before the first reboot: nothing is wrong.
         return f"this boot does not reserve memmap={wanted.range}: nothing to mount at {wanted.dir}"
     device = _wait_for_device(machine, wanted)

@@ -719,10 +719,23 @@ def test_boot_keeps_what_survived_a_warm_restart_if_it_is_whole(run: Run, here: 
 
 
 def test_boot_without_the_reservation_is_quiet(run: Run, here: PmemMachine) -> None:
-    reserve(here, "memmap=2G!4G")
+    for words in ("quiet", "memmap=1G!8G", "memmap=1G$4G"):
+        reserve(here, words)
+        done = boot(run)
+        assert (done.status, done.err, calls(here)) == (0, "", [])
+        assert "this boot does not reserve memmap=1G!4G: nothing to mount at /mnt/pmem0" in done.out
+
+
+@pytest.mark.parametrize("item", ["2G!4G", "512M!4G", "1G!4608M", "1G!3584M"])
+def test_boot_with_another_size_in_that_place_fails_with_a_line(
+    run: Run, here: PmemMachine, item: str
+) -> None:
+    reserve(here, f"memmap={item}")
     done = boot(run)
-    assert (done.status, done.err, calls(here)) == (0, "", [])
-    assert "this boot does not reserve memmap=1G!4G: nothing to mount at /mnt/pmem0" in done.out
+    assert (done.status, calls(here)) == (1, [])
+    assert (
+        f"/mnt/pmem0 is not mounted: this boot reserves memmap={item} where it was memmap=1G!4G" in done.out
+    )
 
 
 def test_boot_says_what_is_wrong_and_goes_on_with_the_next(run: Run, here: PmemMachine) -> None:

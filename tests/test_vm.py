@@ -57,9 +57,15 @@ for at in range(0, 8 << 20, 4096):
 print("FAULTS", resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+# Calls by a script are forked from one process that has imported everything: see tests/vm/warm.py.
+WARM = """
+. /job/warm
+"""
+
 FIRST = """
 set -eux
 INSTALL
+WARM
 sha256sum /etc/default/grub > /root/before
 cp -p /boot/grub/grub.cfg /root/grub.cfg.before
 runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/user.json
@@ -75,6 +81,7 @@ cp /etc/default/grub /boot/grub/grub.cfg /job/out/
 
 SECOND = """
 set -eux
+WARM
 WAIT
 cat /proc/cmdline
 # without another command there is a folder that the user can map
@@ -117,11 +124,12 @@ emupmem verify --json > /job/out/verify.json
         ("forky", "bios", "6G", "1G", 1, "ext4", "memmap=1G!4G", "persistent RAM (type 12)"),
     ],
 )
+@pytest.mark.vm(boots=4)
 def test_suggest_apply_reboot_verify_mount_remove(
     suite: str, firmware: str, memory: str, size: str, count: int, fs: str, memmap: str, words: str
 ) -> None:
     def script(text: str) -> str:
-        text = text.replace("INSTALL", INSTALL).replace("WAIT", WAIT).replace("FS", fs)
+        text = text.replace("INSTALL", INSTALL).replace("WARM", WARM).replace("WAIT", WAIT).replace("FS", fs)
         return text.replace("SIZE", size).replace("COUNT", f"--count {count}")
 
     with Machine(image(suite, firmware), memory=memory) as guest:
@@ -164,7 +172,7 @@ def test_suggest_apply_reboot_verify_mount_remove(
 
 FAULTS = """
 set -eu
-emupmem() { timeout 120 /usr/local/bin/emupmem "$@"; }
+. /job/warm
 cp -p /etc/default/grub /root/default
 cp -p /boot/grub/grub.cfg /root/cfg
 same() {
@@ -263,6 +271,7 @@ cmp /boot/grub/grub.cfg /root/cfg
 """
 
 
+@pytest.mark.vm(boots=5)
 def test_whatever_fails_the_old_configuration_stays() -> None:
     with Machine(image("bookworm", "bios")) as guest:
         faults = done(guest.boot(FAULTS))

@@ -19,6 +19,7 @@ MODULE = 514
 
 WORDS = """
 set -eux
+. /job/warm
 refuses() { word="$1"; shift; "$@" 2> /run/why && exit 9 || [ $? = 1 ]; cat /run/why; grep -qF -- "$word" /run/why; }
 """
 

@@ -46,6 +46,7 @@ def write(text: str) -> str:
         ("forky", "cpu", "cpu_cache"),
     ],
 )
+@pytest.mark.vm(boots=1)
 def test_what_a_guest_writes_is_in_the_file_and_in_the_next_guest(
     tmp_path: Path, suite: str, persistence: str, domain: str
 ) -> None:

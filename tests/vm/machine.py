@@ -21,7 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.vm import warm
+
 PROJECT = Path(__file__).resolve().parents[2]
+
 
 Content = Path | bytes | str
 Live = Callable[[str], None]
@@ -221,6 +224,8 @@ def project_files(source: Path | None) -> dict[str, Content]:
     return {
         "src/emupmem": source / "emupmem",
         "src/emupmem.dist-info/METADATA": metadata,
+        "warm": warm.SHELL,
+        "warm.py": Path(warm.__file__),
     }
 
 

@@ -1,0 +1,100 @@
+"""Runs in a guest: `emupmem` imported once, and each call of it a process of its own, forked from that.
+
+Without KVM the imports of one call take three seconds, its work mostly less than one. A script that
+begins with `. /job/warm` calls emupmem by a function of the shell, which leaves its words here. The
+forked process takes over the caller's folder, standard input, output and error themselves, and its
+status is the caller's. What is called otherwise (by systemd, runuser, timeout) is the real program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import pkgutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+FOLDER = Path("/run/emupmem-warm")
+
+# What a script sources as /job/warm. The pipe is made last: the words are complete then, and the
+# shell's output is its own again.
+SHELL = r"""
+mkdir -p /run/emupmem-warm
+(PYTHONPYCACHEPREFIX=/var/cache/emupmem-pyc /opt/emupmem/bin/python /job/warm.py </dev/null >/run/warm.log 2>&1 &)
+emupmem() {
+    local status call=/run/emupmem-warm/$BASHPID.${EPOCHREALTIME/./}
+    printf '%s\0' "$BASHPID" "$PWD" "$@" >"$call.words"
+    mkfifo "$call.status"
+    read -r -t 800 status <>"$call.status" || { cat /run/warm.log >&2; return 99; }
+    return "$status"
+}
+"""
+
+# include/uapi/asm-generic/unistd.h
+PIDFD_OPEN, PIDFD_GETFD = 434, 438
+
+
+def serve() -> None:
+    """Wait for calls for ever."""
+    import emupmem
+
+    # typer and pydantic, where it uses that, load these at the first call only
+    for name in ("typer._adapters", "rich.console", "rich.table", "augeas"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for module in pkgutil.iter_modules(emupmem.__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"emupmem.{module.name}")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    seen: set[Path] = set()
+    while True:
+        for pipe in set(FOLDER.glob("*.status")) - seen:
+            seen.add(pipe)
+            if os.fork() == 0:
+                answer(pipe)
+                os._exit(0)
+        time.sleep(0.02)
+
+
+def answer(pipe: Path) -> None:
+    """Run one call in a process of its own with the caller's streams; its status goes into the pipe."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid, folder, *words = (os.fsdecode(w) for w in pipe.with_suffix(".words").read_bytes().split(b"\0")[:-1])
+    libc = ctypes.CDLL(None, use_errno=True)
+    caller = libc.syscall(PIDFD_OPEN, int(pid), 0)
+    for number in (1, 2):
+        os.dup2(libc.syscall(PIDFD_GETFD, caller, number, 0), number)
+    worker = os.fork()
+    if worker == 0:
+        run(folder, words)
+    status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    with pipe.open("w") as stream:
+        stream.write(f"{status if status >= 0 else 128 - status}\n")
+    pipe.unlink()
+
+
+def run(folder: str, words: list[str]) -> NoReturn:
+    """The program itself."""
+    from emupmem.cli import main
+
+    os.closerange(3, 20)
+    os.chdir(folder)
+    sys.argv = ["emupmem", *words]
+    status: object = 1
+    try:
+        main()
+    except SystemExit as exc:
+        status = exc.code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
+
+
+if __name__ == "__main__":
+    serve()
