@@ -253,7 +253,10 @@ def test_mounts_refusals_and_boots_that_go_wrong() -> None:
         assert "/dev/pmem0p1 is a partition" in text(second, "apart")
         assert "/dev/pmem0 has 1006 MiB instead of 1 GiB" in text(second, "smaller")
         assert "a part of what memmap=1G!4G reserves" in text(second, "apiece")
-        assert "region0 has" in text(second, "sector")
+        print(text(second, "sector"), text(second, "nodevice"))
+        assert "✗ device" in text(second, "sector")
+        assert "mode" in text(second, "sector")
+        assert "/dev/pmem0s has no DAX" in text(second, "nodevice")
 
         third = done(guest.boot(script(THIRD), files))
         print(text(third, "journal"), text(third, "verify"))
