@@ -508,7 +508,7 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is_and_how_fast(
     monkeypatch.setenv("TERM", "xterm")
     for argv in (("save", disk.file), ("restore", disk.file, "--yes")):
         assert run(*argv)[0] == 0
-    for words in ("saving", "to the disk", "checking", "restoring", "9.0/9.0 MiB", "MiB/s"):
+    for words in ("saving", "to the disk", "checking", "restoring", "9.0/9.0 MiB", "iB/s"):
         assert words in shown.getvalue()
 
 
