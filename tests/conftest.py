@@ -13,6 +13,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def boots(item: pytest.Item) -> int:
-    """How often a test boots a guest; the sort is stable, so all else stays as it is."""
+    """How often a test boots a guest (a slow one counts 1); the sort is stable: all else stays as it is."""
     said: list[int] = [mark.kwargs.get("boots", BOOTS) for mark in item.iter_markers("vm")]
-    return said[0] if said else 0
+    return said[0] if said else int(item.get_closest_marker("slow") is not None)
