@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from emupmem import dax
 from emupmem.blocks import Mounted, Pmem, devices, mounts
 from emupmem.machine import Machine
 from emupmem.model import Command, EmupmemError
-from emupmem.qemu import Backend, Kind, parse_version
+from emupmem.qemu import NOT_RAW, Backend, Kind, parse_version
 
 IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
 MEMORY = Backend(Kind.RAM)
 PROGRAM = "qemu-system-x86_64"
-NAME = "vnvdimm{}.img"
-"""The name of a file in a folder that was given: the first number that is not taken."""
+NAME = "{}{}.img"
+"""The file in a folder that was given: the virtual machine's name and which device of it. The next start finds it."""
 
 
 def program(machine: Machine, name: str) -> str:
@@ -49,34 +51,36 @@ def has_libpmem(machine: Machine, qemu: str) -> bool:
     return "emupmem-no-such-device" in said and "libpmem" not in said
 
 
-def look(machine: Machine, name: str, shared: bool = False) -> Backend:
-    """What is there under an absolute name, as far as this user may see. A folder means a new file in it.
+def look(machine: Machine, name: str, shared: bool = False, inside: str = "vnvdimm0.img") -> Backend:
+    """What is there under an absolute name, as far as this user may see. A folder means the file `inside` it.
 
     Raises EmupmemError for what cannot be behind a device: a disk that is mounted, a file that another
-    program has mapped (unless `shared`), no device at all.
+    program has mapped (unless `shared`), an image that is not raw, no device at all.
     """
     state = machine.entry_kind(name)
     if state == "folder":
-        number = next(n for n in range(10_000) if machine.entry_kind(_in(name, n)) == "missing")
-        name, state = _in(name, number), "missing"
-    if state == "character":
-        return _devdax(machine, name)
-    if state == "block":
-        return _block(machine, name)
-    if state not in ("file", "missing"):
+        name = f"{name.rstrip('/')}/{inside}"
+        state = machine.entry_kind(name)
+    if state not in ("file", "missing", "character", "block"):
         raise EmupmemError(f"{name} is neither a file nor a device that can be behind an NVDIMM")
-    if state == "file" and not shared:
+    if state != "missing" and not shared:
         holders = machine.mapped_by(name)
         if holders:
             raise EmupmemError(
                 f"{name} is in use by {', '.join(holders)}",
-                "two virtual machines would write over each other; --shared-backend allows it",
+                "two virtual machines would write over each other; name another file, or --shared-backend",
             )
+    if state == "character":
+        return _devdax(machine, name)
+    if state == "block":
+        return _block(machine, name)
     return _file(machine, name, state == "file")
 
 
-def _in(folder: str, number: int) -> str:
-    return f"{folder.rstrip('/')}/{NAME.format(number)}"
+def file_inside(guest: str, number: int) -> str:
+    """The name of the file in a folder for the n-th device of a virtual machine of that name."""
+    plain = re.sub(r"[^\w.-]", "_", guest).lstrip(".")[:64]
+    return NAME.format(f"{plain}-vnvdimm" if plain else "vnvdimm", number)
 
 
 def _file(machine: Machine, name: str, there: bool) -> Backend:
@@ -87,9 +91,15 @@ def _file(machine: Machine, name: str, there: bool) -> Backend:
     room = None if there else machine.room(folder)
     if there and not size:
         raise EmupmemError(f"{name} is empty", "remove it: a new file of the right size is made then")
+    if there and (form := _form(machine, name)):
+        raise EmupmemError(
+            f"{name} is a disk image of the form {form}: the guest would write over it",
+            f"qemu-img convert -O raw {name} NEW makes a raw one; -drive is for disks",
+        )
     on = _mount_of(machine, folder)
     if on is not None and on.fs in IN_MEMORY:
-        return Backend(Kind.VOLATILE_FILE, name, size, room=room)
+        pages = machine.block_size(folder) if on.fs == "hugetlbfs" else 0
+        return Backend(Kind.VOLATILE_FILE, name, size, align=pages, room=room)
     below = next((d for d in devices(machine) if on is not None and d.number == on.number), None)
     if below is None:
         return Backend(Kind.FILE, name, size, room=room)
@@ -97,6 +107,15 @@ def _file(machine: Machine, name: str, there: bool) -> Backend:
     if not direct:
         return Backend(Kind.FILE, name, size, emulated=_emulated(below), room=room)
     return Backend(Kind.DAX_FILE, name, size, sync, _emulated(below), room=room)
+
+
+def _form(machine: Machine, name: str) -> str:
+    try:
+        with machine.open(name) as stream:
+            start = stream.read(8)
+    except EmupmemError:
+        return ""  # not ours to read, but whoever starts QEMU may
+    return next((form for mark, form in NOT_RAW.items() if start.startswith(mark)), "")
 
 
 def _proof(name: str, there: bool) -> tuple[bool, bool]:

@@ -28,7 +28,7 @@ from emupmem.model import Command, EmupmemError
 
 if TYPE_CHECKING:
     from emupmem.machine import Machine
-    from emupmem.nvdimm import Namespace, Plan
+    from emupmem.nvdimm import GoalPlan, Namespace, Plan
 
 
 class GoalMode(StrEnum):
@@ -89,20 +89,32 @@ def goal(
         typer.Option("--memory-percent", min=0, max=100, metavar="N", help="The share that becomes RAM."),
     ] = None,
     socket: Socket = None,
+    namespaces: Annotated[
+        bool,
+        typer.Option(
+            "--namespaces/--no-namespaces",
+            help="After the reboot: make an fsdax namespace in each region that has none, or leave that to create.",
+        ),
+    ] = True,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Have the firmware lay out Optane modules at the next boot; the same command goes on after it."""
+    """Have the firmware lay out Optane modules at the next boot; after it the same command makes namespaces.
+
+    It can be given at any time: it tells where the modules are on the way, and does the next step. No
+    namespace is ever deleted by it.
+    """
     from emupmem import ipmctl, nvdimm
 
     result: dict[str, Any] = {
         "changed": False,
         "state": "",
         "reboot_required": False,
-        "command": [],
+        "commands": [],
         "destroys": [],
         "goal": [],
+        "namespaces": [],
         "warnings": [],
     }
     with json_errors(as_json, result):
@@ -112,28 +124,46 @@ def goal(
             usage(exc.message, exc.hint)
         machine = root_machine("this asks ipmctl")
         plan = nvdimm.plan_goal(machine, wanted)
-        needed = plan.state == "needed"
-        if needed:
-            result |= {"command": plan.command.argv, "destroys": [r.name for r in plan.regions]}
-            if dry_run or yes:
+        acts = plan.state == "needed" or (plan.state == "regions" and namespaces)
+        made: tuple[Namespace, ...] = ()
+        if acts:
+            lost = plan.regions if plan.state == "needed" else ()
+            result |= {"commands": [c.argv for c in plan.commands], "destroys": [r.name for r in lost]}
+            if plan.state == "needed" and (dry_run or yes):
                 say(plan.loss)
-            _carry_out_or_ask((plan.command,), plan.question, dry_run, yes)
+            _carry_out_or_ask(plan.commands, plan.question, dry_run, yes)
             if not dry_run:
                 with machine.lock():
-                    plan = nvdimm.set_goal(machine, nvdimm.plan_goal(machine, wanted))
+                    plan, made = _next_step(machine, plan)
         result |= {
-            "changed": needed and not dry_run,
+            "changed": acts and not dry_run,
             "state": plan.state,
             "reboot_required": plan.state == "pending",
             "goal": [asdict(g) for g in plan.goal],
+            "namespaces": [asdict(n) for n in made],
             "warnings": plan.warnings,
         }
         for warning in plan.warnings:
             say(f"warning: {warning}")
         if not as_json:
             print("\n".join(nvdimm.goal_lines(plan)))
-        waits = plan.state == "pending" and not needed
+            for one in made:
+                print("\n".join(nvdimm.made_lines(one, nvdimm.remains(machine, one))))
+        waits = plan.state == "pending" and not acts
         finish(as_json, result, Exit.NOT_AS_PLANNED if waits else Exit.OK)
+
+
+def _next_step(machine: Machine, plan: GoalPlan) -> tuple[GoalPlan, tuple[Namespace, ...]]:
+    """Look again, now that nobody else of us is at work, and set the goal or make the namespaces."""
+    from emupmem import nvdimm
+
+    again = nvdimm.plan_goal(machine, plan.wanted)
+    if again.state != plan.state or again.makes != plan.makes:
+        raise EmupmemError("something changed meanwhile", "nothing was done; try it again")
+    if again.state == "needed":
+        return nvdimm.set_goal(machine, again), ()
+    made = nvdimm.make_namespaces(machine, again)
+    return nvdimm.plan_goal(machine, plan.wanted), made
 
 
 @app.command("create", epilog=EPILOG)

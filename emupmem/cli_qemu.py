@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emupmem.cli_common import EPILOG, Json, json_errors, print_json, say, size_of, usage
+from emupmem.cli_common import EPILOG, json_errors, print_json, say, size_of, usage
 from emupmem.model import EmupmemError
 from emupmem.qemu import Device, Persistence
 
 if TYPE_CHECKING:
     from emupmem.machine import Machine
     from emupmem.qemu import Guest, Options, Plan, Wish
+
+    Prepared = tuple[Machine, str, Guest, list[Wish], Options, Plan]
 
 
 class Switch(StrEnum):
@@ -79,6 +82,10 @@ Qemu = Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="Which QEMU
 Shared = Annotated[
     bool, typer.Option("--shared-backend", help="Let several virtual machines have the same file at once.")
 ]
+Line = Annotated[bool, typer.Option("--print", help="Print one line for a shell.")]
+Libvirt = Annotated[bool, typer.Option("--libvirt", help="Print a domain for libvirt.")]
+ReadConfig = Annotated[bool, typer.Option("--readconfig", help="Print a file for -readconfig.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, its argv a list of words.")]
 QEMU = "qemu-system-x86_64"
 
 
@@ -98,40 +105,21 @@ def args(
     ram: Ram = None,
     qemu: Qemu = QEMU,
     shared_backend: Shared = False,
-    as_line: Annotated[bool, typer.Option("--print", help="One line for a shell (as it is).")] = False,
-    libvirt: Annotated[bool, typer.Option("--libvirt", help="A domain for libvirt instead.")] = False,
-    readconfig: Annotated[bool, typer.Option("--readconfig", help="A file for -readconfig instead.")] = False,
-    as_json: Json = False,
+    as_line: Line = False,
+    libvirt: Libvirt = False,
+    readconfig: ReadConfig = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the arguments: a line for a shell, or --json, --libvirt, --readconfig. Starts and makes nothing.
 
     What follows -- is your virtual machine: its -m and -machine are read, and stay.
     """
-    from emupmem import backends
-    from emupmem import qemu as making
 
-    if as_line + libvirt + readconfig + as_json > 1:
-        usage("--print, --json, --libvirt and --readconfig exclude each other")
-    result: dict[str, Any] = {"argv": [], "promises": [], "notes": []}
-    with json_errors(as_json, result):
+    def prepare() -> Prepared:
         options = _options(device, share, readonly, align, persistence, machine, ram)
-        here, program, guest, wishes, options, plan = _prepare(
-            context.args, pmem, backend, label, node, options, qemu, shared_backend
-        )
-        argv = [*context.args, *plan.argv]
-        result |= {"argv": [program, *argv], "promises": list(plan.promises), "notes": list(plan.notes)}
-        if as_json:
-            print_json(result)
-            return
-        if readconfig:
-            if not backends.knows(here, program, "-readconfig"):
-                raise EmupmemError("this QEMU has no -readconfig", "--print gives a line")
-            print(making.readconfig(plan), end="")
-        elif libvirt:
-            print(making.libvirt(guest, wishes, options, plan), end="")
-        else:
-            print(making.shell_line(program, argv))
-        _tell(plan)
+        return _prepare(context.args, pmem, backend, label, node, options, qemu, shared_backend)
+
+    _print(_form(as_line, libvirt, readconfig, as_json) or "print", prepare, context.args)
 
 
 @app.command("run", epilog=EPILOG, context_settings=PASS)
@@ -150,24 +138,66 @@ def run(
     ram: Ram = None,
     qemu: Qemu = QEMU,
     shared_backend: Shared = False,
+    as_line: Line = False,
+    libvirt: Libvirt = False,
+    readconfig: ReadConfig = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start your virtual machine (its arguments follow --) with the device added: qemu run --pmem 1G -- -m 2G …
 
-    emupmem becomes QEMU: signals, terminal and exit status are QEMU's own.
+    emupmem becomes QEMU: signals, terminal and exit status are QEMU's own. With --print, --json, --libvirt
+    or --readconfig it prints what it would start, and starts and makes nothing (as qemu args does).
     """
-    options = _options(device, share, readonly, align, persistence, machine, ram)
-    here, program, _, wishes, _, plan = _prepare(
-        context.args, pmem, backend, label, node, options, qemu, shared_backend
-    )
+
+    def prepare() -> Prepared:
+        options = _options(device, share, readonly, align, persistence, machine, ram)
+        return _prepare(context.args, pmem, backend, label, node, options, qemu, shared_backend)
+
+    form = _form(as_line, libvirt, readconfig, as_json)
+    if form:
+        _print(form, prepare, context.args)
+        return
+    here, program, _, wishes, _, plan = prepare()
     _tell(plan)
     for wish in wishes:
         path = wish.backend.path
         if path and wish.backend.size is None:
             here.make_sparse(path, wish.size)
             say(f"✓ {path} made, sparse")
-        if path and here.entry_kind(path) == "file":
-            here.claim(path, shared_backend or readonly)
+        if path:
+            here.claim(path, shared_backend or readonly, not readonly)
     here.become([program, *context.args, *plan.argv])
+
+
+def _form(as_line: bool, libvirt: bool, readconfig: bool, as_json: bool) -> str:
+    """Which form is asked for; empty for none of them."""
+    asked = {"print": as_line, "libvirt": libvirt, "readconfig": readconfig, "json": as_json}
+    if sum(asked.values()) > 1:
+        usage("--print, --json, --libvirt and --readconfig exclude each other")
+    return next((form for form, on in asked.items() if on), "")
+
+
+def _print(form: str, prepare: Callable[[], Prepared], given: list[str]) -> None:
+    from emupmem import backends
+    from emupmem import qemu as making
+
+    result: dict[str, Any] = {"argv": [], "promises": [], "notes": []}
+    with json_errors(form == "json", result):
+        here, program, guest, wishes, options, plan = prepare()
+        argv = [*given, *plan.argv]
+        result |= {"argv": [program, *argv], "promises": list(plan.promises), "notes": list(plan.notes)}
+        if form == "json":
+            print_json(result)
+            return
+        if form == "readconfig":
+            if not backends.knows(here, program, "-readconfig"):
+                raise EmupmemError("this QEMU has no -readconfig", "--print gives a line")
+            print(making.readconfig(plan), end="")
+        elif form == "libvirt":
+            print(making.libvirt(guest, wishes, options, plan), end="")
+        else:
+            print(making.shell_line(program, argv))
+        _tell(plan)
 
 
 def _options(
@@ -201,7 +231,7 @@ def _prepare(
     options: Options,
     qemu: str,
     shared: bool,
-) -> tuple[Machine, str, Guest, list[Wish], Options, Plan]:
+) -> Prepared:
     from dataclasses import replace
 
     from emupmem import backends
@@ -222,8 +252,9 @@ def _prepare(
     wishes = []
     for n in range(count):
         path = (paths or [])[n] if n < len(paths or []) else None
+        inside = backends.file_inside(guest.name, n)
         found = (
-            backends.look(here, str(Path(path).absolute()), shared or options.readonly)
+            backends.look(here, str(Path(path).absolute()), shared or options.readonly, inside)
             if path
             else backends.MEMORY
         )

@@ -143,7 +143,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class GoalPlan:
-    """What the modules need: `state` is `needed`, `pending` (a reboot is due) or `done`."""
+    """What the modules need: `state` is `needed`, `pending` (a reboot is due), `regions` or `done`.
+
+    `regions`: the firmware has made them, and those in `makes` have no namespace yet.
+    """
 
     state: str
     wanted: ipmctl.Wanted
@@ -152,6 +155,13 @@ class GoalPlan:
     regions: tuple[Region, ...]
     goal: tuple[ipmctl.Goal, ...] = ()
     warnings: tuple[str, ...] = ()
+    makes: tuple[Plan, ...] = ()
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        """What comes next, in order."""
+        makes = tuple(c for p in self.makes for c in p.commands)
+        return {"needed": (self.command,), "regions": makes}.get(self.state, ())
 
     @property
     def loss(self) -> str:
@@ -162,8 +172,15 @@ class GoalPlan:
     @property
     def question(self) -> str:
         """What the user has to confirm."""
+        if self.state == "regions":
+            names = ", ".join(f"{r.name} ({human(r.size)})" for r in self.regions if r.name in self._empty)
+            return f"Nothing is lost. Make an fsdax namespace of all the room in {names}?"
         modules = f"{len(self.dimms)} module{'s' if len(self.dimms) != 1 else ''}"
         return f"{self.loss} At the next boot the firmware lays out {modules} anew. Set the goal?"
+
+    @property
+    def _empty(self) -> set[str]:
+        return {p.region for p in self.makes}
 
 
 # What is there -----------------------------------------------------------------------------------
@@ -780,9 +797,21 @@ def plan_goal(machine: Machine, wanted: ipmctl.Wanted) -> GoalPlan:
     if goal:
         return GoalPlan("pending", wanted, command, dimms, (), _judged(goal, wanted), warnings)
     if ipmctl.is_as_asked(dimms, sets, wanted):
-        return GoalPlan("done", wanted, command, dimms, regions, (), warnings)
+        makes = _first_namespaces(machine, view, regions, dimms)
+        return GoalPlan("regions" if makes else "done", wanted, command, dimms, regions, (), warnings, makes)
     _refuse_namespaces(regions)
     return GoalPlan("needed", wanted, command, dimms, regions, (), warnings)
+
+
+def _first_namespaces(
+    machine: Machine, view: View, regions: Sequence[Region], dimms: Sequence[ipmctl.Dimm]
+) -> tuple[Plan, ...]:
+    """One fsdax namespace of all the room for each region of these modules alone that has none yet."""
+    handles = {d.handle for d in dimms if d.handle is not None}
+    mine = {d.name for d in view.dimms if d.handle in handles}
+    empty = [r for r in regions if r.dimms and set(r.dimms) <= mine and not r.namespaces]
+    able = [r for r in empty if r.labelled and r.largest() >= LEAST and _obstacle(r, "fsdax", 0) is None]
+    return tuple(plan_create(machine, view, r.name) for r in able)
 
 
 def _judged(goal: tuple[ipmctl.Goal, ...], wanted: ipmctl.Wanted) -> tuple[ipmctl.Goal, ...]:
@@ -838,6 +867,11 @@ def set_goal(machine: Machine, plan: GoalPlan) -> GoalPlan:
     return replace(plan, state="pending", goal=waiting, warnings=(*plan.warnings, *ipmctl.warnings(text)))
 
 
+def make_namespaces(machine: Machine, plan: GoalPlan) -> tuple[Namespace, ...]:
+    """Make what the regions lack. Where it fails half way, the same command makes the rest. Raises EmupmemError."""
+    return tuple(create(machine, one) for one in plan.makes)
+
+
 def goal_lines(plan: GoalPlan) -> list[str]:
     """What to tell of where the modules are on their way."""
     if plan.state == "needed":
@@ -851,7 +885,8 @@ def goal_lines(plan: GoalPlan) -> list[str]:
     if plan.wanted.memory_percent == 100:
         return ["✓ the modules are RAM, as asked"]
     names = ", ".join(f"{r.name} ({human(r.size)})" for r in plan.regions)
-    return [
-        f"✓ the modules are as asked: {names or 'regions are there'}",
-        "Next:  sudo emupmem nvdimm create",
+    asked = f"✓ the modules are as asked: {names or 'regions are there'}"
+    there = [
+        f"  {n.name}{f' ({n.dev})' if n.dev else ''}, {n.mode}" for r in plan.regions for n in r.namespaces
     ]
+    return [asked, *there] if plan.state == "done" and there else [asked, "Next:  sudo emupmem nvdimm create"]

@@ -7,6 +7,7 @@ of QEMU 7.2 and 10.0, and what these programs did when they were asked.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -29,7 +30,12 @@ DEFAULT_RAM = 128 * MIB
 OLDEST = (4, 1)
 """The first QEMU with virtio-pmem, and with `nvdimm-persistence` under that name (4.0)."""
 READONLY_SINCE = (6, 0)
+NO_BARE_WORDS_SINCE = (6, 1)
+"""Since then `-machine pc,nvdimm` ends QEMU ("Expected '=' after parameter"): `nvdimm=on` does in every version."""
 MAX_SLOTS = 256
+
+NOT_RAW = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\0": "qed"}
+"""How the files of disk images begin that are no plain row of bytes (block/*.c of QEMU)."""
 
 
 class Device(StrEnum):
@@ -100,7 +106,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """What the arguments of a virtual machine say of its memory: bytes; None where they say nothing."""
+    """What the arguments of a virtual machine say of its memory: bytes; None where they say nothing.
+
+    `nodes` is the memory of each NUMA node, `bare` a word of `-machine` that has no `=`, `paths` the files
+    behind its memory objects.
+    """
 
     ram: int | None = None
     slots: int = 0
@@ -108,8 +118,11 @@ class Guest:
     machine: str = ""
     used_slots: int = 0
     plugged: int = 0
-    nodes: int = 0
+    nodes: tuple[int | None, ...] = ()
     ids: frozenset[str] = frozenset()
+    name: str = ""
+    bare: str = ""
+    paths: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,42 +185,73 @@ def read_guest(argv: Sequence[str]) -> Guest:
     Raises EmupmemError for a machine type that has no NVDIMMs.
     """
     ram: int | None = None
-    slots = maxmem = used = nodes = 0
-    machine = ""
+    slots = maxmem = used = 0
+    machine = name = bare = main = ""
     sizes: dict[str, int] = {}
     plugged: list[str] = []
+    nodes: list[dict[str, str]] = []
     ids: set[str] = set()
+    paths: set[str] = set()
     for option, value in _options(argv):
-        pairs = split_option(value)
+        pairs = _pairs(value)
         named = dict(pairs)
+        first = named.get(
+            {"machine": "type", "M": "type", "numa": "type", "device": "driver"}.get(option, ""), ""
+        )
+        first = first or (pairs[0][1] if pairs and pairs[0][0] == "" else "")
         if named.get("id"):
             ids.add(named["id"])
         if option == "m":
-            size = qemu_size(named.get("size") or (pairs[0][1] if pairs[0][0] == "" else ""))
+            size = qemu_size(named.get("size") or first)
             ram = ram if size is None else size
             slots = int(named["slots"]) if named.get("slots", "").isdigit() else slots
             maxmem = qemu_size(named.get("maxmem", ""), 1) or maxmem
         elif option in ("machine", "M"):
-            machine = named.get("type") or (pairs[0][1] if pairs[0][0] == "" else machine)
+            machine = first or machine
+            bare = next((v for k, v in pairs[1:] if k == ""), bare)
+            main = named.get("memory-backend") or main
         elif option == "object":
             sizes[named.get("id", "")] = qemu_size(named.get("size", ""), 1) or 0
-        elif option == "device" and pairs[0][1] in ("nvdimm", "pc-dimm"):
+            paths |= {named["mem-path"]} if named.get("mem-path") else set()
+        elif option == "device" and first in ("nvdimm", "pc-dimm"):
             used += 1
             plugged.append(named.get("memdev", ""))
-        elif option == "device" and pairs[0][1].startswith("virtio-pmem"):
+        elif option == "device" and first.startswith("virtio-pmem"):
             plugged.append(named.get("memdev", ""))
-        elif option == "numa" and pairs[0][1] == "node":
-            nodes += 1
+        elif option == "numa" and first == "node":
+            nodes.append(named)
+        elif option == "name":
+            name = named.get("guest") or first or name
     if machine and not re.match(r"(pc|q35)(-|$)", machine):
         raise EmupmemError(f"-machine {machine} has no NVDIMMs", "pc and q35 have")
     return Guest(
-        ram, slots, maxmem, machine, used, sum(sizes.get(p, 0) for p in plugged), nodes, frozenset(ids)
+        sizes.get(main) or None if ram is None else ram,
+        slots,
+        maxmem,
+        machine,
+        used,
+        sum(sizes.get(p, 0) for p in plugged),
+        tuple(sizes.get(n["memdev"]) if "memdev" in n else qemu_size(n.get("mem", "")) for n in nodes),
+        frozenset(ids),
+        name,
+        bare,
+        frozenset(paths),
     )
+
+
+def _pairs(value: str) -> list[tuple[str, str]]:
+    """The properties of an option, which may be written as JSON too (libvirt does that)."""
+    if value.startswith("{"):
+        try:
+            return [(k, str(v)) for k, v in json.loads(value).items() if not isinstance(v, (dict, list))]
+        except ValueError:
+            return []
+    return split_option(value)
 
 
 def _options(argv: Sequence[str]) -> list[tuple[str, str]]:
     """(option, value) of those options that we look at; QEMU takes `--machine` as well as `-machine`."""
-    ours = ("m", "machine", "M", "object", "device", "numa")
+    ours = ("m", "machine", "M", "object", "device", "numa", "name")
     found = []
     at = 0
     while at < len(argv):
@@ -327,13 +371,19 @@ def plan(guest: Guest, wishes: Sequence[Wish], options: Options, version: tuple[
         raise EmupmemError(
             f"QEMU {version[0]}.{version[1]} is too old", f"{OLDEST[0]}.{OLDEST[1]} or newer is needed"
         )
+    if guest.bare and version >= NO_BARE_WORDS_SINCE:
+        raise EmupmemError(
+            f"this QEMU refuses the bare word {guest.bare} of your -machine",
+            "leave it away: nvdimm=on is added" if guest.bare == "nvdimm" else f"write {guest.bare}=on",
+        )
     for wish in wishes:
         check(wish, options, version)
-        if wish.node is not None and wish.node >= max(guest.nodes, 1):
+        if wish.node is not None and wish.node >= max(len(guest.nodes), 1):
             raise EmupmemError(
                 f"the guest has no NUMA node {wish.node}", "its -numa node,… options say which there are"
             )
     paths = [w.backend.path for w in wishes if w.backend.path]
+    paths += sorted(guest.paths & set(paths))
     twice = next((p for p in paths if paths.count(p) > 1), None)
     if twice and options.share and not options.readonly:
         raise EmupmemError(f"{twice} is behind two devices: they would write over each other")
@@ -459,19 +509,30 @@ def libvirt(guest: Guest, wishes: Sequence[Wish], options: Options, made: Plan) 
     maximum = qemu_size(numbers["maxmem"], 1) or 0
     ET.SubElement(top, "maxMemory", slots=str(max(len(wishes), 1)), unit="KiB").text = str(maximum // KIB)
     ET.SubElement(top, "memory", unit="KiB").text = str(ram // KIB)
-    ET.SubElement(top, "vcpu").text = "1"
+    ET.SubElement(top, "vcpu").text = str(max(len(guest.nodes), 1))
     system = ET.SubElement(top, "os")
     ET.SubElement(
         system, "type", arch="x86_64", machine=options.machine or guest.machine or "q35"
     ).text = "hvm"
     ET.SubElement(ET.SubElement(top, "features"), "acpi")
     numa = ET.SubElement(ET.SubElement(top, "cpu"), "numa")
-    ET.SubElement(numa, "cell", id="0", cpus="0", memory=str(ram // KIB), unit="KiB")
+    for n, size in enumerate(_cells(guest, ram)):
+        ET.SubElement(numa, "cell", id=str(n), cpus=str(n), memory=str(size // KIB), unit="KiB")
     devices = ET.SubElement(top, "devices")
     for wish, (backend, _) in zip(wishes, made.pairs, strict=True):
         _libvirt_memory(devices, wish, options, backend)
     ET.indent(top)
     return ET.tostring(top, "unicode") + "\n"
+
+
+def _cells(guest: Guest, ram: int) -> list[int]:
+    """The memory of each NUMA node, in equal parts where the arguments do not tell; libvirt wants one at least."""
+    told = [n for n in guest.nodes if n is not None]
+    if told and len(told) == len(guest.nodes) and sum(told) == ram:
+        return told
+    count = max(len(guest.nodes), 1)
+    part = ram // count // MIB * MIB
+    return [*[part] * (count - 1), ram - part * (count - 1)]
 
 
 def _libvirt_memory(devices: ET.Element, wish: Wish, options: Options, backend: dict[str, str]) -> None:

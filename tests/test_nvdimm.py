@@ -594,12 +594,48 @@ def test_the_way_of_a_goal(machine: FakeMachine) -> None:
     optane(machine)  # the reboot
     put(machine, "/ipmctl/region", SET)
     buses(machine, region("region0", free=252 * GIB, size=252 * GIB, dimms=("nmem0", "nmem1")))
-    last = nvdimm.plan_goal(machine, asked())
-    assert last.state == "done"
-    assert nvdimm.goal_lines(last) == [
+    there = nvdimm.plan_goal(machine, asked())
+    assert there.state == "regions"
+    assert [" ".join(c.argv) for c in there.commands] == [
+        f"ndctl create-namespace -r region0 -m fsdax -s {252 * GIB}"
+    ]
+    assert there.question == (
+        "Nothing is lost. Make an fsdax namespace of all the room in region0 (252 GiB)?"
+    )
+    assert nvdimm.goal_lines(there) == [
         "✓ the modules are as asked: region0 (252 GiB)",
         "Next:  sudo emupmem nvdimm create",
     ]
+    made = region("region0", space("namespace0.0", size=248 * GIB), size=252 * GIB, dimms=("nmem0", "nmem1"))
+    buses(machine, made)
+    last = nvdimm.plan_goal(machine, asked())
+    assert (last.state, last.commands) == ("done", ())
+    assert nvdimm.goal_lines(last) == [
+        "✓ the modules are as asked: region0 (252 GiB)",
+        "  namespace0.0 (/dev/pmem0), fsdax",
+    ]
+
+
+def test_a_goal_makes_namespaces_only_where_none_is(machine: FakeMachine) -> None:
+    """After a run that ended half way the same command makes the rest, and leaves other modules alone."""
+    optane(machine)
+    put(machine, "/ipmctl/region", SET)
+    half = space("namespace0.0", size=GIB)
+    buses(
+        machine,
+        region("region0", half, free=251 * GIB, size=252 * GIB, dimms=("nmem0",)),
+        region("region1", free=252 * GIB, size=252 * GIB, dimms=("nmem1",)),
+        region("region2", free=GIB, size=GIB, dimms=("nmem5",)),
+        region("region3", free=GIB, size=GIB),
+        region("region4", free=GIB, size=GIB, dimms=("nmem1",), state="disabled"),
+    )
+    assert [p.region for p in nvdimm.plan_goal(machine, asked()).makes] == ["region1"]
+    put(machine, f"{nvdimm.BUS}/region1/resource", "0x11fe00000")
+    assert nvdimm.plan_goal(machine, asked()).state == "done", "no fsdax at that address"
+    put(machine, f"{nvdimm.BUS}/region1/resource", hex(GIB))
+    assert nvdimm.plan_goal(machine, asked()).state == "regions"
+    labelless(machine, "region1")
+    assert nvdimm.plan_goal(machine, asked()).state == "done"
 
 
 def test_memory_needs_no_region(machine: FakeMachine) -> None:
@@ -837,9 +873,35 @@ def test_goal(machine: FakeMachine, run: Run) -> None:
         "pending",
         True,
     )
+    assert answer["commands"] == [["ipmctl", "create", "-f", "-goal", "PersistentMemoryType=AppDirect"]]
     status, out, _ = run("goal", "--mode", "appdirect", "--yes")
     assert (status, len(ran(machine))) == (3, 1), "a reboot is pending"
     assert "a reboot is required" in out
+
+    # the reboot: the same command makes the namespace, once
+    optane(machine)
+    put(machine, "/ipmctl/region", SET)
+    two = ("nmem0", "nmem1")
+    buses(machine, region("region0", free=252 * GIB, size=252 * GIB, dimms=two))
+    made = region("region0", space("namespace0.0", size=248 * GIB), size=252 * GIB, dimms=two)
+    buses(machine, made, file="then")
+    put(machine, "/made", json.dumps({"dev": "namespace0.0"}))
+    put(machine, "/dev/pmem0", "")
+    (machine.root / "ran").unlink()
+    status, out, _ = run("goal", "--mode", "appdirect", "--no-namespaces")
+    assert (status, ran(machine)) == (0, [])
+    assert "Next:  sudo emupmem nvdimm create" in out
+    assert run("goal", "--mode", "appdirect", "--dry-run")[0] == 0
+    status, _, err = run("goal", "--mode", "appdirect")
+    assert (status, ran(machine)) == (1, [])
+    assert "there is no terminal to ask on" in err
+    status, out, _ = run("goal", "--mode", "appdirect", "--yes")
+    assert status == 0
+    assert "✓ namespace0.0 · fsdax, 248 GiB, /dev/pmem0\nNext:  sudo emupmem mount /dev/pmem0\n" in out
+    status, out, _ = run("goal", "--mode", "appdirect", "--yes", "--json")
+    answer = json.loads(out)
+    assert (status, answer["changed"], answer["state"], answer["namespaces"]) == (0, False, "done", [])
+    assert ran(machine) == [f"ndctl create-namespace -r region0 -m fsdax -s {252 * GIB}"]
 
 
 def test_an_error_is_one_line_and_json(machine: FakeMachine, run: Run) -> None:

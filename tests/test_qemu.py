@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -214,6 +215,33 @@ def test_old_programs_other_machines_and_too_many() -> None:
         assert read_guest(("-M", text)).machine.startswith(("pc", "q35"))
 
 
+def test_what_the_guest_has_already() -> None:
+    bare = read_guest(("-machine", "pc,accel=kvm,nvdimm"))
+    refused("refuses the bare word nvdimm", lambda: plan(bare, [Wish(MEMORY, GIB)], Options(), (7, 2)))
+    assert plan(bare, [Wish(MEMORY, GIB)], Options(), (6, 0)), "older ones read it"
+    mine = read_guest(("-object", f"memory-backend-file,id=x,mem-path={FILE.path},size=1G"))
+    refused("is behind two devices", lambda: plan(mine, [Wish(FILE, GIB)], Options(), NEW))
+    main = read_guest(("-object", "memory-backend-ram,id=r,size=3G", "-machine", "pc,memory-backend=r"))
+    assert main.ram == 3 * GIB
+    assert dict(plan(main, [Wish(MEMORY, GIB)], Options(), NEW).memory)["maxmem"] == "4096M"
+    written = (
+        *("-object", f'{{"qom-type":"memory-backend-file","id":"x","size":{GIB},"mem-path":"/vm/x"}}'),
+        *(
+            "-device",
+            '{"driver":"nvdimm","id":"vnvdimm0","memdev":"x"}',
+            "-device",
+            "driver=pc-dimm,memdev=x",
+        ),
+    )
+    libvirts = read_guest(written)
+    assert (libvirts.plugged, libvirts.used_slots) == (2 * GIB, 2)
+    assert libvirts.paths == {"/vm/x"}
+    assert libvirts.ids == {"x", "vnvdimm0"}
+    assert read_guest(("-object", "{half")) == Guest()
+    assert read_guest(("-name", "vm1,debug-threads=on")).name == "vm1"
+    assert read_guest(("-name", "guest=vm2")).name == "vm2"
+
+
 def test_sizes_of_backends() -> None:
     assert choose_size(FILE, None) == GIB
     assert choose_size(FILE, GIB) == GIB
@@ -313,8 +341,10 @@ def test_files_and_folders(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -
     assert (new.kind, new.size) == (Kind.FILE, None)
     assert new.room
     assert backends.look(here, "/vm").path == "/vm/vnvdimm0.img"
-    put(here, "/vm/vnvdimm0.img", b"x")
-    assert backends.look(here, "/vm").path == "/vm/vnvdimm1.img"
+    put(here, "/vm/vnvdimm0.img", bytes(4 * MIB))
+    again = backends.look(here, "/vm/")
+    assert (again.path, again.size) == ("/vm/vnvdimm0.img", 4 * MIB), "the next start finds its content"
+    assert backends.file_inside("a b/../c", 2) == "a_b_.._c-vnvdimm2.img"
     put(here, "/vm/empty", b"")
     refused("/vm/empty is empty", lambda: backends.look(here, "/vm/empty"))
     refused("/nowhere is not a folder", lambda: backends.look(here, "/nowhere/x"))
@@ -351,6 +381,33 @@ def test_a_dax_mount_is_proven(here: PmemMachine, monkeypatch: pytest.MonkeyPatc
     assert (found.kind, found.sync) == (Kind.DAX_FILE, False)
 
 
+def test_images_that_are_not_raw(here: PmemMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(here, "/", "ext4", "/dev/sda1", monkeypatch)
+    for form in ("qcow2", "vmdk", "vhdx", "vpc", "qed"):
+        image = here.root / "vm" / form
+        argv = ["qemu-img", "create", "-q", "-f", form, str(image), "64M"]
+        if not shutil.which("qemu-img") or subprocess.run(argv, capture_output=True, check=False).returncode:
+            pytest.skip(f"no qemu-img that makes {form}")
+        refused(f"is a disk image of the form {form}", lambda n=form: backends.look(here, f"/vm/{n}"))  # type: ignore[misc]
+
+
+def test_huge_pages_come_in_whole_ones(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(here, "/vm", "hugetlbfs", "none", monkeypatch)
+    monkeypatch.setattr(here, "block_size", lambda folder: GIB)
+    found = backends.look(here, "/vm/x")
+    refused("/vm/x maps in pieces of 1 GiB", lambda: plan(Guest(), [Wish(found, 64 * MIB)], Options(), NEW))
+    assert here.block_size("/vm")
+
+
+def put_mapped(machine: PmemMachine, name: str) -> None:
+    """Let a process have this mapped."""
+    put(machine, name, b"x")
+    info = machine.path(name).stat()
+    mark = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x} {info.st_ino}"
+    put(machine, "/proc/7/comm", "qemu\n")
+    put(machine, "/proc/7/maps", f"7f00-7f01 rw-s 00000000 {mark} {name}\n")
+
+
 def test_devices(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {"/dev/pmem0": "block", "/dev/sda": "block", "/dev/dax0.0": "character", "/dev/null": "character"}
     monkeypatch.setattr(here, "entry_kind", lambda name: kinds.get(name, "missing"))
@@ -370,6 +427,10 @@ def test_devices(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     link.parent.mkdir(parents=True)
     link.symlink_to(base)
     put(here, "/sys/devices/platform/e820_pmem/ndbus0/provider", "e820\n")
+    put_mapped(here, "/dev/dax0.0")
+    refused("/dev/dax0.0 is in use by qemu (process 7)", lambda: backends.look(here, "/dev/dax0.0"))
+    assert backends.look(here, "/dev/dax0.0", shared=True).kind is Kind.DEVDAX
+    (here.root / "proc/7/maps").unlink()
     found = backends.look(here, "/dev/dax0.0")
     assert (found.kind, found.size, found.align, found.emulated) == (
         Kind.DEVDAX,
@@ -444,6 +505,9 @@ def stand_in(tmp_path: Path) -> str:
         (("args", "--pmem", "1G", "--device", "floppy"), 2, "floppy"),
         (("args", "--pmem", "1G", "--qemu", "qemu-nowhere"), 1, "qemu-nowhere is not installed"),
         (("run", "--pmem", "1G", "--qemu", "/bin/true"), 1, "that is not QEMU"),
+        (("run", "--pmem", "1G", "--print", "--libvirt"), 2, "exclude each other"),
+        (("args", "--pmem", "1G", "--readconfig"), 1, "this QEMU has no -readconfig"),
+        (("args", "--pmem", "1G", "--", "-machine", "pc,nvdimm"), 1, "nvdimm=on is added"),
         (("args", "--pmem", "3M"), 1, "not a multiple of 2 MiB"),
     ],
 )
@@ -471,6 +535,15 @@ def test_args_makes_nothing(run: Callable[..., Done], stand_in: str, tmp_path: P
     assert not file.exists()
 
 
+@pytest.mark.parametrize("form", ["--print", "--json", "--libvirt", "--readconfig"])
+def test_run_prints_too(run: Callable[..., Done], stand_in: str, tmp_path: Path, form: str) -> None:
+    words = ("--qemu", QEMU or stand_in, "--pmem", "64M", "--backend", str(tmp_path), form, "--", "-m", "1G")
+    done = run("run", *words)
+    assert (done.status, done.out) == (0, run("args", *words).out)
+    assert done.out.startswith({"--json": "{", "--libvirt": "<domain", "--readconfig": "["}.get(form, "/"))
+    assert list(tmp_path.glob("*.img")) == []
+
+
 def emupmem_qemu(*argv: str, **more: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "emupmem", "qemu", *argv]
     return subprocess.run(command, capture_output=True, text=True, check=False, **more)
@@ -491,6 +564,42 @@ def test_run_becomes_qemu(stand_in: str, tmp_path: Path) -> None:
     other = emupmem_qemu("run", "--qemu", stand_in, "--pmem", "32M", "--backend", str(file))
     assert other.returncode == 1
     assert "is there already and has 64 MiB" in other.stderr
+
+
+def test_a_folder_gives_the_same_file_again(stand_in: str, tmp_path: Path) -> None:
+    folder = tmp_path / "pmem"
+    folder.mkdir()
+    words = ("run", "--qemu", stand_in, "--pmem", "64M", "--pmem", "32M", *("--backend", str(folder)) * 2)
+    assert emupmem_qemu(*words).returncode == 7
+    assert {f.name: f.stat().st_size for f in folder.iterdir()} == {
+        "vnvdimm0.img": 64 * MIB,
+        "vnvdimm1.img": 32 * MIB,
+    }
+    (folder / "vnvdimm0.img").write_bytes(b"precious" + bytes(64 * MIB - 8))
+    assert emupmem_qemu(*words).returncode == 7
+    assert (folder / "vnvdimm0.img").read_bytes()[:8] == b"precious"
+    assert emupmem_qemu(*words, "--", "-name", "other").returncode == 7
+    assert sorted(f.name for f in folder.iterdir())[:2] == ["other-vnvdimm0.img", "other-vnvdimm1.img"]
+    grown = emupmem_qemu("run", "--qemu", stand_in, "--pmem", "128M", "--backend", str(folder))
+    assert grown.returncode == 1
+    assert "is there already and has 64 MiB" in grown.stderr
+
+
+def test_a_file_that_may_not_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "pmem.img"
+    file.write_bytes(bytes(4096))
+    file.chmod(0o444)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    machine = emupmem.machine.Machine()
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        error = refused("cannot be opened: Permission denied", lambda: machine.claim(str(file), False))
+        machine.claim(str(file), True, write=False)
+    finally:
+        os.seteuid(user)
+    assert "sudo" in error.hint
 
 
 def test_signals_reach_qemu_and_the_file_is_locked_meanwhile(tmp_path: Path) -> None:
@@ -606,6 +715,51 @@ def test_libpmem_is_asked_for_and_not_guessed(tmp_path: Path) -> None:
     assert not backends.has_libpmem(machine, str(without))
 
 
+@real
+def test_the_real_qemu_keeps_its_words_and_its_status(tmp_path: Path) -> None:
+    words = ("run", "--pmem", "64M", "--", "-display", "none", "-S")
+    failed = emupmem_qemu(*words, "-device", "no-such-device")
+    assert failed.returncode == 1
+    assert "no-such-device" in failed.stderr
+    monitor = tmp_path / "monitor"
+    argv = [sys.executable, "-m", "emupmem", "qemu", *words, "-accel", "tcg", "-nodefaults"]
+    with subprocess.Popen(
+        [*argv, "-qmp", f"unix:{monitor},server=on,wait=off"], stderr=subprocess.PIPE
+    ) as child:
+        end = time.monotonic() + 120
+        while not monitor.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert Path(f"/proc/{child.pid}/exe").resolve().name == "qemu-system-x86_64", "emupmem became QEMU"
+        with socket.socket(socket.AF_UNIX) as talk:
+            talk.connect(str(monitor))
+            talk.sendall(b'{"execute": "qmp_capabilities"}')
+            answers = talk.makefile("rb")
+            assert b"QMP" in answers.readline()
+            assert b"return" in answers.readline(), "its main loop answers, so its signal handlers are set"
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(120) == 0, "QEMU ends in order"
+        assert child.stderr
+        assert b"terminating on signal 15" in child.stderr.read()
+
+
+@real
+def test_the_real_qemu_takes_memory_of_an_object(tmp_path: Path) -> None:
+    guest = ("-object", "memory-backend-ram,id=r,size=256M", "-machine", "q35,memory-backend=r")
+    done = emupmem_qemu("args", "--pmem", "64M", "--json", "--", *guest)
+    (found,) = ask(json.loads(done.stdout)["argv"])
+    assert found["data"]["size"] == 64 * MIB
+
+
+@real
+def test_the_bare_word_is_refused_by_qemu_too() -> None:
+    assert QEMU
+    done = subprocess.run(
+        [QEMU, "-machine", "pc,nvdimm", "-S", "-display", "none"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Expected '=' after parameter 'nvdimm'" in done.stderr
+
+
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 
 
@@ -624,7 +778,12 @@ def test_the_domain_is_valid_by_libvirts_schema(tmp_path: Path, options: Options
     durable = Backend(Kind.DAX_FILE, "/mnt/pmem0/a<&>b.img", GIB, True)
     label = 0 if options.device is Device.VIRTIO else 128 * KIB
     wishes = [Wish(durable, GIB, label=label), Wish(FILE, GIB)]
-    text = qemu.libvirt(Guest(), wishes, options, plan(Guest(), wishes, options, NEW))
+    two = read_guest(("-m", "3G", "-smp", "2", "-numa", "node,mem=1G", "-numa", "node,mem=2G"))
+    guest = two if options.machine else Guest()
+    if options.machine:
+        wishes = [replace(w, node=n) for n, w in enumerate(wishes)]
+    text = qemu.libvirt(guest, wishes, options, plan(guest, wishes, options, NEW))
+    assert text.count("<cell ") == max(len(guest.nodes), 1)
     (tmp_path / "domain.xml").write_text(text)
     argv = ["xmllint", "--noout", "--relaxng", str(SCHEMA), str(tmp_path / "domain.xml")]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
