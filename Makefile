@@ -18,7 +18,7 @@ demo: $(STAMP) ## Show the main job in a throw-away virtual machine (no risk for
 	$(BIN)/python -m tests.vm.demo
 
 test: $(STAMP) lint ## Every test, the virtual machines included
-	$(BIN)/pytest -n 2 --dist worksteal tests
+	$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests
 
 check: $(STAMP) lint ## The quick inner loop: lint, types, unit tests
 	$(BIN)/pytest -n 2 -m "not vm and not slow" tests

@@ -326,7 +326,7 @@ def _elsewhere(
 ) -> Change:
     steps = other.steps(machine, items, extra, drop)
     what = Elsewhere(other, standing, steps, tuple(items), tuple(extra), tuple(drop))
-    unfinished = machine.live and bool(elsewhere.litter(machine, steps))
+    unfinished = machine.live and elsewhere.unfinished(machine, steps)
     wanted = tuple(items)
     return Change(b"", b"", wanted, wanted, regenerate=unfinished, edits=steps.edits, elsewhere=what)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -466,7 +468,7 @@ def main() -> NoReturn:
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = ["--trial=grub" if w == "--trial" else w for w in sys.argv[1:own]]
     try:
-        status = app(standalone_mode=False) or Exit.OK
+        status = _needed(sys.argv[1:])(standalone_mode=False) or Exit.OK
         sys.stdout.flush()
         if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
@@ -481,7 +483,10 @@ def main() -> NoReturn:
         status = _fail("stopped", "emupmem verify tells what is in force", Exit.ERROR, None)
     except Exception as exc:
         # typer's own errors, without importing the click that it brings or does not bring
-        if not hasattr(exc, "format_message"):
+        if type(exc).__name__ == "NoArgsIsHelpError":  # its message is the help: as it is, not in one line
+            say(exc.format_message())  # type: ignore[attr-defined]
+            status = Exit.USAGE
+        elif not hasattr(exc, "format_message"):
             if os.environ.get("EMUPMEM_DEBUG"):
                 raise
             name = type(exc).__name__
@@ -493,6 +498,22 @@ def main() -> NoReturn:
                 exc.format_message(), "emupmem --help tells more", getattr(exc, "exit_code", Exit.USAGE), None
             )
     sys.exit(int(status))
+
+
+def _needed(words: list[str]) -> typer.Typer:
+    """The program with the one command that was typed: to build all thirty takes longer than most of them run.
+
+    All of it where that is not the name of one, as for --help, a wrong name or completion in the shell.
+    """
+    name = next((w for w in words if not w.startswith("-")), "")
+    one = copy.copy(app)
+    one.registered_groups = [g for g in app.registered_groups if g.name == name]
+    one.registered_commands = [c for c in app.registered_commands if _name(c.name, c.callback) == name]
+    return one if one.registered_groups or one.registered_commands else app
+
+
+def _name(name: str | None, function: Callable[..., Any] | None) -> str:
+    return name or (function.__name__.replace("_", "-") if function is not None else "")
 
 
 def _fail(message: str, hint: str, status: int, exc: BaseException | None) -> int:

@@ -191,16 +191,16 @@ def _progress() -> Iterator[Any]:
             Progress,
             TextColumn,
             TimeRemainingColumn,
-            TransferSpeedColumn,
         )
 
         from emupmem import render
+        from emupmem.units import human
 
         columns = (
             TextColumn("{task.description:11}"),
             BarColumn(),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            TextColumn("{task.fields[rate]:>10}"),
             TimeRemainingColumn(),
         )
         # Without a thread of its own: save forks the guard of a frozen file system.
@@ -210,8 +210,10 @@ def _progress() -> Iterator[Any]:
         def show(what: str, done: int, size: int) -> None:
             signals.check()
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=size)
+                tasks[what] = bar.add_task(what, total=size, rate="")
             bar.update(tasks[what], completed=done)
+            speed = bar.tasks[tasks[what]].speed
+            bar.update(tasks[what], rate=f"{human(int(speed))}/s" if speed else "")
             bar.refresh()
 
         with bar:

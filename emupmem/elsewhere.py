@@ -64,7 +64,7 @@ def carry_out(
     for step in what.steps.commands if machine.live else ():
         if machine.find(step.argv[0]) is None:
             raise EmupmemError(f"{step.argv[0]} is not installed", "nothing was changed")
-    machine.clear(litter(machine, what.steps))
+    machine.clear(_litter(machine, what.steps))
     tell("locked")
     moment, backup = stamp(), ""
     owned = {name: machine.read(name) for name in what.steps.owned}
@@ -81,14 +81,20 @@ def carry_out(
         if what.extra:
             machine.install(WORDS_RECORD, " ".join(what.extra) + "\n", 0o600)
         tell("written")
+        for name in owned if machine.live else ():
+            machine.set_aside(name)  # some of these programs write in place
         for step in what.steps.commands if machine.live else ():
             _run(machine, step, stop)
+        for name in owned if what.steps.commands else ():
+            if machine.exists(name):
+                machine.sync(name)  # grubby (sed) and its like do not
         tell("generated")
         carry = _prove(machine, what)
         stop.check()
     except BaseException as exc:
         _roll_back(machine, what, owned, exc)
         raise
+    _drop_copies(machine, what.steps)
     if not what.items:
         for name in (WORDS_RECORD, *loader.made_records(machine)):
             machine.forget(name)
@@ -96,10 +102,25 @@ def carry_out(
     return backup, carry
 
 
-def litter(machine: Machine, steps: loader.Steps) -> list[Path]:
-    """Half-written files that a killed run left beside what a change writes."""
-    names = (*loader.entry_files(machine), *steps.owned, *(e.name for e in steps.edits), *loader.SOURCES)
-    return machine.litter(tuple(dict.fromkeys(names)))
+def unfinished(machine: Machine, steps: loader.Steps) -> bool:
+    """Whether a run that was killed left something behind."""
+    return bool(_litter(machine, steps)) or any(machine.is_aside(n) for n in _files(machine, steps))
+
+
+def _files(machine: Machine, steps: loader.Steps) -> tuple[str, ...]:
+    names = [*loader.entry_files(machine), loader.grubenv(machine), *loader.SOURCES]
+    names += [*steps.owned, *(e.name for e in steps.edits)]
+    return tuple(dict.fromkeys(names))
+
+
+def _litter(machine: Machine, steps: loader.Steps) -> list[Path]:
+    """Half-written files beside what a change writes."""
+    return machine.litter(_files(machine, steps))
+
+
+def _drop_copies(machine: Machine, steps: loader.Steps) -> None:
+    for name in _files(machine, steps):
+        machine.drop_aside(name)
 
 
 def _run(machine: Machine, step: Command, stop: Interrupts) -> None:
@@ -111,8 +132,9 @@ def _run(machine: Machine, step: Command, stop: Interrupts) -> None:
 
 def _prove(machine: Machine, what: Elsewhere) -> int:
     """Read everything again; the number of entries that carry the argument. Raises EmupmemError."""
-    for edit in what.steps.edits:  # grubby of some versions writes /etc/default/grub as well
-        put(machine, edit.name, edit.after, edit.mode)
+    for edit in what.steps.edits:
+        if edit.name not in what.steps.owned:  # grubby of some versions writes /etc/default/grub as well
+            put(machine, edit.name, edit.after, edit.mode)
     after = what.by.standing(machine)
     wrong = loader.problems(what.before, after, what.items, what.extra, what.drop)
     if wrong:
@@ -141,6 +163,8 @@ def _roll_back(machine: Machine, what: Elsewhere, owned: dict[str, bytes | None]
             attempt(lambda step=step: _run(machine, step, Interrupts()))  # type: ignore[misc]
     for name, data in owned.items():
         put_back(name, data)
+    if not failed:
+        _drop_copies(machine, what.steps)
     state = "the old configuration is back, nothing is changed"
     if failed:
         state = f"and not all could be put back: {'; '.join(failed)}. Before you reboot: look at {what.before.menu}"

@@ -155,8 +155,27 @@ def entry_files(machine: Machine, folders: Sequence[str] = BOOT_FOLDERS) -> list
     return list(found.values())
 
 
+def grubenv(machine: Machine) -> str:
+    """Where GRUB's environment block lies."""
+    return f"{machine.grub_cfg().rpartition('/')[0]}/grubenv"
+
+
 def _text(machine: Machine, name: str) -> str:
     return (machine.read(name) or b"").decode("utf-8", "surrogateescape")
+
+
+def entry_text(machine: Machine, name: str) -> str:
+    """An entry; of one that a program tore when it was killed, the copy that lies beside it."""
+    text = _text(machine, name)
+    if any(key in ("linux", "efi") for key, _ in bls.fields(text)):
+        return text
+    aside = machine.read_aside(name)
+    return aside.decode("utf-8", "surrogateescape") if aside is not None else text
+
+
+def _restored(machine: Machine, names: Sequence[str]) -> list[FileEdit]:
+    """What puts torn entries back."""
+    return [_edit(machine, n, entry_text(machine, n)) for n in names]
 
 
 def _edit(machine: Machine, name: str, text: str) -> FileEdit:
@@ -250,7 +269,7 @@ class SystemdBoot(Loader):
         entries: list[BootEntry] = []
         menu = ""
         for name in entry_files(machine):
-            text = _text(machine, name)
+            text = entry_text(machine, name)
             ours = _belongs_here(machine, name, text, running)
             menu = menu or name.rpartition("/")[0]
             if bls.value(text, "linux"):
@@ -266,7 +285,7 @@ class SystemdBoot(Loader):
     ) -> Steps:
         edits = list(_source_edits(machine, self.standing(machine), items, extra, drop))
         for name in self._ours(machine):
-            before = _text(machine, name)
+            before = entry_text(machine, name)
             after = bls.rework_entry(before, items, extra, drop)
             bls.prove(bls.options(before), bls.options(after), items, extra, drop)
             edits.append(_edit(machine, name, after))
@@ -274,7 +293,7 @@ class SystemdBoot(Loader):
 
     def _ours(self, machine: Machine) -> list[str]:
         running = parse_command_line(machine.peek("/proc/cmdline"))
-        return [n for n in entry_files(machine) if _belongs_here(machine, n, _text(machine, n), running)]
+        return [n for n in entry_files(machine) if _belongs_here(machine, n, entry_text(machine, n), running)]
 
     def refuse(self, machine: Machine) -> None:
         selected = re.sub(r"[^\x20-\x7e]", "", efi_text(machine, SELECTED))
@@ -388,7 +407,8 @@ class SdBootUtil(SystemdBoot):
         if not wanted.edits:
             return Steps()
         command = Command(("sdbootutil", _sdbootutil_verb(machine)), "write the boot entries anew")
-        return Steps(sources, (command,), tuple(self._ours(machine)), (command,))
+        ours = self._ours(machine)
+        return Steps((*sources, *_changed(_restored(machine, ours))), (command,), tuple(ours), (command,))
 
 
 def _sdbootutil_verb(machine: Machine) -> str:
@@ -413,7 +433,7 @@ class GrubBls(Loader):
         variables = tuple(machine.grubenv().items())
         entries = []
         for name in entry_files(machine, self.folders):
-            text = _text(machine, name)
+            text = entry_text(machine, name)
             line = bls.grub_line(bls.options(text), variables)
             if bls.value(text, "linux"):
                 entries.append(bls_entry(name, text, line, True))
@@ -431,13 +451,14 @@ class GrubBls(Loader):
     ) -> Steps:
         standing = self.standing(machine)
         edits = [*self._defaults(machine, items, extra, drop)]
+        edits += _restored(machine, entry_files(machine, self.folders))
         data = machine.read(KERNEL_CMDLINE)
         if data is not None:
             edits.append(FileEdit(KERNEL_CMDLINE, data, _reworked_file(data, items, extra, drop)))
         wrong = [e for e in standing.entries if self._differs(e.command_line, items, extra, drop)]
         if not wrong:
             return Steps(_changed(edits))
-        owned = (*entry_files(machine, self.folders), f"{machine.grub_cfg().rpartition('/')[0]}/grubenv")
+        owned = (*entry_files(machine, self.folders), grubenv(machine))
         return Steps(_changed(edits), (self._grubby(machine, standing, items, extra, drop),), owned)
 
     def _differs(

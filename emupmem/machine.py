@@ -51,6 +51,10 @@ MOST_OUTPUT = 512 << 20
 GENERATORS = ("update-grub2", "update-grub", "grub2-mkconfig", "grub-mkconfig")
 
 
+_HABITS = ("dmesg(1) may have more information", "(")
+"""How lines begin that follow the reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
     """How a program ended: exit status (negative: signal), what it printed."""
@@ -61,11 +65,19 @@ class Completed:
 
     @property
     def last_words(self) -> str:
-        """The last line of what it said (standard error first), for an error message."""
+        """Its reason, for an error message: the last line of what it said (standard error first).
+
+        What follows a reason as a habit does not count: the usage (mkfs.xfs), where to look for more
+        (mount(8) since util-linux 2.39), a remark in brackets (e2fsck).
+        """
         for stream in (self.stderr, self.stdout):
-            lines = [line.strip() for line in stream.decode("utf-8", "replace").splitlines()]
-            if any(lines):
-                return next(line for line in reversed(lines) if line)
+            text = stream.decode("utf-8", "replace")
+            said = re.split(r"^usage:", text, maxsplit=1, flags=re.IGNORECASE | re.MULTILINE)[0]
+            for part in (said, text):
+                lines = [line.strip() for line in part.splitlines()]
+                reasons = [n for n in lines if n and not n.startswith(_HABITS)]
+                if reasons:
+                    return reasons[-1]
         return ""
 
 
@@ -212,7 +224,7 @@ class Machine:
         base = name.rpartition("/")[2]
         backup = f"{BACKUPS}/{base}.{stamp}{suffix}"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(folder, 0o700)
             fresh = folder / f".{base}.{stamp}{suffix}.new"
             _write_like(fresh, data, self.path(name))
             fresh.rename(folder / f"{base}.{stamp}{suffix}")
@@ -259,7 +271,8 @@ class Machine:
 
     def litter(self, names: Sequence[str], cfg: str = "") -> list[Path]:
         """Half-written files that a killed run left beside `names`, the menu `cfg` if any, and the backups."""
-        beside = [_fresh(self.path(n)) for n in names]
+        places = [self.path(n) for n in names]
+        beside = [p for place in places for p in (_fresh(place), _half(_aside(place)))]
         if cfg:
             env = self.path(cfg.rpartition("/")[0] + "/grubenv")
             beside += [_half(_aside(self.path(cfg))), _fresh(env)]
@@ -591,7 +604,7 @@ class Machine:
         """Hold the one lock of all that changes this machine; EmupmemError when another holds it."""
         folder = self.path(BACKUPS)
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(folder, 0o700)
             descriptor = os.open(
                 folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
             )
@@ -1018,6 +1031,13 @@ def _variables(text: str) -> dict[str, str]:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path, mode: int) -> None:
+    """Make a folder and those above it, so that a power cut does not lose their names."""
+    for path in [p for p in (*reversed(folder.parents), folder) if not p.exists()]:
+        path.mkdir(mode=mode if path == folder else 0o755, exist_ok=True)
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from emupmem import dax, keep, unit
 from emupmem.blocks import Mounted, Pmem, devices, mounts, signature
 from emupmem.cmdline import parse_command_line
 from emupmem.machine import Machine, interrupts, wait_for
-from emupmem.model import MIB, Check, Command, EmupmemError
+from emupmem.model import GIB, MIB, Check, Command, EmupmemError
 from emupmem.units import human, tight
 from emupmem.verifier import SeenMount, mount_rungs
 
@@ -193,8 +193,8 @@ def check_fs(fs: str, size: int, what: str) -> None:
         raise EmupmemError(f"{what} has {human(size)}: too small for a file system with huge pages")
 
 
-def make_fs(fs: str, dev: str, kernel: tuple[int, int], force: bool) -> Command:
-    """The command that makes a file system whose files can be mapped by 2 MiB."""
+def make_fs(fs: str, dev: str, size: int, kernel: tuple[int, int], force: bool) -> Command:
+    """The command that makes a file system, on `size` bytes, whose files can be mapped by 2 MiB."""
     if fs == "ext4":
         # Without -b mke2fs takes 1 KiB blocks on small devices, and DAX wants blocks of a page.
         # No reserve for root: nothing of the system depends on what is volatile.
@@ -204,7 +204,10 @@ def make_fs(fs: str, dev: str, kernel: tuple[int, int], force: bool) -> Command:
     else:
         # Before 6.0 the kernel refuses DAX together with reflink, which mkfs.xfs turns on.
         reflink = ("-m", "reflink=0") if kernel < (6, 0) else ()
-        argv = ("mkfs.xfs", "-q", *(("-f",) if force else ()), *reflink, "-d", "su=2m,sw=1", dev)
+        # A stripe makes mkfs.xfs think of many disks, and it divides the device by 8 or more instead of 4.
+        # Up to 512 MiB the log, 64 MiB at least since xfsprogs 5.19, has no room in an eighth.
+        few = ",agcount=4" if size < GIB else ""
+        argv = ("mkfs.xfs", "-q", *(("-f",) if force else ()), *reflink, "-d", f"su=2m,sw=1{few}", dev)
     return Command(argv, f"make an {fs} file system laid out for 2 MiB pages")
 
 
@@ -235,7 +238,7 @@ def decide(
     kept = bool(signature) and signature == fs and not request.force
     if signature and not kept:
         _refuse_signature(device, signature, fs, request.force)
-    commands = [] if kept else [make_fs(fs, device.dev, kernel, request.force)]
+    commands = [] if kept else [make_fs(fs, device.dev, device.size, kernel, request.force)]
     if not kept:
         check_fs(fs, device.size, device.dev)
     commands.append(mount_command(fs, device.dev, name, kernel))
@@ -567,6 +570,13 @@ def boot(machine: Machine, wanted: Sequence[unit.BootMount], say: Tell) -> int:
 def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
     items = parse_command_line(machine.peek("/proc/cmdline")).reservations
     if not any((i.start, i.size) == (wanted.start, wanted.size) for i in items):
+        ends = wanted.start + wanted.size
+        other = next((i for i in items if i.start < ends and wanted.start < i.start + i.size), None)
+        if other is not None:
+            raise EmupmemError(
+                f"this boot reserves memmap={other.text} where it was memmap={wanted.range}",
+                "sudo emupmem apply --replace --size … --mount … makes the two agree",
+            )
         # After `remove`, in a rescue entry, or before the first reboot: nothing is wrong.
         return f"this boot does not reserve memmap={wanted.range}: nothing to mount at {wanted.dir}"
     device = _wait_for_device(machine, wanted)

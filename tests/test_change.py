@@ -424,12 +424,12 @@ def test_a_signal_at_any_step_leaves_the_old_or_the_new(machine: FakeMachine, nu
 CHILD = """
     import os, signal, sys
     from emupmem.change import Options, carry_out, prepare_apply, prepare_remove
+    from emupmem import survey
     from emupmem.model import GIB, Request
-    from tests.fake import FakeMachine
-    from tests.test_change import FOUND
+    from tests.fake import LOG, FakeMachine
     machine = FakeMachine(sys.argv[1])
     prepared = prepare_remove(machine) if sys.argv[3] == "remove" else prepare_apply(
-        machine, FOUND, Request(GIB), Options())
+        machine, survey.of_log(LOG.encode(), "test"), Request(GIB), Options())
     def tell(step):
         if step == sys.argv[2]:
             os.kill(os.getpid(), signal.SIGKILL)

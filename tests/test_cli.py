@@ -637,3 +637,32 @@ def test_verify_sees_a_torn_menu(run: Run, here: FakeMachine) -> None:
     assert done.status == 3
     assert done.json["checks"][1]["status"] == "fail"
     assert "not written to its end" in done.json["checks"][1]["found"]
+
+
+@pytest.mark.parametrize("argv", [(), ("namespaces",)])
+def test_without_a_command_the_help_is_shown_as_it_is(
+    argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["emupmem", *argv])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert err.startswith("Usage: ")
+    assert "\nCommands:\n" in err
+
+
+def test_only_the_command_that_was_typed_is_built() -> None:
+    from emupmem import cli
+
+    def names(*words: str) -> list[str]:
+        program = cli._needed(list(words))
+        groups = [g.name or "" for g in program.registered_groups]
+        return groups + [cli._name(c.name, c.callback) for c in program.registered_commands]
+
+    everything = names()
+    assert {"verify", "boot-mount", "namespaces"} <= set(everything)
+    for name in everything:
+        assert names("--debug", name, "--json") == [name]
+    for words in (("--help",), ("verfy",), ("--version",)):
+        assert names(*words) == everything, "help and corrections know them all"

@@ -49,8 +49,15 @@ EFI_NAME = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 # update_args and update_bls_fragment of grubby-bls: arguments of the same name go, the new ones come last;
 # $kernelopts lives in grubenv; sed takes \\ and & of a value for its own.
 GRUBBY = """
-import pathlib, re, shlex, sys
+import os, pathlib, re, sys
 root = pathlib.Path(ROOT)
+
+def rename(file, text):
+    # sed -i, grub-editenv: a new file in the place of the old one, nothing is synced
+    fresh = file.with_name("sedXXXXXX")
+    fresh.write_text(text)
+    os.replace(fresh, file)
+
 given = dict(a.split("=", 1) for a in sys.argv[1:] if "=" in a)
 if "--help" in sys.argv:
     print("Usage: grubby [OPTION...]", "--no-etc-grub-update" if QUIET else "")
@@ -70,16 +77,16 @@ env = root / "boot/grub2/grubenv"
 text = env.read_text()
 found = re.search(r"^kernelopts=(.*)$", text, re.M)
 if found:
-    env.write_text(text.replace(found[0], "kernelopts=" + update(found[1])))
+    rename(env, text.replace(found[0], "kernelopts=" + update(found[1])))
 for file in sorted((root / "boot/loader/entries").glob("*.conf")):
     entry = file.read_text()
     line = re.search(r"^options (.*)$", entry, re.M)
     if "$kernelopts" not in line[1]:
-        file.write_text(entry.replace(line[0], "options " + sed(update(line[1]))))
+        rename(file, entry.replace(line[0], "options " + sed(update(line[1]))))
 if not QUIET or "--no-etc-grub-update" not in sys.argv:
     grub = root / "etc/default/grub"
     line = re.search(r'^GRUB_CMDLINE_LINUX="(.*)"$', grub.read_text(), re.M)
-    grub.write_text(grub.read_text().replace(line[0], 'GRUB_CMDLINE_LINUX="%s"' % update(line[1])))
+    rename(grub, grub.read_text().replace(line[0], 'GRUB_CMDLINE_LINUX="%s"' % update(line[1])))
 """
 
 # update_all_entries: the options of this snapshot's entries become /etc/kernel/cmdline, root= put right.
@@ -125,7 +132,8 @@ if (pathlib.Path(ROOT) / "fail").exists():
 
 
 def program(machine: FakeMachine, name: str, text: str, **names: object) -> None:
-    head = "".join(f"{k} = {v!r}\n" for k, v in {"ROOT": str(machine.root), **names}.items())
+    """Put a stand-in into the folder; it works in the folder that it lies in."""
+    head = "ROOT = __file__.rpartition('/sbin/')[0]\n" + "".join(f"{k} = {v!r}\n" for k, v in names.items())
     script(machine, name, f"#!{sys.executable} -I\n{head}{text}")
 
 

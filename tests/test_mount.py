@@ -399,6 +399,38 @@ def test_small_devices(run: Run, here: PmemMachine) -> None:
     assert run("mount").status == 0
 
 
+@pytest.mark.parametrize(("mib", "layout"), [(300, "su=2m,sw=1,agcount=4"), (1024, "su=2m,sw=1")])
+def test_xfs_on_less_than_a_gigabyte_has_room_for_its_log(
+    run: Run, here: PmemMachine, mib: int, layout: str
+) -> None:
+    put(here, "/sys/devices/platform/e820_pmem/ndbus0/region0/size", str(mib * MIB))
+    put(here, f"{block(here)}/size", str(mib * MIB // 512))
+    reserve(here, f"memmap={mib}M!4G")
+    assert f"mkfs.xfs -q -d {layout} /dev/pmem0\n" in run("mount", "--fs", "xfs", "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "log stripe unit adjusted\nLog size must be at least 64MB.\nUsage: mkfs.xfs\n\t\t[-V]\n",
+            "Log size must be",
+        ),
+        (
+            "mount: /x: wrong fs type.\n       dmesg(1) may have more information after it.\n",
+            "mount: /x: wrong",
+        ),
+        ("UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\n\t(i.e., without -a or -p options)\n", "UNEXPECTED"),
+        ("one\ntwo\n\n", "two"),
+        ("usage: thing\n -x\n", "-x"),
+        ("", ""),
+    ],
+)
+def test_the_reason_is_what_a_program_says_before_its_habits(said: str, reason: str) -> None:
+    assert Completed(1, b"progress\n" if said else b"", said.encode()).last_words.startswith(reason)
+    assert Completed(1, said.encode(), b"").last_words.startswith(reason)
+
+
 def test_wrong_usage_and_no_root(run: Run, here: PmemMachine) -> None:
     assert run("mount", "--fs", "btrfs").status == 2
     here.root_user = False
@@ -687,10 +719,23 @@ def test_boot_keeps_what_survived_a_warm_restart_if_it_is_whole(run: Run, here: 
 
 
 def test_boot_without_the_reservation_is_quiet(run: Run, here: PmemMachine) -> None:
-    reserve(here, "memmap=2G!4G")
+    for words in ("quiet", "memmap=1G!8G", "memmap=1G$4G"):
+        reserve(here, words)
+        done = boot(run)
+        assert (done.status, done.err, calls(here)) == (0, "", [])
+        assert "this boot does not reserve memmap=1G!4G: nothing to mount at /mnt/pmem0" in done.out
+
+
+@pytest.mark.parametrize("item", ["2G!4G", "512M!4G", "1G!4608M", "1G!3584M"])
+def test_boot_with_another_size_in_that_place_fails_with_a_line(
+    run: Run, here: PmemMachine, item: str
+) -> None:
+    reserve(here, f"memmap={item}")
     done = boot(run)
-    assert (done.status, done.err, calls(here)) == (0, "", [])
-    assert "this boot does not reserve memmap=1G!4G: nothing to mount at /mnt/pmem0" in done.out
+    assert (done.status, calls(here)) == (1, [])
+    assert (
+        f"/mnt/pmem0 is not mounted: this boot reserves memmap={item} where it was memmap=1G!4G" in done.out
+    )
 
 
 def test_boot_says_what_is_wrong_and_goes_on_with_the_next(run: Run, here: PmemMachine) -> None:

@@ -495,6 +495,23 @@ def test_commands_save_and_restore(disk: Disk, run: Callable[..., Any]) -> None:
     assert "! it was restored without a valid checksum" in err
 
 
+def test_on_a_terminal_a_bar_shows_how_far_it_is_and_how_fast(
+    disk: Disk, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    for argv in (("save", disk.file), ("restore", disk.file, "--yes")):
+        assert run(*argv)[0] == 0
+    for words in ("saving", "to the disk", "checking", "restoring", "9.0/9.0 MiB", "iB/s"):
+        assert words in shown.getvalue()
+
+
 def test_a_blank_device_is_restored_without_a_question(disk: Disk, run: Callable[..., Any]) -> None:
     run("save", disk.file)
     disk.path.write_bytes(bytes(SIZE))

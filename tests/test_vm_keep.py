@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emupmem.model import GIB, KIB, MIB
-from tests.test_vm import FEWER, INSTALL, WAIT, done, said
+from tests.test_vm import FEWER, INSTALL, WAIT, WARM, done, said
 from tests.vm.image import image
 from tests.vm.machine import Machine
 
@@ -64,6 +64,7 @@ sleep 1000
 
 SNAPSHOTS = (
     MOUNTED
+    + WARM
     + """
 [ "$(cat /mnt/kept/file)" = first ]                     # the last complete save, nothing of the second
 umount /mnt/kept
@@ -191,6 +192,7 @@ emupmem remove --yes
 )
 
 
+@pytest.mark.vm(boots=7)
 def test_save_and_restore_on_a_real_device() -> None:
     with Machine(image("bookworm", "bios")) as guest:
         done(guest.boot(KEEP))
@@ -215,6 +217,7 @@ def test_save_and_restore_on_a_real_device() -> None:
 
 NAMESPACES = """
 set -eux
+. /job/warm
 for n in 1 2 3 4 5 6 7 8 9; do [ -b /dev/pmem0 ] || sleep 3; done
 refuses() { word="$1"; shift; "$@" 2> /run/why && exit 9 || [ $? = 1 ]; cat /run/why; grep -q "$word" /run/why; }
 ns() { emupmem namespaces "$@"; }

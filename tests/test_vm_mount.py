@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emupmem.model import GIB
-from tests.test_vm import FEWER, INSTALL, PROGRAM, WAIT, done, said
+from tests.test_vm import FEWER, INSTALL, PROGRAM, WAIT, WARM, done, said
 from tests.vm.image import image
 from tests.vm.machine import JobResult, Machine
 
@@ -30,6 +30,12 @@ emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --dry-run
 [ ! -e /etc/systemd/system/emupmem.service ]
 emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --yes --json > /job/out/apply.json
 emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --check
+
+# a new kernel is installed, and GRUB's hook runs: it is the one that boots next
+for file in vmlinuz initrd.img config; do ln /boot/$file-$(uname -r) /boot/$file-99.9-test; done
+ln -s $(uname -r) /lib/modules/99.9-test
+/etc/kernel/postinst.d/zz-update-grub 99.9-test /boot/vmlinuz-99.9-test
+grep -c 'vmlinuz-99.9-test .*memmap=1G!4G' /boot/grub/grub.cfg
 systemd-analyze verify --man=no /etc/systemd/system/emupmem.service > /job/out/analyze 2>&1
 systemctl is-enabled emupmem.service
 cp /etc/systemd/system/emupmem.service /job/out/unit
@@ -38,9 +44,10 @@ emupmem verify --json > /job/out/pending.json && exit 9 || [ $? = 3 ]
 
 SECOND = """
 set -eu
-INSTALL
+WARM
 REFUSED
 WAIT
+grep 'vmlinuz-99.9-test .*memmap=1G!4G' /proc/cmdline
 grep ' /mnt/pmem0 ' /proc/mounts | tee /job/out/mounts
 stat -c '%U:%G %a' /mnt/pmem0 > /job/out/owner
 runuser -u dev -- python3 -c "$(cat /job/program.py)" > /job/out/faults
@@ -103,34 +110,64 @@ mount /dev/pmem0 /mnt/pmem0
 emupmem verify > /job/out/nodax && exit 9 || [ $? = 3 ]
 refused mount /dev/pmem0 /mnt/pmem0 > /job/out/withoutdax
 umount /mnt/pmem0
+wipefs -qa /dev/pmem0
 
-# the next boot finds an mkfs that fails
+# partitions, and what ndctl makes of a device: left alone, each with its own words
+python3 -c '
+with open("/dev/pmem0", "r+b") as disk:  # one partition of 1 MiB, as a DOS table
+    disk.seek(446)
+    disk.write(bytes((0, 0, 0, 0, 0x83, 0, 0, 0)) + (2048).to_bytes(4, "little") * 2 + bytes(48) + b"\\x55\\xaa")
+'
+blockdev --rereadpt /dev/pmem0
+udevadm settle
+refused mount /dev/pmem0 > /job/out/partitioned
+refused mount /dev/pmem0p1 > /job/out/apart
+wipefs -qa /dev/pmem0
+blockdev --rereadpt /dev/pmem0
+ndctl create-namespace -f -e namespace0.0 -m fsdax --map=dev > /dev/null
+emupmem verify --wait 0 > /job/out/smaller && exit 9 || [ $? = 3 ]
+refused mount /dev/pmem0 /mnt/pmem0 --at-boot > /job/out/apiece
+ndctl create-namespace -f -e namespace0.0 -m sector > /dev/null
+emupmem verify --wait 0 > /job/out/sector && exit 9 || [ $? = 3 ]
+refused mount > /job/out/nodevice
+
+# The next boot finds: an mkfs that fails, a device of another size, one that the kernel refuses
+# because its size is crooked, and a good one after all of these.
 mv /usr/sbin/mkfs.FS /root/mkfs.FS
-printf '#!/bin/sh\\necho no luck today >&2\\nexit 1\\n' > /usr/sbin/mkfs.FS
+printf '#!/bin/sh\necho no luck today >&2\nexit 1\n' > /usr/sbin/mkfs.FS
 chmod +x /usr/sbin/mkfs.FS
+sed -i 's/memmap=1G!4G/memmap=1G!4G,512M!5G,255M!5632M,512M!6G/' /etc/default/grub
+update-grub2
+/opt/emupmem/bin/python - <<'END'
+from pathlib import Path
+from emupmem import unit
+mounts = "1G!4G pmem0 FS  1G!5G other xfs  255M!5632M crooked ext4  512M!6G good xfs".split()
+words = []
+for memmap, name, fs in zip(mounts[::3], mounts[1::3], mounts[2::3]):
+    words += (memmap, f"/mnt/{name}", fs, "dev", "-", "-")
+Path(unit.FILE).write_text(unit.text(unit.from_words(words), "/usr/local/bin/emupmem"))
+END
 """
 
 THIRD = """
 set -eu
-INSTALL
-REFUSED
 WAIT
-systemctl is-active emupmem.service || true
 systemctl is-active multi-user.target
-! grep ' /mnt/pmem0 ' /proc/mounts
+systemctl is-failed emupmem.service
+[ "$(grep -c ' /mnt/.* xfs .*dax=always' /proc/mounts)" = 1 ]
+stat -c '%U:%G' /mnt/good > /job/out/owner
 emupmem verify > /job/out/verify && exit 9 || [ $? = 3 ]
+/opt/emupmem/bin/python -c 'from emupmem import dax; print(dax.prove("/mnt/good"))' > /job/out/proof
 mv /root/mkfs.FS /usr/sbin/mkfs.FS
 
 # GRUB's side taken away by hand: the unit stays, and the next boot must not care
-sed -i 's/memmap=1G!4G//' /etc/default/grub
+sed -i 's/memmap=1G!4G,512M!5G,255M!5632M,512M!6G//' /etc/default/grub
 update-grub2
 ! grep memmap /boot/grub/grub.cfg
 """
 
 FOURTH = """
 set -eu
-INSTALL
-REFUSED
 [ ! -e /dev/pmem0 ]
 WAIT
 systemctl is-active multi-user.target
@@ -148,13 +185,15 @@ def text(result: JobResult, name: str) -> str:
     return result.files[name].decode()
 
 
+@pytest.mark.vm(boots=6)
 def test_mounts_refusals_and_boots_that_go_wrong() -> None:
     """The good path on every kernel is in test_vm.py."""
     suite, firmware, fs, other = "bookworm", "bios", "ext4", "xfs"
 
     def script(words: str) -> str:
         return (
-            words.replace("INSTALL", INSTALL + FEWER)
+            words.replace("INSTALL", INSTALL + FEWER + WARM)
+            .replace("WARM", WARM)
             .replace("REFUSED", REFUSED)
             .replace("WAIT", WAIT)
             .replace("FS", fs)
@@ -214,12 +253,29 @@ def test_mounts_refusals_and_boots_that_go_wrong() -> None:
         assert "is in use" in text(second, "swapon")
         assert "✗ mounted      /mnt/pmem0 without dax" in text(second, "nodax")
         assert "without DAX" in text(second, "withoutdax")
+        assert "/dev/pmem0 has partitions" in text(second, "partitioned")
+        assert "/dev/pmem0p1 is a partition" in text(second, "apart")
+        assert "/dev/pmem0 has 1006 MiB instead of 1 GiB" in text(second, "smaller")
+        assert "a part of what memmap=1G!4G reserves" in text(second, "apiece")
+        print(text(second, "sector"), text(second, "nodevice"))
+        assert "✗ device" in text(second, "sector")
+        assert "mode" in text(second, "sector")
+        assert "/dev/pmem0s has no DAX" in text(second, "nodevice")
 
         third = done(guest.boot(script(THIRD), files))
-        print(text(third, "journal"))
-        assert "emupmem: /mnt/pmem0 is not mounted: " in text(third, "journal")
-        assert f"mkfs.{fs} failed with status 1: no luck today" in text(third, "journal")
+        print(text(third, "journal"), text(third, "verify"))
+        for words in (
+            f"/mnt/pmem0 is not mounted: mkfs.{fs} failed with status 1: no luck today",
+            "/mnt/other is not mounted: this boot reserves memmap=512M!5G where it was memmap=1G!5G",
+            "/mnt/crooked is not mounted: no device for memmap=255M!5632M appeared",
+            "is mounted at /mnt/good · xfs, made anew",
+        ):
+            assert words in text(third, "journal")
         assert "/dev/pmem0 is blank" in text(third, "verify")
+        assert text(third, "owner") == "dev:dev\n"
+        assert "dax_file=True, map_sync=True" in text(third, "proof")
+        faults = int(text(third, "proof").partition("faults=")[2].partition(",")[0])
+        assert faults < 16, "4 MiB of a small XFS by 2 MiB"
 
         fourth = done(guest.boot(script(FOURTH), files))
         assert "this boot does not reserve memmap=1G!4G" in text(fourth, "quiet")

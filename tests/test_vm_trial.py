@@ -131,6 +131,7 @@ sha256sum --quiet -c /root/disk
 """
 
 
+@pytest.mark.vm(boots=8)
 def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed() -> None:
     with Machine(image("trixie", "uefi")) as guest:
         begun = done(guest.boot(BEGIN))
