@@ -464,6 +464,10 @@ app.add_typer(cli_nvdimm.app, name="nvdimm")
 
 def main() -> NoReturn:
     """Run the program: one line for an error and one for what to do, a traceback only with --debug."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from emupmem.machine import standard_streams
+
+        standard_streams()
     # An option with a value that may be left out: typer has none.
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = ["--trial=grub" if w == "--trial" else w for w in sys.argv[1:own]]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from emupmem.model import EmupmemError
-from emupmem.units import parse_size
+from emupmem.units import parse_size, plain
 
 if TYPE_CHECKING:
     from emupmem.machine import Machine
@@ -119,7 +119,7 @@ def one_line(error: EmupmemError) -> str:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(plain(text), file=sys.stderr)
 
 
 def print_json(result: dict[str, Any]) -> None:

@@ -681,7 +681,7 @@ def unpack(stream: BinaryIO, name: str) -> Archive:
                 pass  # to the checksum at the end
     except tarfile.ReadError as exc:
         raise _not_ours(name) if facts is None else _damaged(name, exc) from exc
-    except (tarfile.TarError, EOFError, zlib.error, OSError, UnicodeError, ValueError) as exc:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, UnicodeError, ValueError, RecursionError) as exc:
         raise _damaged(name, exc) from exc
     if facts is None:
         raise _not_ours(name)

@@ -16,8 +16,9 @@ _LINE = re.compile(r'^(GRUB_CMDLINE_LINUX(?:_DEFAULT)?)="\$\1 ([A-Za-z0-9_.,:=/!
 
 def text(variable: str, words: Sequence[str], winner: str) -> str:
     """The file that adds words to a variable; `winner` is the file and line that assigns it anew."""
+    shown = re.sub(r"[^ -~]", "?", winner)  # a name of a file may hold a line break, and this is a comment
     return (
-        f"{MARK}: {winner} assigns {variable} anew, so the reservation\n"
+        f"{MARK}: {shown} assigns {variable} anew, so the reservation\n"
         "# cannot stand in /etc/default/grub. `emupmem remove` takes this file away.\n"
         f'{variable}="${variable} {" ".join(words)}"\n'
     )

@@ -393,14 +393,15 @@ class Machine:
 
     def loose_parent(self, name: str) -> str:
         """The first folder above `name` in which others than root could put something else; empty if none."""
-        for parent in reversed(Path(name).parents):
-            try:
-                info = self.path(parent).stat()
-            except OSError:
-                return ""
-            if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-                return str(parent)
-        return ""
+        return next((str(p) for p in reversed(Path(name).parents) if self.loose(str(p))), "")
+
+    def loose(self, name: str) -> bool:
+        """Whether others than root (and ourselves) may change a file or what is in a folder."""
+        try:
+            info = self.path(name).stat()
+        except OSError:
+            return False
+        return info.st_uid not in (0, os.geteuid()) or bool(info.st_mode & 0o022)
 
     def entry_kind(self, name: str) -> str:
         """`file`, `folder`, `block`, `character`, `other` or `missing`: what a name leads to."""
@@ -579,7 +580,7 @@ class Machine:
         """Lines of a user or group file; on the running machine what other sources (LDAP) know of `name` too."""
         text = self.peek(file)
         if self.live and name:
-            done = self.output("getent", file.rpartition("/")[2], name)
+            done = self.output("getent", file.rpartition("/")[2], "--", name)
             text += "\n" + (done.stdout.decode("utf-8", "replace") if done and not done.status else "")
         lines = [line.split(":") for line in text.splitlines()]
         return [
@@ -601,7 +602,19 @@ class Machine:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the one lock of all that changes this machine; EmupmemError when another holds it."""
+        """Hold the one lock of all that changes this machine; EmupmemError when another holds it.
+
+        Meanwhile the umask is the usual one, so that rights do not hang on who calls.
+        """
+        umask = os.umask(0o022)
+        try:
+            with self._alone():
+                yield
+        finally:
+            os.umask(umask)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
         folder = self.path(BACKUPS)
         try:
             _make_folder(folder, 0o700)
@@ -1076,6 +1089,16 @@ def _number(text: str) -> int | None:
         return int(text, 0)
     except ValueError:
         return None
+
+
+def standard_streams() -> None:
+    """Have descriptors 0 to 2 open: a file that we open must not become anybody's standard output."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 @contextlib.contextmanager

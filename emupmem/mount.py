@@ -651,7 +651,7 @@ def program(machine: Machine) -> str:
     places = ("/usr/local/bin/emupmem", "/usr/bin/emupmem")
     for place in places:
         if machine.exists(place):
-            loose = machine.loose_parent(machine.real(place))
+            loose = machine.loose_parent(machine.real(place)) or machine.loose(place)
             if not loose:
                 return place
             raise EmupmemError(

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from emupmem.model import GIB, LOW_LIMIT, Check, FirmwareMap, Kind, Offer, Plan, Rejected
 from emupmem.planner import Situation
-from emupmem.units import human, span_text, tight
+from emupmem.units import human, plain, span_text, tight
 
 if TYPE_CHECKING:
     from emupmem.doctor import Finding
@@ -35,7 +35,7 @@ def suggestion(
 ) -> None:
     """The map, each usable range with the most it could give, and the plan."""
     firmware = situation.firmware
-    out.print(f"Memory · {_gib(firmware.ram_bytes)} usable · from {source}")
+    out.print(f"Memory · {_gib(firmware.ram_bytes)} usable · from {plain(source)}")
     out.print()
     if firmware.ram:
         for line in bar(firmware, plan, min(out.width, 100) - 4):
@@ -45,12 +45,14 @@ def suggestion(
     width = max((len(r[0]) for r in rows), default=5)
     out.print(f"  {'Range':{width}}  {'Size':>9}  {'At most':>9}", style="bold")
     for where, size, most, why, chosen in rows:
-        out.print(f"  {where:{width}}  {size:>9}  {most:>9}  {why}", style="magenta" if chosen else None)
+        out.print(
+            f"  {where:{width}}  {size:>9}  {most:>9}  {plain(why)}", style="magenta" if chosen else None
+        )
     if plan:
         out.print()
         plan_line(out, plan)
         for warning in plan.warnings:
-            out.print(Text.assemble(("  ! ", "yellow"), warning))
+            out.print(Text.assemble(("  ! ", "yellow"), plain(warning)))
 
 
 def plan_line(out: Console, plan: Plan) -> None:
@@ -143,7 +145,7 @@ def diff(out: Console, text: str) -> None:
     """A unified diff in colours."""
     for line in text.splitlines():
         style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-        out.print(line, style=style)
+        out.print(plain(line), style=style)
 
 
 def ladder(out: Console, checks: Iterable[Check]) -> None:
@@ -155,11 +157,13 @@ def ladder(out: Console, checks: Iterable[Check]) -> None:
             found = f"{found} (expected: {check.expected})"
         out.print(
             Text.assemble(
-                (mark, style), f" {check.name:12} ", (found, "dim" if check.status == "skipped" else "")
+                (mark, style),
+                f" {check.name:12} ",
+                (plain(found), "dim" if check.status == "skipped" else ""),
             )
         )
         if check.hint and check.status != "ok":
-            out.print(f"{'':14} → {check.hint}")
+            out.print(f"{'':14} → {plain(check.hint)}")
 
 
 FINDINGS = {
@@ -176,6 +180,8 @@ def findings(out: Console, found: Sequence[Finding]) -> None:
     width = max((len(f.name) for f in found), default=0)
     for one in found:
         mark, style = FINDINGS[one.status]
-        out.print(Text.assemble((f"{mark} {one.status:4}", style), f" {one.name:{width}}  ", one.evidence))
+        out.print(
+            Text.assemble((f"{mark} {one.status:4}", style), f" {one.name:{width}}  ", plain(one.evidence))
+        )
         if one.fix:
-            out.print(f"{'':{width + 8}} → {one.fix}")
+            out.print(f"{'':{width + 8}} → {plain(one.fix)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from functools import lru_cache
 
@@ -74,3 +75,18 @@ def address(value: int) -> str:
 def span_text(start: int, end: int) -> str:
     """A range as the kernel prints it: both ends in hexadecimal, the last byte included."""
     return f"{address(start)}-{address(end - 1)}"
+
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """Text for a terminal: what could drive it, turn its order round or not be printed at all is made visible."""
+    return _UNSEEN.sub(_visible, text)
+
+
+def _visible(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    if 0xDC80 <= number <= 0xDCFF:
+        number -= 0xDC00  # a byte that is no UTF-8
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
