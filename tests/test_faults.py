@@ -62,7 +62,7 @@ UNIT = "emupmem.service"
 LASTING = (full, no_inodes, read_only)
 """What stays so once it has begun; the other one happens once."""
 
-NAMES = ("apply-mount", "apply-dropin", "remove", "trial", "confirm", "abandon")
+NAMES = ("apply-mount", "apply-dropin", "remove", "trial", "confirm", "abandon", "apply-systemd-boot")
 parametrized = pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.name in NAMES], ids=str)
 
 
@@ -110,7 +110,8 @@ def truth(case: Case, done: Result, world: World) -> list[str]:
     if done.status != 1 or not done.error or "\n" in done.error + done.hint:
         return [f"no clear error: {done}"]
     old, new = case.old, case.new
-    differ = [n for n in (*FILES, CFG) if value(world, n) != value(old, n)]
+    names = [n for n, node in (old | new).items() if node.kind != "folder" and not n.startswith("var")]
+    differ = [n for n in names if value(world, n) != value(old, n)]
     if "the reservation itself is in force" in done.hint:
         wrong = [n for n in differ if "systemd" not in n and value(world, n) != value(new, n)]
         return [f"{n} is not in force" for n in wrong]
