@@ -147,7 +147,7 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
                 basket.file(f"{folder}/{name}")
     for name in machine.grub_cfgs():
         basket.file(name)
-    basket.file(doctor.grubenv_name(machine))
+    basket.file(machine.grubenv_name())
     for name in (*loader.entry_files(machine), *loader.source_files(machine)):
         basket.file(name)
     selected = loader.efi_text(machine, loader.SELECTED)
@@ -174,7 +174,7 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
         "regions": [asdict(r) for r in machine.regions()],
         "room": {n: machine.room(n) for n in ("/boot", "/", BACKUPS.rpartition("/")[0], "/var")},
         "tools": _versions(machine),
-        "outputs": _outputs(basket),
+        "outputs": _outputs(basket, any(doctor.needs_drivers(f) for f in findings)),
         "sourced": _sourced(machine),
         "unreadable": sorted(basket.unreadable),
         "cut": sorted(basket.cut),
@@ -238,7 +238,7 @@ def _gather_mounts(basket: _Basket) -> None:
     """What / and /boot lie on, and what is mounted of persistent memory; nothing of other mounts."""
     machine = basket.machine
     found = mounts(machine)
-    paths = (doctor.grubenv_name(machine), "/boot", "/", "/var/backups", "/etc/default")
+    paths = (machine.grubenv_name(), "/boot", "/", "/var/backups", "/etc/default")
     needed = {m.dir for p in paths if (m := doctor.mounted_for(machine.real(p), found)) is not None}
     wanted = [m for m in found if m.dir in needed or m.source.startswith("/dev/pmem")]
     folders = {m.dir for m in wanted}
@@ -258,10 +258,11 @@ def _gather_mounts(basket: _Basket) -> None:
 def _gather_stack(basket: _Basket, number: str, depth: int = 8) -> None:
     """Of what a block device is made: kinds only, no identifiers."""
     machine, here = basket.machine, f"/sys/dev/block/{number}"
-    kind = machine.peek(f"{here}/dm/uuid").partition("-")[0]
-    if kind:
-        basket.text(f"{here}/dm/uuid", f"{kind}-")
-    level = machine.peek(f"{here}/md/level")
+    # As `blocks.stack` asks: a partition's are above it, and become its own here.
+    mapped = next((p for p in (f"{here}/dm", f"{here}/../dm") if machine.exists(p)), "")
+    if mapped:
+        basket.text(f"{here}/dm/uuid", f"{machine.peek(f'{mapped}/uuid').partition('-')[0]}-")
+    level = machine.peek(f"{here}/md/level") or machine.peek(f"{here}/../md/level")
     if level:
         basket.text(f"{here}/md/level", level)
     for below in machine.names(f"{here}/slaves") if depth else ():
@@ -285,18 +286,22 @@ def _versions(machine: Machine) -> dict[str, str]:
     return found
 
 
-def _outputs(basket: _Basket) -> dict[str, dict[str, Any]]:
+def _outputs(basket: _Basket, needs_drivers: bool) -> dict[str, dict[str, Any]]:
     """Run what tells of this boot; the journal only where dmesg no longer has the map."""
     found: dict[str, dict[str, Any]] = {}
     complete = False
-    for argv in (DMESG, JOURNAL, *PROGRAMS):
+    lists = doctor.listing(basket.machine) if needs_drivers else ()
+    for argv in (DMESG, JOURNAL, *PROGRAMS, *((lists,) if lists else ())):
         if argv == JOURNAL and complete:
             continue
         done = basket.machine.output(*argv)
         if done is None:
             continue
-        name = f"{COMMANDS}/{'-'.join(w.strip('-') for w in argv[:2] if w != '-k')}"
-        basket.put(name, done.stdout)
+        name = f"{COMMANDS}/{'-'.join(w.strip('-') for w in argv[:2] if w != '-k').replace('/', '-')}"
+        said = done.stdout
+        if argv == lists:  # of an initramfs only its drivers
+            said = b"\n".join(x for x in said.splitlines() if _DRIVERS.search(x.decode("utf-8", "replace")))
+        basket.put(name, said)
         found[" ".join(argv)] = {"member": name, "status": done.status, "said": done.last_words[:200]}
         complete = complete or parse_boot_log(done.stdout).firmware is not None
     return found
@@ -342,6 +347,21 @@ _RULES: tuple[tuple[str, str], ...] = (
     (
         "password",
         r"""((?:^|(?<=[\s"']))(?!CONFIG_)[\w.-]{0,40}(?:passw(?:or)?d|passphrase|secret|token|psk)\w{0,20}=)([^\s"']+)""",
+    ),
+    ("key", r"""((?:^|(?<=[\s"']))(?!CONFIG_)[\w.-]{0,40}key(?:file)?=)([^\s"']+)"""),
+    ("key", r"""((?:^|(?<=[\s"']))systemd\.set_credential(?:_binary)?=)([^\s"']+)"""),
+    ("address", r"""((?:^|(?<=[\s"']))[\w.-]{1,40}=(?:[\w;,=-]{0,80}[;,=])?[\w+-]{2,20}://)([^\s"']+)"""),
+    ("password", r"""(\w://)([^\s/@"']+:[^\s/@"']+)(?=@)"""),
+    ("network", r"""(?i)(\bssid\b["']?[\s:=]{1,3}["']?)([^\s"',]+)"""),
+    ("label", r"""(\bLABEL=["']?)([^\s"',\\]+)"""),
+    ("label", r"""(\bdevice label )(\S+)(?= devid)"""),
+    ("label", r"""(\bby-(?:label|partlabel)/)([^\s"',\\]+)"""),
+    ("device", r"""(\busb [\d.-]+: (?:Product|Manufacturer): )([^\n]+)"""),
+    ("device", r"""(\binput: )([^\n]+?)(?= as /devices/)"""),
+    ("device", r"""(\bHID v[\d.]+ \w+ \[)([^\]\n]+)"""),
+    (
+        "user",
+        r"""((?<!\w)\d\w{0,20}!\d\w{0,20}"? "?[^\s"]+"? "?(?:ext4|xfs|-)"? "?)([A-Za-z_][\w.-]*(?::[\w.-]+)?)""",
     ),
     ("address", r"""((?:^|(?<=[\s"']))(?:netroot|nfsroot|iscsi_\w+|rd\.iscsi\.\w+)=)([^\s"']+)"""),
     ("address", r"""((?:^|(?<=[\s"']))root=(?:nfs4?|iscsi|nbd|sshfs):)([^\s"']+)"""),

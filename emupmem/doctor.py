@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from emupmem import loader, obstacles, planner, survey
+from emupmem import grubcfg, loader, obstacles, planner, survey, trial
 from emupmem.blocks import Mounted, mounts
 from emupmem.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count, parse_command_line
 from emupmem.machine import BACKUPS, GENERATORS, GRUB_DEFAULT, Machine
@@ -45,16 +45,14 @@ NEEDED = {"mkfs.ext4": "e2fsprogs", "blkid": "util-linux", "wipefs": "util-linux
 
 WANTED = {
     "mkfs.xfs": "xfsprogs",
+    "kexec": "kexec-tools",
     "ndctl": "ndctl",
     "qemu-system-x86_64": "qemu-system-x86",
     "ipmctl": "ipmctl",
 }
 """Programs that some commands or people use."""
 
-TOOLS = (*GENERATORS, *NEEDED, *WANTED)
-
-UNWRITABLE = ("btrfs", "zfs", "squashfs", "overlay", "f2fs", "iso9660")
-"""File systems on which GRUB cannot write its environment block (00_header, and where it has no block list)."""
+TOOLS = (*GENERATORS, "grub-editenv", "grub2-editenv", *NEEDED, *WANTED)
 
 MENU_COPIES = 3
 """grub-mkconfig writes a second menu beside the first, and we keep a copy of the old one."""
@@ -93,6 +91,7 @@ class _Eye:
     config: str = ""
     mounts: tuple[Mounted, ...] = ()
     loader: loader.Loader | None = None
+    entry: grubcfg.BootEntry | None = None
 
     @property
     def booted(self) -> CommandLine:
@@ -128,15 +127,17 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
         lambda e: lockdown(e.machine.peek(LOCKDOWN)),
         lambda e: refused("kernel", ("kernel",), _kernel(e)),
         lambda e: refused("modules", ("modules",), "", _modules(e)),
-        lambda e: initramfs(e.line, e.machine.peek("/etc/fstab"), e.machine.peek("/etc/crypttab")),
+        lambda e: built_in(e.config),
+        _initramfs,
         _randomisation,
         _variables,
         _sources,
+        _boots,
         lambda e: words(e.line),
         lambda e: regions(e.line),
         lambda e: _grubenv(e) if e.loader is None else None,
         _room,
-        lambda e: generator(e.machine.generator() is not None) if e.loader is None else None,
+        lambda e: _generator(e.machine) if e.loader is None else None,
         lambda e: tools({t: e.machine.find(t) is not None for t in (*NEEDED, *WANTED)}, _has_type_7(e)),
         _hibernation,
         _plan,
@@ -164,6 +165,8 @@ def _open(machine: Machine, wait: float) -> _Eye:
         boots = change.next_line(machine)
     except EmupmemError as exc:
         eye.defaults_problem = exc
+    if eye.loader is None:
+        eye.entry = grubcfg.default_entry(obstacles.menu(machine), machine.grubenv())
     eye.line = boots if boots is not None else eye.booted
     try:
         eye.found = survey.of_machine(machine, boots=boots)
@@ -197,7 +200,11 @@ def refusal(
         fix = next((e.hint for e in errors if e.hint), "")
         return Finding(name, "stop", "; ".join(e.message for e in errors), fix)
     if warnings:
-        status, fix = ("warn", "") if is_root else ("note", "sudo emupmem doctor sees more")
+        status, fix = (
+            ("warn", "emupmem suggest plans all the same; look at it by hand")
+            if is_root
+            else ("note", "sudo emupmem doctor sees more")
+        )
         return Finding(name, status, "; ".join(warnings), fix)
     return otherwise
 
@@ -368,6 +375,54 @@ def modules(states: Sequence[tuple[str, str]]) -> Finding:
     return Finding("modules", "note" if any(s == "unknown" for _, s in states) else "ok", seen)
 
 
+def built_in(config: str) -> Finding | None:
+    """Words that are compiled in come first, and the randomisation does not see a memmap= among them (kaslr.c)."""
+    found = re.search(r'^CONFIG_CMDLINE="(.+)"', config, re.MULTILINE)
+    if found is None or not re.search(r"^CONFIG_CMDLINE_BOOL=y", config, re.MULTILINE):
+        return None
+    seen = f"the kernel has a command line of its own: {found[1]}"
+    if parse_command_line(found[1]).items:
+        why = f"{seen}: its randomisation does not keep clear of that memmap="
+        return Finding("built-in", "warn", why, "sudo emupmem apply --nokaslr …")
+    return Finding("built-in", "note", seen)
+
+
+def listing(machine: Machine) -> tuple[str, ...]:
+    """What lists the initramfs of the kernel that boots; empty where that cannot be told."""
+    kernel = obstacles.target(machine)
+    release = kernel.release if kernel is not None else ""
+    images = (f"/boot/initrd.img-{release}", f"/boot/initramfs-{release}.img", f"/boot/initrd-{release}")
+    image = next((i for i in images if release and machine.exists(i)), "")
+    program = next((p for p in ("lsinitramfs", "lsinitrd") if machine.find(p)), "")
+    return (program, image) if program and image else ()
+
+
+def _initramfs(eye: _Eye) -> Finding:
+    found = initramfs(eye.line, eye.machine.peek("/etc/fstab"), eye.machine.peek("/etc/crypttab"))
+    argv = listing(eye.machine) if needs_drivers(found) else ()
+    done = eye.machine.output(*argv) if argv else None
+    if done is None or done.status or eye.target is None:
+        return found
+    states = dict(survey.module_states(eye.machine, eye.target.release, eye.line))
+    return inside(found, argv[-1], done.stdout.decode("utf-8", "replace"), states)
+
+
+def needs_drivers(found: Finding) -> bool:
+    """Whether something is mounted from the initramfs that needs the drivers there."""
+    return found.status == "warn" and "must be in" in found.evidence
+
+
+def inside(found: Finding, image: str, listed: str, states: Mapping[str, str]) -> Finding:
+    """The finding with what is really in the initramfs."""
+    lacks = [m for m in survey.MODULES if states.get(m) != "built in" and f"/{m}.ko" not in listed]
+    if not lacks:
+        return replace(found, evidence=f"{found.evidence}, and {image} has them")
+    add = f"add {', '.join(lacks)} to it (/etc/initramfs-tools/modules, or dracut --add-drivers)"
+    return replace(
+        found, evidence=f"{found.evidence}; {image} lacks {', '.join(lacks)}", fix=f"{add}; {found.fix}"
+    )
+
+
 def initramfs(line: CommandLine, fstab: str, crypttab: str) -> Finding:
     """The drivers are needed in the initramfs only by what is mounted from there; and fstab is no place for us."""
     root = next((w for w in line.words if re.match(r"(root|resume)=/dev/pmem", w)), "")
@@ -462,6 +517,37 @@ def variable(name: str, seen: Effective) -> Finding:
     return Finding(name, "ok", value)
 
 
+def _boots(eye: _Eye) -> Finding | None:
+    if eye.loader is not None:
+        return None  # `source` says it
+    machine, name = eye.machine, eye.machine.grub_cfg()
+    if eye.entry is None:
+        seen = f"which entry of {name} boots next cannot be told"
+        return Finding(
+            "boots",
+            "note",
+            seen,
+            "sudo emupmem doctor sees more" if not machine.is_root else "GRUB_DEFAULT=0",
+        )
+    values = [v.value or "" for v in (eye.effective or {}).values()]
+    wanted = grubcfg.split_words(grubcfg.kernel_text(" ".join(values)))
+    made = machine.generator()
+    return boots(eye.entry, name, wanted, machine.grubenv().get(trial.NEXT, ""), made.argv[0] if made else "")
+
+
+def boots(entry: grubcfg.BootEntry, name: str, wanted: Sequence[str], once: str, generator: str) -> Finding:
+    """What GRUB will really start, and whether the menu says what its defaults ask for (`wanted`, in order)."""
+    seen = f"“{entry.title}” ({name}:{entry.line}): {entry.text}"
+    if once:
+        return Finding("boots", "note", f"chosen for one start: {seen}")
+    left = iter(entry.words)
+    lacks = next((w for w in wanted if w not in left), "")
+    if lacks:
+        seen += f"; the menu is older than the defaults: it lacks {lacks}"
+        return Finding("boots", "warn", seen, f"sudo {generator or 'update-grub'}")
+    return Finding("boots", "ok", seen)
+
+
 def words(line: CommandLine) -> Finding:
     """Words of the command line that take memory, or that the kernel reads otherwise than they look."""
     name = "command-line"
@@ -514,55 +600,32 @@ def mounted_for(path: str, found: Sequence[Mounted]) -> Mounted | None:
     return sorted(over, key=lambda m: len(m.dir.rstrip("/")))[-1] if over else None
 
 
-def stack(machine: Machine, number: str, depth: int = 8) -> tuple[str, ...]:
-    """What a block device (MAJ:MIN) is made of, from the top: `LVM`, `encrypted`, `RAID`, `multipath`."""
-    here = f"/sys/dev/block/{number}"
-    kinds = {"LVM": "LVM", "CRYPT": "encrypted", "mpath": "multipath"}
-    found = [kinds.get(machine.peek(f"{here}/dm/uuid").partition("-")[0], "")]
-    found += ["RAID"] if machine.peek(f"{here}/md/level") else []
-    for below in machine.names(f"{here}/slaves") if depth else ():
-        found += stack(machine, machine.peek(f"{here}/slaves/{below}/dev"), depth - 1)
-    return tuple(dict.fromkeys(k for k in found if k))
-
-
 def grubenv_name(machine: Machine) -> str:
-    return machine.grub_cfg().rpartition("/")[0] + "/grubenv"
+    return machine.grubenv_name()
 
 
 def _grubenv(eye: _Eye) -> Finding:
-    name = grubenv_name(eye.machine)
     try:
-        data = eye.machine.read(name)
+        why, fix = trial.obstacle(eye.machine)
     except EmupmemError as exc:
         return Finding("grubenv", "note", exc.message, "sudo emupmem doctor sees more")
-    place = mounted_for(eye.machine.real(name), eye.mounts)
-    kinds = stack(eye.machine, place.number) if place is not None else ()
-    variables = eye.machine.grubenv()
-    return grubenv(name, data, place, kinds, variables.get("next_entry", ""))
+    return grubenv(grubenv_name(eye.machine), why, fix, eye.machine.grubenv().get(trial.NEXT, ""))
 
 
-def grubenv(
-    name: str, data: bytes | None, place: Mounted | None, kinds: Sequence[str], next_entry: str
-) -> Finding:
-    """Whether GRUB itself can write its 1024 bytes: a trial boot falls back by that (00_header, loadenv.c)."""
+def grubenv(name: str, why: str, fix: str, once: str) -> Finding:
+    """Whether GRUB itself can forget a choice for one start: a trial boot falls back by that."""
     edit = "grub2-editenv" if "/grub2/" in name else "grub-editenv"
-    if data is None:
-        return Finding("grubenv", "note", f"there is no {name}: no trial boots", f"sudo {edit} {name} create")
-    if len(data) != 1024 or not data.startswith(b"# GRUB Environment Block\n"):
-        return Finding("grubenv", "warn", f"{name} is no environment block", f"sudo {edit} {name} create")
-    on = [*((place.fs,) if place is not None and place.fs in UNWRITABLE else ())]
-    on += [k for k in kinds if k in ("LVM", "RAID")]
-    if on:
-        seen = (
-            f"{name} lies on {' on '.join(on)}, where GRUB cannot write: a trial boot would not end by itself"
+    if once:
+        seen = f"the next boot takes the entry “{once}”, once"
+        return Finding(
+            "grubenv",
+            "warn" if why else "note",
+            f"{seen}; but {why}: it stays chosen" if why else seen,
+            f"sudo {edit} {name} unset {trial.NEXT} takes that back",
         )
-        return Finding("grubenv", "note", seen, f"after a trial boot: sudo {edit} {name} unset next_entry")
-    if next_entry:
-        seen = f"the next boot takes the entry “{next_entry}”, once"
-        return Finding("grubenv", "note", seen, f"sudo {edit} {name} unset next_entry takes that back")
-    if place is None:
-        return Finding("grubenv", "ok", f"{name}; where it lies was not told")
-    return Finding("grubenv", "ok", f"{name} on {place.fs}: GRUB can write it")
+    if why:
+        return Finding("grubenv", "note", f"no trial boots: {why}", fix or "apply without --trial")
+    return Finding("grubenv", "ok", f"GRUB can write {name}: a trial boot ends by itself")
 
 
 def _room(eye: _Eye) -> Finding:
@@ -589,12 +652,22 @@ def room(places: Sequence[tuple[str, int, bool]], needed: int) -> Finding:
     return Finding("room", "ok", f"{seen} free")
 
 
-def generator(there: bool) -> Finding | None:
-    """Without the program that makes grub.cfg apply refuses."""
-    if there:
-        return None
-    seen = f"none of {', '.join(GENERATORS)} is installed: nothing could make grub.cfg"
-    return Finding("generator", "stop", seen, "install grub2-common (grub2-tools on Fedora)")
+def _generator(machine: Machine) -> Finding:
+    found = machine.generator()
+    edit = next((p for p in ("grub-editenv", "grub2-editenv") if machine.find(p)), "")
+    return generator(" ".join(found.argv) if found is not None else "", edit)
+
+
+def generator(command: str, edit: str) -> Finding:
+    """Without the program that makes grub.cfg apply refuses; without grub-editenv only a trial."""
+    if not command:
+        seen = f"none of {', '.join(GENERATORS)} is installed: nothing could make grub.cfg"
+        return Finding("generator", "stop", seen, "install grub2-common (grub2-tools on Fedora)")
+    if not edit:
+        return Finding(
+            "generator", "note", f"{command}; no grub-editenv: no trial boots", "install grub-common"
+        )
+    return Finding("generator", "ok", f"{command} makes the menu, {edit} chooses trial boots")
 
 
 def tools(found: Mapping[str, bool], real_pmem: bool) -> Finding:

@@ -190,6 +190,12 @@ def _refuse_kernel(machine: Machine) -> tuple[str, ...]:
             f"the kernel that boots by default, {kernel.release}, is built without {lacks[0]} ({name})",
             "install a distribution's standard kernel",
         )
+    if re.search(r"^CONFIG_CMDLINE_OVERRIDE=y", machine.kernel_config(kernel.release)[1], re.MULTILINE):
+        raise EmupmemError(
+            f"the kernel that boots by default, {kernel.release}, takes nothing from a boot loader "
+            f"(CONFIG_CMDLINE_OVERRIDE, {name})",
+            "install a distribution's standard kernel",
+        )
     if not name:
         return (f"no configuration of kernel {kernel.release} is kept here: its drivers are not checked",)
     return ()

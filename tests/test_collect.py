@@ -645,6 +645,43 @@ def test_iomem_reads_the_same() -> None:
     assert parse_iomem(masker.mask(text)[0]) == parse_iomem(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("ro rd.luks.key=/etc/keys/root.key:UUID=12 quiet", "ro rd.luks.key=key-1 quiet"),
+        ("cryptkey=rootfs:/key luks.keyfile=x", "cryptkey=key-1 luks.keyfile=key-2"),
+        ("systemd.set_credential=passwd.plaintext:hunter2", "systemd.set_credential=key-1"),
+        ("netroot=iscsi:bob:hunter2@10.0.0.1::3260::iqn.x", "netroot=address-1"),
+        ("inst.ks=http://bob:hunter2@files.lan/ks.cfg ro", "inst.ks=http://address-1 ro"),
+        ("ds=nocloud-net;s=http://10.0.0.1/seed/", "ds=nocloud-net;s=http://address-1"),
+        ("see https://bob:hunter2@files.lan/x", "see https://password-1@files.lan/x"),
+        ("wlan0: SSID='Home of Bob'", "wlan0: SSID='network-1 of Bob'"),
+        ("brcmfmac: join ssid HomeNet,", "brcmfmac: join ssid network-1,"),
+        ("root=LABEL=bobs-root ro", "root=LABEL=label-1 ro"),
+        ("BTRFS: device label bobs-disk devid 1", "BTRFS: device label label-1 devid 1"),
+        ("usb 1-1: Product: Bob's iPhone", "usb 1-1: Product: device-1"),
+        ("input: Bob's Keyboard as /devices/pci0", "input: device-1 as /devices/pci0"),
+        (
+            "hid-generic 0003: input: USB HID v1.11 Mouse [Bob's Mouse] on",
+            "hid-generic 0003: input: USB HID v1.11 Mouse [device-1] on",
+        ),
+        (
+            "ExecStart=/e boot 1G!4G /mnt/x ext4 bob 0755 -",
+            "ExecStart=/e boot 1G!4G /mnt/x ext4 user-1 0755 -",
+        ),
+        ("    1G!4G /mnt/x ext4 bob:dev - -", "    1G!4G /mnt/x ext4 user-1 - -"),
+        (
+            "rd.luks.uuid=luks-3f1b7d52-9c0e-4a5d-8a77-0123456789ab",
+            "rd.luks.uuid=luks-00000000-0000-0000-0000-000000000001",
+        ),
+    ],
+)
+def test_secrets_by_the_place_where_they_stand(text: str, masked: str) -> None:
+    masker = Masker()
+    masker.learn(text)
+    assert masker.mask(text)[0] == masked
+
+
 def test_passwords_of_grub() -> None:
     text = (
         'set superusers="alice bob"\n  password_pbkdf2 alice grub.pbkdf2.sha512.1.AA\npassword bob pass1\n'
@@ -663,10 +700,10 @@ def test_masking_a_long_log_is_quick() -> None:
     line = "[    1.0] usb 1-1: " + "0123456789abcdef:" * 6 + " host thinkbox 192.168.1.1 " + "x" * 60 + "\n"
     text = line * 10_000 + "a:" * 20_000 + "f" * 20_000 + "\n"
     masker = Masker(["thinkbox"], ["mallory"])
-    begin = time.monotonic()
+    begin = time.process_time()
     masker.learn(text)
     masker.mask(text)
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_what_is_too_long_is_cut_and_said(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import emupmem.machine
-from emupmem import doctor, loader, survey
-from emupmem.blocks import Mounted
+from emupmem import doctor, grubcfg, loader, obstacles, survey
+from emupmem.blocks import Mounted, stack
 from emupmem.cli import main
 from emupmem.cmdline import parse_command_line
 from emupmem.doctor import Finding
@@ -31,13 +31,13 @@ from emupmem.model import (
 )
 from emupmem.planner import Situation
 from emupmem.verifier import Verdict
+from tests import test_trial
 from tests.fake import LOG, RELEASE, FakeMachine, build, put, script
 from tests.test_cli import Done, reboot
 
 FIRMWARE = FirmwareMap((MapEntry(0, 3 * GIB, Kind.RAM), MapEntry(4 * GIB, 20 * GIB, Kind.RAM)))
 SITUATION = Situation(FIRMWARE)
 PLAIN = parse_command_line("ro quiet")
-ENV = b"# GRUB Environment Block\n".ljust(1024, b"#")
 ROOT = Mounted("8:1", "/", "/", "ext4", "/dev/sda1", ("rw",))
 
 
@@ -236,21 +236,86 @@ def test_variables_say_who_has_the_last_word() -> None:
 
 def test_grubenv() -> None:
     name = "/boot/grub/grubenv"
-    is_(doctor.grubenv(name, ENV, ROOT, (), ""), "ok", "on ext4: GRUB can write it")
-    is_(doctor.grubenv(name, ENV, None, (), ""), "ok", "not told")
-    is_(doctor.grubenv(name, ENV, ROOT, ("encrypted",), ""), "ok")
+    is_(doctor.grubenv(name, "", "", ""), "ok", f"GRUB can write {name}")
     is_(
-        doctor.grubenv(name, None, ROOT, (), ""), "note", "no trial boots", f"sudo grub-editenv {name} create"
-    )
-    is_(doctor.grubenv("/boot/grub2/grubenv", None, ROOT, (), ""), "note", "", "grub2-editenv")
-    is_(doctor.grubenv(name, b"torn", ROOT, (), ""), "warn", "no environment block")
-    is_(
-        doctor.grubenv(name, ENV, ROOT, ("encrypted", "LVM", "RAID"), ""),
+        doctor.grubenv(name, "it lies on btrfs", "", ""),
         "note",
-        "on LVM on RAID, where GRUB cannot",
+        "no trial boots: it lies on btrfs",
+        "without --trial",
     )
-    is_(doctor.grubenv(name, ENV, replace(ROOT, fs="btrfs"), (), ""), "note", "on btrfs", "unset next_entry")
-    is_(doctor.grubenv(name, ENV, ROOT, (), "trial"), "note", "the next boot takes the entry “trial”, once")
+    is_(doctor.grubenv(name, "there is none", "create it", ""), "note", "no trial boots", "create it")
+    is_(
+        doctor.grubenv(name, "", "", "trial"),
+        "note",
+        "takes the entry “trial”, once",
+        f"grub-editenv {name} unset",
+    )
+    stuck = doctor.grubenv("/boot/grub2/grubenv", "it lies on btrfs", "", "trial")
+    is_(stuck, "warn", "it lies on btrfs: it stays chosen", "grub2-editenv")
+
+
+def test_what_boots_and_whether_the_menu_is_as_the_defaults() -> None:
+    cfg = "menuentry 'Debian' {\n linux /boot/vmlinuz-1 root=UUID=0 ro a b $vt_handoff\n}\n"
+    (entry,) = grubcfg.entries(cfg)
+    is_(
+        doctor.boots(entry, "/g.cfg", ["a", "b"], "", "update-grub2"),
+        "ok",
+        "“Debian” (/g.cfg:2): root=UUID=0 ro a b",
+    )
+    is_(
+        doctor.boots(entry, "/g.cfg", ["b", "a"], "", "update-grub2"),
+        "warn",
+        "it lacks a",
+        "sudo update-grub2",
+    )
+    is_(
+        doctor.boots(entry, "/g.cfg", ["c"], "", ""),
+        "warn",
+        "older than the defaults: it lacks c",
+        "update-grub",
+    )
+    is_(doctor.boots(entry, "/g.cfg", ["c"], "x", ""), "note", "chosen for one start: “Debian”")
+
+
+def test_a_command_line_that_is_compiled_in() -> None:
+    assert doctor.built_in('CONFIG_CMDLINE=""\nCONFIG_CMDLINE_BOOL=y\n') is None
+    assert doctor.built_in('CONFIG_CMDLINE="quiet"\n# CONFIG_CMDLINE_BOOL is not set\n') is None
+    is_(doctor.built_in('CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="quiet"\n'), "note", "of its own: quiet")
+    taken = 'CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="memmap=1M$5G"\n'
+    is_(doctor.built_in(taken), "warn", "does not keep clear of that memmap=", "--nokaslr")
+
+
+def test_what_is_really_in_the_initramfs(here: FakeMachine) -> None:
+    put(here, "/etc/fstab", "/dev/pmem0 /usr ext4 ro,nofail 0 0\n")
+    is_(by_name(doctor.look(here))["initramfs"], "warn", "must be in it", "volatile")
+    put(here, f"/boot/initrd.img-{RELEASE}", "")
+    script(here, "lsinitramfs", "#!/bin/sh\n[ -e ${0%/*}/..$1 ] && echo usr/lib/modules/x/nd_e820.ko.xz\n")
+    found = by_name(doctor.look(here))["initramfs"]
+    is_(found, "warn", f"/boot/initrd.img-{RELEASE} lacks nd_pmem, libnvdimm", "add nd_pmem, libnvdimm to it")
+    script(here, "lsinitramfs", "#!/bin/sh\nfor m in nd_e820 nd_pmem libnvdimm; do echo a/$m.ko; done\n")
+    is_(
+        by_name(doctor.look(here))["initramfs"],
+        "warn",
+        f"and /boot/initrd.img-{RELEASE} has them",
+        "volatile",
+    )
+
+
+def test_a_kernel_that_listens_to_no_boot_loader(here: FakeMachine) -> None:
+    config = here.root / f"boot/config-{RELEASE}"
+    config.write_text(config.read_text() + "CONFIG_CMDLINE_OVERRIDE=y\n")
+    is_(by_name(doctor.look(here))["kernel"], "stop", "takes nothing from a boot loader")
+    with pytest.raises(EmupmemError, match="CONFIG_CMDLINE_OVERRIDE"):
+        obstacles.refuse(here)
+
+
+def test_every_trouble_has_a_way_out(here: FakeMachine) -> None:
+    put(here, "/boot/grub/grub.cfg", "")
+    put(here, "/etc/fstab", "/dev/pmem0 /mnt ext4 dax 0 0\n")
+    put(here, "/proc/swaps", "")
+    troubles = [f for f in doctor.look(here) if f.status in ("warn", "stop", "fail")]
+    assert len(troubles) >= 3
+    assert [f.name for f in troubles if not f.fix] == []
 
 
 def test_the_mount_of_a_path() -> None:
@@ -269,8 +334,9 @@ def test_room() -> None:
 
 
 def test_programs() -> None:
-    assert doctor.generator(True) is None
-    is_(doctor.generator(False), "stop", "nothing could make grub.cfg", "grub2-common")
+    is_(doctor.generator("update-grub2", "grub-editenv"), "ok", "update-grub2 makes the menu")
+    is_(doctor.generator("update-grub2", ""), "note", "no trial boots", "grub-common")
+    is_(doctor.generator("", ""), "stop", "nothing could make grub.cfg", "grub2-common")
     every = dict.fromkeys((*doctor.NEEDED, *doctor.WANTED), True)
     is_(doctor.tools(every, True), "ok")
     is_(doctor.tools(every | {"ipmctl": False}, False), "ok")
@@ -340,8 +406,7 @@ def test_a_good_machine(here: FakeMachine) -> None:
             script(here, name, "#!/bin/sh\n")
     modules = "kernel/drivers/nvdimm/{}.ko.xz:\n"
     put(here, f"/lib/modules/{RELEASE}/modules.dep", "".join(modules.format(m) for m in survey.MODULES))
-    put(here, "/boot/grub/grubenv", ENV)
-    put(here, "/proc/self/mountinfo", "30 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
+    test_trial.prepare(here)
     findings = doctor.look(here)
     assert {f.status for f in findings} == {"ok"}, [f for f in findings if f.status != "ok"]
     found = by_name(findings)
@@ -444,7 +509,7 @@ def test_efi_with_a_kernel_that_may_land_anywhere(here: FakeMachine) -> None:
 
 
 def test_grubenv_on_encrypted_lvm_on_raid(here: FakeMachine) -> None:
-    put(here, "/boot/grub/grubenv", ENV)
+    test_trial.prepare(here)
     put(here, "/proc/self/mountinfo", "30 1 253:1 / / rw - ext4 /dev/mapper/vg-root rw\n")
     base = "/sys/dev/block"
     put(here, f"{base}/253:1/dm/uuid", "LVM-abc\n")
@@ -452,14 +517,18 @@ def test_grubenv_on_encrypted_lvm_on_raid(here: FakeMachine) -> None:
     put(here, f"{base}/253:0/dm/uuid", "CRYPT-LUKS2-abc\n")
     put(here, f"{base}/253:0/slaves/md0/dev", "9:0\n")
     put(here, f"{base}/9:0/md/level", "raid1\n")
-    assert doctor.stack(here, "253:1") == ("LVM", "encrypted", "RAID")
-    is_(by_name(doctor.look(here))["grubenv"], "note", "on LVM on RAID")
+    assert stack(here, "253:1") == ("LVM", "encrypted", "RAID")
+    is_(
+        by_name(doctor.look(here))["grubenv"],
+        "note",
+        "(LVM, encrypted, RAID), which GRUB is not sure to write to",
+    )
 
 
 def test_a_stack_that_bites_its_tail_ends(here: FakeMachine) -> None:
     put(here, "/sys/dev/block/9:0/md/level", "raid1\n")
     put(here, "/sys/dev/block/9:0/slaves/md0/dev", "9:0\n")
-    assert doctor.stack(here, "9:0") == ("RAID",)
+    assert stack(here, "9:0") == ("RAID",)
 
 
 def test_hibernation_on_a_machine(here: FakeMachine) -> None:
