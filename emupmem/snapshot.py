@@ -536,9 +536,12 @@ def _put_back(dev: str, image: int, disk: int, size: int, sums: Sequence[int], p
     def one(at: int) -> int:
         length = min(CHUNK, size - at)
         with buffers.one() as buffer:
-            view = buffer.view[:length]
-            _read(image, view, at)
-            if buffer.crc(length) != sums[at // CHUNK]:
+            view, crc = _ZERO.view[:length], zero_crc(length)
+            if _next_data(image, at) < at + length:
+                view = buffer.view[:length]
+                _read(image, view, at)
+                crc = buffer.crc(length)
+            if crc != sums[at // CHUNK]:
                 raise EmupmemError("the image changed while it was read")
             _write(disk, view, at)
         return 0
