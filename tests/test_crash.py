@@ -30,7 +30,7 @@ from emupmem.change import (
 from emupmem.editor import Sourced
 from emupmem.model import GIB, EmupmemError, Request
 from emupmem.mount import Wish
-from tests import test_loader, test_trial, tracer, worlds
+from tests import test_trial, tracer, worlds
 from tests.fake import FakeMachine, build, put, script
 from tests.test_change import CLOUD, FOUND
 from tests.tracer import Call, trace
@@ -120,12 +120,6 @@ def in_trial_without(root: Path) -> FakeMachine:
     return machine
 
 
-def systemd_boot(root: Path) -> FakeMachine:
-    machine = test_loader.systemd_boot(root)
-    script(machine, "dmesg", '#!/bin/sh\ncat "${0%/*}/../log"\n')
-    return machine
-
-
 @dataclass(frozen=True)
 class Scenario:
     """A change of a machine, and what takes it back: to the state of `back_to`, or else to the one before."""
@@ -150,8 +144,6 @@ SCENARIOS = (
     Scenario("trial", stock, try_it, prepare_abandon),
     Scenario("confirm", in_trial, prepare_confirm, remove, in_trial_without),
     Scenario("abandon", after(try_it), prepare_abandon, remove, stock),
-    Scenario("apply-systemd-boot", systemd_boot, apply, remove),
-    Scenario("remove-systemd-boot", after(apply, start=systemd_boot), remove, apply),
 )
 parametrized = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 

@@ -15,7 +15,8 @@ import pytest
 
 from emupmem.change import Change, carry_out
 from emupmem.model import EmupmemError
-from tests import tracer
+from tests import test_loader, tracer
+from tests.fake import FakeMachine, script
 from tests.test_crash import (
     ASIDE,
     CFG,
@@ -26,6 +27,7 @@ from tests.test_crash import (
     apply,
     calls_of,
     fail_with,
+    remove,
     shown,
 )
 from tests.test_crash import asked_once as asked_once  # the fixture
@@ -62,8 +64,16 @@ UNIT = "emupmem.service"
 LASTING = (full, no_inodes, read_only)
 """What stays so once it has begun; the other one happens once."""
 
-NAMES = ("apply-mount", "apply-dropin", "remove", "trial", "confirm", "abandon", "apply-systemd-boot")
-parametrized = pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.name in NAMES], ids=str)
+
+def systemd_boot(root: Path) -> FakeMachine:
+    machine = test_loader.systemd_boot(root)
+    script(machine, "dmesg", '#!/bin/sh\ncat "${0%/*}/../log"\n')
+    return machine
+
+
+NAMES = ("apply-mount", "apply-dropin", "remove", "trial", "confirm", "abandon")
+CHOSEN = [s for s in SCENARIOS if s.name in NAMES] + [Scenario("systemd-boot", systemd_boot, apply, remove)]
+parametrized = pytest.mark.parametrize("scenario", CHOSEN, ids=str)
 
 
 def points(case: Case, prepared: Change) -> list[tuple[int, Call]]:
