@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from emupmem import __version__, doctor, grubcfg, loader, obstacles, survey
+from emupmem import __version__, doctor, grubcfg, loader, obstacles, survey, tarball
 from emupmem.blocks import mounts
 from emupmem.machine import BACKUPS, GRUB_CFGS, GRUB_DEFAULT, Completed, Machine, Region
 from emupmem.model import MIB, Command, EmupmemError, NodeRange
@@ -661,16 +661,14 @@ def pack(archive: Archive) -> bytes:
     return out.getvalue()
 
 
-class _Bounded(io.RawIOBase):
+class _Bounded:
     """A stream that ends in an error where it gives more than an archive may hold."""
 
-    def __init__(self, stream: Any, most: int, name: str) -> None:
+    def __init__(self, stream: BinaryIO, most: int, name: str) -> None:
         self.stream, self.left, self.name_shown = stream, most, name
 
-    def read(self, size: int | None = -1) -> bytes:
-        data: bytes = self.stream.read(
-            self.left + 1 if size is None or size < 0 else min(size, self.left + 1)
-        )
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(min(size, self.left + 1))
         self.left -= len(data)
         if self.left < 0:
             raise EmupmemError(f"{self.name_shown}: larger than {LARGEST_ARCHIVE // MIB} MiB once unpacked")
@@ -682,26 +680,22 @@ def unpack(stream: BinaryIO, name: str) -> Archive:
     members: dict[str, bytes] = {}
     facts: Mapping[str, Any] | None = None
     try:
-        with (
-            gzip.GzipFile(fileobj=stream, mode="rb") as packed,
-            contextlib.closing(_Bounded(packed, LARGEST_ARCHIVE, name)) as bounded,
-            tarfile.open(fileobj=bounded, mode="r|") as tar,
-        ):
-            for info in tar:
+        with gzip.GzipFile(fileobj=stream, mode="rb") as packed:
+            bounded = _Bounded(packed, LARGEST_ARCHIVE, name)  # type: ignore[arg-type]
+            for info, content in tarball.members(bounded.read):
                 if facts is None and info.name != MARKER:
                     raise _not_ours(name)
                 _refuse_member(info, name, members)
-                file = tar.extractfile(info)
-                data = file.read() if file is not None else b""
+                data = content()
                 if facts is None:
                     facts = _facts(data, name)
                 else:
                     members[info.name] = data
             while bounded.read(MIB):
                 pass  # to the checksum at the end
-    except tarfile.ReadError as exc:
+    except tarball.BadTarError as exc:
         raise _not_ours(name) if facts is None else _damaged(name, exc) from exc
-    except (tarfile.TarError, EOFError, zlib.error, OSError, UnicodeError, ValueError, RecursionError) as exc:
+    except (EOFError, zlib.error, OSError) as exc:
         raise _damaged(name, exc) from exc
     if facts is None:
         raise _not_ours(name)
@@ -720,14 +714,14 @@ def _damaged(name: str, exc: BaseException) -> EmupmemError:
     return EmupmemError(f"{name}: the archive is damaged" + (f": {why}" if why else ""), "copy it once more")
 
 
-def _refuse_member(info: tarfile.TarInfo, name: str, members: Mapping[str, bytes]) -> None:
+def _refuse_member(info: tarball.Member, name: str, members: Mapping[str, bytes]) -> None:
     """Raise EmupmemError for a member that `pack` would not have written."""
     shown = ascii(info.name)[1:-1][:80]
     parts = info.name.split("/")
+    if not info.plain:
+        raise EmupmemError(f"{name}: {shown} is no plain file")
     if info.name.startswith("/") or ".." in parts or "" in parts or "." in parts or "\0" in info.name:
         raise EmupmemError(f"{name}: a member's name leads elsewhere: {shown}")
-    if not info.isreg() or info.issparse():
-        raise EmupmemError(f"{name}: {shown} is no plain file")
     if info.size > LARGEST_FILE:
         raise EmupmemError(f"{name}: {shown} is larger than {LARGEST_FILE // MIB} MiB")
     if len(members) >= MOST_MEMBERS:

@@ -48,6 +48,9 @@ SH = "/bin/sh"
 SH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NO_PROGRAMS = "/nonexistent"
 
+MOST_WORDS = 4000
+"""Words of a file beside its comments. Augeas takes the square of their number: 50 s for 20,000 of them."""
+
 _BLANKS = " \t\n\r\v\f"
 _OPAQUE = "\uffff"  # stands for an expansion: never a blank, never part of a word of ours
 _NUMBER = r"(?:0[xX][0-9a-fA-F]+|[0-9]+)[KMGTPEkmgtpe]?"
@@ -295,8 +298,8 @@ def effective(texts: Sequence[tuple[str, bytes | str]], *, sh: Judge | None = No
 
 _DUMP = "command printf '%s\\0' " + " ".join(f'"${{{v}+1}}" "${{{v}-}}"' for v in VARIABLES)
 _ENTRY = re.compile(
-    r"""([A-Za-z_]\w*)=((?:\$'(?:\\.|[^'\\])*'|'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^'"\\\n])*+)(?:\n|\Z)""",
-    re.S | re.A,
+    r"""^([A-Za-z_]\w*)=((?:\$'(?:\\.|[^'\\])*'|'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^'"\\\n])*+)(?:\n|\Z)""",
+    re.S | re.A | re.M,
 )
 _SHELL_OWN = re.compile(
     r"PPID|OPTIND|OPTARG|OPTERR|_|LINENO|S?RANDOM|SECONDS|EPOCH\w+|BASH\w*|E?UID|SHELLOPTS|PIPESTATUS"
@@ -459,6 +462,13 @@ class _OddValueError(Exception):
 
 def _units(raw: str) -> tuple[list[_Unit], str]:
     """Scan a raw value; give its characters and the quote that closes it at the very end, or ''."""
+    try:
+        return _scanned(raw)
+    except RecursionError:  # hundreds of expansions in expansions
+        raise _OddValueError from None
+
+
+def _scanned(raw: str) -> tuple[list[_Unit], str]:
     units: list[_Unit] = []
     quote = tail = ""
     at = 0
@@ -1078,11 +1088,8 @@ def _carries(old: str | None, new: str | None, before: Sourced, after: Sourced) 
 def _lines_put_back(current: str, before: str, after: str) -> list[str] | None:
     """Replace each block of lines that `after` changed by the old one; None unless all are found once."""
     lines, old, new = (_lines(text) for text in (current, before, after))
-    blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     moves = []
-    for tag, i1, i2, j1, j2 in blocks:
-        if tag == "equal":
-            continue
+    for i1, i2, j1, j2 in _changed_blocks(old, new):
         if j1 == j2 and j1:  # nothing of ours to look for: the line before marks the place
             i1, j1 = i1 - 1, j1 - 1  # noqa: PLW2901
         places = [n for n in range(len(lines)) if j1 < j2 and lines[n : n + j2 - j1] == new[j1:j2]]
@@ -1097,6 +1104,26 @@ def _lines_put_back(current: str, before: str, after: str) -> list[str] | None:
     if any(not line.endswith("\n") for line in lines[:-1]):
         return None
     return lines
+
+
+_MOST_PAIRS = 4_000_000
+"""Of lines, that difflib may have to compare: it takes the square of what repeats."""
+
+
+def _changed_blocks(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int, int, int]]:
+    """Where lines differ: (from, to) in the old text and in the new one. Equal ends are left out first."""
+    most = min(len(old), len(new))
+    head = next((n for n in range(most) if old[n] != new[n]), most)
+    tail = next((n for n in range(most - head) if old[-1 - n] != new[-1 - n]), most - head)
+    left, right = old[head : len(old) - tail], new[head : len(new) - tail]
+    if len(left) * len(right) > _MOST_PAIRS:
+        return [(head, head + len(left), head, head + len(right))]
+    middle = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    return [
+        (head + i1, head + i2, head + j1, head + j2)
+        for tag, i1, i2, j1, j2 in middle.get_opcodes()
+        if tag != "equal"
+    ]
 
 
 def _lines(text: str) -> list[str]:
@@ -1131,6 +1158,11 @@ def _checked(text: str | bytes, filename: str) -> str:
         raise EmupmemError(
             f"{filename}:1: starts with a byte order mark, which sh takes for a command",
             f"remove it: sed -i '1s/^\\xef\\xbb\\xbf//' {filename}",
+        )
+    if sum(len(line.split()) for line in source.split("\n") if line[:1] != "#") > MOST_WORDS:
+        raise EmupmemError(
+            f"{filename}: more than {MOST_WORDS} words, which no settings of GRUB have",
+            "restore the file, or move what is not for GRUB out of it",
         )
     return source
 

@@ -15,6 +15,7 @@ from emupmem.cmdline import COMMAND_LINE_MAX, is_cut, mangled, parse_command_lin
 from emupmem.model import CommandLine
 
 LINUX = ("linux", "linux16", "linuxefi")
+_DEEPEST = 64  # blocks in blocks; no menu is like that, and each level makes every entry's path longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def split_words(line: str, expand: bool = False) -> list[str]:
 def entries(text: str) -> tuple[BootEntry, ...]:
     """Every `linux` line of a grub.cfg, in order."""
     found: list[BootEntry] = []
-    stack = [_Block("top")]
+    stack, too_deep = [_Block("top")], 0
     section, sections = "", "### BEGIN " in text
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
@@ -136,10 +137,15 @@ def entries(text: str) -> tuple[BootEntry, ...]:
         elif line.startswith("### END "):
             section = ""
         elif line == "}":
-            if len(stack) > 1:
+            if too_deep:
+                too_deep -= 1
+            elif len(stack) > 1:
                 stack.pop()
         elif line.endswith("{"):
-            stack.append(_open_block(line, stack))
+            if len(stack) > _DEEPEST:
+                too_deep += 1
+            else:
+                stack.append(_open_block(line, stack))
         elif line.split(None, 1)[:1] and line.split(None, 1)[0] in LINUX:
             words = split_words(line)
             if len(words) > 1:
@@ -195,7 +201,7 @@ def whole(text: str) -> bool:
 
 def language(text: str) -> str:
     """The locale that a menu was made in: grub-mkconfig puts $LANG and translated titles into it."""
-    found = re.search(r"^\s*set lang=([A-Za-z_@]{1,40})$", text, re.MULTILINE)
+    found = re.search(r"^[ \t]*set lang=([A-Za-z_@]{1,40})$", text, re.MULTILINE)
     return f"{found[1]}.UTF-8" if found and found[1] != "C" else "C.UTF-8" if found else "C"
 
 

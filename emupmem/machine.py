@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
 from emupmem.model import Command, EmupmemError, NodeRange
 
@@ -1101,6 +1101,29 @@ def standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
+class _Resumed(io.RawIOBase):
+    """A stream that cannot go back, of which the first bytes are already read: here they come again."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self.head, self.stream = head, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.head or self.stream.read1(len(buffer))  # type: ignore[attr-defined]
+        buffer[: len(data)] = data
+        self.head = b""
+        return len(data)
+
+
+def _with_a_head(stream: BinaryIO) -> BinaryIO:
+    """The same content; of a pipe, whose writer may begin with a single byte, the first two are there."""
+    if stream.seekable():
+        return stream
+    return io.BufferedReader(_Resumed(stream.read(len(GZIP)), stream), 1 << 16)
+
+
 @contextlib.contextmanager
 def given_file(name: str) -> Iterator[BinaryIO]:
     """A file that the user named, `-` for standard input; pipes such as bash's <( ) are files too.
@@ -1108,17 +1131,17 @@ def given_file(name: str) -> Iterator[BinaryIO]:
     Raises EmupmemError.
     """
     if name == "-":
-        yield sys.stdin.buffer
+        yield _with_a_head(sys.stdin.buffer)
         return
     try:
         with Path(name).open("rb") as file:
-            yield file
+            yield _with_a_head(file)
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be read: {exc.strerror}", _sudo_hint(exc)) from exc
 
 
 def is_gzip(file: BinaryIO) -> bool:
-    """Whether a stream begins as a gzip file does; nothing of it is consumed."""
+    """Whether a stream of `given_file` begins as a gzip file does; nothing of it is consumed."""
     if isinstance(file, io.BufferedReader):
         return file.peek(2)[:2] == GZIP
     head = file.read(2)

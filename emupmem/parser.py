@@ -32,6 +32,7 @@ from emupmem.model import (
     Kind,
     MapEntry,
     NodeRange,
+    visible,
 )
 
 Source = str | bytes | IO[str] | IO[bytes]
@@ -182,8 +183,7 @@ def _pattern(name: str) -> regex.Pattern[str]:
 
 def _visible(text: str, most: int = 100) -> str:
     """Text for a message: shortened, control characters made visible."""
-    shown = text if len(text) <= most else text[: most - 1] + "…"
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
+    return visible(text if len(text) <= most else text[: most - 1] + "…")
 
 
 class _Broken(Exception):

@@ -666,3 +666,14 @@ def test_only_the_command_that_was_typed_is_built() -> None:
         assert names("--debug", name, "--json") == [name]
     for words in (("--help",), ("verfy",), ("--version",)):
         assert names(*words) == everything, "help and corrections know them all"
+
+
+def test_what_an_error_quotes_cannot_command_the_terminal(run: Run, tmp_path: Path) -> None:
+    """A terminal obeys escapes: a foreign file must not clear the screen, or answer for the user."""
+    (tmp_path / "etc/default").mkdir(parents=True)
+    (tmp_path / "etc/default/grub").write_bytes(b"\x1b]0;owned\x07\xc2\x9b2J\nexit 3\n")
+    (tmp_path / "log").write_text(LOG)
+    done = run("apply", "--size", "1G", "--root", str(tmp_path), "--from", str(tmp_path / "log"), "--dry-run")
+    assert done.status == 1
+    assert "\\x07\\x9b2J: not found" in done.err
+    assert not [c for c in done.err if not c.isprintable() and c != "\n"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -504,15 +506,51 @@ def test_a_bomb_is_refused_before_it_fills_the_memory() -> None:
             info = tarfile.TarInfo("emupmem.json")
             info.size = len(marker)
             tar.addfile(info, io.BytesIO(marker))
-        # a header of its own that claims to be 8 GiB long
-        header = tarfile.TarInfo("long")
-        header.type, header.size = tarfile.XHDTYPE, 8 * GIB
     whole_tar = gzip.decompress(bomb.getvalue()).rstrip(b"\0")
     whole_tar += bytes(-len(whole_tar) % 512)
     zeros = gzip.compress(bytes(collect.LARGEST_ARCHIVE + (1 << 20)), compresslevel=1)
-    data = gzip.compress(whole_tar + header.tobuf(tarfile.GNU_FORMAT)) + zeros
+    data = gzip.compress(whole_tar) + zeros
     assert len(data) < 2 << 20
     assert "larger than 128 MiB once unpacked" in refused(data)
+
+
+def with_header(name: str, kind: bytes, size: int, content: bytes, times: int = 1) -> bytes:
+    """A small archive with a header of that kind, or many, before its last member; no tool would write it."""
+    first, last = (
+        gzip.decompress(tar_of(*m, facts=f)).rstrip(b"\0")
+        for m, f in (((), FACTS), ([("tree/a", b"")], None))
+    )
+    header = tarfile.TarInfo(name)
+    header.type, header.size = kind, size
+    odd = header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+    parts = (first + bytes(-len(first) % 512), odd * times, last + bytes(-len(last) % 512), bytes(1024))
+    return gzip.compress(b"".join(parts), 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"), [(b"L", b"a\0"), (b"x", b"10 a=bcde\n"), (b"g", b"10 a=bcde\n")]
+)
+def test_a_chain_of_headers_is_refused_and_no_crash(kind: bytes, content: bytes) -> None:
+    assert refused(with_header("tree/b", kind, len(content), content, times=2000))
+
+
+def test_a_header_of_digits_does_not_take_hours() -> None:
+    """The pattern that CVE-2024-6232 is about takes the square of the length."""
+    assert "damaged" in refused(with_header("tree/b", b"x", 400_000, b"1" * 400_000))
+
+
+def test_a_broken_header_does_not_end_the_archive_in_silence() -> None:
+    assert "a header is not understood" in refused(with_header("tree/b", b"x", 10, b"0 a=bcdef\n"))
+    good = gzip.decompress(tar_of(("tree/a", b"text")))
+    at = good.index(b"tree/a")
+    for broken in (good[:at] + b"T" + good[at + 1 :], good[: at + 512], good[: at + 1024]):
+        assert "damaged" in refused(gzip.compress(broken))
+
+
+def test_long_and_foreign_names_are_read() -> None:
+    names = ["tree/" + "n" * 120, "tree/" + "d" * 90 + "/" + "f" * 90, "tree/boot/Käse", "tree/boot/\udcff"]
+    members = {n: n.encode("utf-8", "surrogateescape") for n in names}
+    assert unpack(io.BytesIO(pack(Archive(FACTS, members))), "a").members == members
 
 
 @pytest.mark.parametrize(
@@ -570,6 +608,24 @@ def test_any_bytes_are_read_or_refused(noise: bytes, at: int) -> None:
             unpack(io.BytesIO(data), "a")
         except EmupmemError as exc:
             assert "\n" not in exc.message
+
+
+def test_a_pipe_that_begins_with_a_single_byte_is_still_an_archive() -> None:
+    data = tar_of(("tree/a", b"text"))
+    reader, writer = os.pipe()
+    os.write(writer, data[:1])  # as a slow program would
+
+    def rest() -> None:
+        with os.fdopen(writer, "wb") as file:
+            file.write(data[1:])
+
+    later = threading.Timer(0.2, rest)
+    later.start()
+    with emupmem.machine.given_file(f"/dev/fd/{reader}") as stream:
+        assert emupmem.machine.is_gzip(stream)
+        assert unpack(stream, "a").members == {"tree/a": b"text"}
+    later.join()
+    os.close(reader)
 
 
 # Masking -------------------------------------------------------------------------------------------

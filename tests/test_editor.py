@@ -6,6 +6,7 @@ EMUPMEM_CORPUS may name a folder with real files in `grub/` and their values in 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -702,6 +703,41 @@ def test_a_missing_lens_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_augeas_is_not_imported_before_it_is_needed() -> None:
     code = "import sys, emupmem.editor; sys.exit('augeas' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- texts that would take hours ---------------------------------------------------------------------
+
+
+def test_a_file_of_very_many_words_is_refused() -> None:
+    """Augeas takes the square of their number: 300,000 lines would be days, before anything is shown."""
+    for text in ("x=\n" * 300_000, "export " + "a " * 300_000, "linux a b\n" * 100_000):
+        with pytest.raises(EmupmemError, match="more than 4000 words"):
+            editor.set_items(text, LINUX, ["1G!4G"])
+        with pytest.raises(EmupmemError, match="more than 4000 words"):
+            editor.effective([("a", text)])
+
+
+def test_a_long_comment_or_value_is_none_of_that() -> None:
+    text = "# word word\n" * 5000 + "\n" * 5000 + f'GRUB_CMDLINE_LINUX="{"a" * 200_000}"\n'
+    changed = editor.set_items(text, LINUX, ["1G!4G"])
+    assert changed == text.replace('"\n', ' memmap=1G!4G"\n')
+    assert editor.undo(changed, text, changed) == text
+
+
+@pytest.mark.parametrize("opening", ["$(", "${A", "$(echo ", '"$(', "$((", "`"])
+def test_expansions_in_expansions_are_refused_and_no_crash(opening: str) -> None:
+    text = f'GRUB_CMDLINE_LINUX="{opening * 2000}x{")" * 2000}"\n'
+    with contextlib.suppress(EmupmemError):
+        changed = editor.set_items(text, LINUX, ["1G!4G"])
+        assert by_sh(changed.encode())[LINUX] != by_sh(text.encode())[LINUX]
+    with pytest.raises(editor._OddValueError):
+        editor._units(opening * 2000 + "'")
+
+
+def test_undo_in_a_file_of_equal_lines_does_not_take_the_square_of_them() -> None:
+    before = "a=1\n" + "\n" * 60_000 + "b=1\n"
+    after = before.replace("=1", "=2")
+    assert editor.undo_lines(after + "# new\n", before, after) == before + "# new\n"
 
 
 # --- random texts ------------------------------------------------------------------------------------

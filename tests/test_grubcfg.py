@@ -196,3 +196,17 @@ def test_no_text_breaks_it(text: str) -> None:
     grubcfg.entries(text)
     grubcfg.default_entry(text, {})
     grubcfg.entries("menuentry {\n" + text)
+
+
+def test_many_blank_lines_are_read_at_once() -> None:
+    """A pattern that crosses lines took the square of their number: minutes for such a menu."""
+    text = "\n" * 300_000 + "set lang=de_DE\n"
+    assert grubcfg.language(text) == "de_DE.UTF-8"
+
+
+def test_blocks_in_blocks_do_not_take_the_square_of_their_number() -> None:
+    text = "submenu a {\n" * 30_000 + "linux /vmlinuz ro\n" * 30_000 + "}\n" * 30_000
+    found = grubcfg.entries(text + "menuentry b {\nlinux /vmlinuz ro\n}\n")
+    assert len(found) == 30_001
+    assert len(found[0].titles) == 64
+    assert found[-1].titles == ("b",)

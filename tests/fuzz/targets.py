@@ -1,0 +1,701 @@
+"""What is fuzzed, and who judges: each target takes bytes and raises where emupmem went wrong.
+
+An EmupmemError is an answer, everything else that comes out of emupmem is a finding; so is an answer that
+an independent look at the input disproves.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import io
+import json
+import re
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from emupmem import cmdline, collect, editor, grubcfg, parser, planner, survey, unit
+from emupmem.model import GIB, BootLog, EmupmemError, FirmwareMap, Kind, Request, Span
+from tests.fuzz import shell
+from tests.fuzz.texts import LOGS, TOKENS, fixtures
+
+Run = Callable[[bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A way into emupmem: `run` judges one input, `seeds` are where mutation begins."""
+
+    name: str
+    run: Run
+    seeds: Callable[[], Sequence[bytes]]
+    tokens: Sequence[bytes]
+    longest: int = 8192
+
+    @property
+    def about(self) -> str:
+        return (self.run.__doc__ or "").partition("\n")[0]
+
+
+def refused(exc: EmupmemError) -> None:
+    """Judge the answer itself: people must be able to read it, and a terminal must survive it."""
+    for text in (exc.message, exc.hint):
+        odd = [c for c in text if not c.isprintable()]
+        assert not odd, f"{odd[:5]} in a message: {text!r}"
+    assert exc.message
+
+
+def _headed(data: bytes) -> tuple[list[str], bytes]:
+    """The words of the first line, which say what to do, and the text behind it."""
+    head, _, body = data.partition(b"\n")
+    return head.decode("utf-8", "replace").split(), body
+
+
+# Logs ----------------------------------------------------------------------------------------------
+
+
+class _Drops(io.RawIOBase):
+    """A pipe: no seeking, and never as much as one asks for."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        self.data, self.most, self.at = data, most, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self.data[self.at : self.at + min(self.most, len(buffer))]
+        buffer[: len(piece)] = piece
+        self.at += len(piece)
+        return len(piece)
+
+
+def _ranges(firmware: FirmwareMap | None) -> list[tuple[int, int, str]] | None:
+    return None if firmware is None else [(e.start, e.end, e.words) for e in firmware.entries]
+
+
+def log(data: bytes) -> None:
+    """A saved log: the map, the plan in it, read whole and in drops, with a line of the map cut."""
+    found = parser.parse_boot_log(data, "it")
+    if found.problem is not None:
+        refused(found.problem)
+    _check_map(found, data)
+    for other in (
+        parser.parse_boot_log(io.BufferedReader(_Drops(data, 1 + zlib.crc32(data) % 700)), "it"),
+        parser.parse_boot_log(io.BytesIO(data), "it"),
+    ):
+        assert _ranges(other.firmware) == _ranges(found.firmware), "read in pieces it says something else"
+        assert (other.command_line, other.nodes, other.efi) == (
+            found.command_line,
+            found.nodes,
+            found.efi,
+        )
+    if found.firmware is not None:
+        _check_cut(found.firmware, data)
+    _check_plans(lambda: survey.of_log(io.BytesIO(data), "it"))
+
+
+def _check_map(found: BootLog, data: bytes) -> None:
+    """Every entry stands in its line of the text, in the kernel's digits; sorted and apart."""
+    if found.firmware is None:
+        return
+    lines = data.split(b"\n")
+    end = 0
+    for entry in found.firmware.entries:
+        assert end <= entry.start < entry.end, "not sorted"
+        end = entry.end
+        line = lines[entry.line - 1]
+        new = f"0x{entry.start:016x}-0x{entry.end - 1:016x}]".encode()
+        old = f"{entry.start:016x} - {entry.end:016x} (".encode()
+        # colours may stand anywhere
+        plain = re.sub(rb"\x1b(?:\[[0-9;:]*[A-Za-z]?)?", b"", line)
+        assert new in plain or old in plain or old[:-1] in plain, f"line {entry.line} has no {entry}"
+        assert entry.words.encode() in plain
+
+
+def _check_cut(firmware: FirmwareMap, data: bytes) -> None:
+    """A line of the map that lost its end is never read as another range, nor passed over in silence."""
+    chance = zlib.crc32(data)
+    entry = firmware.entries[chance % len(firmware.entries)]
+    lines = data.split(b"\n")
+    at = lines[entry.line - 1].rfind(b"0x")
+    if at < 0 or entry.words.startswith("type ") or b"\r" in data or b"\0" in data:
+        return
+    lines[entry.line - 1] = lines[entry.line - 1][: at + chance % 22]
+    cut = parser.parse_boot_log(b"\n".join(lines), "it")
+    if cut.firmware is None or cut.warnings:
+        return
+    assert _ranges(cut.firmware) == _ranges(firmware), f"line {entry.line} was cut, and nothing said"
+
+
+REQUESTS = (
+    Request(),
+    Request(GIB),
+    Request(2 * 1024 * 1024, count=3, min_free=0),
+    Request(GIB, offset=5 * GIB),
+)
+
+
+def _check_plans(look: Callable[[], survey.Survey]) -> None:
+    try:
+        situation = look().situation
+    except EmupmemError as exc:
+        refused(exc)
+        return
+    for request in REQUESTS:
+        try:
+            made = planner.plan(situation, request)
+        except EmupmemError as exc:
+            refused(exc)
+            continue
+        planner.offers(situation, request)
+        planner.rejected(situation, request, made)
+        _check_plan(situation, made.reservations)
+        read = cmdline.parse_command_line(made.memmap)
+        assert [(i.op, i.size, i.start) for i in read.items] == [
+            ("!", r.size, r.start) for r in made.reservations
+        ]
+
+
+def _check_plan(situation: planner.Situation, reservations: Iterable[Any]) -> None:
+    """A reservation lies in RAM of the firmware's map and of no other claim, at or above 4 GiB."""
+    taken = [Span(i.start, i.start + i.size) for i in (situation.command_line.items if situation.command_line else ())
+             if i.op in "!#$" and i.size]  # fmt: skip
+    for one in reservations:
+        inside = [e for e in situation.firmware.entries if e.start <= one.start and one.end <= e.end]
+        assert [e.kind for e in inside] == [Kind.RAM], "a reservation outside the RAM"
+        assert one.start >= 4 * GIB
+        assert not any(s.start < one.end and one.start < s.end for s in taken), (
+            "a reservation over another claim"
+        )
+        taken.append(Span(one.start, one.end))
+
+
+def tables(data: bytes) -> None:
+    """/proc/iomem, /sys/firmware/memmap and the versions of kernels: the first word says which."""
+    words, body = _headed(data)
+    text = body.decode("utf-8", "replace")
+    what = words[0] if words else ""
+    try:
+        if what == "sysfs":
+            rows = [line.split("|") for line in text.split("\n")]
+            found = parser.parse_sysfs_memmap([(i, *r) for i, r in enumerate(rows) if len(r) == 3])  # type: ignore[misc]
+            assert all(a.end <= b.start for a, b in zip(found.entries, found.entries[1:], strict=False))
+            line = cmdline.parse_command_line(" ".join(words[1:]))
+            _check_table(found, line)
+        elif what == "kernel":
+            release = parser.kernel_release(text, " ".join(words[1:]))
+            assert release is None or f"{release.major}.{release.minor}" in text
+        else:
+            lines = parser.parse_iomem(text)
+            assert lines is None or len(lines) <= text.count("\n") + len(text.splitlines())
+    except EmupmemError as exc:
+        refused(exc)
+
+
+# Command lines -------------------------------------------------------------------------------------
+
+
+@cache
+def _map() -> FirmwareMap:
+    made = parser.parse_boot_log(LOGS[0]).firmware
+    assert made is not None
+    return made
+
+
+def command_line(data: bytes) -> None:
+    """/proc/cmdline: the words, what they do to the map, and that our own words are read back."""
+    text = data.decode("utf-8", "surrogateescape")
+    line = cmdline.parse_command_line(text)
+    assert cmdline.parse_command_line(data[:2047].decode("utf-8", "surrogateescape")).words == line.words
+    assert cmdline.is_cut(text) == (len(data.rstrip(b"\n")) > 2047)
+    seen = data[:2047].partition(b"\0")[0]
+    for word in line.words:
+        assert word.replace("=", "").replace('"', "").encode("utf-8", "surrogateescape") in seen.replace(
+            b"=", b""
+        ).replace(b'"', b"")
+    for item in line.items:
+        assert 0 <= item.size < 1 << 64
+        assert 0 <= item.start < 1 << 64
+    cmdline.kaslr_avoided(line)
+    _check_table(_map(), line)
+    ours = [(i.size, i.start) for i in line.reservations]
+    with suppress(EmupmemError):
+        made = cmdline.parse_command_line(cmdline.format_memmap(ours))
+        assert [(i.size, i.start) for i in made.items] == ours
+    if len(data) < 1900 and not any(c in data for c in b"\0\"'") and b"--" not in data:
+        more = cmdline.parse_command_line(text.rstrip(" \t\n\v\f\r\xa0\udca0") + " memmap=1G!9G")
+        assert [i.text for i in more.items] == [*(i.text for i in line.items), "1G!9G"]
+
+
+def _check_table(firmware: FirmwareMap, line: Any) -> None:
+    try:
+        made = cmdline.apply_memmap(firmware, line)
+    except EmupmemError as exc:
+        refused(exc)
+        return
+    assert all(a.end <= b.start for a, b in zip(made, made[1:], strict=False))
+    assert all(e.start < e.end for e in made)
+
+
+# GRUB's files --------------------------------------------------------------------------------------
+
+VARIABLES = editor.VARIABLES
+_ITEM = re.compile(r"(?:0[xX][0-9a-fA-F]+|[0-9]+)[KMGTPEkmgtpe]?!(?:0[xX][0-9a-fA-F]+|[0-9]+)[KMGTPEkmgtpe]?")
+
+
+@dataclass(frozen=True)
+class _Wish:
+    remove: bool
+    variable: str
+    items: tuple[str, ...]
+    extra: tuple[str, ...]
+    drop: tuple[str, ...]
+
+
+def _wish(words: Sequence[str]) -> _Wish:
+    variable = next((v for v in VARIABLES if v in words), VARIABLES[0])
+    items = tuple(w for w in words if "!" in w)
+    return _Wish(
+        "remove" in words,
+        variable,
+        items,
+        tuple(w[1:] for w in words if w.startswith("+")),
+        tuple(w[1:] for w in words if w.startswith("-")),
+    )
+
+
+def _without_ours(value: str, drop: Sequence[str] = ()) -> list[str]:
+    """The words of a value that are not ours, by a splitter of our own: blanks outside quotes."""
+    words = re.findall(
+        r"""(?:\\.|"(?:\\.|[^"\\])*(?:"|\Z)|'[^']*(?:'|\Z)|[^\s\\"']|\\\Z)+""", value, re.S | re.A
+    )
+    left = []
+    for word in words:
+        if word in drop:
+            continue
+        if word.startswith("memmap="):
+            parts = word.removeprefix("memmap=").split(",")
+            others = [p for p in parts if not _ITEM.fullmatch(p)]
+            if len(others) < len(parts):
+                word = f"memmap={','.join(others)}" if others else ""
+        if word:
+            left.append(word)
+    return left
+
+
+def _ours(value: str) -> list[str]:
+    words = re.findall(
+        r"""(?:\\.|"(?:\\.|[^"\\])*(?:"|\Z)|'[^']*(?:'|\Z)|[^\s\\"']|\\\Z)+""", value, re.S | re.A
+    )
+    return [p for w in words if w.startswith("memmap=") for p in w[7:].split(",") if _ITEM.fullmatch(p)]
+
+
+def edit(data: bytes) -> None:
+    """/etc/default/grub: an edit is exactly as planned for dash, and nothing else is another; or refused."""
+    words, text = _headed(data)
+    wish = _wish(words)
+    judge = shell.judge
+    try:
+        editor.read(text, sh=judge)
+        if wish.remove:
+            after = editor.remove_items(text, wish.items or None, sh=judge)
+        else:
+            after = editor.set_items(text, wish.variable, wish.items, wish.extra, wish.drop, sh=judge)
+            editor.prove(
+                text, after, wish.variable, wish.items, extra_words=wish.extra, drop_words=wish.drop, sh=judge
+            )
+    except EmupmemError as exc:
+        refused(exc)
+        return
+    _check_edit(text, after, wish)
+    assert editor.undo(after, text, after, sh=judge) == text, "undo does not give the old bytes back"
+    if wish.remove:
+        assert editor.remove_items(after, wish.items or None, sh=judge) == after, (
+            "a second removal changes more"
+        )
+    else:
+        again = editor.set_items(after, wish.variable, wish.items, wish.extra, wish.drop, sh=judge)
+        assert again == after, "a second edit changes more"
+
+
+def _check_edit(text: bytes, after: bytes, wish: _Wish) -> None:
+    """What dash makes of both texts, without a line of the editor in between."""
+    before, repeat, now = shell.sourced(text), shell.sourced(text), shell.sourced(after)
+    if before is None or now is None:
+        assert before is now, "dash reads one of them only"
+        return
+    for name in sorted((before.keys() | now.keys()) - set(VARIABLES)):
+        old, new = before.get(name), now.get(name)
+        if old == new or repeat is None or repeat.get(name) != old:
+            continue
+        # what is made of one of ours may have our words in it, and nothing else that is new
+        strip = [" ".join(_without_ours(v or "", wish.drop + wish.extra)) for v in (old, new)]
+        assert strip[0].replace(" ", "") == strip[1].replace(" ", ""), f"{name} is another: {old!r} {new!r}"
+    for name in VARIABLES:
+        old, new = before.get(name), now.get(name)
+        if repeat is not None and repeat.get(name) != old:
+            continue
+        mine = not wish.remove and name == wish.variable
+        if wish.remove:
+            kept = [i for i in _ours(old or "") if wish.items and i not in wish.items]
+            assert _ours(new or "") == kept, f"{name} has {_ours(new or '')} instead of {kept}"
+        else:
+            assert _ours(new or "") == (list(wish.items) if mine else []), f"{name} is {new!r}"
+        was = _without_ours(old or "", wish.drop if mine else ())
+        if mine:
+            was += [w for w in dict.fromkeys(wish.extra) if w not in was]
+        got = _without_ours(new or "")
+        assert got == was, f"other words of {name}: {was!r} became {got!r}"
+
+
+def effective(data: bytes) -> None:
+    """/etc/default/grub and drop-ins: the values are those that dash comes to, the decider has it in its text."""
+    texts = [(f"/etc/default/grub.d/{i}.cfg", part) for i, part in enumerate(data.split(b"\n%%\n"))]
+    try:
+        found = editor.effective(texts, sh=shell.judge)
+    except EmupmemError as exc:
+        refused(exc)
+        return
+    seen, again = (shell.sourced(*(part for _, part in texts)) for _ in range(2))
+    assert seen is not None, "dash does not get to the end"
+    for name in VARIABLES:
+        if again is None or again.get(name) != seen.get(name):
+            continue
+        value = found[name].value
+        assert (
+            None if value is None else value.encode("utf-8", "surrogateescape").decode("latin-1")
+        ) == seen.get(name)
+        assert list(found[name].items) == _ours(value or "")
+
+
+def undo(data: bytes) -> None:
+    """Undo by lines: what it gives back is the current text with our change taken out, or nothing."""
+    parts = (data.split(b"\n%%\n") + [b"", b""])[:3]
+    current, before, after = parts
+    made = editor.undo_lines(current, before, after)
+    if made is None:
+        return
+    if current == after:
+        assert made == before
+        return
+    assert sorted((made + b"\n" + after).split(b"\n")) == sorted((current + b"\n" + before).split(b"\n")) or (
+        b"\n" not in (current[-1:], before[-1:], after[-1:])
+        or sorted((made + after).split(b"\n")) == sorted((current + before).split(b"\n"))
+    ), "lines were lost or invented"
+
+
+def menu(data: bytes) -> None:
+    """grub.cfg: the entries, the default one, what of a value reaches the kernel."""
+    words, body = _headed(data)
+    text = body.decode("utf-8", "surrogateescape")
+    found = grubcfg.entries(text)
+    lines = text.splitlines()
+    for entry in found:
+        assert entry.kernel
+        assert lines[entry.line - 1].split()[0] in ("linux", "linux16", "linuxefi")
+        assert len(entry.titles) == len(entry.ids) == len(entry.index)
+        assert isinstance(entry.release, str)
+        assert entry.command_line.text == entry.text
+    grubenv = dict(w.split("=", 1) for w in words if "=" in w)
+    chosen = grubcfg.default_entry(text, grubenv)
+    assert chosen is None or chosen in found
+    grubcfg.whole(text)
+    grubcfg.uses_bls(text)
+    assert re.fullmatch(r"C|C\.UTF-8|[A-Za-z_@]+\.UTF-8", grubcfg.language(text))
+    items = [w for w in words if "!" in w]
+    for _, why in grubcfg.problems(found, items, items[:1]):
+        assert why
+    plain = " ".join(words)
+    if not any(c in plain for c in "'\"\\#"):
+        assert grubcfg.kernel_text(plain) == plain
+
+
+def boot_unit(data: bytes) -> None:
+    """The unit that mounts at boot: what is read of it is written and read again."""
+    text = data.decode("utf-8", "replace")
+    try:
+        found = unit.read(text)
+    except EmupmemError as exc:
+        refused(exc)
+        return
+    with suppress(EmupmemError):  # somebody else's words, which we would not write
+        assert unit.read(unit.text(found, "/usr/local/bin/emupmem")) == found
+
+
+# Archives ------------------------------------------------------------------------------------------
+
+
+@cache
+def _base() -> collect.Archive:
+    """An archive of a machine in a folder, as `emupmem collect` makes it."""
+    from tests.fake import build, put
+
+    with tempfile.TemporaryDirectory() as folder:
+        machine = build(Path(folder))
+        put(machine, "/proc/iomem", "00000000-bfffffff : System RAM\n100000000-53fffffff : System RAM\n")
+        put(machine, "/proc/self/mountinfo", "30 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
+        for number, (start, end) in enumerate((("0x0", "0xbfffffff"), ("0x100000000", "0x53fffffff"))):
+            for key, value in (("start", start), ("end", end), ("type", "System RAM")):
+                put(machine, f"/sys/firmware/memmap/{number}/{key}", value + "\n")
+        return collect.of_machine(machine).archive
+
+
+def recipe(data: bytes) -> collect.Archive:
+    """The archive of a machine with some members replaced: `@NAME` begins one, `@facts` is merged as JSON."""
+    base = _base()
+    facts: dict[str, Any] = copy.deepcopy(dict(base.facts))
+    members = dict(base.members)
+    for part in re.split(rb"(?:^|\n)@", data)[1:]:
+        head, _, body = part.partition(b"\n")
+        name = head.decode("utf-8", "surrogateescape")
+        if name == "facts":
+            with suppress(ValueError, RecursionError):
+                _merge(facts, json.loads(body))
+        elif name.startswith("-"):
+            members.pop(name[1:], None)
+        else:
+            members[name] = body
+    return collect.Archive(facts, members)
+
+
+def _merge(old: dict[str, Any], new: Any) -> None:
+    if not isinstance(new, dict):
+        return
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(key), dict):
+            _merge(old[key], value)
+        else:
+            old[key] = value
+
+
+def archive(data: bytes) -> None:
+    """An archive of `emupmem collect` that anybody may have made: planned from, and diagnosed."""
+    made = recipe(data)
+    if any("\0" in name for name in made.members):
+        return  # no file system has such a name, and tar ends it there
+    try:
+        packed = collect.pack(made)
+    except (UnicodeError, ValueError):
+        return  # a name that no archive can hold
+    try:
+        read = collect.unpack(io.BytesIO(packed), "it")
+    except EmupmemError as exc:
+        refused(exc)
+        return
+    assert dict(read.members) == dict(made.members)
+    _check_plans(lambda: collect.plan_from(read, "it"))
+    try:
+        findings = collect.doctor_from(read, "it")
+    except EmupmemError as exc:
+        refused(exc)
+        return
+    assert findings
+
+
+def tar(data: bytes) -> None:
+    """The layers of an archive: gzip, tar and their headers. The first byte says how much is wrapped here."""
+    kind, body = data[:1], data[1:]
+    if kind == b"t":
+        body = gzip.compress(_summed(body), 1, mtime=0)
+    elif kind == b"g":
+        body = b"\x1f\x8b" + body
+    try:
+        read = collect.unpack(io.BufferedReader(_Drops(body, 1 + zlib.crc32(data) % 5000)), "it")  # type: ignore[arg-type]
+    except EmupmemError as exc:
+        refused(exc)
+        return
+    for name in read.members:
+        assert not name.startswith("/")
+        assert not {"", ".", ".."} & set(name.split("/"))
+    assert dict(collect.unpack(io.BytesIO(collect.pack(read)), "it").members) == dict(read.members)
+
+
+def _summed(data: bytes) -> bytes:
+    """A tar with the checksums of its headers put right, or nothing behind them would ever be looked at."""
+    out = bytearray(data)
+    at = 0
+    while at + 512 <= len(out):
+        block = out[at : at + 512]
+        if any(block):
+            total = sum(block[:148]) + 8 * 32 + sum(block[156:])
+            out[at + 148 : at + 156] = b"%06o\0 " % total
+        size = 0
+        with suppress(ValueError):
+            size = int(bytes(block[124:136]).strip(b" \0") or b"0", 8)
+        at += 512 + (size + 511) // 512 * 512 if 0 <= size < len(out) else 512
+    return bytes(out)
+
+
+def masks(data: bytes) -> None:
+    """What `emupmem collect` writes of a hostile log: the secrets are out of it, the map still in it."""
+    text = data.decode("utf-8", "surrogateescape")
+    masker = collect.Masker(["thinkbox"], ["mallory"])
+    masker.learn(text)
+    shown, _ = masker.mask(text)
+    assert not re.search(
+        r"(?<![A-Za-z0-9])thinkbox(?![A-Za-z0-9])", re.sub(r"memmap=[^\s\"']*", "", shown), re.I
+    )
+    assert "/home/mallory/" not in re.sub(r"memmap=[^\s\"']*", "", shown)
+    assert re.findall(r"\bmemmap=[^\s\"']*", text) == re.findall(r"\bmemmap=[^\s\"']*", shown) or "=" in text
+
+
+# Length ----------------------------------------------------------------------------------------------
+
+
+def _tables_of(kind: str) -> Run:
+    return lambda data: tables(kind.encode() + b"\n" + data)
+
+
+READERS: dict[str, Run] = {
+    "log": lambda data: _quietly(lambda: parser.parse_boot_log(data)),
+    "iomem": _tables_of("iomem"),
+    "kernel": _tables_of("kernel"),
+    "command-line": lambda data: _quietly(lambda: cmdline.parse_command_line(data.decode("latin-1"))),
+    "memmap": lambda data: _quietly(lambda: cmdline.parse_memmap_value(data.decode("latin-1"))),
+    "menu": lambda data: _quietly(lambda: _whole_menu(data.decode("latin-1"))),
+    "layout": lambda data: _quietly(lambda: _layout(data.decode("latin-1").replace("\0", ""))),
+    "words": lambda data: _quietly(lambda: editor.items_of(data.decode("latin-1"))),
+    "said": lambda data: _said(data.decode("latin-1")),
+    "mask": lambda data: _quietly(lambda: masks(data)),
+    "mountinfo": lambda data: archive(b"@tree/proc/self/mountinfo\n" + data),
+    "config": lambda data: archive(b"@tree/boot/config-6.12.0-1-amd64\n" + data),
+    "modprobe": lambda data: archive(b"@tree/etc/modprobe.d/a.conf\n" + data),
+    "grubenv": lambda data: archive(b"@tree/boot/grub/grubenv\n" + data),
+    "unit": boot_unit,
+}  # fmt: skip
+
+
+def _quietly(call: Callable[[], object]) -> None:
+    with suppress(EmupmemError):
+        call()
+
+
+def _whole_menu(text: str) -> None:
+    found = grubcfg.entries(text)
+    grubcfg.default_entry(text, {})
+    grubcfg.whole(text)
+    grubcfg.uses_bls(text)
+    grubcfg.language(text)
+    grubcfg.kernel_text(text)
+    grubcfg.problems(found[:50], [], [])
+
+
+def _said(text: str) -> None:
+    """What sh printed of a file: in an assignment as `set` writes it, and as complaints."""
+    value = "'" + text.replace("'", "'\"'\"'") + "'"
+    editor._sourced("\0" * 4 + f"A={value}\nB=''\n", text, 0, 1)
+
+
+def _layout(text: str) -> None:
+    editor._layout.cache_clear()
+    editor._layout(text)
+    editor._line_of(VARIABLES[0], text)
+    with suppress(editor._OddValueError):
+        editor._units(text)
+    for source in (text, f'{VARIABLES[0]}="{text}"\n'):
+        editor._stripped(source, None)
+        editor._plain_lines(source)
+
+
+LONG = 60_000
+"""Bytes that a piece is repeated to: a quadratic pattern takes 10^9 steps on them."""
+
+
+def pump(data: bytes) -> None:
+    """One piece many times over, for each reader: the limit of work finds what grows with the square.
+
+    The first line names the reader; what follows are the beginning, the piece and the end, with %% between.
+    """
+    words, body = _headed(data)
+    reader = READERS.get(words[0] if words else "", READERS["log"])
+    head, piece, tail = (body.split(b"%%", 2) + [b"", b""])[:3]
+    reader(head + (piece or b" ") * (LONG // max(1, len(piece))) + tail)
+
+
+# All ---------------------------------------------------------------------------------------------------
+
+
+def _grub_seeds(*heads: bytes) -> Callable[[], list[bytes]]:
+    return lambda: [head + b"\n" + text for head in heads for text in fixtures("grub")]
+
+
+def _archive_seeds() -> list[bytes]:
+    base = _base()
+    seeds = [
+        b"@" + name.encode() + b"\n" + data for name, data in sorted(base.members.items()) if len(data) < 4000
+    ]
+    facts = json.loads(json.dumps(dict(base.facts)))
+    seeds += [b"@facts\n" + json.dumps({key: value}).encode() for key, value in facts.items()]
+    return [*seeds, *(b"@-" + name.encode() + b"\n" for name in base.members)]
+
+
+def _tar_seeds() -> list[bytes]:
+    out = io.BytesIO()
+    facts = json.dumps(dict(_base().facts)).encode()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as made:
+        for name, data in (
+            (collect.MARKER, facts),
+            ("tree/" + "n" * 120, b"x"),
+            ("commands/dmesg", b"y" * 600),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            made.addfile(info, io.BytesIO(data))
+    whole = out.getvalue().rstrip(b"\0") + bytes(1024)
+    packed = gzip.compress(whole, 9, mtime=0)
+    return [b"t" + whole, b"g" + packed[2:], b"r" + packed]
+
+
+def _log_seeds() -> list[bytes]:
+    return list(LOGS)
+
+
+def _undo_seeds() -> list[bytes]:
+    texts = [t for t in fixtures("grub") if len(t) < 500]
+    return [b"\n%%\n".join((b"# new\n" + t + b"X=1\n", t, t + b"X=1\n")) for t in texts]
+
+
+def _mask_seeds() -> list[bytes]:
+    from tests.test_collect import CMDLINE, EXTRA_LOG
+
+    return [EXTRA_LOG.encode(), CMDLINE.encode(), *LOGS[:2]]
+
+
+def _menu_seeds() -> list[bytes]:
+    text = _base().members["tree/boot/grub/grub.cfg"]
+    return [b"saved_entry=0 1G!4G\n" + text, b"next_entry=a>b quiet\n" + text]
+
+
+def _pump_seeds() -> list[bytes]:
+    return [f"{name}\n%%{piece}%%\n".encode() for name in READERS for piece in (" ", "a", "\n", "'", "a=")]
+
+
+TARGETS: dict[str, Target] = {
+    t.name: t
+    for t in (
+        Target("log", log, _log_seeds, TOKENS["log"], 12_000),
+        Target("tables", tables, lambda: fixtures("tables"), TOKENS["log"]),
+        Target("cmdline", command_line, lambda: fixtures("cmdline"), TOKENS["cmdline"], 3000),
+        Target("edit", edit, _grub_seeds(b"set GRUB_CMDLINE_LINUX 1G!4G +nokaslr -quiet",
+               b"set GRUB_CMDLINE_LINUX_DEFAULT 1G!4G 2G!8G", b"remove"), TOKENS["grub"], 3000),
+        Target("effective", effective, lambda: [b"\n%%\n".join(fixtures("grub")[i : i + 2]) for i in range(0, 60, 2)],
+               TOKENS["grub"], 3000),
+        Target("undo", undo, _undo_seeds, TOKENS["grub"], 3000),
+        Target("menu", menu, _menu_seeds, TOKENS["menu"]),
+        Target("unit", boot_unit, lambda: fixtures("unit"), TOKENS["cmdline"], 4000),
+        Target("archive", archive, _archive_seeds, TOKENS["archive"]),
+        Target("tar", tar, _tar_seeds, TOKENS["tar"], 16_000),
+        Target("mask", masks, _mask_seeds, TOKENS["mask"]),
+        Target("pump", pump, _pump_seeds, [*TOKENS["log"], *TOKENS["grub"], *TOKENS["menu"]], 300),
+    )
+}  # fmt: skip
+
+__all__ = ["TARGETS", "Target", "replace"]
