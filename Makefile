@@ -6,10 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PREFIX ?= /opt/emupmem
+MINUTES ?= 2
+NICE ?= 5
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench install uninstall fixtures deps lint clean
+.PHONY: help demo test everything fuzz check bench install uninstall fixtures deps lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,8 +19,14 @@ help: ## Show this help
 demo: $(STAMP) ## Show the main job in a throw-away virtual machine (no risk for this one)
 	$(BIN)/python -m tests.vm.demo
 
-test: $(STAMP) lint ## Every test, the virtual machines included
+test: $(STAMP) lint ## Every test, the virtual machines included, and two minutes of fuzzing beside them
+	$(MAKE) --no-print-directory -j 2 everything fuzz
+
+everything: $(STAMP)
 	$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests
+
+fuzz: $(STAMP) ## Fuzz all that reads what others wrote (MINUTES=60 for longer)
+	nice -n $(NICE) $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 check: $(STAMP) lint ## The quick inner loop: lint, types, unit tests
 	$(BIN)/pytest -n 2 -m "not vm and not slow" tests

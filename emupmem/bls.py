@@ -117,7 +117,7 @@ def prove(
     if wrong:
         raise EmupmemError(f"the command line would not be as planned: {wrong}", "nothing was changed")
     wanted = [w for w in foreign_words(old) if w not in drop]
-    wanted += [w for w in extra if w not in wanted]
+    wanted += [w for w in dict.fromkeys(extra) if w not in wanted]
     if sorted(foreign_words(new)) != sorted(wanted):
         raise EmupmemError(
             "the command line cannot be changed without changing other words of it", "nothing was changed"
@@ -192,7 +192,7 @@ def _without(word: str, fresh: str) -> str:
 def _missing(line: str, items: Sequence[str], extra: Sequence[str]) -> str:
     there = parse_command_line(line).words
     new = [f"memmap={','.join(items)}"] if items else []
-    return " ".join([*new, *(w for w in extra if w not in there)])
+    return " ".join([*new, *(w for w in dict.fromkeys(extra) if w not in there)])
 
 
 def _joined(line: str, words: str) -> str:

@@ -12,14 +12,14 @@ from tests.fuzz import driver
 def main() -> int:
     parse = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parse.add_argument("targets", nargs="*", metavar="TARGET", help="all of them, unless some are named")
-    parse.add_argument("--seconds", type=float, default=120, help="in total, over all targets (120)")
+    parse.add_argument("--minutes", type=float, default=2, help="in total, over all targets (2)")
     parse.add_argument("--replay", nargs="+", type=Path, metavar="FILE", help="run these inputs again")
     parse.add_argument("--keep", action="store_true", help="reduce what was found into tests/fuzz/corpus")
     parse.add_argument("--list", action="store_true", help="name the targets")
     parse.add_argument("--child", help=argparse.SUPPRESS)
     given = parse.parse_args()
     if given.child:
-        driver.child(given.child, int(given.seconds))
+        driver.child(given.child, round(given.minutes * 60))
     from tests.fuzz.targets import TARGETS
     from tests.fuzz.texts import FOREIGN
 
@@ -41,7 +41,7 @@ def main() -> int:
             print(f"{name:<10} {files:>4} inputs reach {reached} pairs of lines", flush=True)
         return 0
     failed = False
-    for report in driver.run(names, given.seconds):
+    for report in driver.run(names, given.minutes * 60):
         print(report, flush=True)
         if report.finding is not None:
             failed = True

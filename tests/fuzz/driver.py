@@ -83,7 +83,7 @@ def _run_one(name: str, seconds: float) -> Report:
         (folder / name_of(name, data)).write_bytes(data)
     before = set(FINDINGS.iterdir())
     began, used = time.monotonic(), _children()
-    argv = [sys.executable, "-m", "tests.fuzz", "--child", name, "--seconds", f"{seconds:.0f}"]
+    argv = [sys.executable, "-m", "tests.fuzz", "--child", name, "--minutes", f"{seconds / 60}"]
     log = WORK / f"{name}.log"
     with log.open("wb") as out:
         done = subprocess.run(argv, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, check=False)
@@ -119,7 +119,7 @@ def _last_words(said: str) -> str:
 
 def child(name: str, seconds: int) -> None:
     """In a process of its own: fuzz one target until the time is over. Does not return."""
-    import atheris
+    import atheris  # type: ignore[import-untyped,unused-ignore]
 
     with atheris.instrument_imports(include=["emupmem"]):
         import emupmem.collect

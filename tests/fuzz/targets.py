@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from emupmem import cmdline, collect, editor, grubcfg, parser, planner, survey, unit
+from emupmem import bls, cmdline, collect, editor, grubcfg, parser, planner, survey, unit
 from emupmem.model import GIB, BootLog, EmupmemError, FirmwareMap, Kind, Request, Span
 from tests.fuzz import shell
 from tests.fuzz.texts import LOGS, TOKENS, fixtures
@@ -192,7 +192,7 @@ def tables(data: bytes) -> None:
             _check_table(found, line)
         elif what == "kernel":
             release = parser.kernel_release(text, " ".join(words[1:]))
-            assert release is None or f"{release.major}.{release.minor}" in text
+            assert release is None or re.search(rf"0*{release.major}\.0*{release.minor}", text)
         else:
             lines = parser.parse_iomem(text)
             assert lines is None or len(lines) <= text.count("\n") + len(text.splitlines())
@@ -378,7 +378,7 @@ def effective(data: bytes) -> None:
 
 def undo(data: bytes) -> None:
     """Undo by lines: what it gives back is the current text with our change taken out, or nothing."""
-    parts = (data.split(b"\n%%\n") + [b"", b""])[:3]
+    parts = [*data.split(b"\n%%\n"), b"", b""][:3]
     current, before, after = parts
     made = editor.undo_lines(current, before, after)
     if made is None:
@@ -428,6 +428,64 @@ def boot_unit(data: bytes) -> None:
         return
     with suppress(EmupmemError):  # somebody else's words, which we would not write
         assert unit.read(unit.text(found, "/usr/local/bin/emupmem")) == found
+
+
+_KERNEL_BLANKS = " \t\n\v\f\r\xa0"
+
+
+def _kernel_words(text: str) -> list[str]:
+    """The words as the kernel splits them, by a splitter of our own: bytes, blanks outside double quotes."""
+    seen = text.encode("utf-8", "surrogateescape").partition(b"\0")[0].decode("latin-1")
+    words, word, quoted = [], "", False
+    for char in seen + " ":
+        if char in _KERNEL_BLANKS and not quoted:
+            words += [word.replace('"', "")] if word else []
+            word = ""
+            continue
+        quoted ^= char == '"'
+        word += char
+    return words + ([word.replace('"', "")] if quoted else [])
+
+
+def entry(data: bytes) -> None:
+    """An entry of the Boot Loader Specification, or /etc/kernel/cmdline: reworked as planned, or refused."""
+    words, body = _headed(data)
+    text = body.decode("utf-8", "surrogateescape")
+    wish = _wish(words)
+    items = tuple(dict.fromkeys(i for i in wish.items if re.fullmatch(r"[1-9]\d?G![1-9]\d{0,2}G", i, re.A)))
+    extra = tuple(
+        w for w in wish.extra if re.fullmatch(r"[a-z.=]+", w) and w not in wish.drop and "memmap" not in w
+    )
+    bls.grub_line(bls.options(text), [("kernelopts", "ro quiet")])
+    for rework, line_of in ((bls.rework_entry, bls.options), (bls.rework_file, bls.file_line)):
+        after = rework(text, items, extra, wish.drop)
+        before_line, line = line_of(text), line_of(after)
+        try:
+            bls.prove(before_line, line, items, extra, wish.drop)
+        except EmupmemError as exc:
+            refused(exc)
+            continue
+        if "--" in _kernel_words(before_line) or max(len(data), len(line)) > 1500:
+            continue  # what stands behind them is not the kernel's
+        was, now = _kernel_words(before_line), _kernel_words(line)
+        assert [i for w in now for i in _ours_of(w)] == list(items), f"{line!r} does not have {items}"
+        wanted = [left for w in was if w not in wish.drop and (left := " ".join(_without_ours(w)))]
+        assert sorted(x for w in now if (x := " ".join(_without_ours(w)))) == sorted(
+            wanted + [w for w in dict.fromkeys(extra) if w not in wanted]
+        )
+        assert rework(after, items, extra, wish.drop) == after, "a second time changes more"
+        if line_of is bls.options:
+            mine = re.compile(r"\s*options[ \t]")
+            kept = [[x for x in t.split("\n") if not mine.match(x)] for t in (text, after)]
+            assert kept[0] == kept[1], "another line of the entry was touched"
+
+
+def _ours_of(word: str) -> list[str]:
+    return (
+        [p for p in word.removeprefix("memmap=").split(",") if _ITEM.fullmatch(p)]
+        if "memmap=" in word[:7]
+        else []
+    )
 
 
 # Archives ------------------------------------------------------------------------------------------
@@ -508,7 +566,7 @@ def tar(data: bytes) -> None:
     elif kind == b"g":
         body = b"\x1f\x8b" + body
     try:
-        read = collect.unpack(io.BufferedReader(_Drops(body, 1 + zlib.crc32(data) % 5000)), "it")  # type: ignore[arg-type]
+        read = collect.unpack(io.BufferedReader(_Drops(body, 1 + zlib.crc32(data) % 5000)), "it")
     except EmupmemError as exc:
         refused(exc)
         return
@@ -569,7 +627,10 @@ READERS: dict[str, Run] = {
     "config": lambda data: archive(b"@tree/boot/config-6.12.0-1-amd64\n" + data),
     "modprobe": lambda data: archive(b"@tree/etc/modprobe.d/a.conf\n" + data),
     "grubenv": lambda data: archive(b"@tree/boot/grub/grubenv\n" + data),
-    "unit": boot_unit,
+    "unit": lambda data: boot_unit(unit.MARK.encode() + b"\n" + data),
+    "exec": lambda data: boot_unit(unit.MARK.encode() + b"\nExecStart=" + data.replace(b"\n", b" ")),
+    "entry": lambda data: entry(b"1G!4G +quiet -ro\n" + data),
+    "options": lambda data: entry(b"1G!4G +quiet -ro\noptions " + data.replace(b"\n", b" ")),
 }  # fmt: skip
 
 
@@ -616,7 +677,7 @@ def pump(data: bytes) -> None:
     """
     words, body = _headed(data)
     reader = READERS.get(words[0] if words else "", READERS["log"])
-    head, piece, tail = (body.split(b"%%", 2) + [b"", b""])[:3]
+    head, piece, tail = [*body.split(b"%%", 2), b"", b""][:3]
     reader(head + (piece or b" ") * (LONG // max(1, len(piece))) + tail)
 
 
@@ -691,6 +752,7 @@ TARGETS: dict[str, Target] = {
         Target("undo", undo, _undo_seeds, TOKENS["grub"], 3000),
         Target("menu", menu, _menu_seeds, TOKENS["menu"]),
         Target("unit", boot_unit, lambda: fixtures("unit"), TOKENS["cmdline"], 4000),
+        Target("entry", entry, lambda: fixtures("entry"), [*TOKENS["entry"], *TOKENS["cmdline"]], 2000),
         Target("archive", archive, _archive_seeds, TOKENS["archive"]),
         Target("tar", tar, _tar_seeds, TOKENS["tar"], 16_000),
         Target("mask", masks, _mask_seeds, TOKENS["mask"]),

@@ -49,7 +49,7 @@ LOGS = _logs()
 
 @cache
 def fixtures(kind: str) -> list[bytes]:
-    """The seeds of a kind: grub, tables, cmdline, unit."""
+    """The seeds of a kind: grub, tables, cmdline, entry, unit."""
     boot = sorted((FIXTURES / "boot").iterdir())
     if kind == "grub":
         return [f.read_bytes() for f in sorted((FIXTURES / "grub").iterdir()) if f.is_file()] + foreign(
@@ -69,6 +69,15 @@ def fixtures(kind: str) -> list[bytes]:
             b'dyndbg="file a +p" memmap=4G!12G,64K$0x1869,2M#3M,4G@1G,1M%1G-1+7 mem=8G -- memmap=1G!1G',
             b"hugepagesz=1G hugepages=4 default_hugepagesz=2M hugepages=0:2,1:3 nokaslr crashkernel=256M,high",
             b"memmap=exactmap memmap=0x9fc00@0 memmap=010G@1M mem=nopentium movablecore=2G",
+        ]
+    if kind == "entry":
+        text = "\n".join(w.decode() for w in (*_ENTRY[:4], *_ENTRY[6:8]))
+        head = "set 1G!4G 2G!8G +nokaslr -quiet\n"
+        line = "root=UUID=0 ro quiet memmap=1G!4G\n"
+        return [
+            f"{h}{t}".encode()
+            for h in (head, "remove\n")
+            for t in (f"{text}\n", line, f"# c\n{line}{line}", "")
         ]
     from emupmem import unit
 
@@ -265,6 +274,26 @@ _MENU = _words(
     memmap=64K$0x1
     """
 )
+_ENTRY = _words(
+    """
+    title Debian GNU/Linux
+    version 6.12.0-1-amd64
+    machine-id 0f1e2d3c4b5a69788796a5b4c3d2e1f0
+    options root=UUID=0 ro quiet memmap=1G!4G
+    options $kernelopts $tuned_params
+    options
+    linux /debian/6.12.0-1-amd64/linux
+    initrd /debian/6.12.0-1-amd64/initrd.img
+    grub_users $grub_users
+    # comment
+    memmap="1G!4G"
+    "memmap=1G!4G"
+    memmap=1G!4G,2G@1G,2G!8G
+    "a b
+    ${kernelopts}
+    à
+    """
+)
 _ARCHIVE = _words(
     """
     @facts
@@ -296,6 +325,13 @@ _ARCHIVE = _words(
     @tree/boot/grub/grub.cfg
     @tree/boot/grub/grubenv
     @tree/run/systemd/container
+    @tree/boot/loader/entries/a.conf
+    @tree/efi/loader/entries/0f1e2d3c4b5a69788796a5b4c3d2e1f0-6.12.conf
+    @tree/etc/kernel/cmdline
+    @tree/etc/kernel/cmdline.d/a.conf
+    @tree/etc/kernel/entry-token
+    @tree/etc/machine-id
+    @tree/etc/os-release
     @commands/dmesg
     @commands/journalctl-b
     @doctor.json
@@ -362,7 +398,8 @@ TOKENS: dict[str, list[bytes]] = {
     "cmdline": _CMDLINE,
     "grub": [*_GRUB, *_CMDLINE[:8]],
     "menu": [*_MENU, *_CMDLINE[:8]],
-    "archive": [*_ARCHIVE, *_LOG[:20], *_CMDLINE, *_MENU],
+    "entry": _ENTRY,
+    "archive": [*_ARCHIVE, *_LOG[:20], *_CMDLINE, *_MENU, *_ENTRY],
     "tar": _TAR,
     "mask": _MASK,
 }
