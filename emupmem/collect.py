@@ -383,7 +383,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("uuid", r"""(UUID=["']?)([0-9A-Fa-f][0-9A-Fa-f-]{3,})"""),
     ("uuid", r"""(\bby-(?:uuid|partuuid)/)([^\s"',\\]+)"""),
     ("serial", r"""(\bby-id/)([^\s"',\\]+)"""),
-    ("uuid", r"""(--fs-uuid\b[^\n]*[^\S\n])([0-9A-Fa-f][0-9A-Fa-f-]{7,})(?=[^\S\n]*$)"""),
+    ("uuid", r"""^((?>[^\n]*?--fs-uuid\b)[^\n]*[^\S\n])([0-9A-Fa-f][0-9A-Fa-f-]{7,})(?=[^\S\n]*$)"""),
 )
 """(kind, what stands before the secret and the secret): what is a secret for the place where it stands."""
 

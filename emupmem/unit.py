@@ -173,7 +173,10 @@ def read(unit: str) -> tuple[BootMount, ...]:
     commands = [line[len("ExecStart=") :] for line in joined.split("\n") if line.startswith("ExecStart=")]
     if len(commands) != 1 or not unit.startswith(MARK):
         raise EmupmemError(f"{FILE} is not one of emupmem's", hint)
-    words = [_unquote(w) for w in re.findall(r'"(?:[^"\\]|\\.)*"|[^\s"]+', commands[0])]
+    quoted = re.findall(r'"(?:[^"\\]|\\.)*+"?|[^\s"]+', commands[0])
+    if quoted and quoted[-1].startswith('"') and not re.fullmatch(r'"(?:[^"\\]|\\.)*+"', quoted[-1]):
+        raise EmupmemError(f"{FILE} was edited: a quote of its ExecStart is not closed", hint)
+    words = [_unquote(w) for w in quoted]
     if len(words) < 2 or words[1] != COMMAND:
         raise EmupmemError(f"{FILE} was edited: its ExecStart is not emupmem's", hint)
     return from_words(words[2:])

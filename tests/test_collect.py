@@ -766,3 +766,11 @@ def test_what_is_too_long_is_cut_and_said(here: FakeMachine, monkeypatch: pytest
     archive = collect.gather(here, [doctor.Finding("x", "ok", "")])
     assert "commands/dmesg" in archive.facts["cut"]
     assert max(map(len, archive.members.values())) == 1000
+
+
+def test_masking_does_not_take_the_square_of_a_line() -> None:
+    masker = Masker(["thinkbox"])
+    line = "search " + "--fs-uuid " * 60_000
+    text = f"{line}A1B2-C3D4\n{line}\n"
+    masker.learn(text)
+    assert masker.mask(text)[0] == text.replace("A1B2-C3D4", "00000000-0000-0000-0000-000000000001")

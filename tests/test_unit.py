@@ -143,3 +143,9 @@ def test_two_devices_in_one_folder_are_refused() -> None:
     again = BootMount(5 * GIB, GIB, "/mnt/pmem0", "ext4")
     with pytest.raises(EmupmemError, match="two devices cannot both be mounted at /mnt/pmem0"):
         changed(None, False, [(4 * GIB, GIB), (5 * GIB, GIB)], PROGRAM, [PLAIN, again])
+
+
+def test_an_open_quote_is_told_and_does_not_take_the_square_of_the_line() -> None:
+    for tail in ('"', '"\\\\"' + ' "', '"\\' * 100_000):
+        with pytest.raises(EmupmemError, match=r"a quote of its ExecStart is not closed"):
+            unit.read(f"{unit.MARK}\nExecStart=/usr/bin/emupmem {unit.COMMAND} {tail}\n")

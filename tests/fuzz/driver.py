@@ -162,25 +162,27 @@ def child(name: str, seconds: int) -> None:
 # The corpus ------------------------------------------------------------------------------------------
 
 
-def reduce(name: str, most: int = 60, longest: int = 4096) -> tuple[int, int]:
-    """Keep of all inputs of a target the short ones that reach something: (files, arcs of lines reached)."""
-    files = {f.read_bytes() for f in (*kept(name), *(WORK / name).glob("*")) if f.is_file()}
+def reduce(name: str, most: int = 60, longest: int = 2048) -> tuple[int, int]:
+    """Keep what is kept, and of all that was found the short inputs that reach more: (files, arcs of lines)."""
     seen: set[Any] = set()
-    chosen: list[bytes] = []
-    for data in sorted((d for d in files if len(d) <= longest), key=lambda d: (len(d), d)):
+    count = 0
+    for file in kept(name):
+        seen |= arcs(name, file.read_bytes())
+        count += 1
+    found = {f.read_bytes() for f in (WORK / name).glob("*") if f.is_file()}
+    for data in sorted((d for d in found if len(d) <= longest), key=lambda d: (len(d), d)):
+        if count >= most:
+            break
         try:
             reached = arcs(name, data)
         except Exception as exc:
             print(f"left out, it fails: {name_of(name, data)}: {exc!r}"[:200], file=sys.stderr)
             continue
-        if not reached <= seen and len(chosen) < most:
+        if not reached <= seen:
             seen |= reached
-            chosen.append(data)
-    for file in kept(name):
-        file.unlink()
-    for data in chosen:
-        (CORPUS / name_of(name, data)).write_bytes(data)
-    return len(chosen), len(seen)
+            count += 1
+            (CORPUS / name_of(name, data)).write_bytes(data)
+    return count, len(seen)
 
 
 def arcs(name: str, data: bytes) -> set[tuple[CodeType, int, int]]:

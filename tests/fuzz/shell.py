@@ -54,7 +54,8 @@ def _sourced(texts: Sequence[bytes]) -> dict[str, str] | None:
         script = "".join(f". /dev/fd/{n} >/dev/null\n" for n in files)
         try:
             done = subprocess.run(
-                [DASH, "-c", f"ulimit -f 0\n{script}\\set\n"],
+                [editor.SH, "-c", f"ulimit -f 0\n{script}\\set\n"],
+                executable=DASH,  # $0 stays what it is for the editor
                 env={"PATH": editor.NO_PROGRAMS, "LC_ALL": "C"},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
