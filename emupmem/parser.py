@@ -177,8 +177,8 @@ _PATTERNS = {
 
 @cache
 def _pattern(name: str) -> regex.Pattern[str]:
-    """A pattern, compiled when it is first needed."""
-    return regex.compile(_PATTERNS[name])
+    """A pattern, compiled when it is first needed. The kernel prints ASCII: other digits are none."""
+    return regex.compile(_PATTERNS[name], regex.ASCII)
 
 
 def _visible(text: str, most: int = 100) -> str:

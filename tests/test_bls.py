@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emupmem import bls
@@ -31,6 +31,7 @@ LINES = st.lists(st.tuples(WORDS, BLANKS)).map(lambda pairs: "".join(w + b for w
 ITEMS = st.sampled_from([(), ("1G!4G",), ("2G!4G", "1G!8G")])
 
 
+@settings(deadline=None)
 @given(LINES, ITEMS, st.booleans())
 def test_ours_become_exactly_these_and_all_else_stays(
     line: str, items: tuple[str, ...], nokaslr: bool
@@ -43,11 +44,13 @@ def test_ours_become_exactly_these_and_all_else_stays(
     assert not parse_command_line(gone).reservations
 
 
+@settings(deadline=None)
 @given(LINES.filter(lambda line: "!" not in line), ITEMS)
 def test_taking_away_gives_the_former_bytes(line: str, items: tuple[str, ...]) -> None:
     assert bls.reworked(bls.reworked(line, items), ()) == line
 
 
+@settings(deadline=None)
 @given(st.lists(LINES, max_size=4), ITEMS, st.sampled_from(["\n", "\r\n"]))
 def test_entries_keep_every_other_line(lines: list[str], items: tuple[str, ...], end: str) -> None:
     text = end.join(["# a comment", "title x y", *(f"options \t{x}" for x in lines), "linux /v", ""])
@@ -95,6 +98,7 @@ def test_what_grub_makes_of_options(options: str, line: str) -> None:
     assert bls.grub_line(options, [("kernelopts", "root=UUID=1 ro")]).strip() == line.strip()
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='ab #\n\t=!"memap1G4,', max_size=60), ITEMS)
 def test_files_of_words_keep_their_comments(text: str, items: tuple[str, ...]) -> None:
     changed = bls.rework_file(text, items)

@@ -997,6 +997,11 @@ def test_kernel_release_of_no_banner() -> None:
     assert kernel_release("what is this 6.1.2") is None
 
 
+def test_digits_of_other_scripts_are_no_version() -> None:
+    assert kernel_release("Linux version 7.\u0663.1") is None
+    assert kernel_release("Linux version 7.3.1") is not None
+
+
 # Logs of our own machines ------------------------------------------------------------------------------------
 
 

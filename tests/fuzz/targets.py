@@ -417,7 +417,7 @@ def menu(data: bytes) -> None:
     for _, why in grubcfg.problems(found, items, items[:1]):
         assert why
     plain = " ".join(words)
-    if not any(c in plain for c in "'\"\\#"):
+    if not any(c in plain for c in "'\"\\#$"):
         assert grubcfg.kernel_text(plain) == plain
 
 
@@ -474,7 +474,8 @@ def entry(data: bytes) -> None:
         assert [i for w in now for i in _ours_of(w)] == list(items), f"{line!r} does not have {items}"
         wanted = [left for w in was if w not in wish.drop and (left := _left_of(w))]
         wanted += [w for w in dict.fromkeys(extra) if w not in wanted]
-        assert sorted(left for w in now if (left := _left_of(w))) == sorted(wanted), "other words"
+        got = [left for w in now if (left := _left_of(w))]
+        assert sorted(got) == sorted(wanted), "other words"
         assert rework(after, items, extra, wish.drop) == after, "a second time changes more"
         if line_of is bls.options:
             mine = re.compile(r"\s*options[ \t]")
