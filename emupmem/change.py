@@ -15,7 +15,7 @@ from functools import partial
 
 from emupmem import dropin, editor, elsewhere, grubcfg, loader, mount, survey, trial
 from emupmem.blocks import mounts
-from emupmem.cmdline import format_memmap, parse_command_line, parse_memmap_value
+from emupmem.cmdline import format_memmap, mangled, parse_command_line, parse_memmap_value
 from emupmem.elsewhere import GENERATOR_SECONDS, WORDS_RECORD, Elsewhere, put, refuse_changed
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit, Plan, Request, Reservation
@@ -23,6 +23,7 @@ from emupmem.planner import STEPS, Situation, plan, satisfied
 from emupmem.unit import FILE as UNIT_FILE
 from emupmem.unit import NO_CHANGE, BootMount, UnitChange
 from emupmem.unit import read as read_unit
+from emupmem.units import human
 
 OUR_WORDS = ("nokaslr",)
 """Words beside memmap= that apply adds when asked to."""
@@ -160,6 +161,17 @@ def _effective(machine: Machine, main: bytes, own: bytes | bool | None = True) -
     return editor.effective([(n, texts[n]) for n in order], sh=survey.judge(machine))
 
 
+def _refuse_mangled(line: CommandLine) -> None:
+    """Raise EmupmemError for an item that would make the kernel leave almost all memory unused."""
+    item = mangled(line)
+    if item:
+        size = human(next(i.size for i in line.items if i.text == item))
+        raise EmupmemError(
+            f"memmap={item} on the kernel command line is a limit of {size} for all memory, as the kernel reads it",
+            r"take it out or write it right (memmap=SIZE!START; a $ as \\\$) in the boot configuration",
+        )
+
+
 def _own_dropin(machine: Machine) -> tuple[str, tuple[str, ...]] | None:
     """(variable, words) of our drop-in, None where there is none. Raises EmupmemError for one that was edited."""
     data = machine.read(dropin.NAME)
@@ -245,6 +257,7 @@ def prepare_apply(
         present, variable = _items_in(own[1]), own[0]
     _refuse_dropin_items(machine, before, present)
     line = effective_line(machine, before)
+    _refuse_mangled(line)
     made, items = _decide(line, found, request, options, present, in_place=variable == options.variable)
     if made is not None and not (options.add and present):
         variable = options.variable
@@ -309,6 +322,7 @@ def _apply_elsewhere(
         )
     standing = other.standing(machine)
     line = standing.line or parse_command_line(machine.peek("/proc/cmdline"))
+    _refuse_mangled(line)
     made, items = _decide(line, found, request, options, standing.items)
     words = OUR_WORDS if options.nokaslr else ()
     change = _elsewhere(machine, other, standing, items, words, ())

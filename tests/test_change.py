@@ -382,6 +382,29 @@ def test_a_drop_in_that_extends_is_no_obstacle(machine: FakeMachine) -> None:
     assert menu(machine).count("memmap=16G!4G iommu=pt") == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "item", "limit"),
+    [
+        (rb"memmap=64K\$0x18690000", "64K\ufffdx18690000", "64 KiB"),
+        (b"memmap=1GiB!6G", "1GiB!6G", "1 GiB"),
+        (rb"memmap=1G\\\\!6G", r"1G\\!6G", "1 GiB"),
+        (rb"memmap=64K\\\$0x18690000", "", ""),
+        (rb"memmap=1G\!6G", "", ""),
+    ],
+)
+def test_what_the_kernel_would_take_for_a_limit_is_named(
+    tmp_path: Path, text: bytes, item: str, limit: str
+) -> None:
+    machine = build(tmp_path, STOCK.replace(b'LINUX=""', b'LINUX="%s"' % text))
+    assert machine.output("update-grub2") is not None
+    if not item:
+        assert prepare_apply(machine, FOUND, Request(GIB), Options(add=True)).needed
+        return
+    with pytest.raises(EmupmemError, match=f"is a limit of {limit} for all memory") as caught:
+        prepare_apply(machine, FOUND, Request(GIB), Options())
+    assert f"memmap={item} on the kernel" in caught.value.message
+
+
 def test_a_drop_in_that_reserves_is_refused(machine: FakeMachine) -> None:
     put(machine, "/etc/default/grub.d/a.cfg", 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX memmap=1G!4G"\n')
     with pytest.raises(EmupmemError, match=r"grub\.d/a\.cfg:1 reserves memory already"):
