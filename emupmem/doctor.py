@@ -759,4 +759,7 @@ def ladder(verdict: Verdict) -> Finding:
         return Finding("ladder", "ok", f"nothing is reserved{more}")
     devices = ", ".join(d.dev for d in verdict.devices)
     what = f"{devices} · emulated, volatile" if devices else "no device was seen"
+    tried = next((c for c in verdict.checks if c.name == "trial"), None)
+    if tried is not None:
+        return Finding("ladder", "note", f"{what}{more}; {tried.found}", tried.hint)
     return Finding("ladder", "ok", f"{what}{more}")

@@ -378,6 +378,16 @@ def test_the_ladder_in_one_line() -> None:
     is_(doctor.ladder(seen), "ok", "/dev/pmem0 · emulated, volatile (not seen: iomem)")
 
 
+def test_a_trial_is_told() -> None:
+    tried = Check("trial", "ok", "", "this boot is the trial of memmap=1G!4G", "sudo emupmem confirm")
+    is_(
+        doctor.ladder(Verdict((tried,), ())),
+        "note",
+        "this boot is the trial of memmap=1G!4G",
+        "emupmem confirm",
+    )
+
+
 def test_stop_and_fail_are_not_good() -> None:
     for status, good in (("ok", True), ("note", True), ("warn", True), ("stop", False), ("fail", False)):
         assert doctor.good([Finding("x", "ok", ""), Finding("y", status, "")]) is good
