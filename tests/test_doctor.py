@@ -381,7 +381,7 @@ def test_the_ladder_in_one_line() -> None:
 def test_a_trial_is_told() -> None:
     tried = Check("trial", "ok", "", "this boot is the trial of memmap=1G!4G", "sudo emupmem confirm")
     is_(
-        doctor.ladder(Verdict((tried,), ())),
+        doctor.ladder(Verdict((tried, Check("device", "ok")), ())),
         "note",
         "this boot is the trial of memmap=1G!4G",
         "emupmem confirm",
