@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
+from dataclasses import asdict
+
 import pytest
 
+from emupmem import collect
 from emupmem.model import GIB
 from tests.test_vm import FEWER, done, said
-from tests.vm.image import image
+from tests.vm.image import ROOT_UUID, image
 from tests.vm.machine import Machine
 
 pytestmark = pytest.mark.vm
@@ -81,6 +87,8 @@ set -eux
 cat /proc/cmdline
 sha256sum --quiet -c /root/disk
 emupmem verify --json > /job/out/kexec.json
+emupmem collect /job/out/m.tar.gz
+emupmem doctor --json > /job/out/doctor.json
 emupmem abandon --yes 2> /job/out/abandon && exit 9 || [ $? = 1 ]
 emupmem confirm --yes
 grep 'GRUB_CMDLINE_LINUX_DEFAULT=.* memmap=2G!4G"' /etc/default/grub
@@ -116,6 +124,17 @@ emupmem verify --json > /job/out/back.json
 """
 
 
+def same_elsewhere(archive: bytes, there: list[dict[str, str]]) -> None:
+    """Collected in the guest: the doctor says the same here, and what it must not tell is not in it."""
+    unpacked = collect.unpack(io.BytesIO(archive), "m.tar.gz")
+    here = [asdict(f) for f in collect.doctor_from(unpacked, "m.tar.gz")]
+    assert here == json.loads(
+        re.sub(ROOT_UUID, "0" * 8 + "-0000-0000-0000-" + "1".zfill(12), json.dumps(there))
+    )
+    text = b"".join(unpacked.members.values())
+    assert [s for s in (ROOT_UUID, "QEMU Standard PC", "Hostname set to <guest>") if s.encode() in text] == []
+
+
 def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed() -> None:
     with Machine(image("trixie", "uefi")) as guest:
         begun = done(guest.boot(BEGIN))
@@ -146,6 +165,7 @@ def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed() ->
         assert [c["status"] for c in tried["checks"]] == ["ok"] * 6, tried
         assert tried["devices"] == [{"dev": "/dev/pmem0", "start": 4 * GIB, "size": 2 * GIB}]
         assert b"nowhere on the disk: reboot goes back" in last.files["abandon"]
+        same_elsewhere(last.files["m.tar.gz"], said(last, "doctor.json")["findings"])
         nothing = [c["found"] for c in said(last, "back.json")["checks"]]
         assert nothing[0] == "nothing is reserved"
         refused = last.files["refused"].decode()
