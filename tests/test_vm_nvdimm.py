@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emupmem.model import MIB
+from emupmem.qemu import Backend, Kind, Options, Wish, plan, read_guest
 from tests.vm.image import image
 from tests.vm.machine import Machine
+from tests.vm.nested import nested_guest
 
 pytestmark = pytest.mark.vm
 
@@ -42,13 +45,17 @@ refuses 'the largest that fits is 512M' emupmem nvdimm create --region region0 -
 refuses 'it can 4K, 2M' emupmem nvdimm create --align 16M
 refuses 'there is no region region7' emupmem nvdimm create --region region7
 emupmem nvdimm create --size 64M --dry-run
-for made in fsdax:128M sector:32M raw:32M devdax:64M; do
-    emupmem nvdimm create --mode ${made%:*} --size ${made#*:} --json > /job/out/${made%:*}.json
-done
+emupmem nvdimm create --size 128M --map mem --json > /job/out/fsdax.json
+emupmem nvdimm create --mode sector --size 32M --json > /job/out/sector.json
+emupmem nvdimm create --mode raw --size 32M --json > /job/out/raw.json
+emupmem nvdimm create --mode devdax --size 64M --map dev --align 4K --json > /job/out/devdax.json
+refuses 'needs root' runuser -u dev -- emupmem nvdimm show
 emupmem nvdimm show
 ls -l /dev/pmem* /dev/dax*
 
 # a file system on the one that can have DAX
+refuses '/dev/pmem0.1s has no DAX' emupmem mount /dev/pmem0.1s
+refuses '/dev/pmem0.2 has no DAX' emupmem mount /dev/pmem0.2
 emupmem mount /dev/pmem0 /mnt/pmem0 --json > /job/out/mount.json
 echo kept > /mnt/pmem0/file
 emupmem nvdimm show --socket $(cat /sys/bus/nd/devices/region0/numa_node) --json > /job/out/mounted.json
@@ -74,10 +81,25 @@ import json
 regions = json.load(open("/job/out/after.json"))["regions"]
 mine = next(r["namespaces"] for r in regions if len(r["namespaces"]) == 4)
 reserved = next(r for r in regions if r["emulated"])
-print("fsdax=" + next(n["dev"] for n in mine if n["mode"] == "fsdax"))
+for mode in ("fsdax", "raw", "devdax"):
+    print(mode + "=" + next(n["dev"] for n in mine if n["mode"] == mode))
 print("all='" + " ".join((n["name"], n["dev"])[i % 2] for i, n in enumerate(mine)) + "'")
 print("gone=" + mine[0]["name"])
-print("range=" + reserved["name"] + " reserved=" + reserved["namespaces"][0]["name"])
+print("range=" + reserved["name"])
+print("reserved=" + reserved["namespaces"][0]["name"] + " ram=" + reserved["namespaces"][0]["dev"])
+"""
+
+# There are no Optane modules here: the goal is told to be reached, by modules with the handles of these.
+IPMCTL = """#!/bin/sh
+case "$*" in
+  version) echo Intel Optane Persistent Memory Command Line Interface Version 03.00.00.0468 ;;
+  *-dimm*) for n in $(ndctl list -D | grep -o '"handle":[0-9]*' | cut -d: -f2); do
+      printf -- '---DimmID=0x%04x---\n   Capacity=538968064 B\n   HealthState=Healthy\n' $n
+      printf '   DimmHandle=0x%04x\n   MemoryCapacity=0 B\n   AppDirectCapacity=538968064 B\n' $n
+    done ;;
+  *-region*) printf -- '---ISetID=0x1---\n   PersistentMemoryType=AppDirect\n' ;;
+  *-goal*) echo There are no goal configs defined in the system. ;;
+esac
 """
 
 SECOND = (
@@ -88,9 +110,35 @@ emupmem nvdimm show
 emupmem nvdimm show --json > /job/out/after.json
 python3 /job/pick.py > /run/picked
 . /run/picked
-mount -o dax $fsdax /mnt
-[ "$(cat /mnt/file)" = kept ]
-umount /mnt
+emupmem mount $fsdax /mnt/pmem0 --json > /job/out/kept.json
+[ "$(cat /mnt/pmem0/file)" = kept ]
+
+# real devices behind a virtual machine: what each can promise, and that QEMU takes it
+given="--qemu /job/nested/qemu"
+idle="-accel tcg -nodefaults -display none -S -monitor stdio"
+emupmem qemu args $given --pmem 16M --backend /mnt/pmem0 --json > /job/out/daxfile.json
+refuses "$fsdax is mounted on /mnt/pmem0" emupmem qemu run $given --backend $fsdax
+emupmem umount /mnt/pmem0
+echo quit > /run/quit
+emupmem qemu run $given --pmem 16M --backend $raw -- $idle < /run/quit > /job/out/raw 2>&1
+emupmem qemu run $given --pmem 32M --backend $devdax -- $idle < <(sleep 1000) > /job/out/devdax 2>&1 &
+user=$!
+until grep -q 'QEMU .* monitor' /job/out/devdax; do kill -0 $user; sleep 1; done
+refuses "$devdax is in use by" emupmem qemu run $given --pmem 32M --backend $devdax
+grep "$devdax" /proc/$user/maps
+kill $user
+wait $user
+
+# the whole chain: a reserved range, DAX on it, a file there, a guest that has it as its NVDIMM
+emupmem mount $ram /mnt/chain
+cd /job/out
+eval emupmem qemu run $given --pmem 64M --backend /mnt/chain --persistence cpu -- $(cat /job/nested/arguments)
+cd /
+ls -l /mnt/chain
+head -c 12 /mnt/chain/vnvdimm0.img > /job/out/chain
+emupmem umount /mnt/chain
+refuses "$ram holds ext4" emupmem nvdimm create --region $range --mode devdax --yes
+wipefs -qa $ram
 refuses 'cannot be destroyed' emupmem nvdimm destroy $reserved --yes
 refuses 'has no labels' emupmem nvdimm create --region $range --size 64M --yes
 emupmem nvdimm create --region $range --mode devdax --yes --json > /job/out/range.json
@@ -103,29 +151,47 @@ refuses "there is no namespace $gone" emupmem nvdimm destroy $gone --yes
 emupmem nvdimm create --size 128M --json > /job/out/again.json
 emupmem nvdimm destroy $gone --yes
 emupmem nvdimm show --json > /job/out/last.json
+
+# where a goal is reached, the same command makes the namespaces that are missing, and no other
+install -m 755 /job/ipmctl /usr/local/sbin/ipmctl
+emupmem nvdimm show
+refuses 'there is no terminal to ask on' emupmem nvdimm goal --mode appdirect
+emupmem nvdimm goal --mode appdirect --yes --json > /job/out/goal.json
+emupmem nvdimm goal --mode appdirect | tee /job/out/reached
+refuses 'the goal would destroy' emupmem nvdimm goal --mode memory --yes
+rm /usr/local/sbin/ipmctl
 """
 )
 
 
+INNER = """
+set -e
+for i in $(seq 60); do [ -b /dev/pmem0 ] && break; sleep 1; done
+echo size $(cat /sys/block/pmem0/size)
+echo domain $(cat /sys/bus/nd/devices/region0/persistence_domain)
+printf 'inner guest.' | dd of=/dev/pmem0 bs=4096 conv=notrunc,fsync 2>/dev/null
+"""
+
+
 def modules(folder: Path) -> list[str]:
-    """QEMU's arguments for two NVDIMMs with labels, one on each node."""
-    argv = ["-machine", "nvdimm=on"]
-    for n in (0, 1):
-        back = f"memory-backend-file,id=nv{n},share=on,mem-path={folder}/nv{n},size={MODULE}M"
-        argv += ["-object", back, "-device", f"nvdimm,memdev=nv{n},label-size=2M,node={n}"]
-    return argv
+    """emupmem's arguments of QEMU for two NVDIMMs with labels, one on each node."""
+    guest = read_guest(("-m", "6G", "-numa", "node,memdev=ram0", "-numa", "node,memdev=ram1"))
+    files = [Backend(Kind.FILE, str(folder / f"nv{n}")) for n in (0, 1)]
+    wishes = [Wish(file, MODULE * MIB, n, 2 * MIB) for n, file in enumerate(files)]
+    return plan(guest, wishes, Options(), (7, 2)).argv
 
 
 def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
+    nested = nested_guest("bookworm", INNER, ("nfit", "nd_pmem"), tmp_path / "nested")
     with Machine(
         image("bookworm", "bios"),
-        memory="6G,slots=2,maxmem=10G",
+        memory="6G",
         nodes=("3G", "3G"),
         qemu_args=modules(tmp_path),
     ) as guest:
         first = guest.boot(FIRST)
         assert first.status == 0, first.output
-        second = guest.boot(SECOND, {"pick.py": PICK})
+        second = guest.boot(SECOND, {"pick.py": PICK, "ipmctl": IPMCTL, "nested": nested}, timeout=2400)
         assert second.status == 0, second.output
     said = {
         n: json.loads(data) for r in (first, second) for n, data in r.files.items() if n.endswith(".json")
@@ -151,6 +217,8 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
         "/dev/dax0.3",
     ]
     assert {mode: one["namespace"]["mode"] for mode, one in made.items()} == {mode: mode for mode in made}
+    assert (made["fsdax"]["namespace"]["map"], made["devdax"]["namespace"]["map"]) == ("mem", "dev")
+    assert made["devdax"]["namespace"]["align"] == 4096
     assert said["mount.json"]["map_sync"]
     assert said["mount.json"]["huge_pages"]
 
@@ -164,8 +232,29 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     assert sorted(len(r["namespaces"]) for r in after) == [1, 1, 4]
     assert said["range.json"]["namespace"]["mode"] == "devdax"
     assert (made["fsdax"]["holds"], said["again.json"]["holds"]) == ("", "ext4")
+    assert (said["kept.json"]["fs"], said["kept.json"]["map_sync"]) == ("ext4", True), "as it was"
+    goal = said["goal.json"]
+    assert (goal["state"], goal["changed"], goal["destroys"]) == ("done", True, [])
+    assert [n["mode"] for n in goal["namespaces"]] == ["fsdax"], "the other region has one"
+    assert goal["namespaces"][0]["dev"] in second.files["reached"].decode()
     last = said["last.json"]["regions"]
     assert [r["free"] for r in last if not r["namespaces"]] == [512 * MIB]
+
+    check_backends(second.files)
+
+
+def check_backends(files: Mapping[str, bytes]) -> None:
+    """What was said of real devices behind a virtual machine, and what the guest inside the guest did."""
+    file = json.loads(files["daxfile.json"])
+    assert file["promises"] == [
+        "writes that the guest flushes survive the guest, a crash of this machine and power loss"
+    ]
+    assert "pmem=on" in " ".join(file["argv"])
+    assert "through the page cache" in files["raw"].decode()
+    assert "a crash of this machine and power loss" in files["devdax"].decode()
+    said = dict(line.split() for line in files["output"].decode().splitlines() if line[:1] in "sd")
+    assert (said["size"], said["domain"]) == (str(64 * MIB // 512), "cpu_cache")
+    assert files["chain"] == b"inner guest."
 
 
 def regions(view: dict[str, Any]) -> dict[str, dict[str, Any]]:

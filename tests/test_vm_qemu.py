@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,43 @@ def started(suite: str, options: list[str], script: str, modules: tuple[str, ...
     return {line.partition(" ")[0]: line.partition(" ")[2].strip() for line in out.splitlines()}
 
 
+@contextmanager
+def answered(file: Path) -> Iterator[None]:
+    """Somebody who shares the file: once the guest's words are in it, there are others behind them."""
+    over = threading.Event()
+
+    def head(file: Path) -> bytes:
+        with file.open("rb") as stream:
+            return stream.read(12)
+
+    def answer() -> None:
+        while not over.wait(0.2):
+            if file.exists() and head(file) == b"first guest.":
+                with file.open("r+b") as stream:
+                    stream.seek(4096)
+                    stream.write(b"from outside")
+                return
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+LISTEN = """
+for i in $(seq 60); do
+    echo 3 > /proc/sys/vm/drop_caches
+    heard=$(dd if=/dev/pmem0 bs=4096 skip=1 count=1 2>/dev/null | head -c 12)
+    [ -z "$heard" ] || break
+    sleep 1
+done
+echo heard $heard
+"""
+
+
 def write(text: str) -> str:
     return f"printf '{text}' | dd of=/dev/pmem0 bs=4096 conv=notrunc,fsync 2>/dev/null\n"
 
@@ -52,12 +92,14 @@ def test_what_a_guest_writes_is_in_the_file_and_in_the_next_guest(
 ) -> None:
     file = tmp_path / "pmem.img"
     nvdimm = ("nfit", "nd_pmem")
-    first = started(
-        suite,
-        ["--pmem", "256M", "--pmem-file", str(file), "--persistence", persistence],
-        LOOK + write("first guest."),
-        nvdimm,
-    )
+    with answered(file):
+        first = started(
+            suite,
+            ["--pmem", "256M", "--pmem-file", str(file), "--persistence", persistence],
+            LOOK + write("first guest.") + LISTEN,
+            nvdimm,
+        )
+    assert first["heard"] == "from outside", "what others write is visible at once"
     assert first["size"] == str(256 * MIB)
     assert first["domain"] == domain
     assert first["provider"] == "ACPI.NFIT"

@@ -67,11 +67,11 @@ def boot_kernel(
     made = image(suite, KEPT.get(suite, "bios"))
     with tempfile.TemporaryDirectory(prefix="emupmem-kernel-") as directory:
         scratch = Path(directory)
-        initramfs = _initramfs(made, scratch, script, modules)
+        packed = initramfs(made, scratch, script, modules)
         argv = [
             *qemu(memory, nodes),
             *firmware_args(firmware, scratch / "vars.fd"),
-            *("-kernel", str(made.kernel), "-initrd", str(initramfs), "-no-reboot"),
+            *("-kernel", str(made.kernel), "-initrd", str(packed), "-no-reboot"),
             # A panic reboots at once, and -no-reboot turns that into the machine's end.
             *("-append", f"console=ttyS0 panic=-1 {cmdline}".strip()),
             *qemu_args,
@@ -83,7 +83,7 @@ def boot_kernel(
     return result.output
 
 
-def _initramfs(made: Image, scratch: Path, script: str, modules: Sequence[str]) -> Path:
+def initramfs(made: Image, scratch: Path, script: str, modules: Sequence[str]) -> Path:
     """Pack busybox, the modules and the script."""
     tree = scratch / "tree"
     for name in ("bin", "proc", "sys", "dev", "tmp", "lib"):
