@@ -252,7 +252,11 @@ def check_backends(files: Mapping[str, bytes]) -> None:
     assert "pmem=on" in " ".join(file["argv"])
     assert "through the page cache" in files["raw"].decode()
     assert "a crash of this machine and power loss" in files["devdax"].decode()
-    said = dict(line.split() for line in files["output"].decode().splitlines() if line[:1] in "sd")
+    said = dict(
+        line.split()
+        for line in files["output"].decode().splitlines()
+        if line.startswith(("size ", "domain "))
+    )
     assert (said["size"], said["domain"]) == (str(64 * MIB // 512), "cpu_cache")
     assert files["chain"] == b"inner guest."
 
