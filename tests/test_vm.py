@@ -289,12 +289,61 @@ grep -c 'memmap=1G!4G' /boot/grub/grub.cfg
 /usr/local/bin/emupmem remove --yes
 same
 
-# the next boot cuts the power while the menu is being made
-printf '#!/bin/sh\\necho CUT-NOW > /dev/ttyS1\\nsleep 1000\\n' > /usr/local/sbin/update-grub2
-chmod +x /usr/local/sbin/update-grub2
+# what the kernel would misread is found before the reboot: a $ that GRUB eats, a unit that is none, a backslash
+cp -p /etc/default/grub /root/stock
+while read -r wrong; do
+    { grep -v '^GRUB_CMDLINE_LINUX=' /root/stock; printf 'GRUB_CMDLINE_LINUX="%s"\\n' "$wrong"; } > /etc/default/grub
+    cp -p /etc/default/grub /root/default
+    fails
+    cat /root/said >> /job/out/mangled
+done <<'END'
+memmap=64K\\$0x18690000
+memmap=1GiB!6G
+memmap=1G\\\\\\\\!6G
+END
+
+# Ubuntu's cloud images have the last word on a variable; and the line is as long as the kernel reads it, or longer
+cat > /etc/default/grub.d/50-cloudimg-settings.cfg <<'END'
+# Cloud Image specific Grub settings for Generic Cloud Images
+# Set the recordfail timeout
+GRUB_RECORDFAIL_TIMEOUT=0
+# Do not wait on grub prompt
+GRUB_TIMEOUT=0
+# Set the default commandline
+GRUB_CMDLINE_LINUX_DEFAULT="console=tty1 console=ttyS0"
+# Set the grub console type
+GRUB_TERMINAL=console
+END
+base="$(tr -d '\\n' < /proc/cmdline) console=tty1 memmap=1G!4G x="
+for more in 1 0; do
+    fill=$(head -c $((2047 + more - ${#base})) /dev/zero | tr '\\0' a)
+    { grep -v '^GRUB_CMDLINE_LINUX=' /root/stock; echo "GRUB_CMDLINE_LINUX='x=$fill'"; } > /etc/default/grub
+    emupmem apply --size 1G --variable GRUB_CMDLINE_LINUX_DEFAULT --yes 2>> /job/out/cloud && break
+done
+[ $more = 0 ]
+[ -e /etc/default/grub.d/zz-emupmem.cfg ]
 sync
 """
 )
+
+# The reservation came through our drop-in, whole; it is taken back, and then the power is cut while the menu is made.
+CLOUD = """
+set -eux
+[ $(tr -d '\\n' < /proc/cmdline | wc -c) = 2047 ]
+grep -c 'console=tty1 console=ttyS0 memmap=1G!4G$' /proc/cmdline
+emupmem verify
+emupmem remove --yes
+[ ! -e /etc/default/grub.d/zz-emupmem.cfg ]
+rm /etc/default/grub.d/50-cloudimg-settings.cfg
+cp -p /root/stock /etc/default/grub
+update-grub2 2> /dev/null
+cmp /boot/grub/grub.cfg /root/cfg
+cp -p /root/stock /root/default
+printf '#!/bin/sh\\necho CUT-NOW > /dev/ttyS1\\nsleep 1000\\n' > /usr/local/sbin/update-grub2
+chmod +x /usr/local/sbin/update-grub2
+sync
+emupmem apply --size 1G --yes
+"""
 
 AFTER_THE_CUT = """
 set -eux
@@ -313,6 +362,10 @@ def test_whatever_fails_the_old_configuration_stays() -> None:
     with Machine(image("bookworm", "bios")) as guest:
         faults = done(guest.boot(FAULTS))
         assert b"/etc/default/grub.d/50-image.cfg:2" in faults.files["dropin"]
-        cut = guest.boot("emupmem apply --size 1G --yes", power_cut="CUT-NOW")
-        assert cut.status is None
+        assert faults.files["mangled"].count(b"emupmem: ") == 3
+        cloud = faults.files["cloud"]
+        assert b"longer than the 2047 bytes that the kernel reads" in cloud
+        assert b"/etc/default/grub.d/50-cloudimg-settings.cfg:7" in cloud
+        cut = guest.boot(CLOUD, power_cut="CUT-NOW")
+        assert cut.status is None, cut.output
         done(guest.boot(AFTER_THE_CUT))
