@@ -84,44 +84,48 @@ def split_words(line: str, expand: bool = False) -> list[str]:
     `$variables` are left as they are, or with `expand` taken out, as GRUB does where they are not set.
     """
     words: list[str] = []
-    word: str | None = None
+    word: list[str] | None = None  # characters: a string that grows by one copies itself each time
     i, quote = 0, ""
     while i < len(line):
         c = line[i]
         if expand and c == "$" and quote != "'" and (variable := _VARIABLE.match(line, i)):
             i = variable.end()
-            eaten = EATEN if (word or "").startswith("memmap=") else ""
-            word = word + eaten if word is not None else None
+            if word is not None and "".join(word[:7]) == "memmap=":
+                word.append(EATEN)
             continue
+        kept = ""
         if quote == "'":
             if c == "'":
                 quote = ""
             else:
-                word = (word or "") + c
+                kept = c
         elif quote == '"':
             if c == '"':
                 quote = ""
             elif c == "\\" and i + 1 < len(line) and line[i + 1] in '"\\$':
                 i += 1
-                word = (word or "") + line[i]
+                kept = line[i]
             else:
-                word = (word or "") + c
+                kept = c
         elif c in " \t":
             if word is not None:
-                words.append(word)
+                words.append("".join(word))
             word = None
         elif c in "'\"":
-            quote, word = c, word or ""
+            quote, word = c, word if word is not None else []
         elif c == "\\" and i + 1 < len(line):
             i += 1
-            word = (word or "") + line[i]
+            kept = line[i]
         elif c == "#" and word is None:
             break
         else:
-            word = (word or "") + c
+            kept = c
+        if kept:
+            word = word if word is not None else []
+            word.append(kept)
         i += 1
     if word is not None:
-        words.append(word)
+        words.append("".join(word))
     return words
 
 

@@ -18,21 +18,13 @@ MAX_MEMMAP_REGIONS = 4
 """What the kernel's address randomisation can keep clear of (arch/x86/boot/compressed/kaslr.c)."""
 
 
-def visible(text: str) -> str:
-    """Text that a terminal may be given: what is not printable is shown by its number, nothing obeys it."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
 class EmupmemError(Exception):
-    """A refusal or failure that a person can act on: one line of what is wrong, one of what to do.
-
-    Both may quote what somebody else wrote, so both are made visible here.
-    """
+    """A refusal or failure that a person can act on: one line of what is wrong, one of what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        self.message = visible(message)
-        self.hint = visible(hint)
-        super().__init__(self.message)
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
 
 
 class Kind(StrEnum):

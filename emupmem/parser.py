@@ -32,7 +32,6 @@ from emupmem.model import (
     Kind,
     MapEntry,
     NodeRange,
-    visible,
 )
 
 Source = str | bytes | IO[str] | IO[bytes]
@@ -183,7 +182,8 @@ def _pattern(name: str) -> regex.Pattern[str]:
 
 def _visible(text: str, most: int = 100) -> str:
     """Text for a message: shortened, control characters made visible."""
-    return visible(text if len(text) <= most else text[: most - 1] + "…")
+    shown = text if len(text) <= most else text[: most - 1] + "…"
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
 
 
 class _Broken(Exception):

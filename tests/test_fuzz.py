@@ -93,10 +93,10 @@ def test_dash_reads_what_set_prints() -> None:
     assert shell.sourced(b"(\n") is None
 
 
-def test_an_answer_that_commands_the_terminal_is_a_finding() -> None:
+def test_an_answer_of_two_lines_is_a_finding() -> None:
     exc = EmupmemError("well")
     targets.refused(exc)
-    exc.message = "\x1b[2J"
+    exc.message = "one line\nand one that it does not say"
     with pytest.raises(AssertionError):
         targets.refused(exc)
 

@@ -210,3 +210,8 @@ def test_blocks_in_blocks_do_not_take_the_square_of_their_number() -> None:
     assert len(found) == 30_001
     assert len(found[0].titles) == 64
     assert found[-1].titles == ("b",)
+
+
+def test_a_word_of_a_million_characters_is_read_at_once() -> None:
+    assert grubcfg.split_words("a" + "${" * 500_000) == ["a" + "${" * 500_000]
+    assert grubcfg.split_words('"' + "$" * 900_000 + "-", expand=True)[0].endswith("$-")
