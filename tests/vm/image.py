@@ -1,7 +1,8 @@
 """Build and cache whole Debian guests: `python -m tests.vm.image bookworm bios`.
 
 An image is made in two steps: mmdebstrap makes the tree, which becomes a disk with `mke2fs -d`; the
-guest then boots once with its kernel from outside, installs GRUB on its own disk, and is sealed.
+guest then boots once with its kernel from outside, installs the boot loader on its own disk, and
+is sealed.
 
 Everything lies under ~/.cache/emupmem (or $EMUPMEM_CACHE): `images/` by the hash of all that
 decides the content, `archives/` with the packages and `wheels/` with the built Python
@@ -31,7 +32,8 @@ from tests.vm.machine import MIB, PROJECT, SECTOR, Image, run
 Progress = Callable[[str], None]
 
 SUITES = ("bookworm", "trixie", "forky")
-FIRMWARES = ("bios", "uefi")
+# "sdboot" is UEFI with systemd-boot and without any GRUB: for trixie only.
+FIRMWARES = ("bios", "uefi", "sdboot")
 FALLBACK_MIRROR = "http://deb.debian.org/debian"
 
 PACKAGES = (
@@ -41,7 +43,11 @@ PACKAGES = (
 )
 # For the trial that starts its kernel by kexec.
 EXTRA = {"trixie": ("kexec-tools",)}
-GRUB = {"bios": ("grub-pc",), "uefi": ("grub-efi-amd64", "dosfstools")}
+LOADER = {
+    "bios": ("grub-pc",),
+    "uefi": ("grub-efi-amd64", "dosfstools"),
+    "sdboot": ("systemd-boot", "dosfstools"),
+}
 # Only while the Python dependencies are built: python-augeas has no wheels.
 COMPILERS = "gcc libc6-dev python3-dev libaugeas-dev libxml2-dev pkg-config"
 # Used until pyproject.toml says it.
@@ -51,6 +57,8 @@ ROOT_UUID = "e0b0eed5-0000-4000-8000-000000000001"
 EFI_ID = "E0B00EED"
 DISK_SIZE = 3072 * MIB
 EFI_SIZE = 64 * MIB
+# systemd-boot starts kernels from there: room for two of them.
+EFI_SIZE_SDBOOT = 128 * MIB
 # What GRUB 2.06 and the oldest kernel read, whatever the host's mke2fs would choose.
 EXT4 = (
     "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,"
@@ -110,8 +118,8 @@ export PYTHONPYCACHEPREFIX=/var/cache/emupmem-pyc
 exec /opt/emupmem/bin/python -m emupmem "$@"
 """
 
-# Runs in the tree.  {words} are filled in by `_setup_script`.
-SETUP = r"""#!/bin/bash
+# Run in the tree.  {words} are filled in by `_fill`.
+PREPARE = r"""#!/bin/bash
 set -eu
 echo guest >/etc/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 guest\n' >/etc/hosts
@@ -145,12 +153,16 @@ END
 sed -i 's/^MODULES=.*/MODULES=list/' /etc/initramfs-tools/initramfs.conf
 printf '%s\n' virtio_pci virtio_blk ext4 >>/etc/initramfs-tools/modules
 update-initramfs -u >/dev/null
-# The rest of the file stays as Debian ships it.
+"""
+
+GRUB_DEFAULTS = r"""# The rest of the file stays as Debian ships it.
 sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' \
     -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="console=ttyS0"/' \
     /etc/default/grub
 grep -q '^GRUB_CMDLINE_LINUX=""' /etc/default/grub
+"""
 
+ENVIRONMENT = r"""
 python3 -m venv /opt/emupmem
 echo /job/src >"$(echo /opt/emupmem/lib/python3*/site-packages)/job.pth"
 pip() { /opt/emupmem/bin/pip --disable-pip-version-check -q "$@"; }
@@ -166,6 +178,8 @@ fi
 /opt/emupmem/bin/python -c 'import augeas, regex, rich, typer'
 """
 
+SETUP = PREPARE + GRUB_DEFAULTS + ENVIRONMENT
+
 # Modules for `tests.vm.kernel`.
 EXPORT = (
     "kernel/drivers/nvdimm",
@@ -179,15 +193,22 @@ SEAL = {
     # As the removable medium's loader, which needs no entry in the firmware's variables.
     "uefi": "set -e; grub-install --target=x86_64-efi --removable --no-nvram; update-grub2",
 }
+# As Debian's package does it where there is an EFI partition, and as a kernel's package does.  There
+# is no /etc/kernel/cmdline then: kernel-install takes the words of the running kernel.
+SEAL_SDBOOT = """set -e
+bootctl install --make-entry-directory=auto --no-variables
+echo timeout 0 >/boot/efi/loader/loader.conf
+/etc/kernel/postinst.d/zz-systemd-boot "$(uname -r)" "/boot/vmlinuz-$(uname -r)"
+"""
 
 
 def image(suite: str, firmware: str = "bios", progress: Progress | None = None) -> Image:
-    """Return the image of a suite for "bios" or "uefi", building it when the cache has none.
+    """Return the image of a suite for one of FIRMWARES, building it when the cache has none.
 
     The first build takes minutes.  Raises ValueError for an unknown suite or firmware,
     RuntimeError when a tool fails, and LostMachine when the guest does not come up to be sealed.
     """
-    if suite not in SUITES or firmware not in FIRMWARES:
+    if suite not in SUITES or firmware not in FIRMWARES or (firmware == "sdboot" and suite != "trixie"):
         raise ValueError(f"no such guest: {suite} {firmware}")
     images = cache() / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -226,9 +247,10 @@ def dependencies() -> list[str]:
 
 def _key(suite: str, firmware: str) -> str:
     """Hash everything that decides what is on the disk."""
-    packages = (*PACKAGES, *EXTRA.get(suite, ()), *GRUB[firmware])
-    recipe: list[object] = [packages, RUNNER, UNIT, COMMAND, SETUP, SEAL, EXT4, COMPILERS]
-    recipe += [EXPORT, suite, firmware, DISK_SIZE, EFI_SIZE, sorted(dependencies())]
+    packages = (*PACKAGES, *EXTRA.get(suite, ()), *LOADER[firmware])
+    seal: object = SEAL_SDBOOT if firmware == "sdboot" else SEAL
+    recipe: list[object] = [packages, RUNNER, UNIT, COMMAND, _setup(firmware), seal, EXT4, COMPILERS]
+    recipe += [EXPORT, suite, firmware, DISK_SIZE, _efi_size(firmware), sorted(dependencies())]
     return hashlib.sha256(json.dumps(recipe, default=str).encode()).hexdigest()[:12]
 
 
@@ -247,7 +269,7 @@ def _build(target: Image, progress: Progress) -> None:
         _export(tree, made)
         clock.step("kernel")
         _seal(made)
-        clock.step("GRUB installed in the guest")
+        clock.step("boot loader installed in the guest")
         made.path.rename(target.path)
     finally:
         run([*_root(), "rm", "-rf", "--one-file-system", str(work)])
@@ -261,7 +283,7 @@ def _make_tree(tree: Path, work: Path, made: Image) -> None:
     archives = cache() / "archives" / made.suite
     archives.mkdir(parents=True, exist_ok=True)
     there = shlex.quote(str(archives))
-    packages = ",".join((*PACKAGES, *EXTRA.get(made.suite, ()), *GRUB[made.firmware]))
+    packages = ",".join((*PACKAGES, *EXTRA.get(made.suite, ()), *LOADER[made.firmware]))
     argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={packages}", "--quiet"]
     # Debian testing's index may be past its date.
     argv += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Languages "none"']
@@ -289,7 +311,7 @@ def _customize(made: Image, work: Path) -> str:
         "usr/local/lib/emupmem-job": RUNNER,
         "usr/local/bin/emupmem": COMMAND,
         "etc/systemd/system/emupmem-job.service": UNIT,
-        "var/tmp/setup": _fill(SETUP),
+        "var/tmp/setup": _fill(_setup(made.firmware)),
     }
     for name, text in files.items():
         (work / name.replace("/", "-")).write_text(text)
@@ -320,10 +342,18 @@ def _customize(made: Image, work: Path) -> str:
             # Empty means: has no identity, but is not on its first boot, which would preset all units.
             ': >"$1/etc/machine-id"',
             f"printf '%s\\n' {shlex.join(_fstab(made.firmware))} >\"$1/etc/fstab\"",
-            'mkdir -p "$1/boot/efi"' if made.firmware == "uefi" else "",
+            'mkdir -p "$1/boot/efi"' if made.firmware != "bios" else "",
             "",
         ]
     )
+
+
+def _setup(firmware: str) -> str:
+    return PREPARE + ENVIRONMENT if firmware == "sdboot" else SETUP
+
+
+def _efi_size(firmware: str) -> int:
+    return EFI_SIZE_SDBOOT if firmware == "sdboot" else EFI_SIZE
 
 
 def _fill(template: str) -> str:
@@ -336,7 +366,7 @@ def _fill(template: str) -> str:
 def _fstab(firmware: str) -> list[str]:
     root = [f"UUID={ROOT_UUID} / ext4 errors=remount-ro 0 1"]
     efi = [f"UUID={EFI_ID[:4]}-{EFI_ID[4:]} /boot/efi vfat umask=0077 0 1"]
-    return root + efi if firmware == "uefi" else root
+    return root if firmware == "bios" else root + efi
 
 
 def _make_disk(tree: Path, made: Image) -> None:
@@ -345,18 +375,19 @@ def _make_disk(tree: Path, made: Image) -> None:
         file.truncate(DISK_SIZE)
     start = MIB
     table = "label: dos\nstart=2048, type=83, bootable\n"
-    if made.firmware == "uefi":
-        start += EFI_SIZE
-        efi = f"start=2048, size={EFI_SIZE // SECTOR}, type=U"
+    if made.firmware != "bios":
+        size = _efi_size(made.firmware)
+        start += size
+        efi = f"start=2048, size={size // SECTOR}, type=U"
         table = f"label: gpt\n{efi}\nstart={start // SECTOR}, type=L\n"
         fat = ["mkfs.vfat", "-F", "32", "-s", "1", "-i", EFI_ID, "--offset", str(MIB // SECTOR)]
-        run([*fat, str(made.disk), str(EFI_SIZE // 1024)])
+        run([*fat, str(made.disk), str(size // 1024)])
     run(["sfdisk", "-q", str(made.disk)], text=table)
     extended = f"offset={start},lazy_itable_init=0,lazy_journal_init=0"
     make = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-O", EXT4, "-U", ROOT_UUID]
     # One MiB at the end stays free: the second copy of a GPT.
-    size = f"{(DISK_SIZE - start - MIB) // 1024}k"
-    run([*_root(), *make, "-E", extended, "-d", str(tree), str(made.disk), size])
+    blocks = f"{(DISK_SIZE - start - MIB) // 1024}k"
+    run([*_root(), *make, "-E", extended, "-d", str(tree), str(made.disk), blocks])
 
 
 def _export(tree: Path, made: Image) -> None:
@@ -379,7 +410,7 @@ def _export(tree: Path, made: Image) -> None:
 
 
 def _seal(made: Image) -> None:
-    """Boot once with the kernel from outside and install GRUB from within.
+    """Boot once with the kernel from outside and install the boot loader from within.
 
     From outside GRUB would record the wrong disk.
     """
@@ -388,11 +419,12 @@ def _seal(made: Image) -> None:
     token = "seal"
     with tempfile.TemporaryDirectory() as directory:
         job = Path(directory) / "job.img"
-        machine.make_job_disk(job, token, [SEAL[made.firmware]], {})
+        script = SEAL_SDBOOT if made.firmware == "sdboot" else SEAL[made.firmware]
+        machine.make_job_disk(job, token, [script], {})
         disks = [*machine.drive(made.disk, "raw"), *machine.drive(job, "raw"), "-no-reboot"]
         (result,) = machine.converse([*machine.qemu("2G"), *disks, *boot], token, 1, timeout=300)
     if result.status != 0:
-        raise RuntimeError(f"GRUB does not install: status {result.status}\n{result.output}")
+        raise RuntimeError(f"the boot loader does not install: status {result.status}\n{result.output}")
 
 
 def _environment() -> dict[str, str]:
@@ -454,7 +486,7 @@ def to_stderr(line: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Build the image named on the command line and print its directory."""
     if not 1 <= len(arguments) <= 2:
-        print(f"usage: python -m tests.vm.image {{{','.join(SUITES)}}} [bios|uefi]", file=sys.stderr)
+        print(f"usage: python -m tests.vm.image {{{','.join(SUITES)}}} [{'|'.join(FIRMWARES)}]", file=sys.stderr)
         return 2
     suite, firmware = (*arguments, "bios")[:2]
     print(image(suite, firmware, to_stderr).path)

@@ -162,7 +162,7 @@ class Machine:
         power_cut: str | None = None,
         live: Live | None = None,
     ) -> JobResult:
-        """Boot through firmware and GRUB, run one bash script as root, power off.
+        """Boot through firmware and boot loader, run one bash script as root, power off.
 
         `files` appear under /job by name (a Path may be a directory).  `timeout` is in seconds and
         covers the whole boot.  As soon as the output matches the regular expression `power_cut`,
@@ -263,13 +263,13 @@ def drive(path: Path, form: str) -> list[str]:
 
 
 def firmware_args(firmware: str, variables: Path) -> list[str]:
-    """Return QEMU's arguments for "bios" or "uefi"; `variables` is made when it is missing.
+    """Return QEMU's arguments for "bios", "uefi" or "sdboot"; `variables` is made when it is missing.
 
     Raises ValueError for another firmware and FileNotFoundError when OVMF is not installed.
     """
     if firmware == "bios":
         return []
-    if firmware != "uefi":
+    if firmware not in ("uefi", "sdboot"):
         raise ValueError(f"no such firmware: {firmware}")
     pairs = [pair for pair in FIRMWARE_FILES if Path(pair[0]).exists()]
     if not pairs:
