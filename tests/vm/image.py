@@ -486,7 +486,9 @@ def to_stderr(line: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Build the image named on the command line and print its directory."""
     if not 1 <= len(arguments) <= 2:
-        print(f"usage: python -m tests.vm.image {{{','.join(SUITES)}}} [{'|'.join(FIRMWARES)}]", file=sys.stderr)
+        print(
+            f"usage: python -m tests.vm.image {{{','.join(SUITES)}}} [{'|'.join(FIRMWARES)}]", file=sys.stderr
+        )
         return 2
     suite, firmware = (*arguments, "bios")[:2]
     print(image(suite, firmware, to_stderr).path)

@@ -1,0 +1,142 @@
+"""The same promises without GRUB: a machine that systemd-boot starts, its kernels added by kernel-install."""
+
+from __future__ import annotations
+
+import pytest
+
+from emupmem.model import GIB
+from tests.test_vm import INSTALL, WAIT, done, said
+from tests.vm.image import image
+from tests.vm.machine import Machine
+
+pytestmark = pytest.mark.vm
+
+# What an update of the kernel's package, or of the initramfs, runs.
+HEAD = """
+set -eux
+entry=$(echo /boot/efi/loader/entries/*.conf)
+update() { /etc/kernel/postinst.d/zz-systemd-boot "$(uname -r)" "/boot/vmlinuz-$(uname -r)"; }
+alone() { [ "$(ls -A "${entry%/*}")" = "${entry##*/}" ]; }
+"""
+
+# Debian has no /etc/kernel/cmdline: kernel-install takes the words of the boot that runs.
+FIRST = """
+INSTALL
+same() {
+    cmp "$entry" /root/entry
+    [ ! -e /etc/kernel/cmdline ]
+    alone
+}
+refused() {
+    emupmem apply --size 1G --yes 2> /job/out/$1 && exit 9 || [ $? = 1 ]
+    same
+}
+[ ! -e /etc/default/grub ]
+[ ! -e /boot/grub ]
+cp "$entry" /root/entry
+emupmem doctor --json > /job/out/doctor.json
+runuser -u dev -- emupmem suggest --size 1G --json > /job/out/user.json
+emupmem apply --size 1G --check && exit 9 || [ $? = 3 ]
+emupmem apply --size 1G --trial --yes 2> /job/out/trial && exit 9 || [ $? = 1 ]
+same
+
+mount -o remount,ro /boot/efi
+refused readonly
+mount -o remount,rw /boot/efi
+dd if=/dev/zero of=/boot/efi/filler bs=64K 2> /dev/null || true
+dd if=/dev/zero of=/boot/efi/filler.2 bs=512 2> /dev/null || true
+refused full
+rm /boot/efi/filler*
+
+emupmem apply --size 1G --mount /mnt/pmem0 --yes --json > /job/out/apply.json
+emupmem apply --size 1G --mount /mnt/pmem0 --check
+emupmem verify --json > /job/out/pending.json && exit 9 || [ $? = 3 ]
+alone
+cp "$entry" /job/out/entry.conf
+cp /etc/kernel/cmdline /job/out/
+update
+cmp "$entry" /job/out/entry.conf
+bootctl list --json=short > /job/out/bootctl.json
+"""
+
+SECOND = """
+WAIT
+grep 'memmap=1G!4G' /proc/cmdline
+grep -E ' /mnt/pmem0 .*dax=always' /proc/mounts
+emupmem verify --json > /job/out/verify.json
+emupmem doctor --json > /job/out/doctor.json
+emupmem apply --size 1G --mount /mnt/pmem0 --check
+emupmem umount /mnt/pmem0
+emupmem remove --yes
+cmp "$entry" /root/entry
+alone
+# the running kernel still has it, and an update before the next start must not take it from there
+update
+cmp "$entry" /root/entry
+emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
+"""
+
+THIRD = """
+! grep memmap= /proc/cmdline
+emupmem verify --json > /job/out/verify.json
+[ ! -e /dev/pmem0 ]
+
+# a command line that somebody wrote keeps every other byte
+sed 's/^/# of this machine\\n/; s/ ro / ro\\n  quiet /' /etc/kernel/cmdline > /root/cmdline
+cp /root/cmdline /etc/kernel/cmdline
+update
+cp "$entry" /root/entry
+emupmem apply --size 1G --yes
+cp /etc/kernel/cmdline /job/out/
+cp "$entry" /job/out/entry.conf
+update
+cmp "$entry" /job/out/entry.conf
+emupmem remove --yes
+cmp /etc/kernel/cmdline /root/cmdline
+cmp "$entry" /root/entry
+alone
+"""
+
+
+def test_systemd_boot_from_suggest_to_remove() -> None:
+    def script(text: str) -> str:
+        return HEAD + text.replace("INSTALL", INSTALL).replace("WAIT", WAIT)
+
+    with Machine(image("trixie", "sdboot")) as guest:
+        first = done(guest.boot(script(FIRST)))
+        (loader,) = [f for f in said(first, "doctor.json")["findings"] if f["name"] == "loader"]
+        assert loader["status"] == "ok" and loader["found"].startswith("systemd-boot 257"), loader
+        assert said(first, "user.json")["plan"]["memmap"] == "memmap=1G!4G"
+        assert b"systemd-boot" in first.files["trial"]
+        assert b"Read-only file system" in first.files["readonly"], first.files["readonly"]
+        assert b"No space left on device" in first.files["full"], first.files["full"]
+        for refusal in ("readonly", "full"):
+            assert b"the old configuration is back" in first.files[refusal], first.files[refusal]
+        assert said(first, "apply.json")["memmap"] == "memmap=1G!4G"
+        assert said(first, "pending.json")["pending"] is True
+        words = options(first.files["entry.conf"])
+        assert words[-1] == b"memmap=1G!4G"
+        # what kernel-install adds by itself stays out of its source
+        there = [w for w in words if not w.startswith(b"systemd.machine_id=")]
+        assert first.files["cmdline"].split() == there
+        (default,) = [e for e in said(first, "bootctl.json") if e["isDefault"]]
+        assert "memmap=1G!4G" in default["options"].split()
+
+        second = done(guest.boot(script(SECOND)))
+        found = said(second, "verify.json")
+        assert [c["status"] for c in found["checks"]] == ["ok"] * 12, found
+        assert found["devices"] == [{"dev": "/dev/pmem0", "start": 4 * GIB, "size": GIB}]
+        assert said(second, "doctor.json")["ok"] is True
+
+        third = done(guest.boot(script(THIRD)))
+        assert [c["status"] for c in said(third, "verify.json")["checks"]] == ["ok"] * 3
+        lines = third.files["cmdline"].splitlines()
+        assert lines[0] == b"# of this machine"
+        assert b"memmap=1G!4G" in lines[-1].split()
+        assert b"memmap=1G!4G" in options(third.files["entry.conf"])
+
+
+def options(entry: bytes) -> list[bytes]:
+    """The kernel's words of an entry that has one line of them."""
+    (line,) = [line for line in entry.splitlines() if line.startswith(b"options")]
+    return line.split()[1:]
