@@ -17,6 +17,7 @@ set -eux
 entry=$(echo /boot/efi/loader/entries/*.conf)
 update() { /etc/kernel/postinst.d/zz-systemd-boot "$(uname -r)" "/boot/vmlinuz-$(uname -r)"; }
 alone() { [ "$(ls -A "${entry%/*}")" = "${entry##*/}" ]; }
+words() { sed -n 's/^options *//p' "$1" | tr ' ' '\\n' | sort; }
 """
 
 # Debian has no /etc/kernel/cmdline: kernel-install takes the words of the boot that runs.
@@ -55,7 +56,7 @@ alone
 cp "$entry" /job/out/entry.conf
 cp /etc/kernel/cmdline /job/out/
 update
-cmp "$entry" /job/out/entry.conf
+[ "$(words "$entry")" = "$(words /job/out/entry.conf)" ]
 bootctl list --json=short > /job/out/bootctl.json
 """
 
@@ -90,7 +91,7 @@ emupmem apply --size 1G --yes
 cp /etc/kernel/cmdline /job/out/
 cp "$entry" /job/out/entry.conf
 update
-cmp "$entry" /job/out/entry.conf
+[ "$(words "$entry")" = "$(words /job/out/entry.conf)" ]
 emupmem remove --yes
 cmp /etc/kernel/cmdline /root/cmdline
 cmp "$entry" /root/entry
