@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from emupmem import dropin, editor, elsewhere, grubcfg, loader, mount, survey, trial
+from emupmem import dropin, editor, elsewhere, grubcfg, loader, mount, oneshot, survey, trial
 from emupmem.blocks import mounts
 from emupmem.cmdline import format_memmap, mangled, parse_command_line, parse_memmap_value
 from emupmem.elsewhere import GENERATOR_SECONDS, WORDS_RECORD, Elsewhere, put, refuse_changed
@@ -578,10 +578,13 @@ def prepare_trial(
     if entry:
         trial.refuse(machine)
     elif loader.of(machine) is not None:
-        raise EmupmemError("a trial by kexec reads GRUB's menu", "leave --trial away here")
+        raise EmupmemError("a trial by kexec reads GRUB's menu", "--trial without kexec, or no trial here")
     wanted = prepare_apply(machine, found, request, options)
+    permanent = wanted.elsewhere
     own = _own_dropin(machine)
-    present = _all_items(survey.configured_items(machine, wanted.before)) or _items_in(own[1] if own else ())
+    configured = survey.configured_items(machine, wanted.before)
+    present = permanent.before.items if permanent is not None else _all_items(configured)
+    present = present or _items_in(own[1] if own else ())
     if present:
         raise EmupmemError(
             f"memmap={','.join(present)} is reserved already: a trial is for a first reservation",
@@ -589,6 +592,8 @@ def prepare_trial(
         )
     if not wanted.normal:
         raise EmupmemError("there is nothing to try")
+    if permanent is not None:
+        return _trial_elsewhere(machine, wanted, permanent)
     cfg = machine.grub_cfg()
     text = trial.menu(machine)
     words = (wanted.memmap, *(OUR_WORDS if options.nokaslr else ()))
@@ -598,9 +603,7 @@ def prepare_trial(
     # Tried before and not chosen any more, or not to its end: the menu is made and the choice is taken again.
     again = not trial.chosen(machine) or bool(trial.problem(text, words)) or _unfinished(machine, cfg)
     other = "" if trial.chosen(machine) else machine.grubenv().get(trial.NEXT, "")
-    notes = (
-        (f"the next start was chosen to be “{other}”: the trial takes its place",) if other and entry else ()
-    )
+    notes = _replaces(other if entry else "")
     return Change(
         wanted.before,
         wanted.before,
@@ -610,6 +613,32 @@ def prepare_trial(
         (*wanted.warnings, *notes),
         again,
         edits=(edit,),
+        trial=words,
+    )
+
+
+def _replaces(other: str) -> tuple[str, ...]:
+    """The warning that somebody else's choice for the next start is lost."""
+    return (f"the next start was chosen to be “{other}”: the trial takes its place",) if other else ()
+
+
+def _trial_elsewhere(machine: Machine, wanted: Change, permanent: Elsewhere) -> Change:
+    """The trial of what would be permanent, on a machine that systemd-boot starts."""
+    standing = permanent.before
+    words = (wanted.memmap, *permanent.extra)
+    steps = oneshot.steps(machine, standing, words)
+    default = standing.default
+    tried = (*(default.words if default else ()), *words)
+    what = Elsewhere(permanent.by, standing, steps, (), trial=tried)
+    notes = _replaces("" if standing.chosen else loader.one_shot(machine))
+    return replace(
+        wanted,
+        normal=(),
+        recovery=(),
+        warnings=(*wanted.warnings, *notes),
+        regenerate=elsewhere.unfinished(machine, steps),
+        edits=steps.edits,
+        elsewhere=what,
         trial=words,
     )
 
@@ -629,13 +658,18 @@ def prepare_confirm(machine: Machine) -> Change:
         raise EmupmemError(
             f"this boot is not the trial of {state.words[0]}", "emupmem verify tells how it stands"
         )
-    before = read_defaults(machine)
     items = _items(state.words[0])
+    other = loader.of(machine)
+    if other is not None:
+        return _elsewhere(machine, other, other.standing(machine), items, state.words[1:], ())
+    before = read_defaults(machine)
     return _placed(machine, before, state.variable, items, state.words[1:], None, None)
 
 
 def _rest_of_confirm(machine: Machine) -> Change | None:
     """What a confirm that was killed left to do: the reservation of this boot is permanent, its menu is not made."""
+    if loader.of(machine) is not None:
+        return None  # the entry of the trial is the last that goes
     before = read_defaults(machine)
     rest = _change(machine, before, before, None, None)
     booted = parse_command_line(machine.peek("/proc/cmdline")).reservations
@@ -644,8 +678,15 @@ def _rest_of_confirm(machine: Machine) -> Change | None:
 
 def prepare_abandon(machine: Machine) -> Change:
     """The change that takes the entry of a trial away again. Raises EmupmemError where there is none."""
-    before = read_defaults(machine)
-    change = _change(machine, before, before, None, None)
+    other = loader.of(machine)
+    if other is not None:
+        standing = other.standing(machine)
+        change = _elsewhere(machine, other, standing, standing.items, (), ())
+        if not standing.trial and not standing.chosen:
+            change = replace(change, edits=(), elsewhere=None, regenerate=False)
+    else:
+        before = read_defaults(machine)
+        change = _change(machine, before, before, None, None)
     if not change.needed:
         state = trial.state(machine)
         hint = "a trial by kexec is nowhere on the disk: reboot goes back" if state else "nothing was changed"

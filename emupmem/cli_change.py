@@ -144,9 +144,13 @@ def _tell_trial(prepared: Change, outcome: Outcome) -> None:
         f"✓ {outcome.generator} · one extra entry carries {prepared.tries}; the next start, and only that, takes it"
     )
     print("Reboot, then:  sudo emupmem verify, and sudo emupmem confirm if all is well")
+    again = "If it hangs or panics: switch it off and on, and the old configuration is back. By hand: "
+    if prepared.elsewhere is not None:
+        print(f"{again}{prepared.elsewhere.by.back.format(memmap=prepared.tries)}, or choose another entry.")
+        return
     print(
-        "If it hangs or panics: switch it off and on, and the old configuration is back. By hand: in GRUB's menu "
-        f"(hold Shift or press Esc at the start) choose another entry, or press e and delete {prepared.tries}."
+        f"{again}in GRUB's menu (hold Shift or press Esc at the start) choose another entry, or press e and delete "
+        f"{prepared.tries}."
     )
 
 

@@ -25,7 +25,8 @@ WORDS_RECORD = f"{BACKUPS}/words"
 class Elsewhere:
     """What a change does: the steps, how the next start stood before, and our items afterwards.
 
-    `extra` and `drop` are words beside the reservation that come and go.
+    `extra` and `drop` are words beside the reservation that come and go, `trial` those of the entry for a trial
+    boot (empty: there must be none).
     """
 
     by: loader.Loader
@@ -34,6 +35,7 @@ class Elsewhere:
     items: tuple[str, ...]
     extra: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    trial: tuple[str, ...] = ()
 
 
 def refuse_changed(machine: Machine, files: Sequence[tuple[str, bytes | None]]) -> None:
@@ -95,7 +97,7 @@ def carry_out(
         _roll_back(machine, what, owned, exc)
         raise
     _drop_copies(machine, what.steps)
-    if not what.items:
+    if not what.items and not what.trial:
         for name in (WORDS_RECORD, *loader.made_records(machine)):
             machine.forget(name)
     tell("done")
@@ -137,6 +139,12 @@ def _prove(machine: Machine, what: Elsewhere) -> int:
             put(machine, edit.name, edit.after, edit.mode)
     after = what.by.standing(machine)
     wrong = loader.problems(what.before, after, what.items, what.extra, what.drop)
+    if not wrong and machine.live and (after.trial, after.chosen) != (what.trial, bool(what.trial)):
+        wrong = (
+            "the entry of the trial is not there, or not chosen"
+            if what.trial
+            else "that of the trial is still there"
+        )
     if wrong:
         raise EmupmemError(f"the boot entries are not as planned: {wrong}")
     return sum(1 for e in after.entries if e.ours and e.command_line.reservations)

@@ -30,6 +30,12 @@ _EFI = "/sys/firmware/efi/efivars/{}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 LOADER_INFO = _EFI.format("LoaderInfo")
 STUB_INFO = _EFI.format("StubInfo")
 SELECTED = _EFI.format("LoaderEntrySelected")
+ONE_SHOT = _EFI.format("LoaderEntryOneShot")
+
+TRIAL_ENTRY = "emupmem-trial.conf"
+"""The entry of a trial boot (see `oneshot`): no one of those that a change is about."""
+
+FORGET_TRIAL = Command(("bootctl", "set-oneshot", ""), "forget the choice of the trial")
 
 PROGRAMS = ("grubby", "sdbootutil", "rpm-ostree", "kernel-install", "bootctl")
 """What the loaders here look for, or run."""
@@ -46,7 +52,8 @@ class Standing:
     """How the next start is set up.
 
     `items` are ours (`1G!4G`) in the source that new kernels take their words from, `where` names it. `menu` is
-    where the entries lie, `default` the one that boots by itself, None where that cannot be told.
+    where the entries lie, `default` the one that boots by itself, None where that cannot be told. `trial` are the
+    words of the entry for a trial boot, which is not among `entries`; `chosen` says that the next start takes it.
     """
 
     items: tuple[str, ...]
@@ -54,6 +61,8 @@ class Standing:
     menu: str
     entries: tuple[BootEntry, ...]
     default: BootEntry | None
+    trial: tuple[str, ...] = ()
+    chosen: bool = False
 
     @property
     def line(self) -> CommandLine | None:
@@ -101,6 +110,13 @@ class Loader(ABC):
     def refuse(self, machine: Machine) -> None:
         """Raise EmupmemError where this way is not open on the machine."""
 
+    def refuse_trial(self, machine: Machine) -> None:
+        """Raise EmupmemError where a trial boot is not possible."""
+        raise EmupmemError(
+            f"a trial is not known for {self.title}, which starts this machine",
+            "apply without --trial; " + self.back.format(memmap="memmap=…") + " goes back",
+        )
+
 
 def of(machine: Machine) -> Loader | None:
     """What starts the machine, None for GRUB with a menu by grub-mkconfig (and where nothing is to be seen)."""
@@ -122,6 +138,11 @@ def of(machine: Machine) -> Loader | None:
 def loader_name(machine: Machine) -> str:
     """What the boot loader calls itself in the UEFI variable LoaderInfo, empty where it left none."""
     return re.sub(r"[^\x20-\x7e]", "", efi_text(machine, LOADER_INFO))
+
+
+def efi_variable(name: str) -> str:
+    """The file of a variable of the boot loader's."""
+    return _EFI.format(name)
 
 
 def efi_text(machine: Machine, name: str) -> str:
@@ -149,7 +170,7 @@ def entry_files(machine: Machine, folders: Sequence[str] = BOOT_FOLDERS) -> list
     found: dict[str, str] = {}
     for folder in folders:
         for name in machine.names(f"{folder}/loader/entries"):
-            if name.endswith(".conf"):
+            if name.endswith(".conf") and name != TRIAL_ENTRY:
                 file = f"{folder}/loader/entries/{name}"
                 found.setdefault(machine.real(file), file)
     return list(found.values())
@@ -158,6 +179,22 @@ def entry_files(machine: Machine, folders: Sequence[str] = BOOT_FOLDERS) -> list
 def grubenv(machine: Machine) -> str:
     """Where GRUB's environment block lies."""
     return f"{machine.grub_cfg().rpartition('/')[0]}/grubenv"
+
+
+def trial_file(machine: Machine) -> str:
+    """The entry of a trial boot, empty where there is none."""
+    names = [f"{folder}/loader/entries/{TRIAL_ENTRY}" for folder in BOOT_FOLDERS]
+    return next((n for n in names if machine.exists(n)), "")
+
+
+def one_shot(machine: Machine) -> str:
+    """The entry that is chosen for the next start only, empty where there is none."""
+    return re.sub(r"[^\x20-\x7e]", "", efi_text(machine, ONE_SHOT))
+
+
+def trial_chosen(machine: Machine) -> bool:
+    """Whether the next start takes the trial."""
+    return one_shot(machine) == TRIAL_ENTRY
 
 
 def _text(machine: Machine, name: str) -> str:
@@ -278,7 +315,9 @@ class SystemdBoot(Loader):
             raise _no_entries(machine, "systemd-boot")
         default = _default(machine, entries)
         items, where = _source_items(machine, default)
-        return Standing(items, where, menu, tuple(entries), default)
+        text = bls.options(_text(machine, file)) if (file := trial_file(machine)) else ""
+        words = parse_command_line(text).words
+        return Standing(items, where, menu, tuple(entries), default, words, trial_chosen(machine))
 
     def steps(
         self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
@@ -289,7 +328,9 @@ class SystemdBoot(Loader):
             after = bls.rework_entry(before, items, extra, drop)
             bls.prove(bls.options(before), bls.options(after), items, extra, drop)
             edits.append(_edit(machine, name, after))
-        return Steps(_changed(edits))
+        trial = trial_file(machine)  # the last one: while it is there, a confirm can be finished
+        edits += [FileEdit(trial, machine.read(trial), None)] if trial else []
+        return Steps(_changed(edits), (FORGET_TRIAL,) if trial_chosen(machine) else ())
 
     def _ours(self, machine: Machine) -> list[str]:
         running = parse_command_line(machine.peek("/proc/cmdline"))
@@ -302,6 +343,11 @@ class SystemdBoot(Loader):
                 "a unified kernel image started this kernel: its command line is built into it",
                 "build memmap= into the image (ukify, mkinitcpio, dracut); emupmem suggest tells the value",
             )
+
+    def refuse_trial(self, machine: Machine) -> None:
+        from emupmem import oneshot
+
+        oneshot.refuse(machine)
 
 
 def _source_items(machine: Machine, default: BootEntry | None) -> tuple[tuple[str, ...], str]:
@@ -355,15 +401,34 @@ def _source_edits(
             edits.append(FileEdit(KERNEL_CMDLINE, data, None))
         else:
             edits.append(FileEdit(KERNEL_CMDLINE, data, after_file))
-    elif items and machine.find("kernel-install") is not None and standing.default is not None:
-        # Without it kernel-install takes the words of the boot that runs: a new kernel would come without ours.
-        vendor = machine.read(VENDOR_CMDLINE)
-        text = vendor.decode("utf-8", "surrogateescape") if vendor is not None else standing.default.text
-        line = bls.file_line(text)
-        kept = [w for w in _raw_words(line) if not w.startswith(KERNEL_INSTALL_ADDS)]
-        text = bls.reworked(" ".join(kept), items, extra, drop) + "\n"
-        edits.append(FileEdit(KERNEL_CMDLINE, None, text.encode("utf-8", "surrogateescape")))
+    elif items:
+        edits += _made_source(machine, standing, items, extra, drop)
     return edits
+
+
+def kept_source(machine: Machine, standing: Standing) -> list[FileEdit]:
+    """What keeps new kernels from taking their words from the boot that runs, where they would."""
+    return [] if machine.exists(KERNEL_CMDLINE) else _made_source(machine, standing, ())
+
+
+def _made_source(
+    machine: Machine,
+    standing: Standing,
+    items: Sequence[str],
+    extra: Sequence[str] = (),
+    drop: Sequence[str] = (),
+) -> list[FileEdit]:
+    """An /etc/kernel/cmdline where there is none: without it kernel-install takes the words of the running boot."""
+    if machine.find("kernel-install") is None or standing.default is None:
+        return []
+    vendor = machine.read(VENDOR_CMDLINE)
+    if vendor is not None and not items:
+        return []
+    text = vendor.decode("utf-8", "surrogateescape") if vendor is not None else standing.default.text
+    line = bls.file_line(text)
+    kept = [w for w in _raw_words(line) if not w.startswith(KERNEL_INSTALL_ADDS)]
+    text = bls.reworked(" ".join(kept), items, extra, drop) + "\n"
+    return [FileEdit(KERNEL_CMDLINE, None, text.encode("utf-8", "surrogateescape"))]
 
 
 def _reworked_file(data: bytes, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]) -> bytes:
@@ -396,6 +461,9 @@ class SdBootUtil(SystemdBoot):
 
     title = "sdbootutil"
     back = "in the boot menu press e on the entry, delete {memmap}, go on; or choose an older snapshot"
+
+    def refuse_trial(self, machine: Machine) -> None:
+        Loader.refuse_trial(self, machine)  # its entries may be GRUB's
 
     def steps(
         self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()

@@ -1,4 +1,6 @@
-"""A trial boot: one extra entry in GRUB's menu, chosen for one start, and nothing permanent.
+"""A trial boot: one extra entry in GRUB's menu (or systemd-boot's: see `oneshot`), chosen for one start.
+
+Nothing is permanent.
 
 GRUB forgets the choice (`next_entry` of its environment block) before it starts the kernel, so a
 machine that hangs, panics or is switched off comes back with its old configuration. That needs a
@@ -13,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from emupmem import grubcfg, loader
+from emupmem import grubcfg, loader, oneshot
 from emupmem.blocks import Mounted, mount_of, mounts, stack
 from emupmem.cmdline import is_cut, parse_command_line
 from emupmem.machine import Machine
@@ -242,10 +244,8 @@ def refuse(machine: Machine) -> None:
         raise EmupmemError("a trial is for the running machine", "--root edits a tree")
     other = loader.of(machine)
     if other is not None:
-        raise EmupmemError(
-            f"a trial is an entry in the menu that grub-mkconfig makes, and {other.title} starts this machine",
-            "apply without --trial; " + other.back.format(memmap="memmap=…") + " goes back",
-        )
+        other.refuse_trial(machine)
+        return
     why, fix = obstacle(machine)
     if why:
         again = "a trial that hangs would be started again and again; "
@@ -292,21 +292,29 @@ def state(machine: Machine) -> State | None:
     if mark is not None and line.words[mark + 1 :]:
         variable = line.words[mark].removeprefix(KEXEC_MARK)
         return State(line.words[mark + 1 :], variable, False, True, True, kexec=True)
-    read = read_script(machine.peek(SCRIPT))
-    if read is None:
+    made = _made(machine)
+    if made is None:
         return None
-    variable, words = read
+    file, variable, words, coming, in_menu = made
     booted = re.search(r"^btime (\d+)", machine.peek("/proc/stat"), re.MULTILINE)
-    written = machine.modified(SCRIPT)
+    written = machine.modified(file)
     since = booted is not None and written is not None and int(booted[1]) > written
     wanted = [i.text for i in parse_command_line(words[0]).reservations]
     running = [i.text for i in line.reservations] == wanted
-    coming = chosen(machine)
-    if coming and not _in_menu(machine):
+    if coming and not in_menu:
         gone = "its entry is not in the menu any more (was its kernel removed?)"
         return State(words, variable, False, running, False, gone)
     why = _last_words(machine, written or 0) if since and not running and not coming else ""
     return State(words, variable, coming, running, since, why)
+
+
+def _made(machine: Machine) -> tuple[str, str, tuple[str, ...], bool, bool] | None:
+    """(file that makes the entry, variable, added words, whether it is chosen, is in the menu), or None."""
+    if isinstance(loader.of(machine), loader.SystemdBoot):
+        entry = oneshot.read(machine)
+        return (entry.file, "", entry.words, loader.trial_chosen(machine), entry.starts) if entry else None
+    read = read_script(machine.peek(SCRIPT))
+    return (SCRIPT, *read, chosen(machine), _in_menu(machine)) if read else None
 
 
 def _in_menu(machine: Machine) -> bool:

@@ -675,6 +675,6 @@ def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) ->
 # A trial -----------------------------------------------------------------------------------------------
 
 
-def test_a_trial_is_refused_where_there_is_no_menu_of_grub_mkconfig(here: FakeMachine) -> None:
-    with pytest.raises(EmupmemError, match="a trial is an entry in the menu that grub-mkconfig makes"):
+def test_a_trial_is_refused_where_the_loader_cannot_forget_it(here: FakeMachine) -> None:
+    with pytest.raises(EmupmemError, match=r"a trial is not known for|the boot loader does not say"):
         change.prepare_trial(here, survey_of(here), Request(GIB), change.Options())
