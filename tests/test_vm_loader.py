@@ -14,7 +14,7 @@ pytestmark = pytest.mark.vm
 # What an update of the kernel's package, or of the initramfs, runs.
 HEAD = """
 set -eux
-entry=$(echo /boot/efi/loader/entries/*.conf)
+entry=$(echo /boot/efi/loader/entries/$(cat /etc/machine-id)-*.conf)
 update() { /etc/kernel/postinst.d/zz-systemd-boot "$(uname -r)" "/boot/vmlinuz-$(uname -r)"; }
 alone() { [ "$(ls -A "${entry%/*}")" = "${entry##*/}" ]; }
 words() { sed -n 's/^options *//p' "$1" | tr ' ' '\\n' | sort; }
@@ -51,7 +51,7 @@ rm /boot/efi/filler*
 emupmem apply --size 1G --trial --yes
 cmp "$entry" /root/entry
 emupmem verify --json > /job/out/tries.json && exit 9 || [ $? = 3 ]
-sed -i 's/ memmap=1G!4G$/& panic=1 rdinit=\\/nonexistent/' "${entry%/*}/emupmem-trial.conf"
+sed -i '/^options/s/ memmap=1G!4G$/& panic=1 rdinit=\\/nonexistent/' "${entry%/*}/emupmem-trial.conf"
 grep '^options.* memmap=1G!4G panic=1 rdinit=/nonexistent$' "${entry%/*}/emupmem-trial.conf"
 sync
 """
