@@ -10,7 +10,6 @@ import re
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -751,14 +750,15 @@ def test_passwords_of_grub() -> None:
     )
 
 
-def test_masking_a_long_log_is_quick() -> None:
+def test_masking_a_long_log_comes_to_its_end() -> None:
+    """A mask that takes the square of the length would be at this for hours."""
     line = "[    1.0] usb 1-1: " + "0123456789abcdef:" * 6 + " host thinkbox 192.168.1.1 " + "x" * 60 + "\n"
     text = line * 10_000 + "a:" * 20_000 + "f" * 20_000 + "\n"
     masker = Masker(["thinkbox"], ["mallory"])
-    begin = time.process_time()
     masker.learn(text)
-    masker.mask(text)
-    assert time.process_time() - begin < 20
+    masked, count = masker.mask(text)
+    assert "thinkbox" not in masked
+    assert count["host"] == 10_000
 
 
 def test_what_is_too_long_is_cut_and_said(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
