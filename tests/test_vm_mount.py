@@ -271,7 +271,8 @@ def test_mounts_refusals_and_boots_that_go_wrong() -> None:
             "is mounted at /mnt/good · xfs, made anew",
         ):
             assert words in text(third, "journal")
-        assert "/dev/pmem0 is blank" in text(third, "verify")
+        assert "✗ kernel-map" in text(third, "verify")
+        assert "misaligned, unable to map" in text(third, "verify")
         assert text(third, "owner") == "dev:dev\n"
         assert "dax_file=True, map_sync=True" in text(third, "proof")
         faults = int(text(third, "proof").partition("faults=")[2].partition(",")[0])
