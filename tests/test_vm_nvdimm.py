@@ -152,7 +152,7 @@ done
 refuses "there is no namespace $gone" emupmem nvdimm destroy $gone --yes
 
 # ndctl leaves what a namespace held: a new one in its place tells of it
-emupmem nvdimm create --size 128M --json > /job/out/again.json
+emupmem nvdimm create --size 128M --map mem --json > /job/out/again.json
 emupmem nvdimm destroy $gone --yes
 emupmem nvdimm show --json > /job/out/last.json
 
