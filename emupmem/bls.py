@@ -85,6 +85,11 @@ def rework_file(text: str, items: Sequence[str], extra: Sequence[str] = (), drop
     return "\n".join(lines)
 
 
+def raw_words(line: str) -> list[str]:
+    """The words of a command line, quotes left as they are."""
+    return _WORD.findall(line)
+
+
 def file_line(text: str) -> str:
     """The command line that such a file makes: comment lines left out, all white space as one blank."""
     return " ".join(" ".join(x for x in text.split("\n") if not _is_comment(x)).split())

@@ -91,7 +91,6 @@ class Loader(ABC):
 
     title: str
     back: str
-    needs_root = True
 
     @abstractmethod
     def standing(self, machine: Machine) -> Standing:
@@ -137,7 +136,7 @@ def of(machine: Machine) -> Loader | None:
 
 def loader_name(machine: Machine) -> str:
     """What the boot loader calls itself in the UEFI variable LoaderInfo, empty where it left none."""
-    return re.sub(r"[^\x20-\x7e]", "", efi_text(machine, LOADER_INFO))
+    return efi_text(machine, LOADER_INFO)
 
 
 def efi_variable(name: str) -> str:
@@ -148,7 +147,7 @@ def efi_variable(name: str) -> str:
 def efi_text(machine: Machine, name: str) -> str:
     """Text of a UEFI variable: four bytes of attributes, then UTF-16."""
     data = machine.peek(name).encode("utf-8", "surrogateescape")
-    return data.replace(b"\0", b"").decode("utf-8", "replace")
+    return re.sub(r"[^\x20-\x7e]", "", data.replace(b"\0", b"").decode("utf-8", "replace"))
 
 
 def _grub_reads_bls(machine: Machine) -> bool:
@@ -189,7 +188,7 @@ def trial_file(machine: Machine) -> str:
 
 def one_shot(machine: Machine) -> str:
     """The entry that is chosen for the next start only, empty where there is none."""
-    return re.sub(r"[^\x20-\x7e]", "", efi_text(machine, ONE_SHOT))
+    return efi_text(machine, ONE_SHOT)
 
 
 def trial_chosen(machine: Machine) -> bool:
@@ -337,7 +336,7 @@ class SystemdBoot(Loader):
         return [n for n in entry_files(machine) if _belongs_here(machine, n, entry_text(machine, n), running)]
 
     def refuse(self, machine: Machine) -> None:
-        selected = re.sub(r"[^\x20-\x7e]", "", efi_text(machine, SELECTED))
+        selected = efi_text(machine, SELECTED)
         if machine.running and (machine.exists(STUB_INFO) or selected.endswith(".efi")):
             raise EmupmemError(
                 "a unified kernel image started this kernel: its command line is built into it",
@@ -426,7 +425,7 @@ def _made_source(
         return []
     text = vendor.decode("utf-8", "surrogateescape") if vendor is not None else standing.default.text
     line = bls.file_line(text)
-    kept = [w for w in _raw_words(line) if not w.startswith(KERNEL_INSTALL_ADDS)]
+    kept = [w for w in bls.raw_words(line) if not w.startswith(KERNEL_INSTALL_ADDS)]
     text = bls.reworked(" ".join(kept), items, extra, drop) + "\n"
     return [FileEdit(KERNEL_CMDLINE, None, text.encode("utf-8", "surrogateescape"))]
 
@@ -436,10 +435,6 @@ def _reworked_file(data: bytes, items: Sequence[str], extra: Sequence[str], drop
     after = bls.rework_file(before, items, extra, drop)
     bls.prove(bls.file_line(before), bls.file_line(after), items, extra, drop)
     return after.encode("utf-8", "surrogateescape")
-
-
-def _raw_words(line: str) -> list[str]:
-    return re.findall(r'(?:[^\s"]|"[^"]*"?)+', line)
 
 
 def made_by_us(machine: Machine, data: bytes) -> bool:
@@ -641,7 +636,7 @@ class RpmOstree(Loader):
         old = self._arguments(machine)
         new = bls.reworked(old, items, extra, drop)
         bls.prove(old, new, items, extra, drop)
-        gone, added = _difference(_raw_words(old), _raw_words(new))
+        gone, added = _difference(bls.raw_words(old), bls.raw_words(new))
         if not gone and not added:
             return Steps()
         return Steps(
