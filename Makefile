@@ -11,7 +11,7 @@ NICE ?= 5
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test everything fuzz check bench install uninstall fixtures deps lint clean
+.PHONY: help demo test fuzz check bench install uninstall fixtures deps lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,17 +19,14 @@ help: ## Show this help
 demo: $(STAMP) ## Show the main job in a throw-away virtual machine (no risk for this one)
 	$(BIN)/python -m tests.vm.demo
 
-test: $(STAMP) lint ## Every test, the virtual machines included, and two minutes of fuzzing beside them
-	$(MAKE) --no-print-directory -j 2 everything fuzz
-
-everything: $(STAMP)
+test: $(STAMP) lint ## Every test, the virtual machines included: about 25 minutes
 	$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests
 
-fuzz: $(STAMP) ## Fuzz all that reads what others wrote (MINUTES=60 for longer)
+fuzz: $(STAMP) ## Fuzz all that reads what others wrote, with new inputs each time (MINUTES=60 for longer)
 	nice -n $(NICE) $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
-check: $(STAMP) lint ## The quick inner loop: lint, types, unit tests
-	$(BIN)/pytest -n 2 -m "not vm and not slow" tests
+check: $(STAMP) lint ## The quick inner loop, under a minute: lint, types, unit tests
+	$(BIN)/pytest -n 2 --dist worksteal --quick tests
 
 bench: $(STAMP) ## Measure: start-up, parser, planner, apply; in a guest: DAX, save, restore
 	$(BIN)/python -m tests.bench
@@ -58,9 +55,11 @@ deps: ## Install the system packages that tests and demo need
 $(STAMP): pyproject.toml tests/requirements.txt
 	sh tests/vm/deps.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --requirement tests/requirements.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
-	touch $@
+	@$(BIN)/pip install --quiet --requirement tests/requirements.txt && \
+	$(BIN)/pip install --quiet --no-deps --editable . || \
+	{ echo "emupmem: pip could not install the Python packages of tests/requirements.txt (its words are above);" \
+	"is the package index reachable?" >&2; exit 1; }
+	@touch $@
 
 clean: ## Remove the virtual environment (the cache of images is ~/.cache/emupmem)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,18 +1,177 @@
-"""The order of the tests: what boots most begins first, so that no worker is left with it at the end."""
+"""What holds for all tests: their order, what this machine lacks, what is said while guests boot.
+
+Nothing here or in a test depends on the time of day, on chance or on the order of tests.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
+from hypothesis import HealthCheck, settings
 
-BOOTS = 3
-"""What a test in a virtual machine counts that does not say how often it boots: `pytest.mark.vm(boots=…)`."""
+from emupmem import editor
+from emupmem.editor import Sourced
+from tests.vm import preflight, progress
+
+# The same examples in every run, and no limit of time: what is slow here is the machine.
+CALM = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("calm", CALM)
+# New examples every time: `pytest --hypothesis-profile=search`.
+settings.register_profile("search", CALM, derandomize=False, max_examples=1000, print_blob=True)
+# For the inner loop.
+settings.register_profile("quick", CALM, max_examples=25)
+settings.load_profile("calm")
+
+editor.SH_SECONDS = 120.0
+"""What a busy machine may take for a shell that a user's machine starts in milliseconds."""
+
+COUNT = "EMUPMEM_BOOTS"
+"""Names, for the workers, the file that counts the boots of this run and the time it began."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=boots, reverse=True)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    what = "the inner loop: no guests, nothing slow, fewer examples, and sh is asked the same thing once"
+    parser.addoption("--quick", action="store_true", help=what)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.quick:
+        settings.load_profile("quick")
+        editor.run_sh = AskedOnce(editor.run_sh)
+    if worker(config) or config.option.collectonly:
+        return
+    count = Path(tempfile.mkdtemp(prefix="emupmem-tests-")) / "boots"
+    os.environ[COUNT] = f"{time.time()} {count}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not worker(config) and (count := os.environ.pop(COUNT, "")):
+        file = Path(count.partition(" ")[2])
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
+
+
+def worker(config: pytest.Config) -> bool:
+    """Whether this is a worker of xdist, which has no terminal of its own."""
+    return hasattr(config, "workerinput")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What this machine lacks, a line each."""
+    return preflight.lines()
+
+
+# The order, and what cannot run -----------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What boots longest begins first, so that no worker is left with it at the end."""
+    if config.option.quick:
+        left = [i for i in items if i.get_closest_marker("vm") or i.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [i for i in items if i not in set(left)]
+    items.sort(key=seconds, reverse=True)
+    for item in items:
+        mark = item.get_closest_marker("vm")
+        if mark is not None and (why := preflight.no_guest(mark.kwargs["image"])):
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where guests boot, their lines go where this process' own words go, past what pytest captures."""
+    total = sum(boots(item) for item in session.items)
+    if total and COUNT in os.environ:
+        began, _, count = os.environ[COUNT].partition(" ")
+        progress.open_(_stderr(session.config), Path(count), total, float(began))
+
+
+def _stderr(config: pytest.Config) -> int:
+    """A copy of the standard error from before capturing; it is closed with the process."""
+    manager = config.pluginmanager.getplugin("capturemanager")
+    if manager is None:
+        return os.dup(2)
+    with manager.global_and_fixture_disabled():
+        return os.dup(2)
 
 
 def boots(item: pytest.Item) -> int:
-    """How often a test boots a guest (a slow one counts 1); the sort is stable: all else stays as it is."""
-    said: list[int] = [mark.kwargs.get("boots", BOOTS) for mark in item.iter_markers("vm")]
-    return said[0] if said else int(item.get_closest_marker("slow") is not None)
+    """How often a test boots a guest."""
+    mark = item.get_closest_marker("vm")
+    return 0 if mark is None else int(mark.kwargs["boots"])
+
+
+def seconds(item: pytest.Item) -> int:
+    """About how long a test takes on an idle machine, where it counts; the sort is stable."""
+    mark = item.get_closest_marker("vm") or item.get_closest_marker("slow")
+    return 0 if mark is None else int(mark.kwargs.get("seconds", 10))
+
+
+class AskedOnce:
+    """A judge that remembers what sh said of a text in which nothing can change from one time to the next."""
+
+    # Comments and assignments without any expansion but that of a variable of the text.
+    _PLAIN = re.compile(
+        rb"(?:[ \t]*(?:\#[^\n]*|(?:export[ ])?\w+=(?:'[^']*'|\"(?:[^\"$`\\]|\$\{?GRUB_\w+\}?|\\.)*\"|[\w./:,!=-])*)?[ \t]*(?:\n|\Z))*+",
+        re.VERBOSE,
+    )
+
+    def __init__(self, ask: Callable[[Sequence[bytes], str], Sourced]) -> None:
+        self.ask = ask
+        self.known: dict[tuple[str, str, tuple[bytes, ...]], Sourced] = {}
+
+    def __call__(self, texts: Sequence[bytes], path: str = editor.SH_PATH) -> Sourced:
+        if not all(self._PLAIN.fullmatch(text) for text in texts):
+            return self.ask(texts, path)
+        key = (editor.SH, path, tuple(texts))
+        if key not in self.known:
+            self.known[key] = self.ask(texts, path)
+        return self.known[key]
+
+
+# What is said meanwhile ---------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test with guests says when it begins and ends."""
+    if not boots(item):
+        return (yield)
+    name, began = item.name.removeprefix("test_").partition("[")[0], time.monotonic()
+    progress.begin(name, boots(item))
+    progress.say(f"{name}: begins, {boots(item)} boots, about {seconds(item)} s on an idle machine")
+    result = yield
+    progress.say(f"{name}: over after {time.monotonic() - began:.0f} s · {progress.counted()}")
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """The number of boots that a test declares is the number that it makes."""
+    result = yield
+    if boots(item):
+        assert progress.booted() == boots(item), f"vm(boots={boots(item)}) boots {progress.booted()} times"
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was skipped, counted by reason."""
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")

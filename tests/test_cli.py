@@ -557,7 +557,7 @@ def test_verify_waits_for_the_device(run: Run, here: FakeMachine) -> None:
     target = link.readlink()
     link.unlink()
     threading.Timer(0.5, lambda: link.symlink_to(target)).start()
-    assert run("verify", "--wait", "20").status == 0
+    assert run("verify", "--wait", "600").status == 0
 
 
 # Odd corners -------------------------------------------------------------------------------------------

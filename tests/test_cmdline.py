@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emupmem.cmdline import (
@@ -23,10 +23,6 @@ from emupmem.cmdline import (
 from emupmem.model import GIB, KIB, MIB, TIB, EmupmemError, FirmwareMap, Kind, MapEntry, MemmapItem, Span
 
 U64 = (1 << 64) - 1
-
-# Machines that test run other things as well: time says nothing there.
-settings.register_profile("calm", deadline=None)
-settings.load_profile("calm")
 
 
 def firmware(*entries: tuple[int, int, Kind]) -> FirmwareMap:

@@ -750,6 +750,7 @@ def test_passwords_of_grub() -> None:
     )
 
 
+@pytest.mark.slow
 def test_masking_a_long_log_comes_to_its_end() -> None:
     """A mask that takes the square of the length would be at this for hours."""
     line = "[    1.0] usb 1-1: " + "0123456789abcdef:" * 6 + " host thinkbox 192.168.1.1 " + "x" * 60 + "\n"
@@ -768,6 +769,7 @@ def test_what_is_too_long_is_cut_and_said(here: FakeMachine, monkeypatch: pytest
     assert max(map(len, archive.members.values())) == 1000
 
 
+@pytest.mark.slow
 def test_masking_does_not_take_the_square_of_a_line() -> None:
     masker = Masker(["thinkbox"])
     line = "search " + "--fs-uuid " * 60_000

@@ -145,6 +145,8 @@ SCENARIOS = (
     Scenario("confirm", in_trial, prepare_confirm, remove, in_trial_without),
     Scenario("abandon", after(try_it), prepare_abandon, remove, stock),
 )
+QUICK = ("apply", "remove", "trial")
+"""Those of the inner loop; the others are variations of them."""
 parametrized = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 
@@ -259,7 +261,11 @@ def fail_with(case: Case) -> None:
     assert not case.wrong, "\n".join(dict.fromkeys(case.wrong))
 
 
-@parametrized
+@pytest.mark.parametrize(
+    "scenario",
+    [s if s.name in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SCENARIOS],
+    ids=str,
+)
 def test_all_ends_at_once_at_any_call(tmp_path: Path, scenario: Scenario) -> None:
     case = Case(scenario, tmp_path)
     machine = case.fresh()

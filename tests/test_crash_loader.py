@@ -118,7 +118,10 @@ def shown(call: Call) -> str:
 
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["apply", "remove"])
-@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name.startswith("systemd") else pytest.param(name, marks=pytest.mark.slow) for name in STARTS],
+)
 def test_whatever_ends_the_entries_are_whole(tmp_path: Path, name: str, backwards: bool) -> None:
     case = Case(STARTS[name], tmp_path, backwards)
     machine = case.built(case.old)

@@ -1,6 +1,6 @@
-"""What fuzzing found stays found: every input of tests/fuzz/corpus again, and two minutes of fresh ones.
+"""What fuzzing found stays found: every input of tests/fuzz/corpus again, and fixed mutations of the seeds.
 
-`python -m tests.fuzz --help` tells how to fuzz longer, and how to run one input again.
+The same inputs in every run: `make fuzz` looks for new ones, `python -m tests.fuzz --help` says how to run one again.
 """
 
 from __future__ import annotations
@@ -34,19 +34,37 @@ def test_inputs_that_were_found(target: str) -> None:
             raise
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_seeds_and_what_mutation_makes_of_them(target: str) -> None:
+FEW, MANY = 12, 600
+"""Mutations of each target: in the inner loop, and in all tests."""
+
+
+@pytest.mark.parametrize(
+    ("target", "numbers"),
+    [
+        *(pytest.param(name, range(FEW), id=name) for name in TARGETS),
+        *(
+            pytest.param(name, range(FEW, MANY), id=f"{name}-more", marks=pytest.mark.slow(seconds=10))
+            for name in TARGETS
+        ),
+    ],
+)
+def test_seeds_and_what_mutation_makes_of_them(target: str, numbers: range) -> None:
     one = TARGETS[target]
     seeds = one.seeds()
     assert seeds
     mutate = Mutator(one.tokens, seeds)
-    for number in range(12):
+    for number in numbers:
         data = seeds[number * 7 % len(seeds)]
         made = mutate(data, one.longest, number)
         assert len(made) <= one.longest
         assert made == mutate(data, one.longest, number), "the same number makes the same input"
+        try:
+            driver.replay(target, made)
+        except BaseException as exc:
+            exc.add_note(f"mutation {number} of {target}: {made!r}"[:2000])
+            raise
+    for data in seeds if numbers.start == 0 else ():
         driver.replay(target, data)
-        driver.replay(target, made)
 
 
 def test_no_corpus_of_a_target_that_is_gone() -> None:
@@ -63,6 +81,24 @@ def test_too_much_work_is_found() -> None:
             pass
     with work.limited(5):
         time.sleep(0.2)  # time that is not work
+
+
+def test_what_the_machine_does_meanwhile_is_no_work_of_an_input() -> None:
+    calls = 0
+
+    def slow_once() -> None:
+        nonlocal calls
+        calls += 1
+        while calls == 1:
+            pass
+
+    work.within(5, slow_once)
+    assert calls == 2
+
+
+def test_a_slow_input_is_no_finding() -> None:
+    kinds = {"crash": True, "oom": True, "timeout": True, "leak": True, "slow-unit": False}
+    assert {kind: driver.is_finding(f"cmdline-{kind}-0123abcd") for kind in kinds} == kinds
 
 
 WRONG = {

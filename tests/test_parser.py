@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from emupmem.cmdline import apply_memmap
@@ -26,10 +26,6 @@ from emupmem.parser import (
     parse_sysfs_memmap,
     read_firmware_map,
 )
-
-# Machines that test run other things as well: time says nothing there.
-settings.register_profile("calm", deadline=None)
-settings.load_profile("calm")
 
 Entry = tuple[int, int, Kind]
 BOOTS = Path(__file__).parent / "fixtures" / "boot"
@@ -394,7 +390,6 @@ def test_memory_stays_flat() -> None:
         assert peak < 4 * MIB
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=4000))
 @example(b"BIOS-e820: [mem 0x" * 50)
 @example(b"\n" * 100)

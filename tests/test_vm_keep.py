@@ -9,9 +9,6 @@ from tests.test_vm import FEWER, INSTALL, WAIT, WARM, done, said
 from tests.vm.image import image
 from tests.vm.machine import Machine
 
-pytestmark = pytest.mark.vm
-
-
 APPLY = """
 set -eux
 emupmem apply --size 512M --yes
@@ -118,7 +115,7 @@ END
 until [ -e /run/frozen ]; do sleep 0.2; done
 kill -KILL $!
 wait || true
-timeout 60 touch /mnt/pmem/thawed
+touch /mnt/pmem/thawed
 
 # wiped, restored, compared
 umount /mnt/pmem
@@ -192,7 +189,7 @@ emupmem remove --yes
 )
 
 
-@pytest.mark.vm(boots=7)
+@pytest.mark.vm(image="bookworm bios", boots=5)
 def test_save_and_restore_on_a_real_device() -> None:
     with Machine(image("bookworm", "bios")) as guest:
         done(guest.boot(KEEP))
@@ -218,7 +215,7 @@ def test_save_and_restore_on_a_real_device() -> None:
 NAMESPACES = """
 set -eux
 . /job/warm
-for n in 1 2 3 4 5 6 7 8 9; do [ -b /dev/pmem0 ] || sleep 3; done
+until [ -b /dev/pmem0 ]; do sleep 1; done
 refuses() { word="$1"; shift; "$@" 2> /run/why && exit 9 || [ $? = 1 ]; cat /run/why; grep -q "$word" /run/why; }
 ns() { emupmem namespaces "$@"; }
 ns list
@@ -270,16 +267,17 @@ emupmem save /root/image "/dev/$made"
 
 AT_BOOT = """
 set -eux
-for n in 1 2 3 4 5 6 7 8 9; do [ -e /sys/bus/nd/devices/region0 ] || sleep 3; done
+until [ -e /sys/bus/nd/devices/region0 ]; do sleep 1; done
 emupmem namespaces list --json > /job/out/list.json
 emupmem namespaces create --size 64M
 emupmem namespaces unbind --at-boot --yes --json > /job/out/unbind.json
 [ ! -e /etc/udev/rules.d/70-emupmem-ramdax.rules ]
-for n in 1 2 3 4 5 6 7 8 9; do [ -b /dev/pmem0 ] || sleep 3; done
+until [ -b /dev/pmem0 ]; do sleep 1; done
 emupmem verify
 """
 
 
+@pytest.mark.vm(image="forky bios", boots=3)
 def test_namespaces_on_plain_memory() -> None:
     with Machine(image("forky", "bios")) as guest:
         done(guest.boot(APPLY))

@@ -9,8 +9,6 @@ from tests.test_vm import INSTALL, WAIT, done, said
 from tests.vm.image import image
 from tests.vm.machine import Machine
 
-pytestmark = pytest.mark.vm
-
 # What an update of the kernel's package, or of the initramfs, runs.
 HEAD = """
 set -eux
@@ -124,6 +122,7 @@ alone
 """
 
 
+@pytest.mark.vm(image="trixie sdboot", boots=5)
 def test_systemd_boot_from_suggest_to_remove() -> None:
     def script(text: str) -> str:
         return HEAD + text.replace("INSTALL", INSTALL).replace("WAIT", WAIT)

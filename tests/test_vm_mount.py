@@ -9,8 +9,6 @@ from tests.test_vm import FEWER, INSTALL, PROGRAM, WAIT, WARM, done, said
 from tests.vm.image import image
 from tests.vm.machine import JobResult, Machine
 
-pytestmark = pytest.mark.vm
-
 REFUSED = """
 refused() { emupmem "$@" 2>&1 && exit 9 || [ $? = 1 ]; }
 """
@@ -185,7 +183,7 @@ def text(result: JobResult, name: str) -> str:
     return result.files[name].decode()
 
 
-@pytest.mark.vm(boots=6)
+@pytest.mark.vm(image="bookworm bios", boots=4)
 def test_mounts_refusals_and_boots_that_go_wrong() -> None:
     """The good path on every kernel is in test_vm.py."""
     suite, firmware, fs, other = "bookworm", "bios", "ext4", "xfs"

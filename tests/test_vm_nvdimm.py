@@ -15,8 +15,6 @@ from tests.vm.image import image
 from tests.vm.machine import Machine
 from tests.vm.nested import nested_guest
 
-pytestmark = pytest.mark.vm
-
 MODULE = 514
 """MiB of a module: 2 for its labels, so that the next one begins at a multiple of 16 MiB."""
 
@@ -170,7 +168,7 @@ rm /usr/local/sbin/ipmctl
 
 INNER = """
 set -e
-for i in $(seq 60); do [ -b /dev/pmem0 ] && break; sleep 1; done
+until [ -b /dev/pmem0 ]; do sleep 1; done
 echo size $(cat /sys/block/pmem0/size)
 echo domain $(cat /sys/bus/nd/devices/region0/persistence_domain)
 printf 'inner guest.' | dd of=/dev/pmem0 bs=4096 conv=notrunc,fsync 2>/dev/null
@@ -185,6 +183,7 @@ def modules(folder: Path) -> list[str]:
     return plan(guest, wishes, Options(), (7, 2)).argv
 
 
+@pytest.mark.vm(image="bookworm bios", boots=2)
 def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     nested = nested_guest("bookworm", INNER, ("nfit", "nd_pmem"), tmp_path / "nested")
     with Machine(
@@ -195,7 +194,7 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     ) as guest:
         first = guest.boot(FIRST)
         assert first.status == 0, first.output
-        second = guest.boot(SECOND, {"pick.py": PICK, "ipmctl": IPMCTL, "nested": nested}, timeout=2400)
+        second = guest.boot(SECOND, {"pick.py": PICK, "ipmctl": IPMCTL, "nested": nested}, timeout=3600)
         assert second.status == 0, second.output
     said = {
         n: json.loads(data) for r in (first, second) for n, data in r.files.items() if n.endswith(".json")

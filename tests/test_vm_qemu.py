@@ -13,11 +13,8 @@ import pytest
 from emupmem.model import MIB
 from tests.vm.kernel import boot_kernel
 
-pytestmark = pytest.mark.vm
-
 WAIT = """
-for i in $(seq 30); do [ -b /dev/pmem0 ] && break; sleep 1; done
-[ -b /dev/pmem0 ]
+until [ -b /dev/pmem0 ]; do sleep 1; done
 """
 LOOK = (
     WAIT
@@ -64,7 +61,7 @@ def answered(file: Path) -> Iterator[None]:
 
 
 LISTEN = """
-for i in $(seq 60); do
+while :; do
     echo 3 > /proc/sys/vm/drop_caches
     heard=$(dd if=/dev/pmem0 bs=4096 skip=1 count=1 2>/dev/null | head -c 12)
     [ -z "$heard" ] || break
@@ -81,12 +78,20 @@ def write(text: str) -> str:
 @pytest.mark.parametrize(
     ("suite", "persistence", "domain"),
     [
-        ("bookworm", "cpu", "cpu_cache"),
-        ("trixie", "mem-ctrl", "memory_controller"),
-        ("forky", "cpu", "cpu_cache"),
+        pytest.param(
+            *("bookworm", "cpu", "cpu_cache"),
+            marks=pytest.mark.vm(image="bookworm bios", boots=1),
+        ),
+        pytest.param(
+            *("trixie", "mem-ctrl", "memory_controller"),
+            marks=pytest.mark.vm(image="trixie uefi", boots=4),
+        ),
+        pytest.param(
+            *("forky", "cpu", "cpu_cache"),
+            marks=pytest.mark.vm(image="forky bios", boots=1),
+        ),
     ],
 )
-@pytest.mark.vm(boots=1)
 def test_what_a_guest_writes_is_in_the_file_and_in_the_next_guest(
     tmp_path: Path, suite: str, persistence: str, domain: str
 ) -> None:

@@ -23,6 +23,9 @@ WORK = ROOT / ".fuzz"
 FINDINGS = WORK / "findings"
 PACKAGE = str(ROOT / "emupmem") + os.sep
 
+FOUND = ("crash", "oom", "timeout", "leak")
+"""How libFuzzer names the inputs that are findings; it also writes down the slow ones, which are none."""
+
 UNITS = 400.0
 """Work for one input, about four seconds of an idle machine; most take less than one unit."""
 PAUSE = 300
@@ -50,6 +53,11 @@ class Report:
         )
 
 
+def is_finding(name: str) -> bool:
+    """Whether a file that libFuzzer wrote, TARGET-KIND-HASH, is an input that failed."""
+    return name.partition("-")[2].startswith(FOUND)
+
+
 def name_of(target: str, data: bytes) -> str:
     return f"{target}-{hashlib.sha256(data).hexdigest()[:12]}"
 
@@ -63,8 +71,7 @@ def replay(target: str, data: bytes) -> None:
     """Run one input within its limit of work; raises what the target raises."""
     from tests.fuzz.targets import TARGETS
 
-    with work.limited(UNITS):
-        TARGETS[target].run(data)
+    work.within(UNITS, lambda: TARGETS[target].run(data))
 
 
 def run(targets: Sequence[str], seconds: float) -> Iterator[Report]:
@@ -88,7 +95,7 @@ def _run_one(name: str, seconds: float) -> Report:
     with log.open("wb") as out:
         done = subprocess.run(argv, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, check=False)
     said = log.read_text("utf-8", "replace")
-    fresh = sorted(set(FINDINGS.iterdir()) - before)
+    fresh = sorted(f for f in set(FINDINGS.iterdir()) - before if is_finding(f.name))
     runs = [int(n) for n in re.findall(r"^#(\d+)\s", said, re.M)]
     runs += [int(n) for n in re.findall(r"number_of_executed_units: (\d+)", said)]
     edges = [int(n) for n in re.findall(r" cov: (\d+)", said)]
@@ -136,8 +143,7 @@ def child(name: str, seconds: int) -> None:
     work.unit()
 
     def one(data: bytes) -> None:
-        with work.limited(UNITS):
-            target.run(data)
+        work.within(UNITS, lambda: target.run(data))
 
     def change(data: bytes, most: int, seed: int) -> bytes:
         if seed % 8 == 0:

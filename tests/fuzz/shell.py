@@ -42,7 +42,7 @@ def _known(texts: tuple[bytes, ...]) -> dict[str, str] | None:
 
 
 def _sourced(texts: Sequence[bytes]) -> dict[str, str] | None:
-    """No rights, no programs, no files to write, an end after five seconds."""
+    """No rights, no programs, no files to write, an end after five seconds of work."""
     root = os.geteuid() == 0
     with ExitStack() as stack:
         files = []
@@ -54,14 +54,14 @@ def _sourced(texts: Sequence[bytes]) -> dict[str, str] | None:
         script = "".join(f". /dev/fd/{n} >/dev/null\n" for n in files)
         try:
             done = subprocess.run(
-                [editor.SH, "-c", f"ulimit -f 0\n{script}\\set\n"],
+                [editor.SH, "-c", f"ulimit -f 0; ulimit -t 5\n{script}\\set\n"],
                 executable=DASH,  # $0 stays what it is for the editor
                 env={"PATH": editor.NO_PROGRAMS, "LC_ALL": "C"},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 pass_fds=files,
-                timeout=5,
+                timeout=300,  # work is what is limited; this is for what waits for ever
                 check=False,
                 start_new_session=True,
                 user=editor.NOBODY if root else None,

@@ -17,8 +17,18 @@ for package in $packages; do
 done
 [ -n "$missing" ] || exit 0
 
+stop() {
+    echo "emupmem: $1; missing:$missing" >&2
+    exit 1
+}
+
+command -v apt-get >/dev/null || stop "this system has no apt-get: install what these Debian packages hold"
 as_root=""
-[ "$(id -u)" = 0 ] || as_root=sudo
-$as_root apt-get update -qq
+if [ "$(id -u)" != 0 ]; then
+    as_root=sudo
+    command -v sudo >/dev/null || stop "packages are missing, and only root can install them"
+fi
+$as_root apt-get update -qq || stop "apt-get update failed (its words are above): is the mirror reachable?"
 # shellcheck disable=SC2086  # a list of words on purpose
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
+    stop "apt-get install failed (its words are above)"

@@ -117,7 +117,7 @@ def print_scenario(name: str, kernel: str) -> None:
 
 def print_decorated(suite: str) -> None:
     """Print the same log through every option of the tools of a whole guest."""
-    with Machine(image(suite, progress=to_stderr), source=None) as machine:
+    with Machine(image(suite, words=to_stderr), source=None) as machine:
         result = machine.boot(DECORATED)
     if result.status != 0:
         raise RuntimeError(result.output)

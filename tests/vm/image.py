@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.vm import machine
+from tests.vm import machine, progress
 from tests.vm.machine import MIB, PROJECT, SECTOR, Image, run
 
 Progress = Callable[[str], None]
@@ -193,6 +193,9 @@ SEAL = {
     # As the removable medium's loader, which needs no entry in the firmware's variables.
     "uefi": "set -e; grub-install --target=x86_64-efi --removable --no-nvram; update-grub2",
 }
+SEAL_SECONDS = 1800
+"""For a boot and the installation, which an idle machine does in one minute."""
+
 # As Debian's package does it where there is an EFI partition, and as a kernel's package does.  There
 # is no /etc/kernel/cmdline then: kernel-install takes the words of the running kernel.
 SEAL_SDBOOT = """set -e
@@ -202,23 +205,29 @@ echo timeout 0 >/boot/efi/loader/loader.conf
 """
 
 
-def image(suite: str, firmware: str = "bios", progress: Progress | None = None) -> Image:
+def image(suite: str, firmware: str = "bios", words: Progress | None = None) -> Image:
     """Return the image of a suite for one of FIRMWARES, building it when the cache has none.
 
+    `words` gets a line per step.
     The first build takes minutes.  Raises ValueError for an unknown suite or firmware,
     RuntimeError when a tool fails, and LostMachine when the guest does not come up to be sealed.
     """
     if suite not in SUITES or firmware not in FIRMWARES or (firmware == "sdboot" and suite != "trixie"):
         raise ValueError(f"no such guest: {suite} {firmware}")
-    images = cache() / "images"
+    path = place(suite, firmware)
+    images = path.parent
     images.mkdir(parents=True, exist_ok=True)
-    path = images / f"{suite}-{firmware}-{_key(suite, firmware)}"
     found = Image(suite, firmware, path)
     with _lock(images / f"{suite}-{firmware}.lock"):
         if not path.is_dir():
             _clean(images, f"{suite}-{firmware}-")
-            _build(found, progress or (lambda _: None))
+            _build(found, words or progress.say)
     return found
+
+
+def place(suite: str, firmware: str) -> Path:
+    """Return the directory of an image, be it there or not."""
+    return cache() / "images" / f"{suite}-{firmware}-{_key(suite, firmware)}"
 
 
 def cache() -> Path:
@@ -254,13 +263,13 @@ def _key(suite: str, firmware: str) -> str:
     return hashlib.sha256(json.dumps(recipe, default=str).encode()).hexdigest()[:12]
 
 
-def _build(target: Image, progress: Progress) -> None:
+def _build(target: Image, words: Progress) -> None:
     """Build one image next to its place and rename it there when it is finished."""
     work = Path(tempfile.mkdtemp(prefix=f"{target.path.name}.tmp-", dir=target.path.parent))
     tree = work / "tree"
     made = Image(target.suite, target.firmware, work / "image")
     made.path.mkdir()
-    clock = _Clock(progress, f"{target.suite} {target.firmware}")
+    clock = _Clock(words, f"{target.suite} {target.firmware}")
     try:
         _make_tree(tree, work, made)
         clock.step("tree")
@@ -422,7 +431,9 @@ def _seal(made: Image) -> None:
         script = SEAL_SDBOOT if made.firmware == "sdboot" else SEAL[made.firmware]
         machine.make_job_disk(job, token, [script], {})
         disks = [*machine.drive(made.disk, "raw"), *machine.drive(job, "raw"), "-no-reboot"]
-        (result,) = machine.converse([*machine.qemu("2G"), *disks, *boot], token, 1, timeout=300)
+        guest = progress.Boot(f"{made.suite} {made.firmware} image", counts=False)
+        argv = [*machine.qemu("2G"), *disks, *boot]
+        (result,) = machine.converse(argv, token, 1, timeout=SEAL_SECONDS, guest=guest)
     if result.status != 0:
         raise RuntimeError(f"the boot loader does not install: status {result.status}\n{result.output}")
 
@@ -466,15 +477,15 @@ def _lock(path: Path) -> Iterator[None]:
 class _Clock:
     """Says how long each step took."""
 
-    def __init__(self, progress: Progress, what: str) -> None:
-        self.progress = progress
+    def __init__(self, words: Progress, what: str) -> None:
+        self.words = words
         self.what = what
         self.last = time.monotonic()
-        progress(f"{what}: building the image (minutes)")
+        words(f"{what}: building the image (minutes)")
 
     def step(self, name: str) -> None:
         now = time.monotonic()
-        self.progress(f"{self.what}: {name}, {now - self.last:.0f} s")
+        self.words(f"{self.what}: {name}, {now - self.last:.0f} s")
         self.last = now
 
 

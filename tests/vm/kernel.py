@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.vm import progress
 from tests.vm.image import image
-from tests.vm.machine import Image, converse, firmware_args, qemu, run
+from tests.vm.machine import BOOT_SECONDS, Image, converse, firmware_args, qemu, run
 
 BUSYBOX = Path("/bin/busybox")
 TOKEN = "kernel"
@@ -30,8 +31,8 @@ mount -t devtmpfs dev /dev
 {modules}
 if [ -e /sys/bus/nd/devices/region0 ]; then
     for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
-        sleep 1
         [ ! -e /sys/block/pmem0 ] || break
+        sleep 1
     done
 fi
 stty -F /dev/ttyS1 raw -echo
@@ -55,7 +56,7 @@ def boot_kernel(
     script: str = "dmesg",
     modules: Sequence[str] = MODULES,
     launcher: Sequence[str] = (),
-    timeout: float = 120,
+    timeout: float = BOOT_SECONDS,
 ) -> str:
     """Boot the kernel of a suite with a command line, run a busybox script, return its output.
 
@@ -77,7 +78,7 @@ def boot_kernel(
             *qemu_args,
         ]
         argv = [*launcher, *argv[1:]] if launcher else argv
-        (result,) = converse(argv, TOKEN, 1, timeout)
+        (result,) = converse(argv, TOKEN, 1, timeout, guest=progress.Boot(f"{suite} kernel"))
     if result.status != 0:
         raise RuntimeError(f"the script's status is {result.status}\n{result.output}")
     return result.output

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.vm import warm
+from tests.vm import progress, warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +43,8 @@ FIRMWARE_FILES = (
 )
 
 LAST_LINES = 40
+BOOT_SECONDS = 1800.0
+"""The limit of one boot with its script: ten times what the longest takes on an idle machine."""
 SECTOR = 512
 MIB = 1 << 20
 
@@ -158,14 +160,14 @@ class Machine:
         script: str,
         files: Mapping[str, Content] | None = None,
         *,
-        timeout: float = 900,
+        timeout: float = BOOT_SECONDS,
         power_cut: str | None = None,
         live: Live | None = None,
     ) -> JobResult:
         """Boot through firmware and boot loader, run one bash script as root, power off.
 
-        `files` appear under /job by name (a Path may be a directory).  `timeout` is in seconds and
-        covers the whole boot.  As soon as the output matches the regular expression `power_cut`,
+        `files` appear under /job by name (a Path may be a directory).  `timeout` is in seconds, for
+        the whole boot.  As soon as the output matches the regular expression `power_cut`,
         QEMU is killed, which loses what the guest did not flush; the status is then None.  `live`
         gets the output as it comes.  Raises LostMachine.
         """
@@ -177,13 +179,14 @@ class Machine:
         scripts: Sequence[str],
         files: Mapping[str, Content] | None = None,
         *,
-        timeout: float = 1800,
+        timeout: float = BOOT_SECONDS,
         live: Live | None = None,
     ) -> list[JobResult]:
         """Run one script per boot in a single QEMU process, with warm reboots between them.
 
-        RAM keeps its content where the firmware leaves it alone.  A script that resets the guest
-        under itself (`echo b > /proc/sysrq-trigger`) has the status None.  Raises LostMachine.
+        `timeout` is for each of them.  RAM keeps its content where the firmware leaves it alone.  A
+        script that resets the guest under itself (`echo b > /proc/sysrq-trigger`) has the status None.
+        Raises LostMachine.
         """
         return self._run(list(scripts), files, timeout, None, live)
 
@@ -207,7 +210,8 @@ class Machine:
             if len(scripts) == 1:
                 drives.append("-no-reboot")
             argv = [*qemu(self.memory, self.nodes), *drives, *self.qemu_args]
-            results = converse(argv, token, len(scripts), timeout, power_cut, live)
+            guest = progress.Boot(f"{self.image.suite} {self.image.firmware}")
+            results = converse(argv, token, len(scripts), timeout, power_cut, live, guest=guest)
             out = fetch(disk)
         return [*results[:-1], replace(results[-1], files=out)]
 
@@ -305,11 +309,13 @@ def converse(
     timeout: float,
     power_cut: str | None = None,
     live: Live | None = None,
+    *,
+    guest: progress.Boot,
 ) -> list[JobResult]:
     """Run QEMU until the guest has run `count` scripts and switched itself off.
 
     The guest frames each script's output on the second serial port with the lines that
-    `_Stream` knows.  Returns one result per script; raises LostMachine.
+    `_Stream` knows; `guest` tells people about it.  Returns one result per script; raises LostMachine.
     """
     with tempfile.TemporaryDirectory(prefix="emupmem-qemu-") as directory:
         console = Path(directory) / "console"
@@ -322,7 +328,7 @@ def converse(
         with errors.open("wb") as stderr:
             process = subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
             try:
-                reason = _listen(process, stream, timeout)
+                reason = _listen(process, stream, timeout, guest, console)
             finally:
                 process.kill()
                 process.wait()
@@ -338,22 +344,46 @@ def converse(
         return stream.results(said)
 
 
-def _listen(process: subprocess.Popen[bytes], stream: _Stream, timeout: float) -> str:
+def _listen(
+    process: subprocess.Popen[bytes],
+    stream: _Stream,
+    timeout: float,
+    guest: progress.Boot,
+    console: Path,
+) -> str:
     """Feed the stream until QEMU ends or the power is cut; return why the machine is lost, or ""."""
     assert process.stdout is not None
     deadline = time.monotonic() + timeout
+    guest.power_on()
     while not stream.cut:
         left = deadline - time.monotonic()
         if left <= 0:
-            return f"no end after {timeout:.0f} s"
-        if not select.select([process.stdout], [], [], left)[0]:
+            return (
+                f"no end after {timeout:.0f} s (the guest hangs, or this machine is very slow: "
+                f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs)"
+            )
+        if not select.select([process.stdout], [], [], min(left, progress.QUIET))[0]:
+            guest.alive(progress.stage(console, stream.said()))
             continue
         data = os.read(process.stdout.fileno(), 65536)
         if not data:
-            process.wait(timeout=30)
+            process.wait(timeout=timeout)
             return ""
         stream.feed(data)
+        for event, status in stream.events():
+            _tell(guest, event, status)
+            deadline = time.monotonic() + timeout
     return ""
+
+
+def _tell(guest: progress.Boot, event: str, status: int | None) -> None:
+    """Pass on what the stream saw: a script begins, ends, or a boot is over without its end."""
+    if event == "start":
+        guest.step("the script runs")
+    elif event == "restart":
+        guest.power_on()
+    else:
+        guest.over("power cut or reset" if status is None else f"done with status {status}")
 
 
 class _Stream:
@@ -372,6 +402,16 @@ class _Stream:
         self.ended: dict[int, tuple[int | None, float]] = {}
         self.cut = False
         self.last = time.monotonic()
+        self.seen: list[tuple[str, int | None]] = []
+
+    def events(self) -> list[tuple[str, int | None]]:
+        """What happened since the last call: "start", or "end" with its status."""
+        seen, self.seen = self.seen, []
+        return seen
+
+    def said(self) -> str:
+        """What the script that runs now has said."""
+        return "" if self.current is None else self.output[self.current]
 
     def feed(self, data: bytes) -> None:
         """Take some bytes: split marks from output, pass the output on, watch for the power cut."""
@@ -393,12 +433,16 @@ class _Stream:
                 self._end(self.current, None)
             self.current = number
             self.output[number] = ""
+            if number:
+                self.seen.append(("restart", None))
+            self.seen.append(("start", None))
         else:
             self._end(number, int(found[3]))
 
     def _end(self, number: int, status: int | None) -> None:
         now = time.monotonic()
         self.ended[number] = (status, now - self.last)
+        self.seen.append(("end", status))
         self.last = now
         self.current = None
 
