@@ -58,6 +58,9 @@ def enter(spec: Mapping[str, Any]) -> None:
     options = f"lowerdir=.,upperdir={BASE}/upper,workdir={BASE}/work,xino=on"
     mount("scenario", root, "overlay", MS_NODEV, options)
     _disks(root, spec["disks"])
+    if spec["esp"]:  # a mount point, as bootctl and kernel-install expect
+        os.makedirs(root + spec["esp"], exist_ok=True)
+        mount("esp", root + spec["esp"], "tmpfs", MS_NOSUID | MS_NODEV, "mode=700,size=256m")
     _kernel_folders(root)
     _proc_files(root, spec["proc"])
     place = root + spec["project_place"]

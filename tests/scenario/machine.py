@@ -299,6 +299,7 @@ def _spec(host: Host) -> dict[str, Any]:
         "project_place": f"{tree.PROJECT_PLACE}/emupmem",
         "hostname": host.hostname,
         "disks": list(host.disks),
+        "esp": host.esp,
         "proc": {name: _bytes(text) for name, text in _proc(host).items()},
         "program": Path(inside.__file__).read_text(),
         "environment": ENVIRONMENT,
@@ -388,7 +389,7 @@ def _stat(booted: int) -> str:
 
 def _stand_ins(host: Host) -> dict[str, str]:
     """The programs that ask the machine what a folder cannot answer; all others are real."""
-    found = {"dmesg": '#!/bin/sh\nexec cat /var/lib/scenario/dmesg\n', "uname": _uname(host)}
+    found = {"dmesg": '#!/bin/sh\nexec cat /var/lib/scenario/dmesg\n'}
     if host.esp:
         found |= {name: _relaxed(name, host.esp) for name in ("bootctl", "kernel-install")}
     return found | {"grub-probe": grub_probe(host)}
@@ -396,13 +397,8 @@ def _stand_ins(host: Host) -> dict[str, str]:
 
 def _relaxed(name: str, esp: str) -> str:
     """The real program, which takes a folder for the ESP."""
-    words = f"SYSTEMD_RELAX_ESP_CHECKS=1 SYSTEMD_ESP_PATH={esp} SYSTEMD_EFI_BOOT=1"
+    words = f"SYSTEMD_RELAX_ESP_CHECKS=1 SYSTEMD_ESP_PATH={esp}"
     return f'#!/bin/sh\n{words} exec /usr/bin/{name} "$@"\n'
-
-
-def _uname(host: Host) -> str:
-    """The system call cannot be given other answers: `uname -r` can."""
-    return f'#!/bin/sh\n[ "$*" = -r ] && exec echo {host.release}\nexec /usr/bin/uname "$@"\n'
 
 
 def grub_probe(host: Host) -> str:

@@ -27,6 +27,9 @@ BASE = ("python3", "python3-venv", "libaugeas0", "kmod", "mount", "util-linux")
 PROJECT_PLACE = "/opt/project"
 """Where a scenario mounts the project, read-only."""
 
+SHIM = Path(__file__).with_name("shim.c")
+"""Preloaded into all programs; this host's compiler builds it."""
+
 # grub-pc's maintainer script makes /etc/default/grub; without a device to install to it installs nothing.
 GRUB_SETUP = "test -s /etc/default/grub\n"
 
@@ -79,12 +82,12 @@ def lacking() -> str:
     """What keeps a tree from being built here, in one line; empty where nothing does."""
     if os.geteuid() != 0:
         return "a scenario needs root: files of many owners, mounts and namespaces"
-    missing = [n for n in ("mmdebstrap", "chroot") if shutil.which(n) is None]
+    missing = [n for n in ("mmdebstrap", "chroot", "unshare", "gcc") if shutil.which(n) is None]
     return f"{' and '.join(missing)} not installed (make deps)" if missing else ""
 
 
 def _key(recipe: Recipe) -> str:
-    parts = [recipe.suite, BASE, recipe.packages, recipe.setup, _setup(recipe), COMMAND]
+    parts = [recipe.suite, BASE, recipe.packages, recipe.setup, _setup(recipe), COMMAND, SHIM.read_text()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
@@ -128,6 +131,8 @@ def _customize(recipe: Recipe, work: Path) -> str:
     """Return the script that mmdebstrap runs on the host at the end, the tree's path as its argument."""
     (work / "setup").write_text(_setup(recipe))
     (work / "emupmem").write_text(COMMAND)
+    build = ["gcc", "-Os", "-shared", "-fPIC", "-nostdlib", "-fno-stack-protector", "-fno-builtin"]
+    run([*build, "-o", str(work / "shim.so"), str(SHIM)])
     wheels = _folder("wheels", f"{recipe.suite}-{image._digest(image.dependencies())}")
     archives = _folder("archives", recipe.suite)
     here = shlex.quote(str(work))
@@ -152,6 +157,8 @@ for file in "$1"/var/tmp/wheels/*.whl "$1"/var/cache/apt/archives/*.deb; do
 done
 rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/tmp/* "$1"/root/.cache
 : >"$1/etc/machine-id"
+install -D -m 755 {here}/shim.so "$1/usr/local/lib/scenario.so"
+echo /usr/local/lib/scenario.so >"$1/etc/ld.so.preload"
 """
 
 
