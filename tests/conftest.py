@@ -43,7 +43,7 @@ COUNT = "EMUPMEM_BOOTS"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    what = "the inner loop: no guests, nothing slow, fewer examples, and sh is asked the same thing once"
+    what = "the inner loop: no guests, no scenarios, nothing slow, fewer examples, and sh is asked the same thing once"
     parser.addoption("--quick", action="store_true", help=what)
 
 
@@ -80,7 +80,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What boots longest begins first, so that no worker is left with it at the end."""
     if config.option.quick:
-        left = [i for i in items if i.get_closest_marker("vm") or i.get_closest_marker("slow")]
+        left = [i for i in items if any(i.get_closest_marker(m) for m in ("vm", "slow", "scenario"))]
         config.hook.pytest_deselected(items=left)
         items[:] = [i for i in items if i not in set(left)]
     items.sort(key=seconds, reverse=True)
@@ -115,7 +115,7 @@ def boots(item: pytest.Item) -> int:
 
 def seconds(item: pytest.Item) -> int:
     """About how long a test takes on an idle machine, where it counts; the sort is stable."""
-    mark = item.get_closest_marker("vm") or item.get_closest_marker("slow")
+    mark = next((m for n in ("vm", "slow", "scenario") if (m := item.get_closest_marker(n))), None)
     return 0 if mark is None else int(mark.kwargs.get("seconds", 10))
 
 

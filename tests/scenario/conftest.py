@@ -1,4 +1,4 @@
-"""The fixture of scenarios, and what is said where they cannot be played."""
+"""The fixture that plays scenarios."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.scenario.machine import Host, Play, Scenario, lacking
+from tests.scenario.machine import Play, Scenario, lacking
 
 
 @pytest.fixture
 def play() -> Iterator[Play]:
     """Start scenarios that end with the test; skipped, with the reason, where none can be played."""
     if why := lacking():
-        pytest.skip(f"scenario: {why}")
+        pytest.skip(f"no scenarios: {why}")
     with ExitStack() as stack:
-
-        def start(host: Host) -> Scenario:
-            return stack.enter_context(Scenario(host))
-
-        yield start
+        yield lambda host: stack.enter_context(Scenario(host))

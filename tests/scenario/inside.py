@@ -11,13 +11,14 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import select
 import signal
 import stat
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 MNT_DETACH = 2
@@ -57,12 +58,12 @@ def enter(spec: Mapping[str, Any]) -> None:
     # xino: one device number for all files, as on a real root file system.
     options = f"lowerdir=.,upperdir={BASE}/upper,workdir={BASE}/work,xino=on"
     mount("scenario", root, "overlay", MS_NODEV, options)
+    _kernel_folders(root)
+    _proc_files(root, spec["proc"])
     _disks(root, spec["disks"])
     if spec["esp"]:  # a mount point, as bootctl and kernel-install expect
         os.makedirs(root + spec["esp"], exist_ok=True)
         mount("esp", root + spec["esp"], "tmpfs", MS_NOSUID | MS_NODEV, "mode=700,size=256m")
-    _kernel_folders(root)
-    _proc_files(root, spec["proc"])
     place = root + spec["project_place"]
     os.makedirs(place, exist_ok=True)
     mount(f"/proc/self/fd/{project}", place, "", MS_BIND)
@@ -161,8 +162,8 @@ def _drop_capabilities() -> None:
 def serve() -> None:
     """Answer requests until there are no more."""
     source, sink = os.fdopen(0, "rb", closefd=False), os.fdopen(os.dup(1), "wb")
-    null = os.open("/dev/null", os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+    threading.Thread(target=_end_with_input, daemon=True).start()
     send(sink, ("ready",))
     while (request := receive(source)) is not None:
         name, *arguments = request
@@ -172,14 +173,22 @@ def serve() -> None:
             send(sink, exc)
 
 
-def send(sink: BinaryIO, value: object) -> None:
+def _end_with_input() -> None:
+    """End, and with us all that runs here, when nobody is left to ask: also in the midst of a request."""
+    watch = select.poll()
+    watch.register(0, 0)  # the end of a pipe is reported without being asked for
+    watch.poll()
+    os._exit(0)
+
+
+def send(sink: IO[bytes], value: object) -> None:
     """Write one value."""
     data = pickle.dumps(value, 4)
     sink.write(len(data).to_bytes(8, "little") + data)
     sink.flush()
 
 
-def receive(source: BinaryIO) -> Any:
+def receive(source: IO[bytes]) -> Any:
     """Read one value, None where there are no more."""
     head = source.read(8)
     data = source.read(int.from_bytes(head, "little")) if len(head) == 8 else b""
@@ -293,13 +302,8 @@ def node(path: str) -> tuple[Any, ...]:
     return kind, stat.S_IMODE(mode), info.st_uid, info.st_gid, data, extended
 
 
-def clock() -> float:
-    """The time inside, seconds of the epoch."""
-    return time.time()
-
-
 SERVICES: Mapping[str, Callable[..., Any]] = {
-    f.__name__: f for f in (run, processes, read, write, remove, snapshot, clock)
+    f.__name__: f for f in (run, processes, read, write, remove, snapshot)
 }
 
 

@@ -14,6 +14,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ class Scenario:
         """
         self.write("/proc/cmdline", f"{cmdline}\n")
         self.write("/var/lib/scenario/dmesg", _dmesg(self.host, cmdline))
-        self.write("/proc/stat", _stat(int(self._ask("clock")) + 1))
+        self.write("/proc/stat", _stat(int(time.time()) + 1))
 
     def processes(self) -> list[str]:
         """Programs that run in the machine, but for process 1."""
@@ -371,7 +372,10 @@ def _dmesg(host: Host, cmdline: str) -> bytes:
         return _bytes(host.dmesg)
     lines = [_banner(host), f"Command line: {cmdline}", "BIOS-provided physical RAM map:"]
     lines += [f"BIOS-e820: [mem {first:#018x}-{last:#018x}] {kind}" for first, last, kind in host.e820]
-    lines += ["NX (Execute Disable) protection: active", *(["efi: EFI v2.7 by EDK II"] if host.efi is not None else [])]
+    lines += [
+        "NX (Execute Disable) protection: active",
+        *(["efi: EFI v2.7 by EDK II"] if host.efi is not None else []),
+    ]
     return "".join(f"[    0.000000] {line}\n" for line in lines).encode()
 
 
@@ -389,7 +393,7 @@ def _stat(booted: int) -> str:
 
 def _stand_ins(host: Host) -> dict[str, str]:
     """The programs that ask the machine what a folder cannot answer; all others are real."""
-    found = {"dmesg": '#!/bin/sh\nexec cat /var/lib/scenario/dmesg\n'}
+    found = {"dmesg": "#!/bin/sh\nexec cat /var/lib/scenario/dmesg\n"}
     if host.esp:
         found |= {name: _relaxed(name, host.esp) for name in ("bootctl", "kernel-install")}
     return found | {"grub-probe": grub_probe(host)}

@@ -55,7 +55,7 @@ RECIPES = {
 }
 """The trees by name."""
 
-COMMAND = f"""#!/bin/sh
+COMMAND = """#!/bin/sh
 # What Python compiles does not fit into the read-only project.
 export PYTHONPYCACHEPREFIX=/var/cache/emupmem-pyc
 exec /opt/emupmem/bin/python -m emupmem "$@"
@@ -118,7 +118,7 @@ def _mmdebstrap(recipe: Recipe, target: Path, hook: Path) -> None:
     packages = ",".join((*BASE, *recipe.packages))
     argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={packages}", "--quiet"]
     argv += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Languages "none"']
-    argv += ["--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=force-unsafe-io"]
+    argv += ['--aptopt=APT::Install-Recommends "false"', "--dpkgopt=force-unsafe-io"]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{n}/*" for n in ("man", "locale", "doc", "info")]
     argv += ["--skip=download/empty,essential/unlink,cleanup/apt/cache"]
     copy = f'mkdir -p "$1/var/cache/apt/archives"; cp -n {archives}/*.deb "$1/var/cache/apt/archives/"'
