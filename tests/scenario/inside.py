@@ -60,7 +60,7 @@ def enter(spec: Mapping[str, Any]) -> None:
     mount("scenario", root, "overlay", MS_NODEV, options)
     _kernel_folders(root)
     _proc_files(root, spec["proc"])
-    _disks(root, spec["disks"])
+    _disks(root, spec["disks"], spec["hostname"])
     if spec["esp"]:  # a mount point, as bootctl and kernel-install expect
         os.makedirs(root + spec["esp"], exist_ok=True)
         mount("esp", root + spec["esp"], "tmpfs", MS_NOSUID | MS_NODEV, "mode=700,size=256m")
@@ -124,14 +124,15 @@ def _proc_files(root: str, files: Mapping[str, bytes]) -> None:
         mount(f"{BASE}/proc/{number}", f"{root}{name}", "", MS_BIND)
 
 
-def _disks(root: str, disks: Sequence[tuple[str, str, int]]) -> None:
+def _disks(root: str, disks: Sequence[tuple[str, str, int]], name: str) -> None:
     """File systems of their own, each in a file in memory behind a loop device that goes with its mount."""
     for number, (place, kind, size) in enumerate(disks):
-        with open(f"{BASE}/disk{number}", "wb") as file:
+        disk = f"{BASE}/disk{number}-{name}"
+        with open(disk, "wb") as file:
             file.truncate(size)
-        _made(root, f"{BASE}/disk{number}", kind)
+        _made(root, disk, kind)
         os.makedirs(root + place, exist_ok=True)
-        subprocess.run(["mount", "-t", kind, "-o", "loop", f"{BASE}/disk{number}", root + place], check=True)
+        subprocess.run(["mount", "-t", kind, "-o", "loop", disk, root + place], check=True)
 
 
 def _made(root: str, disk: str, kind: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import fake, test_loader
 from tests.scenario import kernel
-from tests.scenario.machine import Host, Play, Scenario, diff
+from tests.scenario.machine import Host, Play, Scenario, diff, lacking_disk
 
 pytestmark = pytest.mark.scenario
 
@@ -86,6 +86,24 @@ def test_the_booted_reservation_is_seen(play: Play) -> None:
     assert checks["iomem"]["status"] == "fail", "the kernel of this machine did not do it"
 
 
+def test_a_trial_with_a_boot_of_its_own(play: Play) -> None:
+    """GRUB writes its choice back on ext4 only, and its paths begin below /boot there."""
+    if why := lacking_disk("ext4"):
+        pytest.skip(f"no scenarios with ext4: {why}")
+    machine = play(replace(BOOKWORM, disks=[("/boot", "ext4", 64 << 20)]))
+    machine.must("mkdir", "/boot/grub")
+    machine.must("grub-editenv", "/boot/grub/grubenv", "create")
+    machine.must("update-grub2")
+    before = machine.snapshot()
+    done = machine.emupmem("apply", "--size", "1G", "--yes", "--trial")
+    assert done.status == 0, done
+    assert machine.must("grub-editenv", "/boot/grub/grubenv", "list") == "next_entry=emupmem-trial\n"
+    assert [line.split()[-1] for line in lines(machine)].count("memmap=1G!4G") == 1
+    assert f"linux\t/vmlinuz-{RELEASE} " in machine.read("/boot/grub/grub.cfg")
+    assert machine.emupmem("abandon", "--yes").status == 0
+    assert diff(before, machine.snapshot()) == {}
+
+
 def test_a_generator_that_fails_leaves_all_as_it_was(play: Play) -> None:
     machine = bookworm(play)
     before = machine.snapshot()
@@ -99,7 +117,7 @@ def test_a_generator_that_fails_leaves_all_as_it_was(play: Play) -> None:
 
 
 def test_without_the_generator(play: Play) -> None:
-    machine = bookworm(play, replace(BOOKWORM, removed=()))
+    machine = bookworm(play)
     machine.remove("/usr/sbin/update-grub2", "/usr/sbin/update-grub", "/usr/sbin/grub-mkconfig")
     before = machine.snapshot()
     done = machine.emupmem("apply", "--size", "1G", "--yes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -221,13 +222,27 @@ def test_a_difference_is_named(play: Play) -> None:
     assert before["/etc"] == Node("folder", 0o755, 0, 0)
 
 
-def test_a_disk_of_its_own(play: Play) -> None:
-    if why := lacking_disk("btrfs"):
-        pytest.skip(f"no scenarios with btrfs: {why}")
-    here = play(replace(HOST, disks=[("/snapshots", "btrfs", 256 << 20)]))
-    assert " /snapshots btrfs " in here.read("/proc/mounts")
-    here.must("btrfs", "subvolume", "create", "/snapshots/1")
-    here.must("btrfs", "subvolume", "snapshot", "/snapshots/1", "/snapshots/2")
+@pytest.mark.parametrize("kind", ["ext4", "btrfs"])
+def test_a_disk_of_its_own(kind: str, play: Play) -> None:
+    if why := lacking_disk(kind):
+        pytest.skip(f"no scenarios with {kind}: {why}")
+    name = f"{kind}{os.getpid()}"
+    with Scenario(replace(HOST, hostname=name, disks=[("/disk", kind, 256 << 20)])) as here:
+        assert f" /disk {kind} " in here.read("/proc/mounts")
+        if kind == "btrfs":
+            here.must("btrfs", "subvolume", "create", "/disk/1")
+            here.must("btrfs", "subvolume", "snapshot", "/disk/1", "/disk/2")
+        assert behind_loops(name)
+    assert not behind_loops(name)
+
+
+def behind_loops(name: str) -> list[str]:
+    """The files of a machine's disks that loop devices of this host lead to."""
+    texts = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            texts.append(path.read_text())
+    return [text for text in texts if name in text]
 
 
 def test_why_none_can_be_played_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

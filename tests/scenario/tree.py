@@ -23,9 +23,11 @@ from pathlib import Path
 from tests.vm import image
 from tests.vm.machine import run
 
-BASE = ("python3", "python3-venv", "libaugeas0", "kmod", "mount", "util-linux")
+BASE = ("python3", "python3-venv", "libaugeas0", "e2fsprogs", "kmod", "mount", "util-linux")
 PROJECT_PLACE = "/opt/project"
 """Where a scenario mounts the project, read-only."""
+
+KEPT_SECONDS = 7 * 24 * 3600
 
 SHIM = Path(__file__).with_name("shim.c")
 """Preloaded into all programs; this host's compiler builds it."""
@@ -48,8 +50,8 @@ RECIPES = {
     "systemd": Recipe(
         "trixie",
         (
-            *("systemd", "systemd-boot", "systemd-boot-tools", "systemd-ukify", "dracut-core"),
-            *("grub2-common", "grub-pc-bin", "btrfs-progs", "ndctl", "refind"),
+            *("systemd", "systemd-boot", "systemd-boot-efi", "systemd-boot-tools", "systemd-ukify"),
+            *("dracut-core", "grub2-common", "grub-pc-bin", "refind", "btrfs-progs", "ndctl", "ostree"),
         ),
     ),
 }
@@ -73,9 +75,17 @@ def tree(name: str) -> Path:
     path = trees / f"{name}-{_key(recipe)}"
     with image._lock(trees / f"{name}.lock"):
         if not path.is_dir():
-            image._clean(trees, f"{name}-")
+            _forget_old(trees, name)
             _build(recipe, name, path)
+        os.utime(path)
     return path
+
+
+def _forget_old(trees: Path, name: str) -> None:
+    """Remove trees that were not used for long: another checkout's recipe may differ, and its tree be in use."""
+    for path in trees.glob(f"{name}-*"):
+        if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+            run(["rm", "-rf", "--one-file-system", str(path)])
 
 
 def lacking() -> str:
@@ -109,7 +119,7 @@ def _build(recipe: Recipe, name: str, path: Path) -> None:
         _mmdebstrap(recipe, work / "tree", hook)
         (work / "tree").rename(path)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        run(["rm", "-rf", "--one-file-system", str(work)])
     image.to_stderr(f"scenario tree {name}: built in {time.monotonic() - began:.0f} s")
 
 
