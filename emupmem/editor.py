@@ -14,7 +14,8 @@ no assignment can be edited a line `VAR="$VAR memmap=…"` is appended; the judg
 cannot read, or where it does not agree, is refused with file and line.
 
 Inside, a text is a str of one character per byte (latin-1), so nothing is lost in any encoding.
-The one function that starts a process is `run_sh`; nothing else here touches the machine.
+The one function that starts a process is `run_sh`, in a cage (`emupmem.cage`); nothing else here touches the
+machine.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ import fcntl
 import importlib
 import os
 import re
-import signal
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -42,7 +41,6 @@ VARIABLES = (LINUX, DEFAULT)
 MARK = "# added by emupmem"
 """The comment above a line that emupmem appended: only such a line is taken out as a whole."""
 
-NOBODY = 65534
 SH_SECONDS = 10.0
 SH = "/bin/sh"
 SH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -136,6 +134,7 @@ class Sourced:
     rest: Mapping[str, str]
     complaints: tuple[tuple[int, int, str], ...] = ()
     failed: str = ""
+    unread: bool = False
 
 
 Judge = Callable[[Sequence[bytes]], Sourced]
@@ -314,7 +313,8 @@ _SYNTAX = re.compile(r"syntax error|unexpected EOF", re.I)
 def judge(*, with_programs: bool) -> Judge:
     """A judge of texts of this machine, or (without programs) of texts that came from another one.
 
-    A GRUB default may run programs, `lsb_release` say. What came from elsewhere finds none here.
+    A GRUB default may run programs, `lsb_release` say, and read files; neither can change anything. What came
+    from elsewhere finds no program and no file here.
     """
     return run_sh if with_programs else partial(run_sh, path=NO_PROGRAMS)
 
@@ -322,20 +322,68 @@ def judge(*, with_programs: bool) -> Judge:
 def run_sh(texts: Sequence[bytes], path: str = SH_PATH) -> Sourced:
     """Source texts with `sh` and report the variables: the default judge.
 
-    The shell gets an empty environment but `path`, no input, no rights (nobody, when we are root), may write
-    no file and has 10 seconds; it is killed with all its children. Raises EmupmemError when it cannot be
-    started or does not finish. The texts travel in sealed memory files: a pipe of root's cannot be
-    re-opened by nobody, and a script on stdin could be eaten by the commands in it.
+    sh gets an empty environment but `path`, no input, no rights (nobody, when we are root) and 10 seconds, in a
+    cage (see `cage`) where it can change nothing; with `path=NO_PROGRAMS` it also sees no file of this machine.
+    Where no cage can be had only plain assignments are read, all else is refused with its line (`unread`).
+    Raises EmupmemError when it cannot be started or does not finish. The texts travel in sealed memory
+    files: a pipe of root's cannot be re-opened by nobody, and a script on stdin could be eaten by the
+    commands in it.
     """
+    from emupmem import cage
+
+    programs = path != NO_PROGRAMS
     with contextlib.ExitStack() as stack:
         try:
-            files = [stack.enter_context(_memory_file(text)) for text in texts]
-            out, err, status = _shell(_script(files), files, path)
-        except OSError as exc:
-            hint = "emupmem lets sh, as user nobody, check every change; it needs /bin/sh and /proc"
-            reason = exc.strerror or exc
-            raise EmupmemError(f"cannot run sh to check the GRUB settings: {reason}", hint) from exc
+            way = cage.best(SH, programs=programs)
+            if way is None and (refused := _more_than_plain(texts)):
+                return refused
+            files = tuple(stack.enter_context(_memory_file(text)) for text in texts)
+            job = cage.Job(SH, _script(files), files, path, programs)
+            out, err, status = cage.run(job, way, SH_SECONDS)
+        except (OSError, ValueError, cage.CageError) as exc:
+            raise _unjudged(exc) from exc
     return _sourced(out.decode("latin-1"), err.decode("latin-1"), status, len(texts))
+
+
+def _unjudged(exc: Exception) -> EmupmemError:
+    if isinstance(exc, TimeoutError):
+        return EmupmemError(
+            f"sh did not finish reading the GRUB settings within {SH_SECONDS:g} seconds",
+            "look for a command in /etc/default/grub that waits; grub-mkconfig would hang there too",
+        )
+    if isinstance(exc, ValueError):
+        return EmupmemError(
+            "sh prints without end when it reads the GRUB settings",
+            "look for a loop in /etc/default/grub that prints; grub-mkconfig would do the same",
+        )
+    hint = "emupmem lets sh, as user nobody, check every change; it needs /bin/sh and /proc"
+    reason = (exc.strerror if isinstance(exc, OSError) else None) or exc
+    return EmupmemError(f"cannot run sh to check the GRUB settings: {reason}", hint)
+
+
+_NAME = r"[A-Za-z_]\w*"
+_PLAIN_LINE = re.compile(
+    rf"""[ \t]*(?:(?:export[ \t]+)?(?:GRUB|SUSE)_\w*=
+    (?:[A-Za-z0-9_.,:=/+@%^!-]|\\[^\n]|'[^']*'|"(?:[^"\\$`]|\\.|\${_NAME}|\$\{{{_NAME}\}})*")*+)?
+    [ \t]*(?:(?<!\S)\#[^\n]*)?(?:\n|\Z)""",
+    re.S | re.A | re.X,
+)
+
+
+def _more_than_plain(texts: Sequence[bytes]) -> Sourced | None:
+    """The refusal of the first line that does more than set a variable of GRUB; None: there is none.
+
+    A name of the shell's own is no such variable: bash runs commands in what is assigned to RANDOM.
+    """
+    for index, text in enumerate(texts):
+        source, at = text.decode("latin-1"), 0
+        while at < len(source) and (found := _PLAIN_LINE.match(source, at)):
+            at = found.end()
+        if at < len(source):
+            words = f"{source[at:].partition(chr(10))[0].strip()[:60]} is more than a plain assignment"
+            complaint = (index, source.count("\n", 0, at) + 1, words)
+            return Sourced(({},) * index, {}, (complaint,), words, unread=True)
+    return None
 
 
 def _script(files: Sequence[int]) -> str:
@@ -357,35 +405,6 @@ def _memory_file(text: bytes) -> Iterator[int]:
         yield number
     finally:
         os.close(number)
-
-
-def _shell(script: str, files: Sequence[int], path: str) -> tuple[bytes, bytes, int]:
-    root = os.geteuid() == 0
-    with subprocess.Popen(
-        [SH, "-c", script],
-        env={"PATH": path, "LC_ALL": "C"},
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=tuple(files),
-        start_new_session=True,
-        user=NOBODY if root else None,
-        group=NOBODY if root else None,
-        extra_groups=[] if root else None,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=SH_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise EmupmemError(
-                f"sh did not finish reading the GRUB settings within {SH_SECONDS:g} seconds",
-                "look for a command in /etc/default/grub that waits; grub-mkconfig would hang there too",
-            ) from None
-        finally:
-            if process.returncode is None:  # not reaped yet: the group still belongs to us
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-    return out, err, process.returncode
 
 
 def _sourced(out: str, err: str, status: int, count: int) -> Sourced:
@@ -413,6 +432,12 @@ def _value_pairs(fields: Sequence[str]) -> dict[str, str | None]:
     return {name: value if flag else None for name, (flag, value) in zip(VARIABLES, pairs, strict=True)}
 
 
+_CAGE = (
+    "emupmem runs such lines only where sh can change nothing: with namespaces, or with Landlock (Linux 5.13);"
+    " try it as root, and outside of a container"
+)
+
+
 def _raise_if_failed(result: Sourced, names: Sequence[str]) -> None:
     if not result.failed:
         return
@@ -424,6 +449,8 @@ def _raise_if_failed(result: Sourced, names: Sequence[str]) -> None:
         index, line, words = said[0]
         reason = words if words == reason else f"{reason}: {words}"
     place = f"{names[index]}:{line}" if line else names[index]
+    if result.unread:
+        raise EmupmemError(f"{place}: {_shown(reason)}, and sh cannot be kept from doing harm here", _CAGE)
     raise EmupmemError(
         f"{place}: sh cannot read this file: {_shown(reason)}",
         "grub-mkconfig sources it with sh and would fail too; repair that line first",

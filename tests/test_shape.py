@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "emupmem"
 IMPURE = {"os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "signal", "platform", "mmap", "ctypes"}
 MAY = {
     "machine.py": IMPURE,  # the one module that owns files, programs and locks
-    "editor.py": {"os", "subprocess", "fcntl", "signal"},  # run_sh: sh, without rights, is the judge of edits
+    "editor.py": {"os", "fcntl"},  # run_sh: sh is the judge of edits, its texts are memory files
+    "cage.py": {"os", "subprocess", "ctypes", "signal"},  # what sh cannot get out of
     "snapshot.py": {"os", "fcntl", "mmap", "ctypes"},  # copies devices, in threads, past the page cache
     "dax.py": {"os", "mmap", "ctypes"},  # one nameless file, mapped and touched
     "cli.py": {"os", "signal"},  # one environment variable, the end of a pipe, the status of Ctrl-C

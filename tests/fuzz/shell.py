@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
 
-from emupmem import editor
+from emupmem import cage, editor
 
 DASH = shutil.which("dash") or "/bin/sh"
 _UNSTABLE = re.compile(rb"\$\$|\$!|\$\{[$!]|PPID|times")
@@ -64,8 +64,8 @@ def _sourced(texts: Sequence[bytes]) -> dict[str, str] | None:
                 timeout=300,  # work is what is limited; this is for what waits for ever
                 check=False,
                 start_new_session=True,
-                user=editor.NOBODY if root else None,
-                group=editor.NOBODY if root else None,
+                user=cage.NOBODY if root else None,
+                group=cage.NOBODY if root else None,
                 extra_groups=[] if root else None,
             )
         except subprocess.TimeoutExpired:
