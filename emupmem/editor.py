@@ -362,7 +362,7 @@ def _unjudged(exc: Exception) -> EmupmemError:
 
 
 _NAME = r"[A-Za-z_]\w*"
-_PLAIN_LINE = re.compile(
+_HARMLESS_LINE = re.compile(
     rf"""[ \t]*(?:(?:export[ \t]+)?(?:GRUB|SUSE)_\w*=
     (?:[A-Za-z0-9_.,:=/+@%^!-]|\\[^\n]|'[^']*'|"(?:[^"\\$`]|\\.|\${_NAME}|\$\{{{_NAME}\}})*")*+)?
     [ \t]*(?:(?<!\S)\#[^\n]*)?(?:\n|\Z)""",
@@ -377,7 +377,7 @@ def _more_than_plain(texts: Sequence[bytes]) -> Sourced | None:
     """
     for index, text in enumerate(texts):
         source, at = text.decode("latin-1"), 0
-        while at < len(source) and (found := _PLAIN_LINE.match(source, at)):
+        while at < len(source) and (found := _HARMLESS_LINE.match(source, at)):
             at = found.end()
         if at < len(source):
             words = f"{source[at:].partition(chr(10))[0].strip()[:60]} is more than a plain assignment"
