@@ -38,10 +38,11 @@ NOBODY = 65534
 MOST_OUTPUT = 32 << 20
 """Bytes that sh may print, as much as the values of any real file take a thousand times over."""
 
-_MORE_TASKS = 64
+_MORE_TASKS = 100
 _MEMORY = {False: 512 << 20, True: 2 << 30}
 _CPU_SECONDS = 20
 _OPEN_FILES = 256
+_PAUSE = 0.05
 
 
 class Way(Enum):
@@ -81,7 +82,7 @@ def best(sh: str, *, programs: bool) -> Way | None:
 def run(job: Job, way: Way | None, seconds: float) -> tuple[bytes, bytes, int]:
     """Run sh; its output, its complaints and its status (128 and more: killed).
 
-    Without a way only the rights go: for scripts that can do nothing. What is left of it at the end is killed.
+    Without a way only the rights go: for scripts that can do nothing. What sh leaves behind is killed.
     Raises TimeoutError, CageError, ValueError (too much output), OSError when it cannot be started.
     """
     try:
@@ -90,13 +91,9 @@ def run(job: Job, way: Way | None, seconds: float) -> tuple[bytes, bytes, int]:
         raise CageError(f"{way.value if way else 'rights'}: {exc}") from exc
     with process:
         try:
-            end = time.monotonic() + seconds
-            out, err = _output(process, end)
-            _await(process, end)
+            out, err = _output(process, time.monotonic() + seconds)
         finally:
-            # not reaped yet, so the group is still ours
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill_group(process)
         status = process.wait()
     return out, err, status if status >= 0 else 128 - status
 
@@ -105,7 +102,9 @@ def run(job: Job, way: Way | None, seconds: float) -> tuple[bytes, bytes, int]:
 def _works(way: Way, sh: str, programs: bool, user: int) -> bool:
     number = os.memfd_create("emupmem", os.MFD_CLOEXEC)
     try:
-        job = Job(sh, f". /dev/fd/{number} >/dev/null && command echo ready", (number,), "/nonexistent", programs)
+        job = Job(
+            sh, f". /dev/fd/{number} >/dev/null && command echo ready", (number,), "/nonexistent", programs
+        )
         return run(job, way, 10.0)[0] == b"ready\n"
     except (CageError, TimeoutError, ValueError):
         return False
@@ -124,12 +123,12 @@ def _started(job: Job, way: Way | None) -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         pass_fds=() if closed else job.files,
         start_new_session=True,
-        preexec_fn=partial(_enter, _plan(job, way)),  # noqa: PLW1509 - no thread of ours runs meanwhile
+        preexec_fn=partial(_enter, _plan(job, way)),  # noqa: PLW1509 (no thread of ours runs meanwhile)
     )
 
 
 def _output(process: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
-    """Everything that is printed until both streams end. Raises TimeoutError, ValueError."""
+    """Everything that sh prints until its end. Raises TimeoutError, ValueError."""
     assert process.stdout is not None
     assert process.stderr is not None
     parts: dict[int, list[bytes]] = {process.stdout.fileno(): [], process.stderr.fileno(): []}
@@ -138,7 +137,9 @@ def _output(process: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]
         for number in parts:
             selector.register(number, selectors.EVENT_READ)
         while selector.get_map():
-            ready = selector.select(max(0.0, end - time.monotonic()))
+            ready = selector.select(_PAUSE)
+            if not ready and _has_ended(process):
+                _kill_group(process)  # what it left behind holds the pipes
             if time.monotonic() > end:
                 raise TimeoutError
             for key, _ in ready:
@@ -149,18 +150,22 @@ def _output(process: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]
                     selector.unregister(key.fd)
             if size > MOST_OUTPUT:
                 raise ValueError("too much output")
+    while not _has_ended(process):  # it may have closed its streams
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.0005)
     out, err = parts.values()
     return b"".join(out), b"".join(err)
 
 
-def _await(process: subprocess.Popen[bytes], end: float) -> None:
-    """Wait for the end of the process without reaping it. Raises TimeoutError."""
-    pause = 0.0002
-    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-        if time.monotonic() > end:
-            raise TimeoutError
-        time.sleep(pause)
-        pause = min(pause * 2, 0.02)
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has, without reaping it: so long its group is still ours."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 # --- the child, from fork to exec --------------------------------------------------------------------------
@@ -181,7 +186,7 @@ class _Plan:
 def _plan(job: Job, way: Way | None) -> _Plan:
     needs = () if job.programs or way is None else _needs(job.sh)
     limits = (
-        (resource.RLIMIT_NPROC, _tasks() + _MORE_TASKS),
+        (resource.RLIMIT_NPROC, _tasks(os.geteuid() or NOBODY) + _MORE_TASKS),
         (resource.RLIMIT_AS, _MEMORY[job.programs]),
         (resource.RLIMIT_CPU, _CPU_SECONDS),
         (resource.RLIMIT_NOFILE, max([*job.files, 0]) + _OPEN_FILES),
@@ -190,12 +195,15 @@ def _plan(job: Job, way: Way | None) -> _Plan:
     return _Plan(way, job.programs, job.files, needs, limits, _seccomp()[0] if way else None)
 
 
-def _tasks() -> int:
-    """How many tasks there are: no user has more, so as many and some do not fail one who has many."""
-    try:
-        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
-    except (OSError, ValueError, IndexError):
-        return 4096
+def _tasks(user: int) -> int:
+    """How many tasks a user has, about: the limit counts them all, and sh must not fail for one who has many."""
+    found = 0
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # it ends meanwhile
+                if entry.name.isdecimal() and entry.stat().st_uid == user:
+                    found += Path(entry.path, "task").stat().st_nlink - 2
+    return found
 
 
 def _enter(plan: _Plan) -> None:
@@ -277,7 +285,9 @@ def _die_with_parent() -> None:
 # --- namespaces ----------------------------------------------------------------------------------------------
 
 _NEW_USER = 0x10000000
-_SPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000  # mounts, names, IPC, processes, network
+_SPACES = (
+    0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000
+)  # mounts, names, IPC, processes, network
 
 _RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
 _REMOUNT, _BIND, _REC, _PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
@@ -371,7 +381,9 @@ def _mount_points() -> Iterator[str]:
 def _freeze(points: Iterable[str]) -> None:
     """Make every mount read-only; before Linux 5.12 one by one."""
     wanted = struct.pack("QQQQ", _RDONLY | _NOSUID, 0, 0, 0)
-    result = _LIBC.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted)))
+    result = _LIBC.syscall(
+        _MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted))
+    )
     if result == 0:
         return
     if ctypes.get_errno() != errno.ENOSYS:
@@ -402,7 +414,7 @@ def _needs(sh: str) -> tuple[str, ...]:
     if not loader:
         return (sh,)
     said = subprocess.run(
-        [loader, "--list", os.path.realpath(sh)],  # noqa: PTH - a str, as the loader takes it
+        [loader, "--list", str(Path(sh).resolve())],
         env={},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -449,7 +461,8 @@ def _landlock_rules(plan: _Plan) -> int:
     handled = sum(bits for since, bits in _SINCE if abi >= since)
     asked = struct.pack("QQQ", handled, _NET, _SCOPED)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     rules = _checked(
-        _LIBC.syscall(_LANDLOCK_CREATE_RULESET, asked, ctypes.c_size_t(len(asked)), 0), "landlock_create_ruleset"
+        _LIBC.syscall(_LANDLOCK_CREATE_RULESET, asked, ctypes.c_size_t(len(asked)), 0),
+        "landlock_create_ruleset",
     )
     _allow(rules, "/dev/null", (_READ_FILE | _WRITE_FILE | _TRUNCATE) & handled)
     if plan.programs:
@@ -479,8 +492,8 @@ fchown 93 55  fchownat 260 54  utime 132 -1  utimes 235 -1  futimesat 261 -1  ut
 setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7  setxattrat 463 463  removexattr 197 14
 lremovexattr 198 15  fremovexattr 199 16  removexattrat 466 466  file_setattr 469 469
 truncate 76 45  ftruncate 77 46  mount 165 40  umount2 166 39  pivot_root 155 41  chroot 161 51
-unshare 272 97  setns 308 268  open_tree 428 428  open_tree_attr 467 467  move_mount 429 429  fsopen 430 430  fsconfig 431 431
-fsmount 432 432  fspick 433 433  mount_setattr 442 442  io_uring_setup 425 425  bpf 321 280
+unshare 272 97  setns 308 268  open_tree 428 428  open_tree_attr 467 467  move_mount 429 429  fsopen 430 430
+fsconfig 431 431  fsmount 432 432  fspick 433 433  mount_setattr 442 442  io_uring_setup 425 425  bpf 321 280
 perf_event_open 298 241  userfaultfd 323 282  add_key 248 217  request_key 249 218  keyctl 250 219
 shmget 29 194  shmat 30 196  shmctl 31 195  semget 64 190  semop 65 193  semctl 66 191  semtimedop 220 192
 msgget 68 186  msgsnd 69 189  msgrcv 70 188  msgctl 71 187  mq_open 240 180  mq_unlink 241 181
@@ -488,7 +501,9 @@ setpriority 141 140  ioprio_set 251 30  sched_setaffinity 203 122  sched_setsche
 sched_setparam 142 118  sched_setattr 314 274  migrate_pages 256 238  move_pages 279 239
 open_by_handle_at 304 265
 """
-_ASKED = "clone 56 220  clone3 435 435  open 2 -1  openat 257 56  openat2 437 437  ioctl 16 29  prlimit64 302 261"
+_ASKED = (
+    "clone 56 220  clone3 435 435  open 2 -1  openat 257 56  openat2 437 437  ioctl 16 29  prlimit64 302 261"
+)
 _MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # include/uapi/linux/audit.h
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06  # linux/filter.h

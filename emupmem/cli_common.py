@@ -56,8 +56,8 @@ Root = Annotated[
     typer.Option(
         "--root",
         metavar="DIR",
-        help="Edit the tree of another machine that you trust: sh reads its GRUB defaults (and finds no "
-        "programs); nothing else is run.",
+        help="Edit the tree of another machine. Nothing of it is run but its GRUB defaults, which sh reads "
+        "where it finds no programs and can change nothing.",
     ),
 ]
 

@@ -314,7 +314,12 @@ def _sourced(machine: Machine) -> dict[str, Any]:
     except EmupmemError as exc:
         return {"error": exc.message, "hint": exc.hint}
     values = [dict(v) for v in seen.values]
-    return {"values": values, "complaints": [list(c) for c in seen.complaints], "failed": seen.failed}
+    return {
+        "values": values,
+        "complaints": [list(c) for c in seen.complaints],
+        "failed": seen.failed,
+        "unread": seen.unread,
+    }
 
 
 def of_machine(machine: Machine) -> Masked:
@@ -808,7 +813,7 @@ def _sourced_of(fact: Mapping[str, Any]) -> Sourced | EmupmemError:
         return EmupmemError(str(fact["error"]), str(fact.get("hint", "")))
     values = tuple({v: None if row[v] is None else str(row[v]) for v in VARIABLES} for row in fact["values"])
     complaints = tuple((int(i), int(line), str(why)) for i, line, why in fact["complaints"])
-    return Sourced(values, {}, complaints, str(fact["failed"]))
+    return Sourced(values, {}, complaints, str(fact["failed"]), bool(fact.get("unread")))
 
 
 # The machine in an archive --------------------------------------------------------------------------

@@ -127,7 +127,8 @@ class Sourced:
 
     `values` holds the two variables after each text that was read to its end; `rest` every other
     shell variable at the end, in the quoting of `set`; `complaints` are sh's own words as
-    (index of the text, line, reason). `failed` says why sh did not get to the end, else it is empty.
+    (index of the text, line, reason). `failed` says why sh did not get to the end, else it is empty; with
+    `unread` it was not even started, as nothing would have kept the text from doing harm.
     """
 
     values: tuple[Mapping[str, str | None], ...]

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TypeVar
@@ -26,6 +27,7 @@ from emupmem.cli import main
 from emupmem.model import EmupmemError
 from tests.fake import LOG, build
 
+SOURCE = str(Path(__file__).resolve().parents[1])
 USER = 12345
 ROOT = os.geteuid() == 0
 T = TypeVar("T")
@@ -49,7 +51,7 @@ def as_user(call: Callable[[], T]) -> T:
             signal.alarm(120)
             os.close(reader)
             become_user()
-            with open(writer, "wb") as stream:
+            with os.fdopen(writer, "wb") as stream:
                 stream.write(pickle.dumps(outcome(call)))
             status = 0
         except BaseException:
@@ -57,7 +59,7 @@ def as_user(call: Callable[[], T]) -> T:
         finally:
             os._exit(status)
     os.close(writer)
-    with open(reader, "rb") as stream:
+    with os.fdopen(reader, "rb") as stream:
         said = stream.read()
     assert os.waitpid(child, 0)[1] == 0
     result = pickle.loads(said)
@@ -83,8 +85,7 @@ def outcome(call: Callable[[], T]) -> T | BaseException:
 
 def emupmem(output: Path, *argv: str) -> object:
     """Run a command line with its output in a file; its exit status."""
-    number = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    sys.stdout = sys.stderr = open(number, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = output.open("w")
     sys.argv = ["emupmem", *argv]
     try:
         main()
@@ -157,14 +158,9 @@ def seen(path: Path) -> bytes:
         return b""
 
 
-@pytest.fixture(params=["namespaces", "landlock", "one by one"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
-    """Nothing else but this way; "one by one" are namespaces as before Linux 5.12."""
-    chosen = Way.LANDLOCK if request.param == "landlock" else Way.NAMESPACES
-    monkeypatch.setattr(cage, "WAYS", (chosen,))
-    if request.param == "one by one":
-        monkeypatch.setattr(cage, "_MOUNT_SETATTR", 9999)
-    return chosen
+SHELLS = ("dash", "bash", "busybox")
+CASES = [(way, shell) for way in ("namespaces", "landlock") for shell in SHELLS] + [("one by one", "dash")]
+"""Of namespaces also as before Linux 5.12, where each mount is made read-only on its own."""
 
 
 @pytest.fixture(params=["root", "user"])
@@ -174,24 +170,37 @@ def user(request: pytest.FixtureRequest) -> int:
     return 0 if request.param == "root" else USER
 
 
-@pytest.fixture(params=["dash", "bash", "busybox"])
+@pytest.fixture(params=CASES, ids=" ".join)
 def prisoner(
-    request: pytest.FixtureRequest, way: Way, user: int, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, user: int, open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Prisoner:
-    program = shutil.which(request.param, path="/usr/bin:/bin")
+    kind, shell = request.param
+    return imprisoned(kind, shell, user, open_folder, monkeypatch)
+
+
+@pytest.fixture(params=["namespaces", "landlock"])
+def dash(
+    request: pytest.FixtureRequest, user: int, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Prisoner:
+    return imprisoned(request.param, "dash", user, open_folder, monkeypatch)
+
+
+def imprisoned(kind: str, shell: str, user: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Prisoner:
+    """sh in one way and no other."""
+    way = Way.LANDLOCK if kind == "landlock" else Way.NAMESPACES
+    monkeypatch.setattr(cage, "WAYS", (way,))
+    if kind == "one by one":
+        monkeypatch.setattr(cage, "_MOUNT_SETATTR", 9999)
+    program = shutil.which(shell, path="/usr/bin:/bin")
     if program is None:
-        pytest.skip(f"no {request.param} here")
-    Path(open_folder, "sh").symlink_to(Path(program).resolve())
-    monkeypatch.setattr(editor, "SH", f"{open_folder}/sh")
-    found = Prisoner(user, open_folder)
+        pytest.skip(f"no {shell} here")
+    Path(folder, "sh").symlink_to(Path(program).resolve())
+    monkeypatch.setattr(editor, "SH", f"{folder}/sh")
     for programs in (False, True):
-
-        def can() -> bool:
-            return cage.best(editor.SH, programs=programs) is way  # noqa: B023
-
-        if not (as_user(can) if user == USER else can()):
+        best = partial(cage.best, editor.SH, programs=programs)
+        if (as_user(best) if user == USER else best()) is not way:
             pytest.skip(f"{way.value} cannot be had here")
-    return found
+    return Prisoner(user, folder)
 
 
 def picture(folder: Path) -> list[tuple[object, ...]]:
@@ -200,7 +209,9 @@ def picture(folder: Path) -> list[tuple[object, ...]]:
     for path in (folder, *sorted(folder.rglob("*"))):
         at = path.lstat()
         content = path.read_bytes() if path.is_file() else b""
-        found.append((path, at.st_mode, at.st_uid, at.st_nlink, at.st_mtime_ns, at.st_size, at.st_ino, content))
+        found.append(
+            (path, at.st_mode, at.st_uid, at.st_nlink, at.st_mtime_ns, at.st_size, at.st_ino, content)
+        )
     return found
 
 
@@ -231,7 +242,8 @@ busybox rm -rf $D
 busybox touch $F
 /usr/bin/chattr +i $F
 /usr/bin/setfattr -n user.x -v 1 $F
-/usr/bin/perl -e '($f, $n) = @ARGV; open(H, "+<", $f) and truncate(H, 0); utime(1, 1, $f); unlink($f); rename($f, $n)' $F $N
+/usr/bin/perl -e '($f, $n) = @ARGV; open(H, "+<", $f) and truncate(H, 0); utime(1, 1, $f);' $F $N
+/usr/bin/perl -e '($f, $n) = @ARGV; rename($f, $n); unlink($f)' $F $N
 /usr/bin/perl -e '($f, $n) = @ARGV; use Fcntl; sysopen(H, $f, O_RDONLY|O_TRUNC)' $F $N
 /usr/bin/unshare -Urm /bin/sh -c "mount -o remount,rw /; mount -o bind,remount,rw /tmp; rm -rf $D"
 /usr/bin/nsenter -t PARENT -m -U /bin/rm -rf $D
@@ -260,3 +272,279 @@ def test_no_file_can_be_changed(prisoner: Prisoner, programs: bool) -> None:
     assert not Path("/dev/shm", folder.parent.name).exists()
     assert not result.failed
     assert result.values[-1][editor.LINUX] == "done"
+
+
+@pytest.mark.parametrize("programs", [False, True])
+def test_a_file_of_the_caller_is_not_seen_from_another_machines_text(
+    prisoner: Prisoner, programs: bool
+) -> None:
+    secret = prisoner.folder / "secret"
+    secret.write_text("hidden\n")
+    prisoner.owns(secret).chmod(0o600)
+    text = (
+        f"read GOT < {secret}\nread ENV < /proc/{os.getpid()}/environ\nread MEM < /proc/self/maps\n"
+        f"ALL=$(echo /etc/* /proc/[0-9]*)\nCAT=$(/bin/cat {secret})\nBOX=$(busybox cat {secret})\n"
+    )
+    rest = prisoner.reads(text.replace("secret\n", "secret 2>/dev/null\n"), programs=programs).rest
+    found = " ".join(rest.values())
+    assert "PATH=" not in rest.get("ENV", "")
+    if programs:
+        assert "hidden" in rest["GOT"], "this machine's own texts may read what anybody may"
+        assert "hidden" in rest["CAT"]
+    else:
+        assert "hidden" not in found
+        assert "passwd" not in found
+        assert str(os.getpid()) not in found
+
+
+@pytest.mark.parametrize("programs", [False, True])
+def test_no_process_can_be_reached(prisoner: Prisoner, programs: bool) -> None:
+    identity = {"user": prisoner.user or cage.NOBODY} if ROOT else {}
+    with subprocess.Popen(["/bin/sleep", "100"], **identity) as bystander:  # type: ignore[call-overload]
+        text = f"kill -9 {bystander.pid}\n/bin/kill -9 {bystander.pid}\n( : > /proc/{bystander.pid}/oom_score_adj )\n"
+        text += f"/usr/bin/perl -e 'kill 9, {bystander.pid}'\n/usr/bin/renice 19 {bystander.pid}\nA=1\n"
+        result = prisoner.reads(text, programs=programs)
+        assert result.rest["A"].strip("'") == "1"
+        assert bystander.poll() is None
+        assert os.getpriority(os.PRIO_PROCESS, bystander.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+        bystander.kill()
+
+
+PERL = """/usr/bin/perl -MSocket -e '
+    for ([PF_UNIX, pack_sockaddr_un("FOLDER/socket")], [PF_UNIX, pack_sockaddr_un("\\0ABSTRACT")],
+         [PF_INET, pack_sockaddr_in(PORT, inet_aton("127.0.0.1"))]) {
+        socket(S, $_->[0], SOCK_STREAM, 0) and connect(S, $_->[1]) and print "in "; }'
+"""
+
+
+@pytest.mark.parametrize("programs", [False, True])
+def test_nothing_can_be_connected(prisoner: Prisoner, programs: bool) -> None:
+    abstract = f"cage{os.getpid()}"
+    with (
+        socket.socket() as tcp,
+        socket.socket(socket.AF_UNIX) as unix,
+        socket.socket(socket.AF_UNIX) as hidden,
+    ):
+        tcp.bind(("127.0.0.1", 0))
+        unix.bind(f"{prisoner.folder}/socket")
+        Path(prisoner.folder, "socket").chmod(0o777)
+        hidden.bind(f"\0{abstract}")
+        port = tcp.getsockname()[1]
+        for listener in (tcp, unix, hidden):
+            listener.listen()
+            listener.setblocking(False)
+        perl = (
+            PERL.replace("FOLDER", str(prisoner.folder))
+            .replace("ABSTRACT", abstract)
+            .replace("PORT", str(port))
+        )
+        text = f"( exec 3<>/dev/tcp/127.0.0.1/{port}; echo x >&3 )\n( exec 3<>/dev/udp/127.0.0.1/{port} )\n"
+        result = prisoner.reads(f"{text}GOT=$({perl})\n", programs=programs)
+        assert "in" not in result.rest["GOT"]
+        for listener in (tcp, unix, hidden):
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+
+
+LEFT = """
+( while :; do :; done ) >/dev/null 2>&1 &
+( trap '' 1 2 15; set -m; while :; do :; done & ) >/dev/null 2>&1
+SLEEP >/dev/null 2>&1 &
+/usr/bin/setsid SLEEP >/dev/null 2>&1 &
+/usr/bin/nohup /usr/bin/setsid -f SLEEP >/dev/null 2>&1
+/usr/bin/perl -e 'fork and exit; use POSIX; POSIX::setsid(); fork and exit; exec "SLEEP"' >/dev/null 2>&1
+A=1
+"""
+
+
+@pytest.mark.parametrize("programs", [False, True])
+def test_nothing_outlives_sh(prisoner: Prisoner, programs: bool) -> None:
+    sleep = f"/bin/sleep 100.{os.getpid()}"
+    result = prisoner.reads(LEFT.replace("SLEEP", sleep), programs=programs)
+    assert result.rest["A"].strip("'") == "1"
+    assert gone(lambda: not prisoner.left())
+    asleep = sleep.replace(" ", "\0").encode()
+    assert gone(lambda: not any(asleep in seen(p) for p in Path("/proc").glob("[0-9]*/cmdline")))
+
+
+def gone(so: Callable[[], bool]) -> bool:
+    """Whether it is so soon: what was killed takes a moment to go."""
+    end = time.monotonic() + 5
+    while not so() and time.monotonic() < end:
+        time.sleep(0.1)
+    return so()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("f() { f | f & f & }\nf\nwhile :; do :; done\n", "did not finish|sh cannot read"),
+        ("A=xxxxxxxxxxxxxxxx\nwhile :; do A=$A$A; done\n", "did not finish|sh cannot read"),
+        ("A=xxxxxxxxxxxxxxxxxxx\nwhile :; do echo $A$A$A$A$A$A$A$A >&2; done\n", "prints without|did not"),
+        ("exec 1>&- 2>&-\nwhile :; do :; done\n", "did not finish"),
+    ],
+)
+def test_the_machine_goes_on_whatever_eats_it(
+    dash: Prisoner, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editor, "SH_SECONDS", 0.5)
+    monkeypatch.setattr(cage, "MOST_OUTPUT", 1 << 20)
+    call = partial(editor.effective, [("f", text)], sh=editor.judge(with_programs=False))
+    begun = time.monotonic()
+    with pytest.raises(EmupmemError, match=words):
+        as_user(call) if dash.user == USER else call()
+    assert time.monotonic() - begun < 10
+    assert gone(lambda: not dash.left())
+
+
+def test_sh_has_no_rights_left(prisoner: Prisoner) -> None:
+    text = "while read -r NAME VALUE REST; do case $NAME in Cap[EPIA]*|NoNew*|Seccomp:|Uid:)\n"
+    text += 'GOT="$GOT$NAME$VALUE "; esac; done < /proc/self/status\n'
+    got = prisoner.reads(text, programs=True).rest["GOT"].strip("'").split()
+    none = "0" * 16
+    assert f"CapPrm:{none}" in got
+    assert f"CapEff:{none}" in got
+    assert f"CapAmb:{none}" in got
+    assert {"NoNewPrivs:1", "Seccomp:2", f"Uid:{prisoner.user or cage.NOBODY}"} <= set(got)
+
+
+# Which way is taken ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root")
+def test_root_of_a_container_that_may_not_mount_still_has_a_cage() -> None:
+    code = (
+        "from emupmem import cage, editor\nimport sys\n"
+        "for programs in (False, True):\n"
+        "    assert cage.best('/bin/sh', programs=programs) is not None\n"
+        "    editor.run_sh([b'A=1'], editor.SH_PATH if programs else editor.NO_PROGRAMS)\n"
+    )
+    argv = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=SOURCE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cage_that_breaks_at_run_time_is_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, open_folder: Path
+) -> None:
+    """Never the same text without a cage."""
+    way = cage.best(editor.SH, programs=True)
+    if way is None:
+        pytest.skip("no cage can be had here")
+
+    def broken(plan: object) -> None:
+        raise OSError(5, "broken")
+
+    monkeypatch.setattr(cage, "_enter", broken)
+    with pytest.raises(EmupmemError, match="cannot run sh to check the GRUB settings"):
+        editor.run_sh([f"/usr/bin/touch {open_folder}/new\n".encode()])
+    assert not (open_folder / "new").exists()
+
+
+def test_what_does_not_work_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    if cage.best(editor.SH, programs=False) is None:
+        pytest.skip("no cage can be had here")
+    cage._works.cache_clear()
+    monkeypatch.setattr(cage, "_SPACES", -1)  # no kernel knows them
+    assert cage.best(editor.SH, programs=False) in (Way.LANDLOCK, None)
+    monkeypatch.setattr(cage, "_LANDLOCK_CREATE_RULESET", 9999)
+    cage._works.cache_clear()
+    assert cage.best(editor.SH, programs=False) is None
+    monkeypatch.undo()
+    cage._works.cache_clear()
+
+
+# No cage at all --------------------------------------------------------------------------------------------------
+
+PLAIN = """# Defaults `of` $(GRUB)
+
+GRUB_DEFAULT=0
+  GRUB_TIMEOUT=5   # seconds
+export GRUB_DISTRIBUTOR='Debian
+GNU'
+GRUB_CMDLINE_LINUX_DEFAULT="quiet \\"splash\\" acpi_osi='!Windows 2012'"
+GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX_DEFAULT ${GRUB_DEFAULT} a\\$b"
+SUSE_BTRFS_SNAPSHOT_BOOTING=true
+GRUB_X="a"b'c'\\ d"""
+
+
+@pytest.fixture
+def no_cage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cage, "WAYS", ())
+
+
+@pytest.mark.parametrize("programs", [False, True])
+@pytest.mark.usefixtures("no_cage")
+def test_without_a_cage_plain_assignments_are_read(programs: bool, user: int) -> None:
+    judge = editor.judge(with_programs=programs)
+
+    def call() -> tuple[str, editor.GrubFile]:
+        return editor.set_items(PLAIN, editor.LINUX, ["1G!4G"], sh=judge), editor.read(PLAIN, sh=judge)
+
+    changed, read = as_user(call) if user == USER else call()
+    assert "memmap=1G!4G" in changed
+    assert read.linux.value == "quiet \"splash\" acpi_osi='!Windows 2012' 0 a$b"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/bin/rm -rf /home/me/x",
+        "GRUB_DISTRIBUTOR=`lsb_release -i -s`",
+        'GRUB_DISTRIBUTOR="$(lsb_release -i -s)"',
+        'GRUB_X="${GRUB_Y:-$(id)}"',
+        "GRUB_X=1 id",
+        "GRUB_X=1; id",
+        "GRUB_X=1&id",
+        "GRUB_X=1|id",
+        "GRUB_X=1>/tmp/x",
+        "GRUB_X=<(id)",
+        "GRUB_X=(a b)",
+        "GRUB_X=$((1))",
+        "GRUB_X[0]=1",
+        "GRUB_X+=1",
+        "> /tmp/x",
+        ". /etc/os-release",
+        "if true; then id; fi",
+        "GRUB_X='a",
+        'GRUB_X="a',
+        "GRUB_X=~",
+        "GRUB_X=1#`id`\r",
+        "GRUB_X=\\\nid",
+        "RANDOM='a[$(id)]'",
+        "PATH=/tmp",
+        "IFS=x",
+        "trap id 0",
+        "readonly GRUB_X",
+        "GRUB_X=1 \t\fid",
+        "\xa0id",
+    ],
+)
+@pytest.mark.usefixtures("no_cage")
+def test_without_a_cage_everything_else_is_refused_with_its_line(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cage, "run", lambda *_: pytest.fail("sh was started"))
+    texts = [("a", PLAIN), ("b", f"# b\nGRUB_A=1\n{line}\nGRUB_B=1\n")]
+    with pytest.raises(
+        EmupmemError, match=r"^b:3: .* more than a plain assignment, and sh cannot be kept"
+    ) as caught:
+        editor.effective(texts)
+    assert line.partition("\n")[0].strip()[:20].strip() in caught.value.message
+    assert "Landlock" in caught.value.hint
+    with pytest.raises(EmupmemError, match=r"^b:3: "):
+        editor.set_items(texts[1][1], editor.LINUX, ["1G!4G"], filename="b")
+
+
+# The filter ------------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_system_calls_are_those_of_the_headers() -> None:
+    header = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+    if os.uname().machine != "x86_64" or not header.exists():
+        pytest.skip("no headers of the kernel for x86_64 here")
+    known = {
+        words[1]: int(words[2]) for line in header.read_text().splitlines() if len(words := line.split()) == 3
+    }
+    for name, number in cage._numbers().items():
+        assert known.get(f"__NR_{name}", number) == number, name
