@@ -576,12 +576,12 @@ def _plan_whole(
     machine: Machine, view: View, there: Region, size: int | None, mode: str, options: tuple[str, ...]
 ) -> Plan:
     """Give the one namespace of a region without labels another mode: its content is lost."""
+    if not there.namespaces:
+        raise EmupmemError(f"{there.name} has no labels and no namespace", "sudo dmesg may tell why")
     if size is not None:
         raise EmupmemError(
             f"{there.name} has no labels: its one namespace always has its whole size", _divide(view, there)
         )
-    if not there.namespaces:
-        raise EmupmemError(f"{there.name} has no labels and no namespace", "sudo dmesg may tell why")
     one = there.namespaces[0]
     if not one.enabled:
         raise EmupmemError(
@@ -607,14 +607,12 @@ def _plan_whole(
 
 
 def _divide(view: View, there: Region) -> str:
-    """How a region without labels can be divided, for a hint."""
+    """How a region without labels, which has its one namespace, can be divided, for a hint."""
     if there.emulated:
         return "leave --size out; sudo emupmem namespaces divides the reserved range on Linux 6.19 and later"
     if not _can_label(view, there):
         return "leave --size out; its modules have no room for labels"
-    return f"sudo emupmem nvdimm destroy {there.namespaces[0].name} writes labels: then --size works" * bool(
-        there.namespaces
-    )
+    return f"sudo emupmem nvdimm destroy {there.namespaces[0].name} writes labels: then --size works"
 
 
 def _can_label(view: View, there: Region) -> bool:

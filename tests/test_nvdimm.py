@@ -414,6 +414,15 @@ def test_without_labels_only_the_mode_changes(machine: FakeMachine) -> None:
     )
 
 
+def test_a_region_without_labels_and_without_a_namespace(machine: FakeMachine) -> None:
+    buses(machine, region("region0", dimms=("nmem0",)))
+    labelless(machine, "region0")
+    for size in (None, 64 * MIB):
+        assert "region0 has no labels and no namespace | sudo dmesg may tell why" in refused(
+            lambda size=size: create(machine, region="region0", size=size)
+        )
+
+
 def test_a_reserved_range_is_not_divided_here(machine: FakeMachine) -> None:
     put(machine, "/buses", "[]")
     buses(machine, region("region0", space("namespace0.0", size=GIB), size=GIB), provider="e820")
