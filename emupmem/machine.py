@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
-from emupmem.model import Command, EmupmemError, NodeRange
+from emupmem.model import Busy, Command, EmupmemError, NodeRange
 
 if TYPE_CHECKING:
     from emupmem.editor import Judge
@@ -373,12 +373,12 @@ class Machine:
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """Hold a block device alone: EmupmemError while it is mounted or another driver has claimed it."""
+        """Hold a block device alone: Busy while it is mounted or another driver has claimed it."""
         try:
             descriptor = os.open(self.path(name), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         except OSError as exc:
             if exc.errno == errno.EBUSY:
-                raise EmupmemError(
+                raise Busy(
                     f"{name} is in use", f"something holds it: lsblk {name} and cat /proc/swaps may tell"
                 ) from exc
             raise EmupmemError(f"{name} cannot be opened: {exc.strerror}", _sudo_hint(exc)) from exc
@@ -602,7 +602,7 @@ class Machine:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the one lock of all that changes this machine; EmupmemError when another holds it.
+        """Hold the one lock of all that changes this machine; Busy when another holds it.
 
         Meanwhile the umask is the usual one, so that rights do not hang on who calls.
         """
@@ -923,14 +923,14 @@ def wait_for(ready: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _locked(who: str) -> EmupmemError:
+def _locked(who: str) -> Busy:
     """The error of who finds the lock taken by process `who`, or by what that one started."""
     if who.isdigit() and not _is_running(int(who)):
-        return EmupmemError(
-            f"a program that an emupmem which was killed (process {who}) had started is still at work",
+        return Busy(
+            f"a program started by a killed emupmem (PID {who}) is still running",
             f"wait until it has finished; fuser {BACKUPS}/lock names it",
         )
-    return EmupmemError(
+    return Busy(
         f"another emupmem is at work{f' (process {who})' if who.isdigit() else ''}",
         "wait until it has finished",
     )

@@ -27,6 +27,10 @@ class EmupmemError(Exception):
         self.hint = hint
 
 
+class Busy(EmupmemError):
+    """Somebody else holds for now what is needed: the lock of all changes, or a device. Worth another try."""
+
+
 class Kind(StrEnum):
     """What a range of the firmware map is, in one vocabulary for all kernels and sources."""
 

@@ -15,7 +15,7 @@ from emupmem import dax, keep, unit
 from emupmem.blocks import Mounted, Pmem, devices, mounts, signature
 from emupmem.cmdline import parse_command_line
 from emupmem.machine import Machine, interrupts, wait_for
-from emupmem.model import GIB, MIB, Check, Command, EmupmemError
+from emupmem.model import GIB, MIB, Busy, Check, Command, EmupmemError
 from emupmem.units import human, tight
 from emupmem.verifier import SeenMount, mount_rungs
 
@@ -636,8 +636,7 @@ def _locked(machine: Machine, work: Callable[[], Outcome]) -> Outcome:
                 done.append(work())
         except EmupmemError as exc:
             problem[:] = [exc]
-            # udev or another emupmem may hold what we need for a moment
-            return not exc.message.endswith("in use") and not exc.message.startswith("another emupmem")
+            return not isinstance(exc, Busy)  # udev or another emupmem may hold what we need for a moment
         return True
 
     wait_for(attempt, unit.SECONDS)

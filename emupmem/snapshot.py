@@ -30,7 +30,7 @@ from queue import SimpleQueue
 
 from emupmem.blocks import Pmem, devices, mounted_at, mounts
 from emupmem.machine import Machine
-from emupmem.model import KIB, MIB, EmupmemError
+from emupmem.model import KIB, MIB, Busy, EmupmemError
 from emupmem.units import human
 
 CHUNK = 256 * KIB
@@ -83,9 +83,7 @@ def open_device(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as exc:
         if exc.errno == errno.EBUSY:
-            raise EmupmemError(
-                f"{name} is in use", "mounted elsewhere, or swap, LVM or a loop device"
-            ) from exc
+            raise Busy(f"{name} is in use", "mounted elsewhere, or swap, LVM or a loop device") from exc
         hint = "run it with sudo" if exc.errno in (errno.EACCES, errno.EPERM) else ""
         raise EmupmemError(f"{name} cannot be opened: {exc.strerror}", hint) from exc
 
@@ -248,7 +246,7 @@ def _claim(path: Path, fresh: Path, image: int) -> None:
         fcntl.flock(image, fcntl.LOCK_EX | fcntl.LOCK_NB)
         there = fresh.lstat()
     except OSError:
-        raise EmupmemError(f"another emupmem is saving to {path}", "wait until it has finished") from None
+        raise Busy(f"another emupmem is saving to {path}", "wait until it has finished") from None
     info = os.fstat(image)
     same = (there.st_dev, there.st_ino) == (info.st_dev, info.st_ino)
     if not same or not stat.S_ISREG(info.st_mode) or info.st_nlink != 1 or info.st_uid != os.geteuid():

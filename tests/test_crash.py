@@ -28,7 +28,7 @@ from emupmem.change import (
     prepare_trial,
 )
 from emupmem.editor import Sourced
-from emupmem.model import GIB, EmupmemError, Request
+from emupmem.model import GIB, Busy, EmupmemError, Request
 from emupmem.mount import Wish
 from tests import test_trial, tracer, worlds
 from tests.fake import FakeMachine, build, put, script
@@ -344,6 +344,6 @@ def _barred(machine: FakeMachine) -> list[str]:
     try:
         do(machine, remove)
     except EmupmemError as exc:
-        told = "had started is still at work" in exc.message
+        told = isinstance(exc, Busy) and "started by a killed emupmem" in exc.message
         return [] if told and essence(look(machine.root)) == essence(before) else [exc.message]
     return ["another one works beside the generator"]

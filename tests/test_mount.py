@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from emupmem.blocks import Mounted, Pmem, parse_blkid, parse_mountinfo
 from emupmem.cli import main
 from emupmem.dax import Proof
 from emupmem.machine import Completed
-from emupmem.model import GIB, MIB, EmupmemError
+from emupmem.model import GIB, MIB, Busy, EmupmemError
 from emupmem.mount import Folder, MountRequest
 from emupmem.verifier import SeenMount, mount_rungs
 from tests.fake import CONFIG, LOG, RELEASE, FakeMachine, build, menu, put, script
@@ -46,7 +49,7 @@ class PmemMachine(FakeMachine):
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
         if self.claimed:
-            raise EmupmemError(f"{name} is in use", "something holds it")
+            raise Busy(f"{name} is in use", "something holds it")
         yield
 
     def own_mount(self, name: str, number: str, owner: tuple[int, int] | None, mode: int | None) -> bool:
@@ -704,6 +707,46 @@ def test_boot_mounts(run: Run, here: PmemMachine) -> None:
     assert done.status == 0
     assert "/dev/pmem0 is mounted at /mnt/pmem0 · ext4, made anew · emulated, volatile" in done.out
     assert here.owned[2] == (1000, 1001)
+
+
+def held(machine: PmemMachine, pid: int) -> int:
+    """Somebody else's hold of the lock of all changes, in the name of a process."""
+    put(machine, "/var/backups/emupmem/lock", f"{pid}\n")
+    descriptor = os.open(machine.path("/var/backups/emupmem/lock"), os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_boot_waits_for_whoever_has_the_lock(
+    run: Run, here: PmemMachine, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setattr(unit, "SECONDS", 10)
+    if killed:  # a number that no process has: what the killed run had started goes on
+        pid = 1 << 23
+        said = rf"a program started by a killed emupmem \(PID {pid}\) is still running"
+    else:
+        pid, said = os.getpid(), "another emupmem is at work"
+    descriptor = held(here, pid)
+    with pytest.raises(Busy, match=said), here.lock():
+        pass
+    free = threading.Timer(0.3, os.close, [descriptor])
+    free.start()
+    done = boot(run)
+    free.join()
+    assert done.status == 0, done.out
+    assert "/dev/pmem0 is mounted at /mnt/pmem0" in done.out
+
+
+def test_boot_waits_for_a_device_that_is_in_use_for_a_moment(
+    run: Run, here: PmemMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unit, "SECONDS", 10)
+    here.claimed = True
+    free = threading.Timer(0.3, setattr, [here, "claimed", False])
+    free.start()
+    assert boot(run).status == 0
+    free.join()
 
 
 def test_boot_keeps_what_survived_a_warm_restart_if_it_is_whole(run: Run, here: PmemMachine) -> None:
