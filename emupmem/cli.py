@@ -355,7 +355,7 @@ def _show_verdict(verdict: Any) -> None:
         print("Nothing is reserved.")
     elif verdict.pending:
         print("Reboot pending.")
-    unseen = [c.name for c in verdict.checks if c.status == "skipped" and not c.found.startswith("explained")]
+    unseen = [c.name for c in verdict.checks if c.status == "skipped" and not c.explained_by]
     if unseen:
         say(f"not seen: {', '.join(unseen)}" + ("" if Machine().is_root else "; with sudo it can be"))
 

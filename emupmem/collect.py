@@ -174,7 +174,7 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
         "regions": [asdict(r) for r in machine.regions()],
         "room": {n: machine.room(n) for n in ("/boot", "/", BACKUPS.rpartition("/")[0], "/var")},
         "tools": _versions(machine),
-        "outputs": _outputs(basket, any(doctor.needs_drivers(f) for f in findings)),
+        "outputs": _outputs(basket, any(isinstance(f, doctor.EarlyMount) for f in findings)),
         "sourced": _sourced(machine),
         "unreadable": sorted(basket.unreadable),
         "cut": sorted(basket.cut),

@@ -68,6 +68,11 @@ class Finding:
     fix: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class EarlyMount(Finding):
+    """Something is mounted from the initramfs that needs the drivers there."""
+
+
 def good(findings: Sequence[Finding]) -> bool:
     """Whether nothing stands in the way and nothing is broken."""
     return not any(f.status in ("stop", "fail") for f in findings)
@@ -399,17 +404,12 @@ def listing(machine: Machine) -> tuple[str, ...]:
 
 def _initramfs(eye: _Eye) -> Finding:
     found = initramfs(eye.line, eye.machine.peek("/etc/fstab"), eye.machine.peek("/etc/crypttab"))
-    argv = listing(eye.machine) if needs_drivers(found) else ()
+    argv = listing(eye.machine) if isinstance(found, EarlyMount) else ()
     done = eye.machine.output(*argv) if argv else None
     if done is None or done.status or eye.target is None:
         return found
     states = dict(survey.module_states(eye.machine, eye.target.release, eye.line))
     return inside(found, argv[-1], done.stdout.decode("utf-8", "replace"), states)
-
-
-def needs_drivers(found: Finding) -> bool:
-    """Whether something is mounted from the initramfs that needs the drivers there."""
-    return found.status == "warn" and "must be in" in found.evidence
 
 
 def inside(found: Finding, image: str, listed: str, states: Mapping[str, str]) -> Finding:
@@ -428,7 +428,7 @@ def initramfs(line: CommandLine, fstab: str, crypttab: str) -> Finding:
     root = next((w for w in line.words if re.match(r"(root|resume)=/dev/pmem", w)), "")
     early = "the content is volatile: keep the system elsewhere"
     if root:
-        return Finding("initramfs", "warn", f"{root}: the drivers must be in the initramfs", early)
+        return EarlyMount("initramfs", "warn", f"{root}: the drivers must be in the initramfs", early)
     for name, text in (("/etc/fstab", fstab), ("/etc/crypttab", crypttab)):
         for number, raw in enumerate(text.splitlines(), 1):
             fields = raw.split("#")[0].split()
@@ -440,7 +440,7 @@ def initramfs(line: CommandLine, fstab: str, crypttab: str) -> Finding:
                 seen = (
                     f"{where} mounts {fields[0]} at {fields[1]} from the initramfs: the drivers must be in it"
                 )
-                return Finding("initramfs", "warn", seen, early)
+                return EarlyMount("initramfs", "warn", seen, early)
             if "nofail" not in options and "noauto" not in options:
                 seen = f"{where} has {fields[0]} without nofail: a blank device stops the next boot"
                 return Finding(

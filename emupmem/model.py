@@ -278,6 +278,7 @@ class Check:
     expected: str = ""
     found: str = ""
     hint: str = ""
+    explained_by: str = ""  # the rung below that broke: this one was not looked at
 
 
 @dataclass(frozen=True, slots=True)

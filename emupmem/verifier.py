@@ -172,13 +172,13 @@ def verify(seen: Observation) -> Verdict:
     checks: list[Check] = []
     broken = ""
     for name, step in zip(names, steps, strict=False):
-        check = Check(name, "skipped", "", f"explained by {broken}") if broken else step()
+        check = _explained(name, broken) if broken else step()
         checks.append(check)
         if check.status in ("fail", "pending"):
             broken = name
     if seen.mounts and len(steps) == len(names):
         if broken:
-            checks += [Check(name, "skipped", "", f"explained by {broken}") for name in MOUNT_RUNGS]
+            checks += [_explained(name, broken) for name in MOUNT_RUNGS]
         else:
             checks += mount_rungs(seen.mounts)
     return Verdict(tuple(checks), _devices(seen, items))
@@ -427,6 +427,10 @@ def _dax(seen: Observation, items: Sequence[MemmapItem]) -> Check:
     return Check("dax", "ok", expected, "on")
 
 
+def _explained(name: str, broken: str) -> Check:
+    return Check(name, "skipped", "", f"explained by {broken}", explained_by=broken)
+
+
 # From the device to a folder that a program can use -------------------------------------------------
 
 MOUNT_RUNGS = ("filesystem", "mounted", "dax-file", "map-sync", "huge-pages")
@@ -439,7 +443,7 @@ def mount_rungs(mounts: Sequence[SeenMount]) -> tuple[Check, ...]:
     broken = ""
     for name, judge in zip(MOUNT_RUNGS, judges, strict=True):
         if broken:
-            checks.append(Check(name, "skipped", "", f"explained by {broken}"))
+            checks.append(_explained(name, broken))
             continue
         found = [judge(m) for m in mounts]
         worst = next((c for status in ("fail", "skipped") for c in found if c.status == status), None)

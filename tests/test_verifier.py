@@ -58,6 +58,7 @@ def broken(seen: Observation, name: str, found: str, hint: str = "", status: str
     assert found in checks[at].found
     assert hint in checks[at].hint
     assert [c.found for c in checks[at + 1 :]] == [f"explained by {name}"] * len(checks[at + 1 :])
+    assert all(c.explained_by == name for c in checks[at + 1 :])
     assert not verify(seen).ok
 
 
