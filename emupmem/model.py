@@ -168,11 +168,28 @@ class IomemLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """A range that the kernel took out of the RAM, the line that says so, and its number (0: not counted)."""
+
+    start: int
+    end: int
+    text: str
+    line: int = 0
+
+    @property
+    def why(self) -> str:
+        """The line as a reason for people."""
+        return f"{self.text} (line {self.line})" if self.line else self.text
+
+
+@dataclass(frozen=True, slots=True)
 class BootLog:
     """What one boot's log tells, the last boot where the text holds several.
 
     `firmware` is None when the text has no map (see `problem`). `user` is the map after the
     command line, `modified` after the kernel's own trimming; both None where not printed.
+    `losses` are ranges that the kernel took out of the RAM, line by line; `unplaced` is a line that
+    says RAM was lost where nothing says which, empty where all is known.
     `symptoms` are lines that tell of a broken reservation, as printed; `warnings` what must be said
     of the reading although there is a map, such as that the log ends inside it.
     """
@@ -189,6 +206,8 @@ class BootLog:
     nodes: tuple[NodeRange, ...] = ()
     symptoms: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    unplaced: str = ""
 
 
 @dataclass(frozen=True, slots=True)

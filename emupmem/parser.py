@@ -22,6 +22,7 @@ import regex
 
 from emupmem.cmdline import parse_command_line
 from emupmem.model import (
+    LOW_LIMIT,
     MIB,
     BootLog,
     CommandLine,
@@ -30,6 +31,7 @@ from emupmem.model import (
     IomemLine,
     KernelRelease,
     Kind,
+    Loss,
     MapEntry,
     NodeRange,
 )
@@ -45,7 +47,9 @@ _WATCHED = 300
 """Lines after a map line that are looked at one by one."""
 _MAX_ENTRIES = 4096  # the kernel's own table has at most 128 + 3 * 1024
 _MAX_ADDRESS = 1 << 52  # x86-64 has no more physical address bits
+_U64_MAX = (1 << 64) - 1
 _MAX_KEPT = 64  # symptoms
+_MAX_LOSSES = 512  # a machine has a dozen
 _PRINTK_MAX = 975  # the shortest limit of one printk record, kernel/printk/printk.c LOG_LINE_MAX
 
 _HINT = "on the machine itself leave the log away, or save a whole one: journalctl -k -b -o cat > FILE"
@@ -112,6 +116,12 @@ _PHRASES = (
     b"table full; ignoring",
     b"too many entries; ignoring",
     b"legacy persistent memory ranges",
+    b"e820: update [mem",
+    b"e820: remove [mem",
+    b"e820 update range:",
+    b"e820 remove range:",
+    b"MTRRs don't cover all",
+    b"update e820 for mtrr",
     b"devm_memremap_pages attempted",
     b"Conflicting mapping in same section",
 )
@@ -155,6 +165,13 @@ _PATTERNS = {
     "banner": r"Linux version \d+\.\d+",
     "command line": r"(?:Command|Kernel command) line:(?: |$)",
     "any range": r"\[(?:mem|gap) 0x[0-9a-f]{16}-|[0-9a-f]{16} - [0-9a-f]{16} ",
+    # e820__range_update and e820__range_remove: the end is exclusive up to Linux 3.4, as in the map.
+    "taken": (
+        r"e820(?:: (?P<act>update|remove) \[mem 0x(?P<a>[0-9a-f]{8,16})-0x(?P<b>[0-9a-f]{8,16})\]"
+        r"| (?P<act>update|remove) range: (?P<c>[0-9a-f]{16}) - (?P<d>[0-9a-f]{16}))(?P<rest>[^\"]*+)"
+    ),
+    "begun": r"e820(?:: (?:update|remove) \[mem| (?:update|remove) range:)(?: 0[0-9a-fx]|[ \t]*+$)",
+    "losing": r"losing (\d{1,12})[ ]?MB of RAM",
     "string": r"(?:[^\"\\]|\\.)*+",
     "escape": r"\\x([0-9a-f]{2})",
     "srat": (
@@ -370,6 +387,10 @@ class _Boot:
     nodes: dict[NodeRange, None] = field(default_factory=dict)
     bad_node: str = ""
     symptoms: dict[str, None] = field(default_factory=dict)
+    losses: dict[tuple[int, int], Loss] = field(default_factory=dict)
+    damaged: str = ""  # a line that should be a loss and cannot be read
+    lost: str = ""  # the line that says how much was lost to the MTRRs, or that some was
+    lost_bytes: int = 0
 
     def replace(self, old: _Block) -> None:
         """Compare a finished firmware map with the one before it, and remember it as that."""
@@ -497,7 +518,7 @@ class _Reader:
         elif "SRAT: Node " in text:
             self._node(number, text)
         else:
-            self._fact(text)
+            self._fact(number, text)
         for phrase, word in _SYMPTOMS:
             if phrase in text and word in text and len(self.boot.symptoms) < _MAX_KEPT:
                 self.boot.symptoms[_visible(text, 200)] = None
@@ -537,15 +558,56 @@ class _Reader:
         if start < end <= _MAX_ADDRESS:
             self.boot.nodes[NodeRange(int(found[1]), start, end)] = None
 
-    def _fact(self, text: str) -> None:
+    def _loss(self, number: int, text: str) -> None:
+        """A line that changes the map after it was printed. Source: e820.c, mtrr/cleanup.c."""
+        boot, found = self.boot, _pattern("taken").search(text)
+        if found is None:
+            if "update e820 for mtrr" in text:
+                boot.lost = boot.lost or _visible(text, 200)
+            elif _pattern("begun").search(text):
+                boot.damaged = boot.damaged or _visible(text, 200)
+            return
+        start = int(found["a"] or found["c"], 16)
+        end = int(found["b"], 16) + 1 if found["b"] else int(found["d"], 16)
+        if not _takes_ram(found["act"], end, found["rest"]):
+            return
+        if end <= start or len(boot.losses) >= _MAX_LOSSES:
+            boot.damaged = boot.damaged or _visible(text, 200)
+        else:
+            boot.losses.setdefault((start, end), Loss(start, end, _visible(found[0].strip(), 120), number))
+
+    def _fact(self, number: int, text: str) -> None:
         boot = self.boot
         if "EFI v" in text and _said("efi", text) is not None:
             boot.efi = True
         elif "DMI: " in text or "last_pfn = " in text:
             if "firmware" in boot.blocks and boot.blocks["firmware"].header:
                 boot.past_efi.add("DMI" if "DMI: " in text else "pfn")
+        elif "e820" in text and ("update" in text or "remove" in text):
+            self._loss(number, text)
+        elif "MTRRs don't cover all" in text:
+            amount = _pattern("losing").search(text)
+            boot.lost, boot.lost_bytes = _visible(text, 200), int(amount[1]) * MIB if amount else _MAX_ADDRESS
         elif "Hypervisor detected: " in text and (found := _pattern("hypervisor").search(text)):
             boot.hypervisor = _visible(found[1].strip(), 40)
+
+
+def _takes_ram(act: str, end: int, words: str) -> bool:
+    """Whether such a change takes RAM that a reservation could lie in; what cannot be read does.
+
+    Not those of the command line: `mem=` and a bare `memmap=` remove all from an address on, which the
+    planner knows by the words themselves, and `memmap=SIZE%START-1+12` makes a reservation.
+    """
+    if act == "remove":
+        return end < _U64_MAX and _kind_of(words) in (Kind.RAM, None)
+    old, _, new = words.partition("==>")
+    # "usable ==> usable" is the boot loader's setup_data, which is of a type that prints as RAM does
+    return _kind_of(old) in (Kind.RAM, None) and _kind_of(new) not in (Kind.RAM, Kind.PRAM)
+
+
+def _kind_of(words: str) -> Kind | None:
+    words = words.strip()
+    return _KINDS.get(words[1:-1] if words.startswith("(") else words)
 
 
 def _said(name: str, text: str) -> str | None:
@@ -582,11 +644,14 @@ def _answer(reader: _Reader, name: str, head: bytes) -> BootLog:
     if boot.bad_node:
         warnings.append(f"the memory of the NUMA nodes is not known: {boot.bad_node}")
     block = boot.blocks.get("firmware")
+    user, modified = _later_map(boot, "user", warnings), _later_map(boot, "modified", warnings)
     return BootLog(
         firmware=firmware,
         problem=problem,
-        user=_later_map(boot, "user", warnings),
-        modified=_later_map(boot, "modified", warnings),
+        user=user,
+        modified=modified,
+        losses=tuple(boot.losses.values()),
+        unplaced=_unplaced(boot, firmware) if modified is None else "",
         command_line=_booted_with(boot, warnings),
         linux_version=boot.banner,
         efi=True if boot.efi else (False if late else None),
@@ -621,6 +686,26 @@ def _firmware(boot: _Boot, has_earlier: bool, name: str, head: bytes, warnings: 
             f"the log ends with the map, in line {entries[-1].line}: if it was cut there, {above}"
         )
     return FirmwareMap(entries, name, block.who)
+
+
+def _unplaced(boot: _Boot, firmware: FirmwareMap | None) -> str:
+    """The line that says RAM was lost, where no line and no map says which."""
+    if boot.damaged or firmware is None:
+        return boot.damaged
+    if boot.lost_bytes:
+        placed = _ram_in(firmware, boot.losses) >= boot.lost_bytes
+    else:
+        placed = any(end > MIB for _, end in boot.losses)
+    return "" if placed else boot.lost
+
+
+def _ram_in(firmware: FirmwareMap, spans: Iterable[tuple[int, int]]) -> int:
+    """Bytes of the map's RAM that lie in one of the spans."""
+    total, done = 0, 0
+    for start, end in sorted(spans):
+        total += sum(max(0, min(end, s.end) - max(start, done, s.start)) for s in firmware.ram)
+        done = max(done, end)
+    return total
 
 
 def _no_map(boot: _Boot, has_earlier: bool, head: bytes) -> EmupmemError:
@@ -675,7 +760,8 @@ def parse_boot_log(source: Source, name: str = "") -> BootLog:
     if counted:
         return log
     said = (*log.warnings, str(log.problem))
-    if again is not None and any(_pattern("numbered").search(text) for text in said):
+    named = any(_pattern("numbered").search(text) for text in said)
+    if again is not None and (named or any(x.end > LOW_LIMIT for x in log.losses)):
         stream.seek(again)  # the lines that are named must be counted
         return _read(stream, name, count=True)[0]
     return _uncounted(log)
@@ -714,7 +800,8 @@ def _uncounted(log: BootLog) -> BootLog:
 
     firmware = log.firmware and replace(log.firmware, entries=plain(log.firmware.entries))
     user, modified = log.user and plain(log.user), log.modified and plain(log.modified)
-    return replace(log, firmware=firmware, user=user, modified=modified)
+    losses = tuple(replace(x, line=0) for x in log.losses)
+    return replace(log, firmware=firmware, user=user, modified=modified, losses=losses)
 
 
 def read_firmware_map(source: Source, name: str = "") -> FirmwareMap:

@@ -24,6 +24,7 @@ from emupmem.model import (
     FirmwareMap,
     KernelRelease,
     Kind,
+    Loss,
     MapEntry,
     NodeRange,
     Offer,
@@ -52,6 +53,7 @@ class Situation:
     """What the planner knows of the machine.
 
     `vetoes` are (name, spans): RAM as other sources see it; a place must be RAM for all of them.
+    `losses` are ranges that the kernel took out of the RAM: no place may touch one.
     `command_line` holds every word that will be on the command line beside the new reservation,
     reservations that stay included. `hugepages` are the bytes of huge pages that the machine has
     now, however it got them (sysctl): the next boot will have as many. `efi` and `kernel` are None
@@ -65,6 +67,7 @@ class Situation:
     efi: bool | None = None
     kernel: KernelRelease | None = None
     hugepages: int = 0
+    losses: tuple[Loss, ...] = ()
 
 
 class NoPlan(EmupmemError):
@@ -157,8 +160,12 @@ def satisfied(situation: Situation, request: Request, existing: Sequence[Reserva
 
 
 def disagreements(situation: Situation) -> tuple[tuple[str, tuple[Span, ...]], ...]:
-    """(source, ranges of 2 MiB and more above 4 GiB) that the map calls RAM and this source does not."""
-    high = _high(situation)
+    """(source, ranges of 2 MiB and more above 4 GiB) that the map calls RAM and this source does not.
+
+    What the kernel's own lines say is lost is left out: those name it better.
+    """
+    lost = _union((x.start, x.end) for x in situation.losses)
+    high = list(_subtract(_high(situation), lost))
     found = []
     for name, allowed in situation.vetoes:
         outside = _subtract(high, _union((s.start, s.end) for s in allowed))
@@ -166,6 +173,12 @@ def disagreements(situation: Situation) -> tuple[tuple[str, tuple[Span, ...]], .
         if spans:
             found.append((name, spans))
     return tuple(found)
+
+
+def high_losses(situation: Situation) -> tuple[Loss, ...]:
+    """The losses that took RAM at or above 4 GiB, where there could have been a place."""
+    high = _high(situation)
+    return tuple(x for x in situation.losses if any(_intersect(high, [(x.start, x.end)])))
 
 
 def taken_by(line: CommandLine | None, ram: int, hugepages: int = 0) -> int:
@@ -283,6 +296,8 @@ def _field(situation: Situation, node: int | None) -> _Field:
         return f"{human(entries[i].size)} only: no 2 MiB step lies inside"
 
     places = keep(_high(situation), tiny)
+    lost = _union((x.start, x.end) for x in situation.losses)
+    places = keep(_subtract(places, lost), lambda i: _lost(situation.losses, entries[i]))
     for name, allowed in situation.vetoes:
         union = _union((s.start, s.end) for s in allowed)
         places = keep(_intersect(places, union), lambda i, name=name: f"not RAM according to {name}")  # type: ignore[misc]
@@ -297,6 +312,11 @@ def _field(situation: Situation, node: int | None) -> _Field:
         on = {i: {p[3] for p in places if p[2] == i} for i in alive} if len(alive) < 1000 else {}
         places = keep([p for p in places if p[3] == node], lambda i: _other_node(on.get(i, set()), node))
     return _Field(places, reasons)
+
+
+def _lost(losses: Sequence[Loss], entry: MapEntry) -> str:
+    first = next(x for x in losses if x.start < entry.end and entry.start < x.end)
+    return f"the kernel took it away: {first.why}"
 
 
 def _other_node(nodes: set[int | None], node: int) -> str:
@@ -435,7 +455,7 @@ def _fill(
 
 @dataclass(frozen=True, slots=True)
 class _Budget:
-    """RAM in bytes: all that the firmware reports, and what others take of it.
+    """RAM in bytes: all that the kernel has of what the firmware reports, and what others take of it.
 
     `limit` is the address above which mem= or a bare memmap= takes all RAM away (2^64: none).
     """
@@ -452,14 +472,15 @@ class _Budget:
 
 
 def _budget(situation: Situation) -> _Budget:
-    """What mem=, memmap= items, crashkernel= and huge pages take."""
-    total = situation.firmware.ram_bytes
+    """What mem=, memmap= items, crashkernel= and huge pages take of the RAM that the kernel did not lose."""
+    entries = ((e.start, e.end, 0, None) for e in situation.firmware.entries if e.kind is Kind.RAM)
+    ram = list(_subtract(entries, _union((x.start, x.end) for x in situation.losses)))
+    total = sum(p[1] - p[0] for p in ram)
     line = situation.command_line
     if line is None:
         return _Budget(total, situation.hugepages, 1 << 64)
     limit = min((*line.mem_limits, *(i.size for i in line.items if i.op == "limit")), default=1 << 64)
     others = _union((i.start, i.start + i.size) for i in line.items if i.op in "!$#%")
-    ram = ((e.start, e.end, 0, None) for e in situation.firmware.entries if e.kind is Kind.RAM)
     stays = sum(min(p[1], limit) - p[0] for p in _subtract(ram, others) if p[0] < limit)
     kept = sum(page_structs(i.size) for i in line.reservations)
     return _Budget(total, total - stays + taken_by(line, total, situation.hugepages) + kept, limit)

@@ -18,11 +18,12 @@ from emupmem.model import (
     IomemLine,
     KernelRelease,
     Kind,
+    Loss,
     MapEntry,
     Span,
 )
 from emupmem.parser import Source, kernel_release, parse_boot_log, parse_iomem, parse_sysfs_memmap
-from emupmem.planner import Situation, disagreements
+from emupmem.planner import Situation, disagreements, high_losses
 from emupmem.units import span_text
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("auto", "dmesg", "journal", "sysfs")
 SYSFS = "/sys/firmware/memmap"
+_MOST_NOTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,11 @@ def of_log(source: Source, name: str) -> Survey:
     if log.firmware is None:
         problem = log.problem or EmupmemError(f"{name}: no firmware map in it")
         raise NoMap(problem.message, problem.hint)
+    _refuse_unplaced(log)
     line = without_reservations(log.command_line) if log.command_line else None
     release = kernel_release(log.linux_version) if log.linux_version else None
     vetoes = (("the kernel's modified map", _ram(log.modified)),) if log.modified else ()
-    situation = Situation(log.firmware, vetoes, log.nodes, line, log.efi, release)
+    situation = Situation(log.firmware, vetoes, log.nodes, line, log.efi, release, losses=_losses(log))
     return Survey(situation, name, (*log.warnings, *_veto_notes(situation)))
 
 
@@ -81,6 +84,8 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
             broken.append(exc.message)
     if not maps:
         raise _no_map(source, logs)
+    for _, log in logs:
+        _refuse_unplaced(log)
     name, firmware = maps[0]
     vetoes = [(other, found.ram) for other, found in maps[1:]]
     vetoes += [(f"the kernel's modified map ({n})", _ram(log.modified)) for n, log in logs if log.modified]
@@ -102,6 +107,7 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
         machine.exists("/sys/firmware/efi"),
         release,
         machine.huge_page_bytes(),
+        tuple(loss for _, log in logs for loss in _losses(log)),
     )
     notes = [*broken, *(why for _, why in unseen if machine.is_root)]
     notes += [
@@ -144,9 +150,32 @@ def _ram(entries: Sequence[MapEntry] | None) -> tuple[Span, ...]:
     return tuple(e.span for e in entries or () if e.kind in (Kind.RAM, Kind.PRAM))
 
 
+def _losses(log: BootLog) -> tuple[Loss, ...]:
+    """What the kernel took by itself: a `%` item of its command line is the planner's to know, by the word."""
+    items = log.command_line.items if log.command_line is not None else ()
+    asked = {(i.start, i.start + i.size) for i in items if i.op == "%"}
+    return tuple(x for x in log.losses if (x.start, x.end) not in asked)
+
+
+def _refuse_unplaced(log: BootLog) -> None:
+    """Raise NoMap where RAM was lost and nothing says which: any place may be in it."""
+    if log.unplaced:
+        raise NoMap(
+            f'the kernel lost RAM, and the log does not say which: "{log.unplaced}"',
+            "give the whole log, not through grep or head: sudo dmesg > FILE, or journalctl -k -b -o cat > FILE",
+        )
+
+
 def _veto_notes(situation: Situation) -> list[str]:
-    """Say where another source does not call RAM what the map does (from 2 MiB at or above 4 GiB on)."""
-    return [
+    """Say what the kernel took of the RAM of the map, and what another source does not call RAM.
+
+    Only at or above 4 GiB, and of other sources from 2 MiB on.
+    """
+    lost = [
+        f"the kernel took {span_text(x.start, x.end)} away: {x.why}"
+        for x in high_losses(situation)[:_MOST_NOTES]
+    ]
+    return lost + [
         f"{name} does not call {span_text(s.start, s.end)} RAM: nothing is planned there"
         for name, spans in disagreements(situation)
         for s in spans[:3]
