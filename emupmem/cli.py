@@ -397,12 +397,18 @@ def _survey(from_: str | None, source: Source, machine: Machine | None = None) -
     if from_ is not None:
         name = "standard input" if from_ == "-" else from_
         with given_file(from_) as file:
-            if not is_gzip(file):
-                return survey.of_log(file, name)
-            from emupmem import collect
+            if is_gzip(file):
+                from emupmem import collect
 
-            return collect.plan_from(collect.unpack(file, name), name, source.value)
-    from emupmem import change
+                found = collect.plan_from(collect.unpack(file, name), name, source.value)
+            else:
+                found = survey.of_log(file, name)
+        if machine is None:
+            return survey.for_kernel(found, None)
+        from emupmem import obstacles
+
+        return obstacles.planned_for(machine, found)
+    from emupmem import change, obstacles
 
     machine = machine or Machine()
     boots = None
@@ -410,7 +416,7 @@ def _survey(from_: str | None, source: Source, machine: Machine | None = None) -
         boots = change.next_line(machine)
     except EmupmemError:
         boots = None  # not known, or not ours to read: this boot's own command line serves
-    return survey.of_machine(machine, source.value, boots)
+    return obstacles.planned_for(machine, survey.of_machine(machine, source.value, boots))
 
 
 def _machine(root: Path | None, from_: str | None, *, changes: bool, needs_log: bool = True) -> Machine:

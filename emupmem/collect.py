@@ -946,7 +946,7 @@ def _judging(name: str) -> Iterator[None]:
 
 def plan_from(archive: Archive, name: str, source: str = "auto") -> survey.Survey:
     """What an archive tells the planner, as `survey.of_machine` would on that machine. Raises EmupmemError."""
-    from emupmem import change
+    from emupmem import change, obstacles
 
     machine = Collected(archive)
     with _judging(name):
@@ -954,7 +954,7 @@ def plan_from(archive: Archive, name: str, source: str = "auto") -> survey.Surve
             boots = change.effective_line(machine, change.read_defaults(machine))
         except EmupmemError:
             boots = None  # no GRUB there: that boot's own command line serves
-        found = survey.of_machine(machine, source, boots)
+        found = obstacles.planned_for(machine, survey.of_machine(machine, source, boots))
     return replace(found, source=f"{name}: {found.source}")
 
 

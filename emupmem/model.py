@@ -6,7 +6,7 @@ is inclusive (exclusive before Linux 3.5) and the parser is the only place that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -149,12 +149,17 @@ class CommandLine:
 
 @dataclass(frozen=True, slots=True)
 class KernelRelease:
-    """A kernel's version; `stable` is None where the distribution hides it. `text` is for people."""
+    """A kernel's version; `stable` is None where the distribution hides it. `text` is for people.
+
+    `release` is what `uname -r` prints, `i386` whether it is of 32 bits, as far as the banner shows that.
+    """
 
     major: int
     minor: int
     stable: int | None
     text: str = ""
+    release: str = field(default="", compare=False)
+    i386: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +194,7 @@ class BootLog:
     `firmware` is None when the text has no map (see `problem`). `user` is the map after the
     command line, `modified` after the kernel's own trimming; both None where not printed.
     `losses` are ranges that the kernel took out of the RAM, line by line; `unplaced` is a line that
-    says RAM was lost where nothing says which, empty where all is known.
+    says RAM was lost where nothing says which, empty where all is known. `i386` is a kernel of 32 bits.
     `symptoms` are lines that tell of a broken reservation, as printed; `warnings` what must be said
     of the reading although there is a map, such as that the log ends inside it.
     """
@@ -208,6 +213,7 @@ class BootLog:
     warnings: tuple[str, ...] = ()
     losses: tuple[Loss, ...] = ()
     unplaced: str = ""
+    i386: bool = False
 
 
 @dataclass(frozen=True, slots=True)

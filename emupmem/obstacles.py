@@ -9,6 +9,7 @@ from emupmem import loader, survey
 from emupmem.cmdline import parse_command_line
 from emupmem.machine import GRUB_DEFAULT, Machine
 from emupmem.model import EmupmemError
+from emupmem.planner import kernel_problem
 
 _ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM instead"
 
@@ -179,11 +180,20 @@ def target(machine: Machine) -> survey.Target | None:
     return survey.target_kernel(machine, cfg) if cfg else None
 
 
+def planned_for(machine: Machine, found: survey.Survey) -> survey.Survey:
+    """A survey for the kernel that boots by default on a machine or in a tree. Raises as survey.for_kernel."""
+    kernel = target(machine)
+    return survey.for_kernel(found, kernel.kernel if kernel is not None else None)
+
+
 def _refuse_kernel(machine: Machine) -> tuple[str, ...]:
     """The kernel that will boot must be able to make the device."""
     kernel = target(machine)
     if kernel is None:
         return ("which kernel boots by default cannot be told: its drivers are not checked",)
+    problem = kernel_problem(kernel.kernel)
+    if problem is not None:
+        raise EmupmemError(f"the kernel that boots by default: {problem.message}", problem.hint)
     name, lacks = survey.kernel_lacks(machine, kernel.release)
     if lacks:
         raise EmupmemError(

@@ -185,6 +185,9 @@ _PATTERNS = {
     "numbered": r"\blines? \d",
     "iomem": r"( *+)([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*+)",
     "release": r"(?:Linux version )?(\d{1,3})\.(\d{1,4})(?:\.(\d{1,5}))?([^\s]*+)",
+    # In the release of a 32-bit kernel: -686-pae, .i686.PAE, -generic-pae
+    # A number alone may count builds: 5.14.0-386.el9.x86_64.
+    "i386": r"[-._]i[3-6]86(?![a-z0-9])|-[3-6]86(?:-pae|-bigmem|-smp)?$|[-.+](?:pae|bigmem)$",
     "ubuntu": r"^Ubuntu \S++ (\d+)\.(\d+)\.(\d+)",
     "debian": r"\bDebian (?:\d+:)?(\d+)\.(\d+)(?:\.(\d+))?",
     "counter": r"-\d",
@@ -391,6 +394,7 @@ class _Boot:
     damaged: str = ""  # a line that should be a loss and cannot be read
     lost: str = ""  # the line that says how much was lost to the MTRRs, or that some was
     lost_bytes: int = 0
+    i386: bool = False
 
     def replace(self, old: _Block) -> None:
         """Compare a finished firmware map with the one before it, and remember it as that."""
@@ -588,6 +592,8 @@ class _Reader:
         elif "MTRRs don't cover all" in text:
             amount = _pattern("losing").search(text)
             boot.lost, boot.lost_bytes = _visible(text, 200), int(amount[1]) * MIB if amount else _MAX_ADDRESS
+        elif " HIGHMEM available." in text or " LOWMEM available." in text or "non-PAE kernel" in text:
+            boot.i386 = True  # arch/x86/mm/init_32.c; the notice on NX of arch/x86/mm/setup_nx.c
         elif "Hypervisor detected: " in text and (found := _pattern("hypervisor").search(text)):
             boot.hypervisor = _visible(found[1].strip(), 40)
 
@@ -652,6 +658,7 @@ def _answer(reader: _Reader, name: str, head: bytes) -> BootLog:
         modified=modified,
         losses=tuple(boot.losses.values()),
         unplaced=_unplaced(boot, firmware) if modified is None else "",
+        i386=boot.i386 or _is_i386(boot.banner),
         command_line=_booted_with(boot, warnings),
         linux_version=boot.banner,
         efi=True if boot.efi else (False if late else None),
@@ -951,4 +958,13 @@ def kernel_release(banner: str, signature: str = "") -> KernelRelease | None:
     same = given is not None and (int(given[1]), int(given[2])) == (major, minor)
     stable = int(given[3] or 0) if given is not None and same else None
     text = f"{text}.{stable}" if stable is not None else f"Linux {found[0].removeprefix('Linux version ')}"
-    return KernelRelease(major, minor, stable, text)
+    release = found[0].removeprefix("Linux version ")
+    return KernelRelease(major, minor, stable, text, release, _is_i386(banner))
+
+
+def _is_i386(banner: str) -> bool:
+    """Whether a banner or release is of a 32-bit kernel: by its own name and its compiler's only."""
+    release, _, rest = banner.removeprefix("Linux version ").partition(" ")
+    compiler = rest.partition(") (")[2][:100] or rest[:100]
+    found = _pattern("i386").search
+    return found(release.lower()) is not None or compiler.startswith(("i386-", "i486-", "i586-", "i686-"))

@@ -10,6 +10,7 @@ never given more regions than it can keep clear of.
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -90,6 +91,9 @@ def plan(situation: Situation, request: Request) -> Plan:
     Without a size, one is chosen that leaves half of the RAM, or failing that the floor.
     Raises NoPlan when nothing fits, EmupmemError for a request that no machine can serve.
     """
+    problem = kernel_problem(situation.kernel)
+    if problem is not None:
+        raise problem
     _check_request(situation, request)
     field = _field(situation, request.numa_node)
     budget = _budget(situation)
@@ -101,7 +105,12 @@ def plan(situation: Situation, request: Request) -> Plan:
         raise _no_plan(situation, request, field, budget, fits=chosen is not None)
     left = budget.left(chosen)
     nokaslr, kaslr_warning = _kaslr(situation)
-    warnings = (*_align_warnings(chosen), *_ram_warnings(budget, left), *kaslr_warning)
+    warnings = (
+        *_kernel_warnings(situation.kernel),
+        *_align_warnings(chosen),
+        *_ram_warnings(budget, left),
+        *kaslr_warning,
+    )
     memmap = format_memmap([(r.size, r.start) for r in chosen])
     return Plan(memmap, chosen, left, page_structs(request.size * request.count), warnings, nokaslr)
 
@@ -601,6 +610,51 @@ def _why_not(
     if size is not None:
         return f"has room for {room // size} of {request.count} devices of {human(size)}"
     return f"would leave less than {human(request.min_free)} of RAM"
+
+
+FIRST_EL7 = 514
+"""The RHEL 7 kernel (3.10.0-514.el7, RHEL 7.3) from which on `memmap=SIZE!OFFSET` is known.
+
+Its changelog brings the persistent types of e820 (ad5fb870c486, mainline 4.2, which builds on the `!` of
+ec776ef6bbe1) with the internal build 3.10.0-427, between RHEL 7.2 (327) and 7.3 (514): the later one is safe.
+"""
+
+
+def kernel_problem(kernel: KernelRelease | None) -> EmupmemError | None:
+    """Why a kernel must not be given `memmap=SIZE!OFFSET`, None where nothing is known against it.
+
+    Before Linux 4.1 (ec776ef6bbe1) parse_memmap_one takes the item for `memmap=SIZE`: a limit for all memory.
+    """
+    if kernel is None:
+        return None
+    if kernel.i386:
+        return EmupmemError(f"{kernel.text} is a 32-bit kernel, which has no /dev/pmem", KERNEL_NEEDED)
+    if (kernel.major, kernel.minor) >= (4, 1) or _el7_build(kernel) >= FIRST_EL7:
+        return None
+    return EmupmemError(
+        f"{kernel.text} does not know memmap=SIZE!OFFSET: it takes SIZE as a limit for all of its memory",
+        KERNEL_NEEDED,
+    )
+
+
+KERNEL_NEEDED = (
+    "memmap=SIZE!OFFSET needs a 64-bit kernel, Linux 4.1 or later (on RHEL 7: 3.10.0-514.el7 or later)"
+)
+
+
+def _el7_build(kernel: KernelRelease) -> int:
+    """The build of a RHEL 7 kernel (and its rebuilds), 0 for all others."""
+    found = re.match(r"3\.10\.0-(\d{1,6})\..*\bel7", kernel.release)
+    return int(found[1]) if found else 0
+
+
+def _kernel_warnings(kernel: KernelRelease | None) -> list[str]:
+    if kernel is None or (kernel.major, kernel.minor) >= (4, 1):
+        return []
+    return [
+        f"{kernel.text} is older than Linux 4.1 and knows memmap=SIZE!OFFSET by a backport only: try it once first "
+        "(apply --trial)"
+    ]
 
 
 def _align_warnings(chosen: Sequence[Reservation]) -> list[str]:

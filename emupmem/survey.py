@@ -23,7 +23,7 @@ from emupmem.model import (
     Span,
 )
 from emupmem.parser import Source, kernel_release, parse_boot_log, parse_iomem, parse_sysfs_memmap
-from emupmem.planner import Situation, disagreements, high_losses
+from emupmem.planner import KERNEL_NEEDED, Situation, disagreements, high_losses, kernel_problem
 from emupmem.units import span_text
 
 if TYPE_CHECKING:
@@ -39,11 +39,15 @@ _MOST_NOTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A situation to plan in, where its map came from, and what a person should know of that."""
+    """A situation to plan in, where its map came from, and what a person should know of that.
+
+    `refusal` is why a plan for this system would be worth nothing, as far as its log shows.
+    """
 
     situation: Situation
     source: str
     notes: tuple[str, ...] = ()
+    refusal: EmupmemError | None = None
 
 
 class NoMap(EmupmemError):
@@ -61,7 +65,7 @@ def of_log(source: Source, name: str) -> Survey:
     release = kernel_release(log.linux_version) if log.linux_version else None
     vetoes = (("the kernel's modified map", _ram(log.modified)),) if log.modified else ()
     situation = Situation(log.firmware, vetoes, log.nodes, line, log.efi, release, losses=_losses(log))
-    return Survey(situation, name, (*log.warnings, *_veto_notes(situation)))
+    return Survey(situation, name, (*log.warnings, *_veto_notes(situation)), refusal(log))
 
 
 def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None = None) -> Survey:
@@ -116,7 +120,8 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
     notes += [f"{n}: {warning}" for n, log in logs if log.firmware is not None for warning in log.warnings]
     agreeing = [other for other, found in maps[1:] if found.ram == firmware.ram]
     shown = name + (f", agrees with {' and '.join(agreeing)}" if agreeing else "")
-    return Survey(situation, shown, (*notes, *_veto_notes(situation)))
+    refused = next((why for _, log in logs if (why := refusal(log)) is not None), None)
+    return Survey(situation, shown, (*notes, *_veto_notes(situation)), refused)
 
 
 def _logs(machine: Machine, source: str) -> list[tuple[str, BootLog]]:
@@ -148,6 +153,30 @@ def _no_map(source: str, logs: Sequence[tuple[str, BootLog]]) -> NoMap:
 def _ram(entries: Sequence[MapEntry] | None) -> tuple[Span, ...]:
     """RAM of a map, what is reserved already counted as RAM."""
     return tuple(e.span for e in entries or () if e.kind in (Kind.RAM, Kind.PRAM))
+
+
+def refusal(log: BootLog) -> EmupmemError | None:
+    """Why a plan for the system of a log would be worth nothing, None where nothing in the log says so."""
+    if log.i386:
+        return EmupmemError("the log is of a 32-bit kernel, which has no /dev/pmem", KERNEL_NEEDED)
+    return None
+
+
+def for_kernel(found: Survey, kernel: KernelRelease | None) -> Survey:
+    """The survey for the kernel that will boot, that of the survey itself where it is None.
+
+    Raises EmupmemError where a reservation would be worth nothing or do harm: see refusal and kernel_problem.
+    """
+    if kernel is not None:
+        found = replace(found, situation=replace(found.situation, kernel=kernel))
+    problem = found.refusal or kernel_problem(found.situation.kernel)
+    if problem is not None:
+        raise problem
+    if found.situation.kernel is None:
+        return replace(
+            found, notes=(*found.notes, "the version of the kernel is not known here: " + KERNEL_NEEDED)
+        )
+    return found
 
 
 def _losses(log: BootLog) -> tuple[Loss, ...]:
@@ -197,6 +226,11 @@ class Target:
     release: str
     image: str
     version: KernelRelease | None
+
+    @property
+    def kernel(self) -> KernelRelease | None:
+        """The version, of the release alone where there is no banner."""
+        return self.version or kernel_release(self.release)
 
 
 def target_kernel(machine: Machine, cfg: str) -> Target | None:
