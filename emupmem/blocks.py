@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from emupmem.cmdline import parse_command_line
 from emupmem.machine import Completed, Machine, Region
-from emupmem.model import Command, EmupmemError, MemmapItem
+from emupmem.model import UNCHANGED, Command, EmupmemError, MemmapItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +154,7 @@ def parse_blkid(done: Completed) -> str:
     if done.status == 8:
         return "several signatures at once"
     if done.status:
-        raise EmupmemError(
-            f"blkid failed with status {done.status}: {done.last_words}", "nothing was changed"
-        )
+        raise EmupmemError(f"blkid failed with status {done.status}: {done.last_words}", state=UNCHANGED)
     pairs = dict(line.partition("=")[::2] for line in done.stdout.decode("utf-8", "replace").splitlines())
     if pairs.get("TYPE"):
         return pairs["TYPE"]
@@ -170,7 +168,5 @@ def signature(machine: Machine, dev: str) -> str:
         return found
     done = machine.run(Command(("wipefs", "-n", dev), "look for signatures"))
     if done.status:
-        raise EmupmemError(
-            f"wipefs failed with status {done.status}: {done.last_words}", "nothing was changed"
-        )
+        raise EmupmemError(f"wipefs failed with status {done.status}: {done.last_words}", state=UNCHANGED)
     return "a signature that wipefs knows" if done.stdout.strip() else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from emupmem import editor, grubcfg
 from emupmem.cmdline import is_cut, parse_command_line
-from emupmem.model import CommandLine, EmupmemError
+from emupmem.model import UNCHANGED, CommandLine, EmupmemError
 
 # A word of the kernel's: blanks inside double quotes belong to it (lib/cmdline.c next_arg).
 _WORD = re.compile(r'(?:[^ \t\n\r\v\f"]|"[^"]*"?)+')
@@ -120,12 +120,12 @@ def prove(
     old, new = parse_command_line(before), parse_command_line(after)
     wrong = wrong_line(new, items)
     if wrong:
-        raise EmupmemError(f"the command line would not be as planned: {wrong}", "nothing was changed")
+        raise EmupmemError(f"the command line would not be as planned: {wrong}", state=UNCHANGED)
     wanted = [w for w in foreign_words(old) if w not in drop]
     wanted += [w for w in dict.fromkeys(extra) if w not in wanted]
     if sorted(foreign_words(new)) != sorted(wanted):
         raise EmupmemError(
-            "the command line cannot be changed without changing other words of it", "nothing was changed"
+            "the command line cannot be changed without changing other words of it", state=UNCHANGED
         )
 
 

@@ -18,7 +18,7 @@ from emupmem.blocks import mounts
 from emupmem.cmdline import format_memmap, mangled, parse_command_line, parse_memmap_value
 from emupmem.elsewhere import GENERATOR_SECONDS, WORDS_RECORD, Elsewhere, put, refuse_changed
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
-from emupmem.model import Command, CommandLine, EmupmemError, FileEdit, Plan, Request, Reservation
+from emupmem.model import UNCHANGED, Command, CommandLine, EmupmemError, FileEdit, Plan, Request, Reservation
 from emupmem.planner import STEPS, Situation, plan, satisfied
 from emupmem.unit import FILE as UNIT_FILE
 from emupmem.unit import NO_CHANGE, BootMount, UnitChange
@@ -689,8 +689,11 @@ def prepare_abandon(machine: Machine) -> Change:
         change = _change(machine, before, before, None, None)
     if not change.needed:
         state = trial.state(machine)
-        hint = "a trial by kexec is nowhere on the disk: reboot goes back" if state else "nothing was changed"
-        raise EmupmemError("there is no trial to abandon", hint)
+        if state:
+            raise EmupmemError(
+                "there is no trial to abandon", "a trial by kexec is nowhere on the disk: reboot goes back"
+            )
+        raise EmupmemError("there is no trial to abandon", state=UNCHANGED)
     return change
 
 
@@ -839,7 +842,7 @@ def _generator(machine: Machine) -> Command | None:
         raise EmupmemError(
             "neither update-grub2, update-grub, grub2-mkconfig nor grub-mkconfig is installed: "
             "nothing could make grub.cfg",
-            "nothing was changed",
+            state=UNCHANGED,
         )
     return found
 
@@ -907,8 +910,7 @@ def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException
             f"{GRUB_DEFAULT} from {BACKUPS} and run update-grub2"
         )
     if isinstance(exc, EmupmemError):
-        told = exc.hint.removesuffix("nothing was changed").removesuffix("; ")
-        exc.hint = f"{told}; {state}" if told else state
+        exc.state = state
 
 
 def _put_defaults_back(machine: Machine, change: Change) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from emupmem.model import EmupmemError
+from emupmem.model import UNCHANGED, EmupmemError
 from emupmem.units import parse_size, plain
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def ask(question: str) -> None:
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise EmupmemError("not confirmed", "nothing was changed")
+        raise EmupmemError("not confirmed", state=UNCHANGED)
 
 
 class UsageError(EmupmemError):

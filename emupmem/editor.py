@@ -32,7 +32,7 @@ from functools import lru_cache, partial
 from itertools import pairwise
 from typing import AnyStr, Protocol, cast
 
-from emupmem.model import EmupmemError
+from emupmem.model import UNCHANGED, EmupmemError
 
 LINUX = "GRUB_CMDLINE_LINUX"
 DEFAULT = "GRUB_CMDLINE_LINUX_DEFAULT"
@@ -1016,7 +1016,9 @@ def _prove(case: _Case, changed: str) -> Proof:
     after = before if changed == case.source else case.judge([changed.encode("latin-1")])
     if after.failed:
         reason = _shown("; ".join([after.failed, *(c[2] for c in after.complaints[-1:])]))
-        raise EmupmemError(f"{case.filename}: sh could not read the edited file: {reason}", _BY_HAND)
+        raise EmupmemError(
+            f"{case.filename}: sh could not read the edited file: {reason}", _BY_HAND, state=UNCHANGED
+        )
     problem = _disagreement(case, after, before)
     if problem:  # what differs between two runs of the same text is not our doing
         again = case.judge([case.source.encode("latin-1")])
@@ -1024,12 +1026,14 @@ def _prove(case: _Case, changed: str) -> Proof:
     if problem:
         raise problem
     if case.again(changed) != changed:
-        raise EmupmemError(f"{case.filename}: a second edit would change the file again", _BY_HAND)
+        raise EmupmemError(
+            f"{case.filename}: a second edit would change the file again", _BY_HAND, state=UNCHANGED
+        )
     carried = tuple(n for n, old in before.rest.items() if _carries(old, after.rest.get(n), before, after))
     return Proof(layout.nodes is not None, carried)
 
 
-_BY_HAND = "nothing was changed; edit that line by hand, or put the argument into the other variable"
+_BY_HAND = "edit that line by hand, or put the argument into the other variable"
 
 
 def _same_tree(before: _Layout, after: _Layout, filename: str) -> None:
@@ -1043,9 +1047,13 @@ def _same_tree(before: _Layout, after: _Layout, filename: str) -> None:
         ]
 
     if after.nodes is None:
-        raise EmupmemError(f"{filename}:{after.error_line}: augeas could not read the edited file", _BY_HAND)
+        raise EmupmemError(
+            f"{filename}:{after.error_line}: augeas could not read the edited file", _BY_HAND, state=UNCHANGED
+        )
     if others(before) != others(after):
-        raise EmupmemError(f"{filename}: augeas sees more changed than our arguments", _BY_HAND)
+        raise EmupmemError(
+            f"{filename}: augeas sees more changed than our arguments", _BY_HAND, state=UNCHANGED
+        )
 
 
 def _disagreement(case: _Case, after: Sourced, again: Sourced) -> EmupmemError | None:
@@ -1057,11 +1065,15 @@ def _disagreement(case: _Case, after: Sourced, again: Sourced) -> EmupmemError |
         if problem:
             line = _line_of(name, case.source) or _layout(case.source).error_line
             place = f"{case.filename}:{line}" if line else case.filename
-            return EmupmemError(f"{place}: after the edit sh would read {name} with {problem}", _BY_HAND)
+            return EmupmemError(
+                f"{place}: after the edit sh would read {name} with {problem}", _BY_HAND, state=UNCHANGED
+            )
     for name in sorted(before.rest.keys() | after.rest.keys()):
         was, now = before.rest.get(name), after.rest.get(name)
         if was != now and again.rest.get(name) == was and not _carries(was, now, before, after):
-            return EmupmemError(f"{case.filename}: the edit would change {name} as well", _BY_HAND)
+            return EmupmemError(
+                f"{case.filename}: the edit would change {name} as well", _BY_HAND, state=UNCHANGED
+            )
     return None
 
 

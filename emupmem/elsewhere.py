@@ -12,7 +12,7 @@ from pathlib import Path
 
 from emupmem import loader
 from emupmem.machine import BACKUPS, Interrupts, Machine, stamp
-from emupmem.model import Command, EmupmemError
+from emupmem.model import UNCHANGED, Command, EmupmemError
 
 GENERATOR_SECONDS = 600
 """How long a program that writes a boot menu may take."""
@@ -65,7 +65,7 @@ def carry_out(
     refuse_changed(machine, [(e.name, e.before) for e in what.steps.edits])
     for step in what.steps.commands if machine.live else ():
         if machine.find(step.argv[0]) is None:
-            raise EmupmemError(f"{step.argv[0]} is not installed", "nothing was changed")
+            raise EmupmemError(f"{step.argv[0]} is not installed", state=UNCHANGED)
     machine.clear(_litter(machine, what.steps))
     tell("locked")
     moment, backup = stamp(), ""
@@ -177,8 +177,7 @@ def _roll_back(machine: Machine, what: Elsewhere, owned: dict[str, bytes | None]
     if failed:
         state = f"and not all could be put back: {'; '.join(failed)}. Before you reboot: look at {what.before.menu}"
     if isinstance(exc, EmupmemError):
-        told = exc.hint.removesuffix("nothing was changed").removesuffix("; ")
-        exc.hint = f"{told}; {state}" if told else state
+        exc.state = state
 
 
 def _is_changed(machine: Machine, what: Elsewhere) -> bool:

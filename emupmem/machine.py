@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
-from emupmem.model import Busy, Command, EmupmemError, NodeRange
+from emupmem.model import UNCHANGED, Busy, Command, EmupmemError, NodeRange
 
 if TYPE_CHECKING:
     from emupmem.editor import Judge
@@ -207,7 +207,7 @@ class Machine:
             with contextlib.suppress(OSError):
                 fresh.unlink()
             raise EmupmemError(
-                f"{name} cannot be written: {exc.strerror}", _write_hint(exc) or "nothing was changed"
+                f"{name} cannot be written: {exc.strerror}", _write_hint(exc), state=UNCHANGED
             ) from exc
 
     def forget(self, name: str) -> None:
@@ -234,7 +234,8 @@ class Machine:
                 (folder / f".{base}.{stamp}{suffix}.new").unlink()
             raise EmupmemError(
                 f"the backup {backup} cannot be written: {exc.strerror}",
-                _write_hint(exc) or "nothing was changed",
+                _write_hint(exc),
+                state=UNCHANGED,
             ) from exc
         return backup
 
@@ -257,7 +258,8 @@ class Machine:
                 made.unlink()
             raise EmupmemError(
                 f"{name} cannot be copied before it is made anew: {exc.strerror}",
-                _write_hint(exc) or "nothing was changed",
+                _write_hint(exc),
+                state=UNCHANGED,
             ) from exc
         return True
 
@@ -623,7 +625,7 @@ class Machine:
             )
         except OSError as exc:
             raise EmupmemError(
-                f"{BACKUPS} cannot be written: {exc.strerror}", _write_hint(exc) or "nothing was changed"
+                f"{BACKUPS} cannot be written: {exc.strerror}", _write_hint(exc), state=UNCHANGED
             ) from exc
         try:
             try:
@@ -888,7 +890,7 @@ class Interrupts:
         """Raises EmupmemError if a signal came."""
         if self.caught:
             name, self.caught = signal.Signals(self.caught).name, 0
-            raise EmupmemError(f"stopped by {name}", "nothing was changed")
+            raise EmupmemError(f"stopped by {name}", state=UNCHANGED)
 
 
 @contextlib.contextmanager
@@ -1067,13 +1069,13 @@ def _sudo_hint(exc: OSError) -> str:
 
 def _write_hint(exc: OSError) -> str:
     hints = {
-        errno.ENOSPC: "the disk is full; nothing was changed",
-        errno.EDQUOT: "the quota is used up; nothing was changed",
-        errno.EROFS: "the file system is read-only; nothing was changed",
-        errno.EBUSY: "the file is a mount point of its own; nothing was changed",
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the quota is used up",
+        errno.EROFS: "the file system is read-only",
+        errno.EBUSY: "the file is a mount point of its own",
     }
     if exc.errno == errno.EPERM and os.geteuid() == 0:
-        return "it may be immutable (lsattr shows i): chattr -i takes that away; nothing was changed"
+        return "it may be immutable (lsattr shows i): chattr -i takes that away"
     return _sudo_hint(exc) or hints.get(exc.errno or 0, "")
 
 

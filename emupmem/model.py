@@ -18,13 +18,27 @@ MAX_MEMMAP_REGIONS = 4
 """What the kernel's address randomisation can keep clear of (arch/x86/boot/compressed/kaslr.c)."""
 
 
-class EmupmemError(Exception):
-    """A refusal or failure that a person can act on: one line of what is wrong, one of what to do."""
+UNCHANGED = "nothing was changed"
+"""The state of a machine (see EmupmemError) on which nothing was done."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+
+class EmupmemError(Exception):
+    """A refusal or failure that a person can act on: one line of what is wrong, one of what to do.
+
+    `advice` is what to do, `state` how the machine stands now. Who undoes a change sets the state, and replaces
+    what was said before.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, state: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.advice = hint
+        self.state = state
+
+    @property
+    def hint(self) -> str:
+        """The second line of the error: the advice, then the state."""
+        return "; ".join(part for part in (self.advice, self.state) if part)
 
 
 class Busy(EmupmemError):

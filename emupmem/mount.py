@@ -15,7 +15,7 @@ from emupmem import dax, keep, unit
 from emupmem.blocks import Mounted, Pmem, devices, mounts, signature
 from emupmem.cmdline import parse_command_line
 from emupmem.machine import Machine, interrupts, wait_for
-from emupmem.model import GIB, MIB, Busy, Check, Command, EmupmemError
+from emupmem.model import GIB, MIB, UNCHANGED, Busy, Check, Command, EmupmemError
 from emupmem.units import human, tight
 from emupmem.verifier import SeenMount, mount_rungs
 
@@ -487,9 +487,7 @@ def umount(machine: Machine, name: str) -> Mounted:
     holders = [f"the mount {d}" for d in above] + machine.users_of(top.number)
     if holders:
         listed = ", ".join(holders[:8]) + (f" and {len(holders) - 8} more" if len(holders) > 8 else "")
-        raise EmupmemError(
-            f"{folder} is in use by {listed}", "end these, then try again; nothing was changed"
-        )
+        raise EmupmemError(f"{folder} is in use by {listed}", "end these, then try again", state=UNCHANGED)
     raise EmupmemError(f"umount failed with status {done.status}: {done.last_words}")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emupmem.machine import Machine, wait_for
-from emupmem.model import KIB, MIB, Command, EmupmemError
+from emupmem.model import KIB, MIB, UNCHANGED, Command, EmupmemError
 from emupmem.units import human
 
 SINCE = (6, 19)
@@ -306,7 +306,7 @@ def resize_steps(machine: Machine, name: str, size: int) -> tuple[Step, ...]:
     refuse_if_used(machine, (one.dev,))
     most = largest_gap(region, without=one)
     if size > most:
-        raise EmupmemError(f"{one.name} can have at most {human(most)} in one piece", "nothing was changed")
+        raise EmupmemError(f"{one.name} can have at most {human(most)} in one piece", state=UNCHANGED)
     return (
         Command(("ndctl", "destroy-namespace", "-f", one.name)),
         _create(region.name, size, one.mode),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import emupmem.machine
 from emupmem import change, survey
 from emupmem.change import Change, Options, carry_out, prepare_apply, prepare_remove
-from emupmem.model import GIB, EmupmemError, Request
+from emupmem.model import GIB, UNCHANGED, EmupmemError, Request
 from tests.fake import GENERATOR, LOG, STOCK, FakeMachine, build, leftovers, menu, put, script
 
 FOUND = survey.of_log(LOG.encode(), "test")
@@ -268,7 +269,7 @@ def test_a_default_that_cannot_be_written_is_said_once(
 
     def full(name: str, data: bytes) -> None:
         raise EmupmemError(
-            f"{name} cannot be written: No space left on device", "the disk is full; nothing was changed"
+            f"{name} cannot be written: No space left on device", "the disk is full", state=UNCHANGED
         )
 
     monkeypatch.setattr(machine, "replace", full)
@@ -276,6 +277,21 @@ def test_a_default_that_cannot_be_written_is_said_once(
         apply(machine)
     assert caught.value.hint == "the disk is full; the old configuration is back, nothing is changed"
     unchanged(machine, before)
+
+
+def test_what_cannot_be_put_back_is_not_said_to_be_unchanged(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.set_aside("/boot/grub/grub.cfg")
+    put(machine, "/boot/grub/grub.cfg", "torn")
+
+    def full(path: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(EmupmemError, match="cannot be put back") as caught:
+        machine.put_back("/boot/grub/grub.cfg")
+    assert caught.value.hint == "the disk is full"
 
 
 def test_the_menu_is_put_back_even_where_the_default_cannot_be(
