@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from emupmem import dropin, editor, elsewhere, grubcfg, loader, mount, oneshot, survey, trial
+from emupmem import dropin, editor, elsewhere, foreign, grubcfg, loader, mount, oneshot, survey, trial
 from emupmem.blocks import mounts
 from emupmem.cmdline import format_memmap, mangled, parse_command_line, parse_memmap_value
 from emupmem.elsewhere import GENERATOR_SECONDS, WORDS_RECORD, Elsewhere, put, refuse_changed
@@ -175,7 +175,7 @@ def _refuse_mangled(line: CommandLine) -> None:
 def _own_dropin(machine: Machine) -> tuple[str, tuple[str, ...]] | None:
     """(variable, words) of our drop-in, None where there is none. Raises EmupmemError for one that was edited."""
     data = machine.read(dropin.NAME)
-    if data is None:
+    if data is None or not survey.reads_dropins(machine):
         return None
     found = dropin.read(data.decode("utf-8", "replace"))
     if found is None:
@@ -183,6 +183,14 @@ def _own_dropin(machine: Machine) -> tuple[str, tuple[str, ...]] | None:
             f"{dropin.NAME} is not as emupmem wrote it", "take it away by hand, then try again"
         )
     return found
+
+
+def _unread_dropin(machine: Machine) -> tuple[FileEdit, ...]:
+    """What takes our drop-in away where no grub-mkconfig reads it."""
+    data = machine.read(dropin.NAME)
+    if data is None or not data.startswith(dropin.MARK.encode()) or survey.reads_dropins(machine):
+        return ()
+    return (FileEdit(dropin.NAME, data, None),)
 
 
 def _items_in(words: Sequence[str]) -> tuple[str, ...]:
@@ -419,6 +427,8 @@ def _left(present: Sequence[str], items: Sequence[str]) -> tuple[list[str], tupl
 
 
 def _remove_elsewhere(machine: Machine, other: loader.Loader, items: Sequence[str]) -> Change:
+    if isinstance(other, loader.Owned):
+        other.refuse_removal(machine)
     standing = other.standing(machine)
     present = standing.items or tuple(
         dict.fromkeys(i.text for e in standing.entries if e.ours for i in e.command_line.reservations)
@@ -554,7 +564,8 @@ def _change(
         or _unfinished(machine, cfg)
         or (script is None and trial.left_over(machine))
     )
-    edits = (FileEdit(trial.SCRIPT, script, None, 0o755),) if script is not None else ()
+    gone = (FileEdit(trial.SCRIPT, script, None, 0o755),) if script is not None else ()
+    edits = (*gone, *_unread_dropin(machine))
     return Change(
         before, after, normal, recovery, made, warnings, regenerate and before == after, edits=edits
     )
@@ -904,6 +915,7 @@ def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException
     else:
         if menu.backup:
             machine.forget(f"{menu.backup}.written")  # what was never in force is nothing to undo later
+    failed += _copies_put_back(machine)
     if failed:
         state = (
             f"and not all could be put back: {'; '.join(failed)}. Before you reboot: make room, restore "
@@ -911,6 +923,18 @@ def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException
         )
     if isinstance(exc, EmupmemError):
         exc.state = state
+
+
+def _copies_put_back(machine: Machine) -> list[str]:
+    """Let Proxmox make its copies of the menu from the old defaults again; what went wrong."""
+    if not machine.live or not machine.exists(foreign.PROXMOX_ESPS):
+        return []
+    done = machine.output(*foreign.PROXMOX_REFRESH, timeout=GENERATOR_SECONDS)
+    if done is not None and not done.status:
+        return []
+    return [
+        f"{' '.join(foreign.PROXMOX_REFRESH)} failed: {done.last_words if done else 'it is not installed'}"
+    ]
 
 
 def _put_defaults_back(machine: Machine, change: Change) -> str:

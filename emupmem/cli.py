@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -39,6 +40,7 @@ from emupmem.model import EmupmemError, Request
 from emupmem.units import parse_size
 
 if TYPE_CHECKING:
+    from emupmem.foreign import Refused
     from emupmem.machine import Machine
     from emupmem.mount import Wish
     from emupmem.survey import Survey
@@ -150,9 +152,12 @@ def suggest(
     from emupmem import planner
 
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
+    result["refused"] = None
     with json_errors(as_json, result):
         request = _request(size, count, offset, min_free, numa_node)
         found = _survey(from_, source)
+        if from_ is None:
+            found = _asked(found)
         situation = found.situation
         result |= {"source": found.source, "ranges": [_entry(e) for e in situation.firmware.entries]}
         problem: EmupmemError | None = None
@@ -191,6 +196,11 @@ def suggest(
             else:
                 print()
                 say(one_line(problem))
+        refused = _refused(found, made.memmap if made else "")
+        if refused is not None:
+            result["refused"] = {"message": refused.message, "hint": refused.hint}
+        if made and not as_json and refused is not None:
+            _tell_refused(refused)
         elif made and not as_json:
             print(
                 f"\nNext:  {_next_command(made.reservations[0].size, count, offset, min_free, numa_node, from_)}"
@@ -267,6 +277,7 @@ def apply(
 ) -> None:
     """Put the reservation into GRUB's configuration, safely. It takes effect at the next reboot."""
     from emupmem import change, obstacles
+    from emupmem.foreign import Refused
 
     result = change_result()
     with json_errors(as_json, result):
@@ -274,7 +285,10 @@ def apply(
             usage("--add and --replace exclude each other")
         request = _request(size, count, offset, min_free, numa_node)
         machine = _machine(root, from_, changes=not (dry_run or check))
-        warnings = obstacles.refuse(machine)
+        try:
+            warnings = obstacles.refuse(machine)
+        except Refused as exc:
+            raise _for_plan(exc, machine, from_, source, request, nokaslr) from exc
         found = _survey(from_, source, machine)
         options = change.Options(variable.value, add, replace, nokaslr)
         wishes = _wishes(mount or [], fs, owner, mode, keep or [])
@@ -417,6 +431,43 @@ def _survey(from_: str | None, source: Source, machine: Machine | None = None) -
     except EmupmemError:
         boots = None  # not known, or not ours to read: this boot's own command line serves
     return obstacles.planned_for(machine, survey.of_machine(machine, source.value, boots))
+
+
+def _asked(found: Survey) -> Survey:
+    """The survey of this machine with what apply would say here."""
+    from emupmem import obstacles
+    from emupmem.machine import Machine
+
+    return replace(found, refused=obstacles.first(Machine()))
+
+
+def _refused(found: Survey, memmap: str) -> EmupmemError | None:
+    """Why apply would refuse, with the planned value in the way of the tool that owns the boot entries."""
+    if found.refused is None:
+        return None
+    from emupmem.foreign import Refused
+
+    return found.refused.for_words(memmap) if memmap and isinstance(found.refused, Refused) else found.refused
+
+
+def _tell_refused(refused: EmupmemError) -> None:
+    from emupmem.foreign import Refused
+
+    print(f"\nemupmem apply refuses here: {refused.message}")
+    if refused.hint:
+        print(f"Next:  {refused.hint}" if isinstance(refused, Refused) else f"       {refused.hint}")
+
+
+def _for_plan(
+    refused: Refused, machine: Machine, from_: str | None, source: Source, request: Request, nokaslr: bool
+) -> Refused:
+    """The refusal with what would have been reserved in it."""
+    from emupmem import obstacles, planner
+
+    extra = ("nokaslr",) if nokaslr else ()
+    return obstacles.for_plan(
+        refused, lambda: planner.plan(_survey(from_, source, machine).situation, request), extra
+    )
 
 
 def _machine(root: Path | None, from_: str | None, *, changes: bool, needs_log: bool = True) -> Machine:

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from emupmem import __version__, doctor, grubcfg, loader, obstacles, survey, tarball
+from emupmem import __version__, detect, doctor, foreign, grubcfg, loader, obstacles, survey, tarball
 from emupmem.blocks import mounts
 from emupmem.machine import BACKUPS, GRUB_CFGS, GRUB_DEFAULT, Completed, Machine, Region
 from emupmem.model import MIB, Command, EmupmemError, NodeRange
@@ -80,12 +80,19 @@ _FILES = (
     doctor.SECURE_BOOT,
     GRUB_DEFAULT,
     UNIT_FILE,
+    foreign.LIMINE_DEFAULTS,
+    foreign.LIMINE_TOOL_CONFIG,
+    *foreign.LIMINE_CONFIGS,
+    *foreign.REFIND_CONFIGS,
+    *(f"{folder}/loader/loader.conf" for folder in loader.BOOT_FOLDERS),
 )
 _THERE = (
     "/sys/firmware/efi",
     "/run/ostree-booted",
     "/proc/sys/fs/binfmt_misc/WSLInterop",
     "/var/backups",
+    *foreign.SIGNS,
+    *(f"{folder}/EFI" for folder in loader.BOOT_FOLDERS),
     *(f"/sys/module/{m}" for m in survey.MODULES),
 )
 """Names of which it matters only whether they are there."""
@@ -150,9 +157,11 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
     basket.file(machine.grubenv_name())
     for name in (*loader.entry_files(machine), *loader.source_files(machine)):
         basket.file(name)
-    selected = loader.efi_text(machine, loader.SELECTED)
-    if selected:
-        basket.text(loader.SELECTED, selected)  # as plain text, so that the masks see it
+    for name in (loader.SELECTED, *map(loader.efi_variable, ("LoaderEntryDefault", "LoaderEntryLastBooted"))):
+        if text := loader.efi_text(machine, name):
+            basket.text(name, text)  # as plain text, so that the masks see it
+    for name in detect.images(machine):
+        basket.text(f"{loader.BOOT_FOLDERS[0]}/EFI/Linux/{name}", "")
     kind = obstacles.container(machine)
     if kind:
         basket.text("/run/systemd/container", kind)
@@ -274,7 +283,7 @@ def _gather_stack(basket: _Basket, number: str, depth: int = 8) -> None:
 def _versions(machine: Machine) -> dict[str, str]:
     """The first line of what each installed program says of its version."""
     found = {}
-    for name in (*doctor.TOOLS, *loader.PROGRAMS):
+    for name in (*doctor.TOOLS, *loader.PROGRAMS, *foreign.LIMINE_TOOLS):
         path = machine.find(name)
         if path is None:
             continue
@@ -950,12 +959,13 @@ def plan_from(archive: Archive, name: str, source: str = "auto") -> survey.Surve
 
     machine = Collected(archive)
     with _judging(name):
+        refused = obstacles.first(machine)
         try:
             boots = change.effective_line(machine, change.read_defaults(machine))
         except EmupmemError:
             boots = None  # no GRUB there: that boot's own command line serves
         found = obstacles.planned_for(machine, survey.of_machine(machine, source, boots))
-    return replace(found, source=f"{name}: {found.source}")
+    return replace(found, source=f"{name}: {found.source}", refused=refused)
 
 
 def doctor_from(archive: Archive, name: str) -> tuple[doctor.Finding, ...]:

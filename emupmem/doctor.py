@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from emupmem import grubcfg, loader, obstacles, planner, survey, trial
 from emupmem.blocks import Mounted, mounts
 from emupmem.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count, parse_command_line
+from emupmem.foreign import Refused
 from emupmem.machine import BACKUPS, GENERATORS, GRUB_DEFAULT, Machine
 from emupmem.model import (
     LOW_LIMIT,
@@ -125,7 +126,7 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
         _memory_map,
         _numa,
         _real_pmem,
-        lambda e: refused("loader", ("grub", "loader", "menus"), _loader(e.machine)),
+        lambda e: refused("loader", ("grub", "loader", "menus", "copies"), _loader(e.machine)),
         lambda e: firmware(
             e.machine.exists("/sys/firmware/efi"), _secure_boot(e.machine), _is_uki(e.machine)
         ),
@@ -729,11 +730,17 @@ def _plan(eye: _Eye) -> Finding | None:
     items = items or [i.text for i in eye.line.reservations]
     if items:
         return Finding("plan", "ok", f"memmap={','.join(items)} is set up already")
+    made = None
     try:
         made = planner.plan(eye.situation, Request())
+        if eye.loader is not None:
+            eye.loader.refuse(eye.machine)
         if eye.machine.live and (eye.effective is not None or eye.loader is not None):
             request = Request(made.reservations[0].size)
             change.prepare_apply(eye.machine, eye.found, request, change.Options(editor.LINUX))
+    except Refused as exc:
+        seen = f"{made.memmap} would leave {human(made.ram_left)} of RAM" if made else exc.message
+        return Finding("plan", "stop", seen, exc.for_words(made.memmap).hint if made else exc.hint)
     except EmupmemError as exc:
         return Finding("plan", "stop", exc.message, exc.hint)
     size = tight(made.reservations[0].size)

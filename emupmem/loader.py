@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from emupmem import bls, grubcfg
 from emupmem.cmdline import parse_command_line
+from emupmem.foreign import BOOTC, PLACEHOLDER, Owner, Refused, RefusedRemoval
 from emupmem.grubcfg import BootEntry
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Machine
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
@@ -117,19 +118,52 @@ class Loader(ABC):
         )
 
 
+class Owned(Loader):
+    """Boot entries that belong to another tool: nothing is changed, and what to do instead is said."""
+
+    back = "as that tool says"
+
+    def __init__(self, by: Owner) -> None:
+        self.by, self.title = by, by.title
+
+    def standing(self, machine: Machine) -> Standing:
+        raise Refused(self.by)
+
+    def steps(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> Steps:
+        raise Refused(self.by)
+
+    def refuse(self, machine: Machine) -> None:
+        raise Refused(self.by)
+
+    def refuse_trial(self, machine: Machine) -> None:
+        raise Refused(self.by)
+
+    def refuse_removal(self, machine: Machine) -> None:
+        """Raise EmupmemError with the way to give back what is reserved."""
+        booted = parse_command_line(machine.peek("/proc/cmdline")).reservations if machine.running else ()
+        words = f"memmap={','.join(i.text for i in booted)}" if booted else PLACEHOLDER
+        raise RefusedRemoval(self.by, words)
+
+
 def of(machine: Machine) -> Loader | None:
     """What starts the machine, None for GRUB with a menu by grub-mkconfig (and where nothing is to be seen)."""
+    from emupmem import detect
+
     if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
         return RpmOstree()
+    by = detect.owner(machine)
+    if by is not None:
+        return Owned(by)
     entries = bool(entry_files(machine))
     if entries and machine.find("sdbootutil") is not None and machine.running:
         return SdBootUtil()
-    name = loader_name(machine).lower()
-    if "systemd-boot" in name:
+    if machine.running and "systemd-boot" in loader_name(machine).lower() and not detect.by_grub(machine):
         return SystemdBoot()
-    if _grub_reads_bls(machine):
+    if grub_reads_bls(machine):
         return GrubBls()
-    if entries and not machine.exists(machine.grub_cfg()) and "grub" not in name:
+    if entries and not machine.running and not machine.exists(machine.grub_cfg()):
         return SystemdBoot()
     return None
 
@@ -150,7 +184,8 @@ def efi_text(machine: Machine, name: str) -> str:
     return re.sub(r"[^\x20-\x7e]", "", data.replace(b"\0", b"").decode("utf-8", "replace"))
 
 
-def _grub_reads_bls(machine: Machine) -> bool:
+def grub_reads_bls(machine: Machine) -> bool:
+    """Whether GRUB takes its entries from files of the Boot Loader Specification."""
     try:
         menu = (machine.read(machine.grub_cfg()) or b"").decode("utf-8", "surrogateescape")
     except EmupmemError:
@@ -239,15 +274,38 @@ def _belongs_here(machine: Machine, name: str, text: str, running: CommandLine) 
         return True
     if re.match(r"[0-9a-f]{32}-", stem):
         return False  # another machine's
-    return not machine.running or _root_words(bls.options(text)) == _root_words(running.text)
+    return _root_words(bls.options(text)) == _root_words(running.text)
+
+
+def _own_line(machine: Machine) -> CommandLine:
+    """A command line that starts this system: of this boot; in a tree /etc/kernel/cmdline, else the default entry."""
+    if machine.running:
+        return parse_command_line(machine.peek("/proc/cmdline"))
+    from emupmem import detect
+
+    texts = {detect.id_of(n): entry_text(machine, n) for n in entry_files(machine)}
+    menu = [
+        bls.options(texts[n]) for n in detect.menu(machine) if n in texts and bls.value(texts[n], "linux")
+    ]
+    here = [line for line in menu if f"root={_root_of(machine)}" in parse_command_line(line).words]
+    lines = (bls.file_line(machine.peek(KERNEL_CMDLINE)), *here, *menu)
+    return parse_command_line(next((line for line in lines if "root=" in line), ""))
+
+
+def _root_of(machine: Machine) -> str:
+    """What /etc/fstab mounts at /, empty where it does not say."""
+    lines = [x.split("#")[0].split() for x in machine.peek("/etc/fstab").splitlines()]
+    return next((f[0] for f in lines if len(f) > 1 and f[1] == "/"), "")
 
 
 def _root_words(text: str) -> list[str]:
-    """What tells the root file system; of its flags only the subvolume."""
+    """What tells the root file system and how it is found; of its flags only the subvolume."""
     words = parse_command_line(text).words
     root = [w for w in words if w.startswith("root=")][-1:]
     flags = [f for w in words if w.startswith("rootflags=") for f in re.split("[=,]", w) if "/" in f]
-    return [*root, *flags]
+    # casper and live: a rescue system that shares the partition
+    boot = [w for w in words if w.startswith("boot=")][-1:]
+    return [*root, *flags, *boot]
 
 
 def bls_entry(name: str, text: str, line: str, ours: bool) -> BootEntry:
@@ -262,9 +320,14 @@ def bls_entry(name: str, text: str, line: str, ours: bool) -> BootEntry:
 
 
 def _default(machine: Machine, entries: Sequence[BootEntry]) -> BootEntry | None:
-    """The entry that boots by itself: as bootctl says, else the one that started this boot, else its kernel's."""
+    """The entry that boots by itself: as bootctl says, else the one that started this boot, else its kernel's.
+
+    In a tree: as loader.conf says, else the first one of systemd-boot's menu.
+    """
+    from emupmem import detect
+
     ours = [e for e in entries if e.ours]
-    wanted = [_asked_bootctl(machine), efi_text(machine, SELECTED)]
+    wanted = [default_id(machine), efi_text(machine, SELECTED)] if machine.running else detect.menu(machine)
     names = [re.sub(r"[^\x20-\x7e]", "", n).removesuffix(".conf") for n in wanted]
     by_name = [e for n in names if n for e in ours if e.ids[0] == n]
     release = machine.peek("/proc/sys/kernel/osrelease") if machine.running else ""
@@ -272,7 +335,8 @@ def _default(machine: Machine, entries: Sequence[BootEntry]) -> BootEntry | None
     return next(iter([*by_name, *by_kernel, *ours]), None)
 
 
-def _asked_bootctl(machine: Machine) -> str:
+def default_id(machine: Machine) -> str:
+    """What bootctl calls the default (an entry's file, or a unified kernel image's), empty where it does not."""
     done = machine.output(*BOOTCTL_LIST) if machine.running else None
     if done is None or done.status:
         return ""
@@ -286,7 +350,10 @@ def _asked_bootctl(machine: Machine) -> str:
 def _no_entries(machine: Machine, what: str) -> EmupmemError:
     if not machine.is_root:
         return EmupmemError("the boot entries are shown to root only", "run it with sudo")
-    return EmupmemError(f"there are no boot entries that start this system from {what}")
+    return EmupmemError(
+        f"there are no boot entries that start this system from {what}",
+        "mount the boot partition if it is not mounted (bootctl status names it)",
+    )
 
 
 class SystemdBoot(Loader):
@@ -301,7 +368,7 @@ class SystemdBoot(Loader):
     back = "in the boot menu (hold Space at the start) press e on the entry, delete {memmap}, press Enter"
 
     def standing(self, machine: Machine) -> Standing:
-        running = parse_command_line(machine.peek("/proc/cmdline"))
+        running = _own_line(machine)
         entries: list[BootEntry] = []
         menu = ""
         for name in entry_files(machine):
@@ -332,16 +399,16 @@ class SystemdBoot(Loader):
         return Steps(_changed(edits), (FORGET_TRIAL,) if trial_chosen(machine) else ())
 
     def _ours(self, machine: Machine) -> list[str]:
-        running = parse_command_line(machine.peek("/proc/cmdline"))
+        running = _own_line(machine)
         return [n for n in entry_files(machine) if _belongs_here(machine, n, entry_text(machine, n), running)]
 
     def refuse(self, machine: Machine) -> None:
-        selected = efi_text(machine, SELECTED)
-        if machine.running and (machine.exists(STUB_INFO) or selected.endswith(".efi")):
-            raise EmupmemError(
-                "a unified kernel image started this kernel: its command line is built into it",
-                "build memmap= into the image (ukify, mkinitcpio, dracut); emupmem suggest tells the value",
-            )
+        from emupmem import detect
+
+        if machine.running and efi_text(machine, SELECTED).endswith(".efi"):
+            raise Refused(detect.unified(machine, started=True))
+        if detect.boots_image(machine):
+            raise Refused(detect.unified(machine, started=False))
 
     def refuse_trial(self, machine: Machine) -> None:
         from emupmem import oneshot
@@ -418,7 +485,9 @@ def _made_source(
     drop: Sequence[str] = (),
 ) -> list[FileEdit]:
     """An /etc/kernel/cmdline where there is none: without it kernel-install takes the words of the running boot."""
-    if machine.find("kernel-install") is None or standing.default is None:
+    from emupmem import detect
+
+    if not detect.has(machine, "kernel-install") or standing.default is None:
         return []
     vendor = machine.read(VENDOR_CMDLINE)
     if vendor is not None and not items:
@@ -621,10 +690,7 @@ class RpmOstree(Loader):
     def _arguments(self, machine: Machine) -> str:
         done = machine.output(*KARGS, timeout=60)
         if done is None:
-            raise EmupmemError(
-                "this is an ostree system without rpm-ostree: kernel arguments belong to the deployment",
-                "emupmem suggest tells the value to add by the tools of this system",
-            )
+            raise Refused(BOOTC)
         lines = [x for x in done.stdout.decode("utf-8", "surrogateescape").splitlines() if x.strip()]
         if done.status or not lines:
             raise EmupmemError(f"rpm-ostree kargs failed with status {done.status}: {done.last_words}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from emupmem import loader, survey
+from emupmem import foreign, loader, survey
 from emupmem.cmdline import parse_command_line
+from emupmem.foreign import Refused
 from emupmem.machine import GRUB_DEFAULT, Machine
-from emupmem.model import EmupmemError
+from emupmem.model import EmupmemError, Plan
 from emupmem.planner import kernel_problem
 
 _ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM instead"
@@ -21,6 +22,23 @@ def refuse(machine: Machine) -> tuple[str, ...]:
     not show is a warning.
     """
     return tuple(warning for check in checks(machine).values() for warning in check(machine))
+
+
+def first(machine: Machine) -> EmupmemError | None:
+    """Why apply would refuse, None where it would not."""
+    try:
+        refuse(machine)
+    except EmupmemError as exc:
+        return exc
+    return None
+
+
+def for_plan(refused: Refused, make: Callable[[], Plan], extra: tuple[str, ...] = ()) -> Refused:
+    """The refusal with the words of a plan in the other tool's own way; as it is where there is no plan."""
+    try:
+        return refused.for_words(" ".join([make().memmap, *extra]))
+    except EmupmemError:
+        return refused
 
 
 def checks(machine: Machine) -> dict[str, Check]:
@@ -36,7 +54,11 @@ def checks(machine: Machine) -> dict[str, Check]:
         own: dict[str, Check] = {"loader": lambda m: _refuse_other(m, other)}
     else:
         own = {"grub": _refuse_no_grub}
-        own |= {"loader": _refuse_loader, "menus": _refuse_two_menus} if machine.running else {}
+        own |= (
+            {"loader": _refuse_loader, "menus": _refuse_two_menus, "copies": _copies}
+            if machine.running
+            else {}
+        )
     return {
         **(host if machine.running else {}),
         **own,
@@ -141,13 +163,7 @@ def menu(machine: Machine) -> str:
 
 
 def _refuse_loader(machine: Machine) -> tuple[str, ...]:
-    """The boot loader that started this kernel, by the two marks that loaders leave."""
-    name = loader.loader_name(machine)
-    if name and "grub" not in name.lower():
-        raise EmupmemError(
-            f"this machine was started by {name}, which emupmem does not know",
-            "emupmem suggest tells the value to add by hand",
-        )
+    """The boot loader that started this kernel, by the mark that GRUB leaves (`detect` knows those of others)."""
     if "BOOT_IMAGE=" not in machine.peek("/proc/cmdline"):
         raise EmupmemError(
             "GRUB did not start this kernel (no BOOT_IMAGE= in /proc/cmdline): "
@@ -165,6 +181,16 @@ def _refuse_two_menus(machine: Machine) -> tuple[str, ...]:
             "move the one that is not in use out of the way",
         )
     return ()
+
+
+def _copies(machine: Machine) -> tuple[str, ...]:
+    """Proxmox keeps copies of the menu, which its hook in grub-mkconfig makes (000_proxmox_boot_header)."""
+    if not machine.exists(foreign.PROXMOX_ESPS):
+        return ()
+    return (
+        "GRUB reads the copies of the menu that proxmox-boot-tool makes on other partitions: only the menu here "
+        "is checked, emupmem verify proves it after the reboot",
+    )
 
 
 def target(machine: Machine) -> survey.Target | None:

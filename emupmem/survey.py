@@ -41,13 +41,15 @@ _MOST_NOTES = 8
 class Survey:
     """A situation to plan in, where its map came from, and what a person should know of that.
 
-    `refusal` is why a plan for this system would be worth nothing, as far as its log shows.
+    `refusal` is why a plan for this system would be worth nothing, as far as its log shows; `refused` is why
+    apply does not change that machine, as far as it was asked.
     """
 
     situation: Situation
     source: str
     notes: tuple[str, ...] = ()
     refusal: EmupmemError | None = None
+    refused: EmupmemError | None = None
 
 
 class NoMap(EmupmemError):
@@ -333,12 +335,38 @@ def _blacklist(machine: Machine, cmdline: CommandLine) -> dict[str, str]:
 # GRUB defaults ----------------------------------------------------------------------------------
 
 
+GRUB_MKCONFIGS = tuple(
+    f"{folder}/{name}"
+    for folder in ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+    for name in ("grub-mkconfig", "grub2-mkconfig")
+)
+
+
+def reads_dropins(machine: Machine) -> bool:
+    """Whether the machine's grub-mkconfig sources /etc/default/grub.d: Debian's family patches it so.
+
+    By the program itself, else by /etc/os-release; where neither is there, it is taken to.
+    """
+    for name in GRUB_MKCONFIGS:
+        program = _readable(machine, name)
+        if program is not None:
+            return b"default/grub.d" in program
+    release = machine.peek("/etc/os-release")
+    family = re.findall(r"^ID(?:_LIKE)?=[\"']?([^\"'\n]*)", release, re.MULTILINE)
+    return not release or bool({"debian", "ubuntu"} & set(" ".join(family).split()))
+
+
+def _readable(machine: Machine, name: str) -> bytes | None:
+    try:
+        return machine.read(name)
+    except EmupmemError:
+        return None
+
+
 def grub_texts(machine: Machine) -> list[tuple[str, bytes]]:
     """The files that grub-mkconfig sources, in its order: (name, content)."""
-    names = [
-        GRUB_DEFAULT,
-        *(f"{GRUB_DROPINS}/{n}" for n in machine.names(GRUB_DROPINS) if n.endswith(".cfg")),
-    ]
+    dropins = machine.names(GRUB_DROPINS) if reads_dropins(machine) else []
+    names = [GRUB_DEFAULT, *(f"{GRUB_DROPINS}/{n}" for n in dropins if n.endswith(".cfg"))]
     return [(n, data) for n in names if (data := machine.read(n)) is not None]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from emupmem import grubcfg, loader, oneshot
+from emupmem import foreign, grubcfg, loader, oneshot
 from emupmem.blocks import Mounted, mount_of, mounts, stack
 from emupmem.cmdline import is_cut, parse_command_line
 from emupmem.machine import Machine
@@ -258,6 +258,8 @@ def obstacle(machine: Machine) -> tuple[str, str]:
     It overwrites the blocks of a file that is there (save_env, grub-core/commands/loadenv.c), and only if the
     menu tells it to. Raises EmupmemError where the menu or the file may not be read.
     """
+    if machine.exists(foreign.PROXMOX_ESPS):
+        return "it reads its environment block from the partitions of proxmox-boot-tool", ""
     cfg = menu(machine)
     if f"save_env {NEXT}" not in cfg or "load_env" not in cfg:
         return f"the menu does not clear {NEXT}", ""

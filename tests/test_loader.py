@@ -17,7 +17,7 @@ import pytest
 
 from emupmem import bls, change, loader, obstacles, survey, verifier
 from emupmem.cmdline import parse_command_line
-from emupmem.machine import BACKUPS
+from emupmem.machine import BACKUPS, Machine
 from emupmem.model import GIB, EmupmemError, Request
 from emupmem.planner import Situation
 from tests import fake
@@ -137,7 +137,7 @@ def program(machine: FakeMachine, name: str, text: str, **names: object) -> None
     script(machine, name, f"#!{sys.executable} -I\n{head}{text}")
 
 
-def efi(machine: FakeMachine, name: str, text: str) -> None:
+def efi(machine: Machine, name: str, text: str) -> None:
     put(machine, f"/sys/firmware/efi/efivars/{name}-{EFI_NAME}", b"\x06\0\0\0" + text.encode("utf-16-le"))
 
 
@@ -152,6 +152,7 @@ def systemd_boot(root: Path) -> FakeMachine:
     efi(machine, "LoaderInfo", "systemd-boot 257.8-1")
     put(machine, "/etc/machine-id", f"{ID}\n")
     put(machine, "/etc/kernel/cmdline", f"{ROOT}\n")
+    put(machine, "/boot/efi/loader/loader.conf", "#timeout 3\n")
     put(machine, f"/boot/efi/loader/entries/{ID}-{RELEASE}.conf", ENTRY)
     put(machine, f"/boot/efi/loader/entries/{ID}-6.1.0-9.conf", ENTRY.replace(RELEASE, "6.1.0-9"))
     put(machine, f"/boot/efi/loader/entries/{OTHER}-1.conf", ENTRY.replace(ID, OTHER))

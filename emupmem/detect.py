@@ -1,0 +1,260 @@
+"""What started this machine, or would start the machine of a tree, where that is not for emupmem to change.
+
+On a running machine the marks that loaders leave decide: GRUB puts BOOT_IMAGE= first on the command line
+(grub-core/loader/i386/linux.c), the others set the UEFI variable LoaderInfo. A tree has only its files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from emupmem import bls, foreign, loader
+from emupmem.cmdline import parse_command_line
+from emupmem.foreign import Owner
+from emupmem.machine import GRUB_DEFAULT, Machine
+
+BIN_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+LOADER_MAGIC = b"#### LoaderInfo: systemd-boot "
+"""What systemd-boot has in its binary to be known by (src/boot/boot.c, SD_MAGIC)."""
+
+_EFIVARS = loader.LOADER_INFO.rpartition("/")[0]
+_NOT_PASSED_ON = ("BOOT_IMAGE=", "initrd=")
+
+
+def owner(machine: Machine) -> Owner | None:
+    """What owns the boot entries, None where emupmem may know a way to change them."""
+    if machine.exists(foreign.NIXOS_MARK):
+        return foreign.NIXOS
+    return _of_boot(machine) if machine.running else _of_tree(machine)
+
+
+def by_grub(machine: Machine) -> bool:
+    """Whether GRUB started this kernel, whatever started GRUB."""
+    words = parse_command_line(machine.peek("/proc/cmdline")).words
+    if not words or not words[0].startswith("BOOT_IMAGE="):
+        return False
+    # A command line that was once copied from /proc/cmdline into the entries of another loader has it as well.
+    return not any(
+        "BOOT_IMAGE=" in machine.peek(n) for n in (*loader.entry_files(machine), *_others(machine))
+    )
+
+
+def _of_boot(machine: Machine) -> Owner | None:
+    """The owner on a running machine."""
+    if _first(machine, foreign.EXTLINUX_CONFIGS) and not machine.exists(machine.grub_cfg()):
+        return foreign.EXTLINUX
+    if by_grub(machine):
+        return None
+    if machine.exists(foreign.PROXMOX_ESPS):
+        return foreign.PROXMOX
+    name = loader.loader_name(machine).strip()[:64]
+    if "limine" in name.lower():
+        return limine(machine)
+    if machine.exists(loader.STUB_INFO) or "systemd-stub" in name.lower():
+        return unified(machine, started=True)
+    return _named(machine, name) if name else _nameless(machine)
+
+
+def _named(machine: Machine, name: str) -> Owner | None:
+    lower = name.lower()
+    if "refind" in lower:
+        return foreign.REFIND
+    if (
+        "linux efi stub" in lower
+    ):  # drivers/firmware/efi/libstub of new kernels, where nobody else left a name
+        return foreign.EFI_STUB
+    if "systemd-boot" in lower:
+        return _generator(machine)
+    return None if "grub" in lower else foreign.unknown(name)
+
+
+def _nameless(machine: Machine) -> Owner | None:
+    """The owner where no loader left its name."""
+    there = _configured(machine)
+    if there is not None:
+        return there
+    if machine.exists(machine.grub_cfg()) or machine.exists(GRUB_DEFAULT):
+        return None  # GRUB's own checks say what is wrong
+    if loader.entry_files(machine):
+        return foreign.unnamed(machine.exists("/sys/firmware/efi"), bool(machine.names(_EFIVARS)))
+    return foreign.NOTHING_KNOWN
+
+
+def _of_tree(machine: Machine) -> Owner | None:
+    """The owner in a tree."""
+    if machine.exists(foreign.PROXMOX_ESPS):
+        return foreign.PROXMOX_TREE
+    entries = bool(loader.entry_files(machine))
+    if entries and (found := _generator(machine)) is not None:
+        return found
+    grub, systemd_boot = machine.exists(machine.grub_cfg()), has_systemd_boot(machine)
+    other = _configured(machine)
+    have = [t for t, there in (("GRUB", grub), ("systemd-boot", systemd_boot and entries)) if there]
+    have += [other.title] if other is not None else []
+    if len(have) > 1 and not loader.grub_reads_bls(machine):
+        return foreign.several(" and ".join(have))
+    return other or _of_tree_by_entries(machine, entries, grub, systemd_boot)
+
+
+def _of_tree_by_entries(machine: Machine, entries: bool, grub: bool, systemd_boot: bool) -> Owner | None:
+    if grub or loader.grub_reads_bls(machine):
+        return None
+    if entries:
+        known = systemd_boot or any(machine.exists(f"{f}/loader/loader.conf") for f in loader.BOOT_FOLDERS)
+        return None if known else foreign.TREE_UNKNOWN
+    if images(machine):
+        return unified(machine, started=False)
+    return None if machine.exists(GRUB_DEFAULT) else foreign.NOTHING_KNOWN
+
+
+def _generator(machine: Machine) -> Owner | None:
+    """What writes the entries that systemd-boot reads, other than kernel-install."""
+    if machine.exists(foreign.KERNELSTUB_CONFIG):
+        return foreign.KERNELSTUB
+    return foreign.SDBOOT_MANAGE if machine.exists(foreign.SDBOOT_MANAGE_CONFIG) else None
+
+
+def _configured(machine: Machine) -> Owner | None:
+    """The loader whose configuration is here."""
+    if _first(machine, foreign.LIMINE_CONFIGS):
+        return limine(machine)
+    if _first(machine, foreign.REFIND_CONFIGS):
+        return foreign.REFIND
+    return foreign.EXTLINUX if _first(machine, foreign.EXTLINUX_CONFIGS) else None
+
+
+def _others(machine: Machine) -> list[str]:
+    names = (*foreign.LIMINE_CONFIGS, *foreign.REFIND_CONFIGS)
+    return [n for n in names if machine.exists(n)]
+
+
+def _first(machine: Machine, names: Sequence[str]) -> str:
+    return next((n for n in names if machine.exists(n)), "")
+
+
+def limine(machine: Machine) -> Owner:
+    """Limine, with or without the tool that writes its entries."""
+    config = _first(machine, foreign.LIMINE_CONFIGS) or "limine.conf"
+    tool = next((t for t in foreign.LIMINE_TOOLS if has(machine, t)), "")
+    if not tool and machine.exists(foreign.LIMINE_DEFAULTS):
+        tool = foreign.LIMINE_TOOLS[0]
+    set_up = re.compile(r"^\s*KERNEL_CMDLINE\[[\"']?default[\"']?\]\s*\+?=.*\broot=", re.MULTILINE)
+    layered = any(set_up.search(machine.peek(n)) for n in _limine_layers(machine))
+    return foreign.limine(config, tool, layered, _passed_on(machine) if machine.running else "")
+
+
+def _limine_layers(machine: Machine) -> list[str]:
+    """The files that limine-entry-tool reads, in its order."""
+    folders = ("/usr/share/limine-entry-tool.d", "/etc/limine-entry-tool.d")
+    parts = [f"{f}/{n}" for f in folders for n in machine.names(f) if n.endswith(".conf")]
+    return [foreign.LIMINE_TOOL_CONFIG, *parts, foreign.LIMINE_DEFAULTS]
+
+
+def _passed_on(machine: Machine) -> str:
+    """The words of this boot without those that a loader adds, and without ours."""
+    line = parse_command_line(machine.peek("/proc/cmdline"))
+    return " ".join(w for w in bls.foreign_words(line) if not w.startswith(_NOT_PASSED_ON))
+
+
+def has(machine: Machine, program: str) -> bool:
+    """Whether a program is installed on the machine, or in the tree."""
+    if machine.running:
+        return machine.find(program) is not None
+    return any(machine.exists(f"{folder}/{program}") for folder in BIN_FOLDERS)
+
+
+def has_systemd_boot(machine: Machine) -> bool:
+    """Whether systemd-boot is on a boot partition of the tree."""
+    names = ("EFI/systemd/systemd-bootx64.efi", "EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/bootx64.efi")
+    places = [f"{folder}/{name}" for folder in loader.BOOT_FOLDERS for name in names]
+    return any(LOADER_MAGIC in (machine.read(p) or b"") for p in places)
+
+
+# Unified kernel images -----------------------------------------------------------------------------
+
+
+def images(machine: Machine) -> list[str]:
+    """The unified kernel images that systemd-boot finds by itself."""
+    found = [n for folder in loader.BOOT_FOLDERS for n in machine.names(f"{folder}/EFI/Linux")]
+    return sorted({n for n in found if n.lower().endswith(".efi")})
+
+
+def unified(machine: Machine, started: bool) -> Owner:
+    """A unified kernel image, with the partition that it is on."""
+    esps = [f for f in loader.BOOT_FOLDERS if machine.exists(f"{f}/EFI")]
+    return foreign.unified(next(iter(esps), "/boot"), started)
+
+
+def boots_image(machine: Machine) -> bool:
+    """Whether a unified kernel image boots by default, although boot entries are here."""
+    if machine.running and by_grub(machine):
+        return False
+    told = loader.default_id(machine)
+    first = told or next(iter(menu(machine)), "")
+    return first.lower().endswith(".efi")
+
+
+# The menu of systemd-boot ----------------------------------------------------------------------------
+
+
+def menu(machine: Machine) -> list[str]:
+    """The names of systemd-boot's menu in its order, that which boots by default first, as far as files tell.
+
+    An image of this distribution comes before its entries: it has a sort key always and no machine id
+    (boot_entry_compare, config_select_default_entry, src/boot/boot.c).
+    """
+    names = [*images(machine), *_entries(machine)]
+    for pattern in _patterns(machine):
+        first = [n for n in names if fnmatchcase(n.lower(), pattern) or n.lower() == f"{pattern}.conf"]
+        if first:
+            return [*first, *(n for n in names if n not in first)]
+    return names
+
+
+def _patterns(machine: Machine) -> list[str]:
+    """What is to boot by default, in lower case, the first to be found wins."""
+    config = next((t for f in loader.BOOT_FOLDERS if (t := machine.peek(f"{f}/loader/loader.conf"))), "")
+    values = dict(bls.fields(config))
+    told = [loader.efi_text(machine, loader.efi_variable("LoaderEntryDefault"))] if machine.running else []
+    told += [values.get("preferred", ""), values.get("default", "")]
+    last = loader.efi_text(machine, loader.efi_variable("LoaderEntryLastBooted")) if machine.running else ""
+    return [p.lower() for t in told if (p := last if t == "@saved" else t)]
+
+
+def _entries(machine: Machine) -> list[str]:
+    """The names of the entries, sorted as systemd-boot does."""
+    found = [(n, loader.entry_text(machine, n)) for n in loader.entry_files(machine)]
+    found = [(n, t) for n, t in found if not n.rpartition("/")[2].startswith("auto-")]
+    found.sort(key=lambda e: _natural(id_of(e[0])), reverse=True)
+    found.sort(
+        key=lambda e: _natural(bls.value(e[1], "version") if bls.value(e[1], "sort-key") else ""),
+        reverse=True,
+    )
+    found.sort(key=_group)
+    return [id_of(n) for n, _ in found]
+
+
+def _group(entry: tuple[str, str]) -> tuple[bool, bool, str, str]:
+    """What entries are sorted by before their versions: those without a try left and without a key come last."""
+    name, text = entry
+    key = bls.value(text, "sort-key")
+    return (
+        bool(re.search(r"\+0(-\d+)?\.conf\Z", name)),
+        not key,
+        key,
+        bls.value(text, "machine-id") if key else "",
+    )
+
+
+def id_of(name: str) -> str:
+    """The name of an entry as the loader has it: without the counter of its tries."""
+    return re.sub(r"\+\d+(?:-\d+)?(?=\.conf\Z)", "", name.rpartition("/")[2])
+
+
+def _natural(text: str) -> list[tuple[int, int, str]]:
+    """Text in the order of versions: numbers by their value (strverscmp_improved, src/fundamental)."""
+    ranks = {"-": 0, "^": 1, ".": 2}
+    parts = re.findall(r"[0-9]+|[A-Za-z]+|[-^.]", text)
+    return [(4, int(p), "") if p.isdecimal() else (ranks.get(p, 3), 0, p) for p in parts]

@@ -1,0 +1,265 @@
+"""Boot loaders and tools that own their boot entries: why emupmem leaves them alone, and their own way. Pure.
+
+An edit of what they generate would be lost at the next update, or never reach the kernel. The sentences and
+commands here are what `apply`, `remove`, `suggest` and `doctor` say of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emupmem.model import EmupmemError
+
+PLACEHOLDER = "memmap=SIZE!START"
+"""What stands for the words while nothing is planned."""
+
+NIXOS_MARK = "/etc/NIXOS"
+KERNELSTUB_CONFIG = "/etc/kernelstub/configuration"
+SDBOOT_MANAGE_CONFIG = "/etc/sdboot-manage.conf"
+PROXMOX_ESPS = "/etc/kernel/proxmox-boot-uuids"
+LIMINE_DEFAULTS = "/etc/default/limine"
+LIMINE_TOOL_CONFIG = "/etc/limine-entry-tool.conf"
+LIMINE_CONFIGS = tuple(
+    f"{folder}/limine.conf"
+    for esp in ("/boot", "/efi", "/boot/efi")
+    for folder in (esp, f"{esp}/limine", f"{esp}/EFI/limine", f"{esp}/EFI/BOOT", f"{esp}/EFI/arch-limine")
+)
+REFIND_CONFIGS = (
+    "/boot/refind_linux.conf",
+    *(f"{esp}/EFI/refind/refind.conf" for esp in ("/boot", "/efi", "/boot/efi")),
+)
+EXTLINUX_CONFIGS = ("/boot/extlinux/extlinux.conf", "/boot/syslinux/syslinux.cfg", "/boot/extlinux.conf")
+
+SIGNS = (
+    NIXOS_MARK,
+    KERNELSTUB_CONFIG,
+    SDBOOT_MANAGE_CONFIG,
+    PROXMOX_ESPS,
+    *LIMINE_CONFIGS,
+    *REFIND_CONFIGS,
+    *EXTLINUX_CONFIGS,
+)
+"""Files that tell by being there."""
+
+LIMINE_TOOLS = ("limine-update", "limine-mkinitcpio")
+PROXMOX_REFRESH = ("proxmox-boot-tool", "refresh")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What owns the boot entries of a machine.
+
+    `title` names it, `reason` is the first line of the refusal. `add` are the steps that bring words onto the
+    kernel command line, `drop` those that take them off; `{words}` stands for the words.
+    """
+
+    title: str
+    reason: str
+    add: tuple[str, ...]
+    drop: tuple[str, ...]
+
+    def way(self, words: str = PLACEHOLDER) -> str:
+        """How to add words by hand, in one line."""
+        return "; then ".join(self.add).format(words=words)
+
+    def way_back(self, words: str = PLACEHOLDER) -> str:
+        """How to take them off by hand, in one line."""
+        return "; then ".join(self.drop).format(words=words)
+
+
+class Refused(EmupmemError):
+    """The machine belongs to another tool; the hint is that tool's own way, for these words."""
+
+    def __init__(self, by: Owner, words: str = PLACEHOLDER) -> None:
+        super().__init__(by.reason, by.way(words))
+        self.by = by
+
+    def for_words(self, words: str) -> Refused:
+        """The same with the words that were planned."""
+        return Refused(self.by, words)
+
+
+class RefusedRemoval(EmupmemError):
+    """The same where something is to be given back."""
+
+    def __init__(self, by: Owner, words: str = PLACEHOLDER) -> None:
+        super().__init__(by.reason, by.way_back(words))
+
+
+def _owner(title: str, reason: str, where: str, run: str = "") -> Owner:
+    """An owner whose words stand in a file, and the command that makes the entries of it."""
+    after = (run,) if run else ()
+    return Owner(
+        title, reason, (f"add {{words}} to {where}", *after), (f"take {{words}} out of {where}", *after)
+    )
+
+
+def _plain(text: str) -> str:
+    """Text that stays as it is when words are filled in."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+# The module boot.kernelParams; every generation's entries are written from it (systemd-boot-builder.py).
+NIXOS = Owner(
+    "NixOS",
+    "NixOS writes its boot entries from its configuration: what is put into them by hand is lost with the next "
+    "generation",
+    (
+        'boot.kernelParams = [ "{words}" ]; in /etc/nixos/configuration.nix (or your flake)',
+        "sudo nixos-rebuild boot",
+    ),
+    ('take "{words}" out of boot.kernelParams', "sudo nixos-rebuild boot"),
+)
+
+# kernelstub/application.py: -a adds options that are not there, -d deletes them, both write the entries.
+# Single quotes: an interactive bash expands ! inside double ones.
+KERNELSTUB = Owner(
+    "kernelstub",
+    f"kernelstub writes the boot entries here, from {KERNELSTUB_CONFIG}: what is put into them by hand is lost "
+    "with the next kernel",
+    ("sudo kernelstub -a '{words}'",),
+    ("sudo kernelstub -d '{words}'",),
+)
+
+# sdboot-manage sources its configuration with bash, so += extends what is there.
+SDBOOT_MANAGE = Owner(
+    "sdboot-manage",
+    f"sdboot-manage writes the boot entries here, from {SDBOOT_MANAGE_CONFIG}: what is put into them by hand is "
+    "lost with the next kernel",
+    (
+        f'add the lines LINUX_OPTIONS+=" {{words}}" and LINUX_FALLBACK_OPTIONS+=" {{words}}" at the end of '
+        f"{SDBOOT_MANAGE_CONFIG}",
+        "sudo sdboot-manage gen",
+    ),
+    (
+        f"take {{words}} out of LINUX_OPTIONS and LINUX_FALLBACK_OPTIONS in {SDBOOT_MANAGE_CONFIG}",
+        "sudo sdboot-manage gen",
+    ),
+)
+
+# zz-proxmox-boot reads the first line only, and writes the entries onto each partition of the list.
+PROXMOX = _owner(
+    "proxmox-boot-tool",
+    "proxmox-boot-tool writes the boot entries here, onto partitions that are not mounted",
+    "the end of the first line of /etc/kernel/cmdline",
+    "proxmox-boot-tool refresh",
+)
+
+PROXMOX_TREE = Owner(
+    PROXMOX.title,
+    "proxmox-boot-tool writes the boot entries of this tree, onto partitions that are not in it",
+    (
+        "run emupmem on that machine; where systemd-boot starts it (UEFI): add {words} to the end of the first "
+        "line of /etc/kernel/cmdline",
+        "proxmox-boot-tool refresh",
+    ),
+    (
+        "run emupmem on that machine; where systemd-boot starts it (UEFI): take {words} out of /etc/kernel/cmdline",
+        "proxmox-boot-tool refresh",
+    ),
+)
+
+REFIND = _owner(
+    "rEFInd",
+    "rEFInd starts this machine, and emupmem does not change its configuration",
+    "the options in each line of /boot/refind_linux.conf (or of the menuentry in refind.conf)",
+)
+
+EXTLINUX = _owner(
+    "extlinux",
+    "extlinux starts this machine, and emupmem does not change its configuration",
+    "each APPEND line of its configuration (/boot/extlinux/extlinux.conf)",
+)
+
+EFI_STUB = _owner(
+    "the firmware",
+    "the firmware started this kernel by itself (EFI stub): its command line is in the firmware's boot entry",
+    "that entry: efibootmgr -v shows it, efibootmgr --create … --unicode 'ALL THE WORDS' makes a new one",
+)
+
+_OSTREE = "bootc loader-entries set-options-for-source --source emupmem"
+
+BOOTC = Owner(
+    "bootc",
+    "this is an ostree system without rpm-ostree: kernel arguments belong to the deployment",
+    (f"sudo {_OSTREE} --options '{{words}}' (bootc of April 2026 or later)",),
+    (f"sudo {_OSTREE}",),
+)
+
+NOTHING_KNOWN = _owner(
+    "no boot loader",
+    "no boot loader that emupmem knows is set up here",
+    "the kernel command line, in whatever starts this kernel",
+)
+
+TREE_UNKNOWN = _owner(
+    "an unknown boot loader",
+    "this tree has boot entries, but neither systemd-boot nor a loader.conf: what reads them cannot be known",
+    "the kernel command line by the means of that machine, or run emupmem there",
+)
+
+
+def limine(config: str, tool: str, layered: bool, line: str) -> Owner:
+    """Limine. `tool` makes its entries (empty where nothing does, and `config` is written by hand).
+
+    `layered` says that its KERNEL_CMDLINE[default] has a root= already. Where it has none, a lone += would be
+    the whole command line, without root=: then it is given as a whole, from the words of `line`.
+    """
+    title, reason = "Limine", "Limine starts this machine, and emupmem does not change its configuration"
+    if not tool:
+        return _owner(title, reason, f"each cmdline: line of {config}")
+    run = f"sudo {tool}"
+    drop = (f"take {{words}} out of KERNEL_CMDLINE[default] in {LIMINE_DEFAULTS}", run)
+    if layered:
+        add = f'add the line KERNEL_CMDLINE[default]+=" {{words}}" to {LIMINE_DEFAULTS}'
+    elif line and '"' not in line:
+        add = f'add the line KERNEL_CMDLINE[default]="{_plain(line)} {{words}}" to {LIMINE_DEFAULTS}'
+    else:
+        whole = "the whole command line, root= included, and {words}"
+        add = f"set KERNEL_CMDLINE[default] in {LIMINE_DEFAULTS} to {whole}"
+    return Owner(title, reason, (add, run), drop)
+
+
+def unified(esp: str, started: bool) -> Owner:
+    """A unified kernel image, which did (`started`) or will start the kernel; `esp` is where its partition is.
+
+    systemd-stub(7), since version 254: loader/addons/*.addon.efi add to the command line of every image.
+    """
+    reason = "a unified kernel image started this kernel: its command line is built into it"
+    if not started:
+        reason = "a unified kernel image boots by default: its command line is built into it, boot entries have no say"
+    folder = f"{esp}/loader/addons"
+    add = (
+        f"sudo mkdir -p {folder}",
+        "sudo ukify build --stub=/usr/lib/systemd/boot/efi/addonx64.efi.stub --cmdline='{words}' "
+        f"--output={folder}/emupmem.addon.efi (signed, where Secure Boot is on)",
+    )
+    return Owner("a unified kernel image", reason, add, (f"sudo rm {folder}/emupmem.addon.efi",))
+
+
+def unknown(name: str) -> Owner:
+    """A boot loader that names itself and that emupmem does not know."""
+    reason = f"this machine was started by {name}, which emupmem does not know"
+    return _owner(name, reason, f"the kernel command line in the configuration of {_plain(name)}")
+
+
+def unnamed(efi: bool, variables: bool) -> Owner:
+    """Entries for systemd-boot are here, but it did not start this machine: it always leaves its name."""
+    if not efi:
+        reason = "this machine was started by its BIOS, where systemd-boot does not exist: its entries are not read"
+    elif variables:
+        reason = "systemd-boot did not start this machine (it left no LoaderInfo): its entries are not read"
+    else:
+        mount = "sudo mount -t efivarfs efivarfs /sys/firmware/efi/efivars shows it"
+        reason = "what started this machine cannot be seen: there are no EFI variables"
+        return Owner(
+            "an unknown boot loader", reason, (f"{mount}, then try again",), (f"{mount}, then try again",)
+        )
+    where = "the kernel command line in the boot loader that is in use"
+    return _owner("an unknown boot loader", reason, f"{where} (efibootmgr -v lists them)" if efi else where)
+
+
+def several(titles: str) -> Owner:
+    """A tree with more than one boot loader."""
+    reason = f"this tree has {titles}: which one starts that machine cannot be known from it"
+    return Owner(titles, reason, ("run emupmem on that machine",), ("run emupmem on that machine",))
