@@ -124,7 +124,14 @@ class AskedOnce:
 
     # Comments and assignments without any expansion but that of a variable of the text.
     _PLAIN = re.compile(
-        rb"(?:[ \t]*(?:\#[^\n]*|(?:export[ ])?\w+=(?:'[^']*'|\"(?:[^\"$`\\]|\$\{?GRUB_\w+\}?|\\.)*\"|[\w./:,!=-])*)?[ \t]*(?:\n|\Z))*+",
+        rb"""(?:
+            [ \t]*
+            (?: \#[^\n]*
+            | (?:export[ ])?\w+=
+              (?: '[^']*' | "(?: [^"$`\\] | \$\{?GRUB_\w+\}? | \\. )*" | [\w./:,!=-] )*
+            )?
+            [ \t]* (?: \n | \Z )
+        )*+""",
         re.VERBOSE,
     )
 

@@ -63,7 +63,7 @@ def test_seeds_and_what_mutation_makes_of_them(target: str, numbers: range) -> N
         except BaseException as exc:
             exc.add_note(f"mutation {number} of {target}: {made!r}"[:2000])
             raise
-    for data in seeds if numbers.start == 0 else ():
+    for data in seeds if numbers.start else ():
         driver.replay(target, data)
 
 

@@ -122,7 +122,7 @@ alone
 """
 
 
-@pytest.mark.vm(image="trixie sdboot", boots=5)
+@pytest.mark.vm(image="trixie sdboot", boots=5, seconds=250)
 def test_systemd_boot_from_suggest_to_remove() -> None:
     def script(text: str) -> str:
         return HEAD + text.replace("INSTALL", INSTALL).replace("WAIT", WAIT)

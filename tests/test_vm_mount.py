@@ -183,7 +183,7 @@ def text(result: JobResult, name: str) -> str:
     return result.files[name].decode()
 
 
-@pytest.mark.vm(image="bookworm bios", boots=4)
+@pytest.mark.vm(image="bookworm bios", boots=4, seconds=300)
 def test_mounts_refusals_and_boots_that_go_wrong() -> None:
     """The good path on every kernel is in test_vm.py."""
     suite, firmware, fs, other = "bookworm", "bios", "ext4", "xfs"

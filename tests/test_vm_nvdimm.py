@@ -183,7 +183,7 @@ def modules(folder: Path) -> list[str]:
     return plan(guest, wishes, Options(), (7, 2)).argv
 
 
-@pytest.mark.vm(image="bookworm bios", boots=2)
+@pytest.mark.vm(image="bookworm bios", boots=2, seconds=260)
 def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     nested = nested_guest("bookworm", INNER, ("nfit", "nd_pmem"), tmp_path / "nested")
     with Machine(

@@ -80,15 +80,15 @@ def write(text: str) -> str:
     [
         pytest.param(
             *("bookworm", "cpu", "cpu_cache"),
-            marks=pytest.mark.vm(image="bookworm bios", boots=1),
+            marks=pytest.mark.vm(image="bookworm bios", boots=1, seconds=30),
         ),
         pytest.param(
             *("trixie", "mem-ctrl", "memory_controller"),
-            marks=pytest.mark.vm(image="trixie uefi", boots=4),
+            marks=pytest.mark.vm(image="trixie uefi", boots=4, seconds=80),
         ),
         pytest.param(
             *("forky", "cpu", "cpu_cache"),
-            marks=pytest.mark.vm(image="forky bios", boots=1),
+            marks=pytest.mark.vm(image="forky bios", boots=1, seconds=30),
         ),
     ],
 )

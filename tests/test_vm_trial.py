@@ -132,7 +132,7 @@ def same_elsewhere(archive: bytes, there: list[dict[str, str]]) -> None:
     assert [s for s in (ROOT_UUID, "QEMU Standard PC", "Hostname set to <guest>") if s.encode() in text] == []
 
 
-@pytest.mark.vm(image="trixie uefi", boots=8)
+@pytest.mark.vm(image="trixie uefi", boots=8, seconds=390)
 def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed() -> None:
     with Machine(image("trixie", "uefi")) as guest:
         begun = done(guest.boot(BEGIN))

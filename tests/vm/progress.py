@@ -90,7 +90,8 @@ class Boot:
         """Say what it is at, now and then."""
         if time.monotonic() - self.spoke >= QUIET:
             self.spoke = time.monotonic()
-            say(f"{self._name()}: still {stage}, {self.spoke - self.since:.0f} s")
+            at = stage if self.at else "going down, or up again"
+            say(f"{self._name()}: still {at}, {self.spoke - self.since:.0f} s")
 
     def over(self, how: str) -> None:
         """A boot is over: with a status, reset, or by a cut."""
