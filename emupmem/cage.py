@@ -501,9 +501,10 @@ setpriority 141 140  ioprio_set 251 30  sched_setaffinity 203 122  sched_setsche
 sched_setparam 142 118  sched_setattr 314 274  migrate_pages 256 238  move_pages 279 239
 open_by_handle_at 304 265
 """
-_ASKED = (
-    "clone 56 220  clone3 435 435  open 2 -1  openat 257 56  openat2 437 437  ioctl 16 29  prlimit64 302 261"
-)
+_ASKED = """
+clone 56 220  clone3 435 435  open 2 -1  openat 257 56  openat2 437 437  ioctl 16 29  fcntl 72 25
+prlimit64 302 261
+"""
 _MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # include/uapi/linux/audit.h
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06  # linux/filter.h
@@ -512,7 +513,10 @@ _NUMBER, _ARCH = 0, 4
 _ARGUMENT = (16, 24, 32)  # the lower half of the first three arguments
 _NEWEST = 469  # what came later is not there: nobody has looked at it (nor at the numbers of x32)
 _CLONE_SPACES = 0x7E020000
-_IOCTLS = (0x5412, 0x541C, 0x40086602, 0x40046602, 0x401C5820)  # TIOCSTI, TIOCLINUX, chattr in three shapes
+# What is typed into a terminal (TIOCSTI, TIOCLINUX), who gets a signal of a file (FIOSETOWN, SIOCSPGRP; F_SETOWN,
+# F_SETOWN_EX), what chattr sets in three shapes.
+_IOCTLS = (0x5412, 0x541C, 0x8901, 0x8902, 0x40086602, 0x40046602, 0x401C5820)
+_FCNTLS = (8, 15)
 
 
 def _table(text: str) -> dict[str, int]:
@@ -562,6 +566,7 @@ def _asked() -> Iterator[list[_Step]]:
         yield [(_EQUAL, 0, 1, known[name]), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]
     yield _unless(known["clone"], 0, [(_ANY_BIT, 0, 1, _CLONE_SPACES)])
     yield _unless(known["ioctl"], 1, *([(_EQUAL, 0, 1, number)] for number in _IOCTLS))
+    yield _unless(known["fcntl"], 1, *([(_EQUAL, 0, 1, number)] for number in _FCNTLS))
     yield _unless(known["prlimit64"], 0, [(_EQUAL, 1, 0, 0)])  # of oneself
     # Before its third version Landlock does not guard the size of a file that is opened to be read.
     emptied = [(_AND, 0, 0, os.O_TRUNC | os.O_ACCMODE), (_EQUAL, 0, 1, os.O_TRUNC)]

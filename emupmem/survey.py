@@ -499,7 +499,7 @@ def _configured(
 
 
 def judge(machine: Machine) -> Judge:
-    """The sh that reads GRUB's defaults: for the tree of another machine it finds no programs."""
+    """The sh that reads GRUB's defaults: for the tree of another machine it sees no programs and no files."""
     from emupmem import editor
 
     if machine.replay is not None:

@@ -302,6 +302,10 @@ def test_no_process_can_be_reached(prisoner: Prisoner, programs: bool) -> None:
     identity = {"user": prisoner.user or cage.NOBODY} if ROOT else {}
     with subprocess.Popen(["/bin/sleep", "100"], **identity) as bystander:  # type: ignore[call-overload]
         text = f"kill -9 {bystander.pid}\n/bin/kill -9 {bystander.pid}\n( : > /proc/{bystander.pid}/oom_score_adj )\n"
+        text += (
+            f"/usr/bin/perl -MFcntl -e 'pipe(R, W); fcntl(R, 8, {bystander.pid}); fcntl(R, F_SETFL, 0x2000); "
+        )
+        text += "syswrite(W, 1)'\n"
         text += f"/usr/bin/perl -e 'kill 9, {bystander.pid}'\n/usr/bin/renice 19 {bystander.pid}\nA=1\n"
         result = prisoner.reads(text, programs=programs)
         assert result.rest["A"].strip("'") == "1"
