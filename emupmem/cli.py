@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from emupmem import __version__, cli_doctor, cli_mount, cli_namespaces, cli_nvdimm, cli_qemu, cli_trial
+from emupmem import (
+    __version__,
+    cli_doctor,
+    cli_mount,
+    cli_namespaces,
+    cli_nvdimm,
+    cli_qemu,
+    cli_trial,
+    streams,
+)
 from emupmem.cli_change import carry_out, change_result
 from emupmem.cli_common import (
     EPILOG,
@@ -521,15 +530,23 @@ app.add_typer(cli_nvdimm.app, name="nvdimm")
 
 def main() -> NoReturn:
     """Run the program: one line for an error and one for what to do, a traceback only with --debug."""
-    if None in (sys.stdin, sys.stdout, sys.stderr):
+    closed = tuple(name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None)
+    if closed:
         from emupmem.machine import standard_streams
 
         standard_streams()
     # An option with a value that may be left out: typer has none.
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = ["--trial=grub" if w == "--trial" else w for w in sys.argv[1:own]]
+    with streams.guarded(closed):
+        status = _status()
+    sys.exit(status)
+
+
+def _status() -> int:
+    """Run the command; its exit status, every error said."""
     try:
-        status = _needed(sys.argv[1:])(standalone_mode=False) or Exit.OK
+        status: int = _needed(sys.argv[1:])(standalone_mode=False) or Exit.OK
         sys.stdout.flush()
         if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
@@ -537,12 +554,16 @@ def main() -> NoReturn:
         status = _fail(exc.message, exc.hint, Exit.USAGE if isinstance(exc, UsageError) else Exit.ERROR, exc)
     except BrokenPipeError:
         # The reader of a pipe has gone: nothing more to tell, and nobody to tell it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = Exit.ERROR
     except KeyboardInterrupt:
         # While something is changed, signals are held back: this comes before or after it.
         status = _fail("stopped", "emupmem verify tells what is in force", Exit.ERROR, None)
     except Exception as exc:
+        if exc is streams.failure():
+            why = streams.failure()
+            return _fail(
+                f"standard output cannot be written: {why.strerror if why else ''}", "", Exit.ERROR, exc
+            )
         # typer's own errors, without importing the click that it brings or does not bring
         if type(exc).__name__ == "NoArgsIsHelpError":  # its message is the help: as it is, not in one line
             say(exc.format_message())  # type: ignore[attr-defined]
@@ -558,7 +579,7 @@ def main() -> NoReturn:
             status = _fail(
                 exc.format_message(), "emupmem --help tells more", getattr(exc, "exit_code", Exit.USAGE), None
             )
-    sys.exit(int(status))
+    return int(status)
 
 
 def _needed(words: list[str]) -> typer.Typer:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from emupmem.cli_common import Exit, ask, finish, say
 from emupmem.model import EmupmemError
+from emupmem.streams import changing
 
 if TYPE_CHECKING:
     from emupmem.change import Change, Outcome
@@ -26,6 +27,8 @@ def carry_out(
     """Show, ask, do, tell; ends the command with its exit status."""
     from emupmem import change as changes
 
+    if not (dry_run or check):
+        changing()
     booted = machine.peek("/proc/cmdline") if machine.live else ""
     result |= {"memmap": prepared.tries or prepared.memmap, "diff": prepared.diff}
     if prepared.unit.after is not None or prepared.unit.before is not None:
@@ -41,6 +44,9 @@ def carry_out(
         finish(as_json, result, Exit.OK)
     if not as_json:
         _show_change(machine, prepared)
+        # Now, when it can still be read: afterwards there may be nobody to read it.
+        for line in _way_back(machine, prepared):
+            print(line)
     if dry_run or check:
         finish(as_json, result, Exit.NOT_AS_PLANNED if check else Exit.OK)
     if not yes:
@@ -111,7 +117,7 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
         print(f"Nothing was run in the tree. On that machine: {first}reboot, emupmem verify")
         return
     if prepared.trial:
-        _tell_trial(prepared, outcome)
+        _tell_trial(machine, prepared, outcome)
         return
     what = (
         f"{outcome.entries} entries carry {prepared.memmap}"
@@ -129,29 +135,37 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
         say(f"! {outcome.problem}")
     if reboot:
         print("Reboot, then:  sudo emupmem verify")
-        if prepared.memmap and prepared.elsewhere is not None:
-            back = prepared.elsewhere.by.back.format(memmap=prepared.memmap)
-            print(f"If the machine does not come up: {back}; then sudo emupmem remove.")
-        elif prepared.memmap:
-            print(
-                f"If the machine does not come up: in GRUB's menu (hold Shift or press Esc at the start) press e, "
-                f"delete {prepared.memmap}, press Ctrl-x; then sudo emupmem remove."
-            )
+        for line in _way_back(machine, prepared):
+            print(line)
 
 
-def _tell_trial(prepared: Change, outcome: Outcome) -> None:
+_MENU = "in GRUB's menu (hold Shift or press Esc at the start)"
+
+
+def _way_back(machine: Machine, prepared: Change) -> list[str]:
+    """What to do where the machine does not come up with the change; nothing where it takes none of its memory."""
+    if not machine.live or not prepared.boot_needed:
+        return []
+    by = prepared.elsewhere.by if prepared.elsewhere is not None else None
+    if prepared.trial:
+        again = "If it hangs or panics: switch it off and on, and the old configuration is back. By hand: "
+        if by is not None:
+            return [f"{again}{by.back.format(memmap=prepared.tries)}, or choose another entry."]
+        return [f"{again}{_MENU} choose another entry, or press e and delete {prepared.tries}."]
+    if not prepared.memmap:
+        return []
+    by_hand = f"{_MENU} press e, delete {prepared.memmap}, press Ctrl-x"
+    back = by_hand if by is None else by.back.format(memmap=prepared.memmap)
+    return [f"If the machine does not come up: {back}; then sudo emupmem remove."]
+
+
+def _tell_trial(machine: Machine, prepared: Change, outcome: Outcome) -> None:
     print(
         f"✓ {outcome.generator} · one extra entry carries {prepared.tries}; the next start, and only that, takes it"
     )
     print("Reboot, then:  sudo emupmem verify, and sudo emupmem confirm if all is well")
-    again = "If it hangs or panics: switch it off and on, and the old configuration is back. By hand: "
-    if prepared.elsewhere is not None:
-        print(f"{again}{prepared.elsewhere.by.back.format(memmap=prepared.tries)}, or choose another entry.")
-        return
-    print(
-        f"{again}in GRUB's menu (hold Shift or press Esc at the start) choose another entry, or press e and delete "
-        f"{prepared.tries}."
-    )
+    for line in _way_back(machine, prepared):
+        print(line)
 
 
 def change_result() -> dict[str, Any]:

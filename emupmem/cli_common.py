@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from emupmem import streams
 from emupmem.model import UNCHANGED, EmupmemError
 from emupmem.units import parse_size, plain
 
@@ -100,8 +101,13 @@ def size_of(text: str) -> int:
 def ask(question: str) -> None:
     if not sys.stdin.isatty():
         raise EmupmemError("there is no terminal to ask on", "--yes goes ahead without asking")
+    sys.stdout.flush()
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
+    if not streams.is_read():
+        raise EmupmemError(
+            "standard error, where to ask, cannot be written", "--yes goes ahead without asking"
+        )
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise EmupmemError("not confirmed", state=UNCHANGED)
 

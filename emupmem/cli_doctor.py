@@ -9,6 +9,7 @@ import typer
 
 from emupmem.cli_common import EPILOG, Exit, Json, finish, json_errors, say, usage
 from emupmem.model import EmupmemError
+from emupmem.streams import changing
 
 if TYPE_CHECKING:
     from emupmem.collect import Masked
@@ -81,6 +82,7 @@ def collect(
         if file == "-":
             usage("collect writes a file, not to standard output")
         if not list_:
+            changing()
             refuse_taken(file, force)
         machine = Machine()
         made = collecting.of_machine(machine)

@@ -26,6 +26,7 @@ from emupmem.cli_common import (
     say,
     usage,
 )
+from emupmem.streams import changing
 
 
 def register(app: typer.Typer) -> None:
@@ -86,6 +87,7 @@ def mount(
             if not as_json:
                 _show_steps(prepared.steps, owner, mode)
             finish(as_json, result, Exit.OK)
+        changing()
         outcome, unit = mounting.mount(machine, request, at_boot)
         seen = outcome.seen
         result |= _steps(outcome.steps) | {
@@ -109,6 +111,7 @@ def umount(
     result: dict[str, Any] = {"device": "", "dir": folder, "changed": False}
     with json_errors(as_json, result):
         machine = root_machine("this unmounts")
+        changing()
         gone = mounting.umount(machine, folder)
         result |= {"device": gone.source, "dir": gone.dir, "changed": True}
         if not as_json:
@@ -132,6 +135,7 @@ def save(
     result: dict[str, Any] = {}
     with json_errors(as_json, result):
         machine = root_machine("this reads a device")
+        changing()
         with _progress() as progress:
             done = snapshot.save(machine, file, source, progress)
         _tell_snapshot(f"{done.device} saved to {done.file}", done, result, as_json)
@@ -154,6 +158,7 @@ def restore(
     result: dict[str, Any] = {}
     with json_errors(as_json, result):
         machine = root_machine("this writes a device")
+        changing()
         if not yes and not snapshot.is_blank(machine, device):
             ask(f"{snapshot.choose(machine, device).dev} is not blank: overwrite all of it?")
         with _progress() as progress:
@@ -226,6 +231,7 @@ def boot_mount(words: Annotated[list[str], typer.Argument()]) -> None:
     from emupmem import unit
 
     machine = root_machine("this is for emupmem.service")
+    changing()
     raise typer.Exit(mounting.boot(machine, unit.from_words(words), lambda line: print(line, flush=True)))
 
 
@@ -235,6 +241,7 @@ def boot_save(words: Annotated[list[str], typer.Argument()]) -> None:
     from emupmem import unit
 
     machine = root_machine("this is for emupmem.service")
+    changing()
     well = keeping.save_all(machine, unit.from_words(words), lambda line: print(line, flush=True))
     raise typer.Exit(Exit.OK if well else Exit.ERROR)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,12 @@ from emupmem.cli_common import (
     say,
     size_of,
 )
+from emupmem.model import EmupmemError
+from emupmem.streams import changing
+
+if TYPE_CHECKING:
+    from emupmem.machine import Machine
+    from emupmem.namespaces import RamdaxRegion
 
 
 class NamespaceMode(StrEnum):
@@ -68,6 +74,7 @@ def _rebind(wanted: str, at_boot: bool, dry_run: bool, yes: bool, as_json: bool)
             question = f"All content of the reserved ranges is lost. Give them to {wanted}?"
             _carry_out_steps(steps, question, dry_run, yes)
         if not dry_run:
+            changing()
             if steps:
                 with machine.lock():
                     ns.rebind(machine, steps, wanted)
@@ -176,23 +183,38 @@ def _change_namespaces(plan: Any, question: str, dry_run: bool, yes: bool, as_js
             if not dry_run:
                 ns.run(machine, steps)
                 machine.settle()
-            there = ns.regions(machine)
-        made = [n for r in there for n in r.namespaces if n not in before]
+            there = _seen_after(machine, dry_run)
+        made = [n for r in there or () for n in r.namespaces if n not in before]
         result["changed"] = not dry_run
         result["made"] = [asdict(n) for n in made]
-        result["regions"] = [asdict(r) for r in there]
+        result["regions"] = [asdict(r) for r in there or ()]
         if not as_json and not dry_run:
             for one in made:
                 print(f"✓ {one.name} · {one.mode}, {human(one.size)}, /dev/{one.dev} · emulated, volatile")
             if not made:
-                print("✓ deleted")
+                print("✓ done" if there is None else "✓ deleted")
         finish(as_json, result, Exit.OK)
+
+
+def _seen_after(machine: Machine, dry_run: bool) -> tuple[RamdaxRegion, ...] | None:
+    """The regions as they are now; None where a change is made and ndctl does not say what came of it."""
+    from emupmem import namespaces as ns
+
+    try:
+        return tuple(ns.regions(machine))
+    except EmupmemError as exc:
+        if dry_run:
+            raise
+        say(f"! it is done, but {exc.message}: sudo emupmem namespaces list shows it")
+        return None
 
 
 def _carry_out_steps(steps: Any, question: str, dry_run: bool, yes: bool) -> None:
     """Show what would be done and ask; the caller does it."""
     from emupmem.namespaces import Write
 
+    if not dry_run:
+        changing()
     if dry_run:
         for step in steps:
             say(f"  {step if isinstance(step, Write) else shlex.join(step.argv)}")

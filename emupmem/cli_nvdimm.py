@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,12 +19,14 @@ from emupmem.cli_common import (
     ask,
     finish,
     json_errors,
+    one_line,
     root_machine,
     say,
     size_of,
     usage,
 )
 from emupmem.model import Command, EmupmemError
+from emupmem.streams import changing
 
 if TYPE_CHECKING:
     from emupmem.machine import Machine
@@ -125,6 +127,8 @@ def goal(
         machine = root_machine("this asks ipmctl")
         plan = nvdimm.plan_goal(machine, wanted)
         acts = plan.state == "needed" or (plan.state == "regions" and namespaces)
+        if not dry_run:
+            changing()
         made: tuple[Namespace, ...] = ()
         if acts:
             lost = plan.regions if plan.state == "needed" else ()
@@ -163,7 +167,10 @@ def _next_step(machine: Machine, plan: GoalPlan) -> tuple[GoalPlan, tuple[Namesp
     if again.state == "needed":
         return nvdimm.set_goal(machine, again), ()
     made = nvdimm.make_namespaces(machine, again)
-    return nvdimm.plan_goal(machine, plan.wanted), made
+    try:
+        return nvdimm.plan_goal(machine, plan.wanted), made
+    except EmupmemError as exc:  # they are made, whatever ipmctl says now
+        return replace(again, warnings=(*again.warnings, one_line(exc))), made
 
 
 @app.command("create", epilog=EPILOG)
@@ -262,6 +269,8 @@ def _change(
 
 
 def _carry_out_or_ask(commands: tuple[Command, ...], question: str, dry_run: bool, yes: bool) -> None:
+    if not dry_run:
+        changing()
     if dry_run:
         for command in commands:
             say(f"  {shlex.join(command.argv)}")

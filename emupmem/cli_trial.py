@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,11 +11,15 @@ import typer
 from emupmem.cli_change import carry_out, change_result
 from emupmem.cli_common import EPILOG, DryRun, Exit, Json, Yes, ask, finish, json_errors, root_machine, say
 from emupmem.model import EmupmemError, Request
+from emupmem.streams import changing
 
 if TYPE_CHECKING:
     from emupmem.change import Options
     from emupmem.machine import Machine
     from emupmem.survey import Survey
+
+
+_BACK = "If it hangs or panics, or is not wanted any more: any reset, the old configuration is back."
 
 
 def register(app: typer.Typer) -> None:
@@ -69,6 +74,8 @@ def _kexec(
 ) -> None:
     from emupmem import trial
 
+    if not (dry_run or check):
+        changing()
     words = (memmap, *(("nokaslr",) if options.nokaslr else ()))
     steps = trial.kexec(machine, words, options.variable)
     result |= {"memmap": memmap, "commands": [list(step.argv) for step in steps]}
@@ -77,10 +84,12 @@ def _kexec(
     if not as_json:
         for step in steps:
             print(f"then: {shlex.join(step.argv)}")
+        print(_BACK)
     if dry_run or check:
         finish(as_json, result, Exit.NOT_AS_PLANNED if check else Exit.OK)
     if not yes:
         ask("This restarts the machine now. Go on?")
+    sys.stdout.flush()
     for step in steps:
         done = machine.run(step, 120)
         if done.status:
@@ -90,7 +99,7 @@ def _kexec(
     if not as_json:
         print(
             "The machine restarts into the trial. After it:  sudo emupmem verify, then sudo emupmem confirm\n"
-            "If it hangs or panics, or is not wanted any more: any reset, the old configuration is back."
+            f"{_BACK}"
         )
     finish(as_json, result, Exit.OK)
 

@@ -99,10 +99,9 @@ def holds(machine: FakeMachine, output: str, status: int = 0) -> None:
     script(machine, "blkid", f"#!/bin/sh\nprintf '{output}'\nexit {status}\n")
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
-    """A machine with one blank emulated device and a proof that succeeds."""
-    built = build(tmp_path / "machine")
+def pmem_machine(folder: Path) -> PmemMachine:
+    """A machine with one blank emulated device."""
+    built = build(folder)
     machine = PmemMachine(built.root)
     root = machine.root
     add_device(machine)
@@ -125,6 +124,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
         f"echo \"41 1 $n / $6 rw - $2 $5 rw,$4\" >> '{root}/proc/self/mountinfo'\n",
     )
     script(machine, "umount", f"#!/bin/sh\necho umount \"$@\" >> '{root}/calls'\n")
+    return machine
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
+    """A machine with one blank emulated device and a proof that succeeds."""
+    machine = pmem_machine(tmp_path / "machine")
     real = emupmem.machine.Machine
 
     def make(root: str | Path = "/") -> emupmem.machine.Machine:
