@@ -11,8 +11,7 @@ from emupmem.foreign import Refused
 from emupmem.machine import GRUB_DEFAULT, Machine
 from emupmem.model import EmupmemError, Plan
 from emupmem.planner import kernel_problem
-
-_ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM instead"
+from emupmem.survey import ELSEWHERE, WSL
 
 
 def refuse(machine: Machine) -> tuple[str, ...]:
@@ -73,17 +72,15 @@ Check = Callable[[Machine], tuple[str, ...]]
 def _refuse_processor(machine: Machine) -> tuple[str, ...]:
     if machine.architecture not in ("x86_64", "AMD64"):
         raise EmupmemError(
-            f"this machine is {machine.architecture}: memmap=SIZE!OFFSET exists on x86-64 only", _ELSEWHERE
+            f"this machine is {machine.architecture}: memmap=SIZE!OFFSET exists on x86-64 only", ELSEWHERE
         )
     return ()
 
 
 def _refuse_wsl(machine: Machine) -> tuple[str, ...]:
     version = machine.peek("/proc/version")
-    if re.search(r"microsoft.*wsl|wsl2", version, re.IGNORECASE) or machine.exists(
-        "/proc/sys/fs/binfmt_misc/WSLInterop"
-    ):
-        raise EmupmemError("this is WSL: Windows starts its kernel, not GRUB", _ELSEWHERE)
+    if WSL.search(version) or machine.exists("/proc/sys/fs/binfmt_misc/WSLInterop"):
+        raise EmupmemError("this is WSL: Windows starts its kernel, not GRUB", ELSEWHERE)
     return ()
 
 
@@ -99,9 +96,9 @@ def _refuse_container(machine: Machine) -> tuple[str, ...]:
 
 def _refuse_xen(machine: Machine) -> tuple[str, ...]:
     if "control_d" in machine.peek("/proc/xen/capabilities"):
-        raise EmupmemError("this is a Xen dom0: Xen, not Linux, owns the memory map", _ELSEWHERE)
+        raise EmupmemError("this is a Xen dom0: Xen, not Linux, owns the memory map", ELSEWHERE)
     if machine.peek("/sys/hypervisor/guest_type") == "PV":
-        raise EmupmemError("this is a Xen PV guest: its memory map is Xen's", _ELSEWHERE)
+        raise EmupmemError("this is a Xen PV guest: its memory map is Xen's", ELSEWHERE)
     return ()
 
 
@@ -207,7 +204,13 @@ def target(machine: Machine) -> survey.Target | None:
 
 
 def planned_for(machine: Machine, found: survey.Survey) -> survey.Survey:
-    """A survey for the kernel that boots by default on a machine or in a tree. Raises as survey.for_kernel."""
+    """A survey for the kernel that boots by default on a machine or in a tree.
+
+    Raises as survey.for_kernel does, and where the machine is WSL or Xen's.
+    """
+    if machine.running:
+        _refuse_wsl(machine)
+        _refuse_xen(machine)
     kernel = target(machine)
     return survey.for_kernel(found, kernel.kernel if kernel is not None else None)
 

@@ -179,6 +179,7 @@ _PATTERNS = {
         r"(?:\[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\]|([0-9a-f]{1,16})-([0-9a-f]{1,16}))(.*+)"
     ),
     "efi": r"(?:efi: )?EFI v\d",
+    "xen pv": r"Booting (?:paravirtualized )?kernel (?:with PVH extensions )?on Xen(?: PV)?[ \t]*+(?:$|\")",
     "hypervisor": r"Hypervisor detected: ([^\"]*+)",
     "colour": r"\x1b(?:\[[0-9;:]*+(?:[A-Za-z]|$)|$)",
     "record": r"\d+,\d+,\d+,[^;]*+;",
@@ -395,6 +396,7 @@ class _Boot:
     lost: str = ""  # the line that says how much was lost to the MTRRs, or that some was
     lost_bytes: int = 0
     i386: bool = False
+    xen_pv: bool = False
 
     def replace(self, old: _Block) -> None:
         """Compare a finished firmware map with the one before it, and remember it as that."""
@@ -594,6 +596,8 @@ class _Reader:
             boot.lost, boot.lost_bytes = _visible(text, 200), int(amount[1]) * MIB if amount else _MAX_ADDRESS
         elif " HIGHMEM available." in text or " LOWMEM available." in text or "non-PAE kernel" in text:
             boot.i386 = True  # arch/x86/mm/init_32.c; the notice on NX of arch/x86/mm/setup_nx.c
+        elif "on Xen" in text and _pattern("xen pv").search(text):
+            boot.xen_pv = True  # arch/x86/xen/enlighten.c xen_banner; guests of their own say Xen HVM or PVH
         elif "Hypervisor detected: " in text and (found := _pattern("hypervisor").search(text)):
             boot.hypervisor = _visible(found[1].strip(), 40)
 
@@ -662,7 +666,7 @@ def _answer(reader: _Reader, name: str, head: bytes) -> BootLog:
         command_line=_booted_with(boot, warnings),
         linux_version=boot.banner,
         efi=True if boot.efi else (False if late else None),
-        xen=boot.hypervisor.startswith("Xen PV") or (block is not None and block.who == "Xen"),
+        xen=boot.xen_pv or boot.hypervisor == "Xen PV" or (block is not None and block.who == "Xen"),
         hypervisor=boot.hypervisor,
         nodes=() if boot.bad_node else tuple(boot.nodes),
         symptoms=tuple(boot.symptoms),

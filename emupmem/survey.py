@@ -36,6 +36,10 @@ SOURCES = ("auto", "dmesg", "journal", "sysfs")
 SYSFS = "/sys/firmware/memmap"
 _MOST_NOTES = 8
 
+WSL = re.compile(r"microsoft.*wsl|wsl2", re.IGNORECASE)
+"""What the version of a kernel that Windows starts looks like."""
+ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM instead"
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
@@ -159,6 +163,10 @@ def _ram(entries: Sequence[MapEntry] | None) -> tuple[Span, ...]:
 
 def refusal(log: BootLog) -> EmupmemError | None:
     """Why a plan for the system of a log would be worth nothing, None where nothing in the log says so."""
+    if WSL.search(log.linux_version):
+        return EmupmemError("the log is of WSL: Windows starts its kernel, not GRUB", ELSEWHERE)
+    if log.xen:
+        return EmupmemError("the log is of a Xen dom0 or PV guest: its memory map is Xen's", ELSEWHERE)
     if log.i386:
         return EmupmemError("the log is of a 32-bit kernel, which has no /dev/pmem", KERNEL_NEEDED)
     return None
