@@ -129,6 +129,7 @@ def parse_command_line(text: str) -> CommandLine:
     limits: list[int] = []
     crashkernel: list[str] = []
     huge: list[tuple[str, str]] = []
+    fake: list[Span] = []
     for name, value in _parameters(text):
         words.append(name if value is None else f"{name}={value}")
         # parameq() takes - and _ for the same, kernel/params.c
@@ -141,6 +142,8 @@ def parse_command_line(text: str) -> CommandLine:
             limits += _mem_limit(value)
         elif key == "crashkernel":
             crashkernel.append(value)
+        elif key == "efi_fake_mem":
+            fake += _fake_mem(value)
         elif key in ("hugepages", "hugepagesz", "default_hugepagesz"):
             huge.append((key, value))
     return CommandLine(
@@ -152,6 +155,7 @@ def parse_command_line(text: str) -> CommandLine:
         hugepages=_huge_bytes(huge),
         hugepages_text=" ".join(f"{key}={value}" for key, value in huge),
         nokaslr=_has_bare_word(text, "nokaslr"),
+        fake_mem=tuple(fake),
     )
 
 
@@ -251,6 +255,17 @@ def _mem_limit(value: str) -> list[int]:
     """The limit that `mem=` sets: none for nopentium and 0 (parse_memopt of e820.c)."""
     size = memparse(value)[0]
     return [size] if size and value != "nopentium" else []
+
+
+def _fake_mem(value: str) -> list[Span]:
+    """The ranges of `efi_fake_mem=SIZE@START:ATTRIBUTE,…` (setup_fake_mem of drivers/firmware/efi/fake_mem.c)."""
+    spans = []
+    for item in value.split(","):
+        size, rest = memparse(item)
+        if size and rest[:1] == "@":
+            start = memparse(rest[1:])[0]
+            spans.append(Span(start, start + size))
+    return spans
 
 
 def memmap_region_count(line: CommandLine) -> int:

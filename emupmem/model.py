@@ -143,7 +143,8 @@ class CommandLine:
 
     `items` are all `memmap=` items in order; `mem_limits` the values of `mem=` in bytes;
     `crashkernel` the values of `crashkernel=` as written; `hugepages` the bytes that
-    `hugepages=`/`hugepagesz=` ask for (`hugepages_text` the words, for messages).
+    `hugepages=`/`hugepagesz=` ask for (`hugepages_text` the words, for messages); `fake_mem` the
+    ranges whose attributes `efi_fake_mem=` changes (until Linux 6.10): soft reserved, most of all.
     """
 
     text: str
@@ -154,6 +155,7 @@ class CommandLine:
     hugepages: int = 0
     hugepages_text: str = ""
     nokaslr: bool = False
+    fake_mem: tuple[Span, ...] = ()
 
     @property
     def reservations(self) -> tuple[MemmapItem, ...]:

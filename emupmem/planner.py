@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from emupmem.cmdline import format_memmap, format_size, memmap_region_count
+from emupmem.cmdline import format_memmap, format_size, memmap_region_count, memparse
 from emupmem.model import (
     GIB,
     LOW_LIMIT,
@@ -35,7 +35,7 @@ from emupmem.model import (
     Reservation,
     Span,
 )
-from emupmem.units import human, parse_size, tight
+from emupmem.units import human, tight
 
 STEPS = (GIB, 128 * MIB, 16 * MIB, 2 * MIB)
 """Steps of alignment, best first.
@@ -207,17 +207,25 @@ def crashkernel_bytes(value: str, ram: int) -> tuple[int, int | None]:
     guess = 256 * MIB
     body, at, where = value.partition("@")
     try:
-        address = parse_size(where) if at else None
+        address = _kernel_size(where) if at else None
         if ":" not in body:
-            return parse_size(body.split(",")[0]), address
+            return _kernel_size(body.split(",")[0]), address
         for part in body.split(","):
             limits, _, size = part.partition(":")
             low, _, high = limits.partition("-")
-            if parse_size(low) <= ram and (not high or ram < parse_size(high)):
-                return parse_size(size), address
-    except EmupmemError:
+            if _kernel_size(low) <= ram and (not high or ram < _kernel_size(high)):
+                return _kernel_size(size), address
+    except ValueError:
         return guess, None
     return 0, None
+
+
+def _kernel_size(text: str) -> int:
+    """A size as the kernel reads it: `0400M` is octal, 256 MiB. Raises ValueError where more than a size is there."""
+    size, rest = memparse(text)
+    if rest or not text:
+        raise ValueError(text)
+    return size
 
 
 def _check_request(situation: Situation, request: Request) -> None:
@@ -339,6 +347,7 @@ def _taken(situation: Situation) -> list[_Pair]:
     if line is None:
         return []
     spans = [(i.start, i.start + i.size) for i in line.items if i.op in "!$#@%" and i.size]
+    spans += [(s.start, s.end) for s in line.fake_mem]
     for value in line.crashkernel:
         size, where = crashkernel_bytes(value, situation.firmware.ram_bytes)
         if where is not None:
@@ -489,7 +498,8 @@ def _budget(situation: Situation) -> _Budget:
     if line is None:
         return _Budget(total, situation.hugepages, 1 << 64)
     limit = min((*line.mem_limits, *(i.size for i in line.items if i.op == "limit")), default=1 << 64)
-    others = _union((i.start, i.start + i.size) for i in line.items if i.op in "!$#%")
+    taken = [(i.start, i.start + i.size) for i in line.items if i.op in "!$#%"]
+    others = _union([*taken, *((s.start, s.end) for s in line.fake_mem)])
     stays = sum(min(p[1], limit) - p[0] for p in _subtract(ram, others) if p[0] < limit)
     kept = sum(page_structs(i.size) for i in line.reservations)
     return _Budget(total, total - stays + taken_by(line, total, situation.hugepages) + kept, limit)
@@ -524,7 +534,19 @@ def _roomless_hint(situation: Situation, request: Request, field: _Field, budget
         return "all of its RAM is below 4 GiB, where the kernel, DMA and the initrd need it"
     if not field.places:
         return "none of its RAM above 4 GiB is free for it"
+    if budget.taken >= budget.total:
+        return f"{_takers(situation)} takes all of its {human(budget.total)} of RAM"
     return f"it has {human(budget.total - budget.taken)} of RAM; {human(request.min_free)} must stay (--min-free)"
+
+
+def _takers(situation: Situation) -> str:
+    """Who takes the RAM, for people: the words of the command line, or the pages that the machine has now."""
+    line = situation.command_line
+    words = [line.hugepages_text] if line is not None and line.hugepages_text else []
+    words += [f"crashkernel={value}" for value in line.crashkernel] if line is not None else []
+    if not words and situation.hugepages:
+        return "what is set up as huge pages"
+    return " ".join(words) or "the kernel command line"
 
 
 def _largest(request: Request, field: _Field, budget: _Budget) -> int:

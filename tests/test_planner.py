@@ -440,3 +440,45 @@ def test_it_finds_a_place_exactly_when_there_is_one(
     kernel_sees = apply_memmap(situation.firmware, seen)
     pieces = [(e.start, e.size) for e in kernel_sees if e.kind is Kind.PRAM]
     assert pieces == [(r.start, r.size) for r in made.reservations]
+
+
+# What other words of the command line take -------------------------------------------------------------
+
+
+def test_crashkernel_is_read_by_the_kernels_numbers() -> None:
+    assert crashkernel_bytes("0400M", 16 * GIB) == (256 * MIB, None)
+    assert crashkernel_bytes("0x10000000@0x100000000", 16 * GIB) == (256 * MIB, 4 * GIB)
+    assert crashkernel_bytes("0-:0100M", 16 * GIB) == (64 * MIB, None)
+    assert crashkernel_bytes("256MB", 16 * GIB) == (256 * MIB, None)  # not a size: the guess
+    assert crashkernel_bytes("512M@", 16 * GIB) == (256 * MIB, None)
+
+
+def test_efi_fake_mem_is_taken() -> None:
+    line = parse_command_line("quiet efi_fake_mem=1G@8G:0x40000,2G@0x280000000:0x10000")
+    assert line.fake_mem == (Span(8 * GIB, 9 * GIB), Span(10 * GIB, 12 * GIB))
+    situation = dataclasses.replace(DOCUMENT, command_line=line)
+    assert plan(situation, Request(size=8 * GIB)).reservations[0].start == 12 * GIB
+    with pytest.raises(NoPlan, match="no usable range"):
+        plan(situation, Request(size=GIB, offset=8 * GIB))
+    assert plan(situation, Request(size=GIB)).ram_left == plan(DOCUMENT, Request(size=GIB)).ram_left - 3 * GIB
+    assert parse_command_line("efi_fake_mem=1G efi_fake_mem=@8G efi_fake_mem=x").fake_mem == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "hugepages", "why"),
+    [
+        (
+            "default_hugepagesz=1G hugepages=256",
+            0,
+            "default_hugepagesz=1G hugepages=256 takes all of its 19.9 GiB of RAM",
+        ),
+        ("crashkernel=64G", 0, "crashkernel=64G takes all of its 19.9 GiB of RAM"),
+        ("", 64 * GIB, "what is set up as huge pages takes all of its 19.9 GiB of RAM"),
+    ],
+)
+def test_what_takes_all_of_the_ram_is_named(words: str, hugepages: int, why: str) -> None:
+    situation = dataclasses.replace(DOCUMENT, command_line=parse_command_line(words), hugepages=hugepages)
+    for size in (None, GIB):
+        with pytest.raises(NoPlan) as caught:
+            plan(situation, Request(size=size))
+        assert caught.value.hint == why
