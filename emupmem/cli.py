@@ -177,8 +177,9 @@ def suggest(
             problem = exc
         rejected = planner.rejected(situation, request, made)
         result["rejected"] = [{"start": r.start, "size": r.size, "reason": r.reason} for r in rejected]
+        notes = [*found.notes, *_reserved_note(found)]
         if made:
-            warnings = [*found.notes, *made.warnings]
+            warnings = [*notes, *made.warnings]
             result["plan"] = {
                 "memmap": made.memmap,
                 "reservations": [
@@ -195,7 +196,7 @@ def suggest(
             out = render.console()
             offers = planner.offers(situation, request)
             render.suggestion(out, situation, found.source, offers, rejected, made)
-            for note in found.notes:
+            for note in notes:
                 say(f"  ! {note}")
         if problem is not None and size is not None:
             raise problem
@@ -208,12 +209,19 @@ def suggest(
         refused = _refused(found, made.memmap if made else "")
         if refused is not None:
             result["refused"] = {"message": refused.message, "hint": refused.hint}
-        if made and not as_json and refused is not None:
+        items = made.memmap.removeprefix("memmap=").split(",") if made else []
+        if as_json or made is None:
+            pass
+        elif set(items) == set(found.reserved):
+            print(f"\nNothing to do: {made.memmap} is on the kernel command line already")
+        elif refused is not None:
             _tell_refused(refused)
-        elif made and not as_json:
-            print(
-                f"\nNext:  {_next_command(made.reservations[0].size, count, offset, min_free, numa_node, from_)}"
+        else:
+            replaces = ["--replace"] if found.reserved else []
+            command = _next_command(
+                made.reservations[0].size, count, offset, min_free, numa_node, replaces, from_
             )
+            print(f"\nNext:  {command}")
             print(f"       (adds {shlex.quote(made.memmap)} to the kernel command line)")
     if as_json:
         print_json(result)
@@ -505,8 +513,21 @@ def _entry(entry: Any) -> dict[str, Any]:
     return {"start": entry.start, "size": entry.size, "type": entry.kind.value}
 
 
+def _reserved_note(found: Survey) -> list[str]:
+    if not found.reserved:
+        return []
+    present = ",".join(found.reserved)
+    return [f"memmap={present} is reserved already: this plan would take its place (apply --add keeps both)"]
+
+
 def _next_command(
-    size: int, count: int, offset: str | None, min_free: str, node: int | None, from_: str | None
+    size: int,
+    count: int,
+    offset: str | None,
+    min_free: str,
+    node: int | None,
+    more: list[str],
+    from_: str | None,
 ) -> str:
     from emupmem.units import tight
 
@@ -515,6 +536,7 @@ def _next_command(
     words += ["--offset", offset] if offset is not None else []
     words += ["--min-free", min_free] if min_free != "2G" else []
     words += ["--numa-node", str(node)] if node is not None else []
+    words += more
     if from_ is not None:
         return f"{shlex.join(words)}   (on that machine)"
     return shlex.join(words)

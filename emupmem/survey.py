@@ -46,7 +46,8 @@ class Survey:
     """A situation to plan in, where its map came from, and what a person should know of that.
 
     `refusal` is why a plan for this system would be worth nothing, as far as its log shows; `refused` is why
-    apply does not change that machine, as far as it was asked.
+    apply does not change that machine, as far as it was asked; `reserved` are the `memmap=…!…` items that the
+    next boot has anyway: a plan takes their place.
     """
 
     situation: Situation
@@ -54,6 +55,7 @@ class Survey:
     notes: tuple[str, ...] = ()
     refusal: EmupmemError | None = None
     refused: EmupmemError | None = None
+    reserved: tuple[str, ...] = ()
 
 
 class NoMap(EmupmemError):
@@ -71,7 +73,8 @@ def of_log(source: Source, name: str) -> Survey:
     release = kernel_release(log.linux_version) if log.linux_version else None
     vetoes = (("the kernel's modified map", _ram(log.modified)),) if log.modified else ()
     situation = Situation(log.firmware, vetoes, log.nodes, line, log.efi, release, losses=_losses(log))
-    return Survey(situation, name, (*log.warnings, *_veto_notes(situation)), refusal(log))
+    notes = (*log.warnings, *_veto_notes(situation))
+    return Survey(situation, name, notes, refusal(log), _reserved(log.command_line))
 
 
 def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None = None) -> Survey:
@@ -106,7 +109,8 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
         ]
         vetoes.append(("/proc/iomem", tuple(usable)))
     nodes = next((log.nodes for _, log in logs if log.nodes), ()) or machine.nodes()
-    line = without_reservations(boots or parse_command_line(machine.peek("/proc/cmdline")))
+    next_line = boots or parse_command_line(machine.peek("/proc/cmdline"))
+    line = without_reservations(next_line)
     banner = machine.peek("/proc/version")
     release = kernel_release(banner, machine.peek("/proc/version_signature")) if banner else None
     situation = Situation(
@@ -127,7 +131,7 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
     agreeing = [other for other, found in maps[1:] if found.ram == firmware.ram]
     shown = name + (f", agrees with {' and '.join(agreeing)}" if agreeing else "")
     refused = next((why for _, log in logs if (why := refusal(log)) is not None), None)
-    return Survey(situation, shown, (*notes, *_veto_notes(situation)), refused)
+    return Survey(situation, shown, (*notes, *_veto_notes(situation)), refused, _reserved(next_line))
 
 
 def _logs(machine: Machine, source: str) -> list[tuple[str, BootLog]]:
@@ -159,6 +163,10 @@ def _no_map(source: str, logs: Sequence[tuple[str, BootLog]]) -> NoMap:
 def _ram(entries: Sequence[MapEntry] | None) -> tuple[Span, ...]:
     """RAM of a map, what is reserved already counted as RAM."""
     return tuple(e.span for e in entries or () if e.kind in (Kind.RAM, Kind.PRAM))
+
+
+def _reserved(line: CommandLine | None) -> tuple[str, ...]:
+    return tuple(i.text for i in line.reservations) if line is not None else ()
 
 
 def refusal(log: BootLog) -> EmupmemError | None:

@@ -93,6 +93,30 @@ def test_suggest_from_standard_input(run: Run) -> None:
     assert done.json["source"] == "standard input"
 
 
+def test_suggest_shows_what_the_log_has_reserved_and_how_to_replace_it(run: Run, tmp_path: Path) -> None:
+    log = tmp_path / "boot.log"
+    log.write_text(LOG.replace("ro quiet", "ro memmap=4G!4G quiet"))
+    done = run("suggest", "--from", str(log), "--size", "2G")
+    assert done.status == 0
+    assert (
+        "memmap=4G!4G is reserved already: this plan would take its place (apply --add keeps both)"
+        in done.err
+    )
+    assert "Next:  sudo emupmem apply --size 2G --replace   (on that machine)" in done.out
+    done = run("suggest", "--from", str(log), "--size", "4G")
+    assert "Nothing to do: memmap=4G!4G is on the kernel command line already" in done.out
+    assert "Next:" not in done.out
+    plan = json.loads(run("suggest", "--json", "--from", str(log), "--size", "2G").out)["plan"]
+    assert "memmap=4G!4G is reserved already" in plan["warnings"][0]
+
+
+def test_suggest_on_a_machine_with_a_reservation(run: Run, here: FakeMachine) -> None:
+    assert run("apply", "--size", "1G", "--yes").status == 0
+    done = run("suggest", "--size", "2G")
+    assert "Next:  sudo emupmem apply --size 2G --replace\n" in done.out
+    assert "Nothing to do: memmap=1G!4G" in run("suggest", "--size", "1G").out
+
+
 def test_suggest_json_has_the_documented_shape(run: Run, log: str) -> None:
     found = run("suggest", "--size", "16G", "--from", log, "--json").json
     assert found["source"] == log
