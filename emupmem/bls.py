@@ -150,6 +150,15 @@ def foreign_items(line: CommandLine) -> tuple[str, ...]:
     return tuple(item for w in words for item in w.removeprefix("memmap=").split(","))
 
 
+_VARIABLE = re.compile(r"(?<!\\)\$(?:\{(\w+)\}|([A-Za-z_]\w*|[0-9]+))")
+"""A variable of GRUB's: a backslash guards the dollar that follows it; $0 and the like are empty."""
+
+
+def variables(text: str) -> tuple[str, ...]:
+    """The names of the variables that GRUB replaces in an `options` value."""
+    return tuple(found[1] or found[2] for found in _VARIABLE.finditer(text))
+
+
 def grub_line(text: str, variables: Sequence[tuple[str, str]]) -> str:
     """What GRUB makes of an `options` value: `$name` replaced from its environment, quotes taken off."""
     known = dict(variables)
@@ -157,8 +166,7 @@ def grub_line(text: str, variables: Sequence[tuple[str, str]]) -> str:
     def expanded(found: re.Match[str]) -> str:
         return known.get(found[1] or found[2], "")
 
-    # A backslash guards the dollar that follows it; $0 and the like are empty.
-    return grubcfg.kernel_text(re.sub(r"(?<!\\)\$(?:\{(\w+)\}|([A-Za-z_]\w*|[0-9]+))", expanded, text))
+    return grubcfg.kernel_text(_VARIABLE.sub(expanded, text))
 
 
 def _replaced(line: str, items: Sequence[str], drop: Sequence[str]) -> tuple[str, bool]:

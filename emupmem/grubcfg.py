@@ -214,6 +214,12 @@ def uses_bls(text: str) -> bool:
     return any(line.split()[:1] == ["blscfg"] for line in text.splitlines())
 
 
+def is_stub(text: str) -> bool:
+    """Whether a menu only leads to another one (`configfile`), as those in an EFI system partition mostly do."""
+    first = {words[0] for line in text.splitlines() if (words := line.split())}
+    return "configfile" in first and not first & {"blscfg", "menuentry", *LINUX}
+
+
 def default_entry(text: str, grubenv: Mapping[str, str]) -> BootEntry | None:
     """The entry that boots by default, None where it cannot be told.
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
+from emupmem import grubcfg
 from emupmem.model import UNCHANGED, Busy, Command, EmupmemError, NodeRange
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ BACKUPS = "/var/backups/emupmem"
 GRUB_DEFAULT = "/etc/default/grub"
 GRUB_DROPINS = "/etc/default/grub.d"
 GRUB_CFGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
+GRUBENVS = ("/boot/grub2/grubenv", "/boot/grub/grubenv")
+ESP_FOLDERS = "/boot/efi/EFI"
+ESP_MARKS = ("/etc/grub2-efi.cfg", "/boot/grub2/grubenv")
+"""Links of Red Hat's packages: where they lead into the EFI system partition, the menu is there too."""
+
 GZIP = b"\x1f\x8b"
 MOST_OUTPUT = 512 << 20
 """Bytes that a program may print before it is ended: more than any log of a boot."""
@@ -269,15 +275,14 @@ class Machine:
 
     def read_aside(self, name: str) -> bytes | None:
         """What that copy holds. Raises EmupmemError where it may not be read."""
-        return self.read(f"{name.rpartition('/')[0]}/{_aside(Path(name)).name}")
+        return self.read(str(_aside(Path(self.real(name)))))
 
     def litter(self, names: Sequence[str], cfg: str = "") -> list[Path]:
         """Half-written files that a killed run left beside `names`, the menu `cfg` if any, and the backups."""
         places = [self.path(n) for n in names]
         beside = [p for place in places for p in (_fresh(place), _half(_aside(place)))]
         if cfg:
-            env = self.path(cfg.rpartition("/")[0] + "/grubenv")
-            beside += [_half(_aside(self.path(cfg))), _fresh(env)]
+            beside += [_half(_aside(self.path(cfg))), _fresh(self.path(self.grubenv_name()))]
         halves = [n for n in self.names(BACKUPS) if n.startswith(".") and n.endswith(".new")]
         return [p for p in beside if os.path.exists(p)] + [self.path(BACKUPS) / n for n in halves]  # noqa: PTH110
 
@@ -294,7 +299,7 @@ class Machine:
         """
         target, aside = self.path(name), _aside(self.path(name))
         try:
-            if target.exists() and aside.read_bytes() == target.read_bytes():
+            if target.exists() and _same(aside, target):
                 aside.unlink()  # nothing to put back, and a file that nobody can write is no obstacle
             else:
                 aside.rename(target)
@@ -335,6 +340,11 @@ class Machine:
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be linked: {exc.strerror}", _write_hint(exc)) from exc
 
+    def link_target(self, name: str) -> str:
+        """Where a symbolic link leads, as it is written; empty for everything else."""
+        place = self.path(name.rpartition("/")[0]) / name.rpartition("/")[2]
+        return str(place.readlink()) if place.is_symlink() else ""
+
     def is_link(self, name: str) -> bool:
         return (self.path(name.rpartition("/")[0]) / name.rpartition("/")[2]).is_symlink()
 
@@ -347,6 +357,12 @@ class Machine:
                 _sync_folder(place.parent)
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be removed: {exc.strerror}", _write_hint(exc)) from exc
+
+    def drop_folder(self, name: str) -> None:
+        """Take a folder away if it is empty."""
+        with contextlib.suppress(OSError):
+            self.path(name).rmdir()
+            _sync_folder(self.path(name).parent)
 
     def poke(self, name: str, text: str) -> None:
         """Write a word to a file of sysfs, in one piece and in place. Raises EmupmemError."""
@@ -826,20 +842,45 @@ class Machine:
         return "", ""
 
     def grub_cfg(self) -> str:
-        """Where the generated menu lies (the first that exists, else Debian's place)."""
-        return next((name for name in GRUB_CFGS if self.exists(name)), GRUB_CFGS[0])
+        """Where the generated menu lies (the first that exists, else Debian's place).
+
+        Red Hat's family up to 8 has it in the EFI system partition, where others have a stub that leads to it.
+        """
+        here = next((name for name in GRUB_CFGS if self.exists(name)), "")
+        # A menu of BIOS times may still be there: what UEFI started was not that one.
+        own = self._esp_menu() if not here or self.exists("/sys/firmware/efi") else ""
+        return own or here or GRUB_CFGS[0]
+
+    def _esp_menu(self) -> str:
+        """The menu in the EFI system partition that belongs to this system, empty where there is none."""
+        names = [f"{ESP_FOLDERS}/{n}/grub.cfg" for n in self.names(ESP_FOLDERS)]
+        folders = {self.real(m).rpartition("/")[0] for m in ESP_MARKS if self.exists(m)}
+        full = [n for n in names if (text := self.peek(n)) and not grubcfg.is_stub(text)]
+        own = [n for n in full if self.real(n).rpartition("/")[0] in folders]
+        alone = len(full) == 1 and not any(self.exists(n) for n in GRUB_CFGS)
+        return next(iter(own or (full if alone else [])), "")
 
     def grub_cfgs(self) -> list[str]:
         """The menus that lie here, one name for each file."""
-        return list({self.path(name): name for name in reversed(GRUB_CFGS) if self.exists(name)}.values())
+        names = [n for n in (*GRUB_CFGS, self.grub_cfg()) if self.exists(n)]
+        return list({self.path(name): name for name in reversed(names)}.values())
 
     def grubenv_name(self) -> str:
-        """Where GRUB's environment block lies: beside the menu."""
-        return self.grub_cfg().rpartition("/")[0] + "/grubenv"
+        """Where GRUB's environment block lies: next to the menu, else in one of its usual places."""
+        beside = self.grub_cfg().rpartition("/")[0] + "/grubenv"
+        return next((n for n in (beside, *GRUBENVS) if self.exists(n)), beside)
 
     def grubenv(self) -> dict[str, str]:
         """Variables of GRUB's environment block."""
-        return _variables(self.peek(self.grubenv_name()))
+        name = self.grubenv_name()
+        if self.torn_grubenv():
+            return _variables((self.read_aside(name) or b"").decode("utf-8", "replace"))
+        return _variables(self.peek(name))
+
+    def torn_grubenv(self) -> bool:
+        """Whether a program that was killed left half an environment block, and the whole one is kept next to it."""
+        name = self.grubenv_name()
+        return self.is_aside(name) and not self.peek(name).startswith("# GRUB Environment Block")
 
     def set_grubenv(self, name: str, value: str) -> None:
         """Set or (with an empty value) unset a variable of GRUB's environment block. Raises EmupmemError."""
@@ -1027,6 +1068,13 @@ def _on_device(path: Path, device: int) -> bool:
 
 def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.emupmem-old")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files have the same content, mode and owner."""
+    first, second = one.stat(), other.stat()
+    rights = [(i.st_mode, i.st_uid, i.st_gid) for i in (first, second)]
+    return rights[0] == rights[1] and one.read_bytes() == other.read_bytes()
 
 
 def _half(aside: Path) -> Path:
