@@ -334,7 +334,7 @@ def _apply_elsewhere(
     made, items = _decide(line, found, request, options, standing.items)
     words = OUR_WORDS if options.nokaslr else ()
     change = _elsewhere(machine, other, standing, items, words, ())
-    warnings = (*found.notes, *(made.warnings if made else ()))
+    warnings = (*found.notes, *(made.warnings if made else ()), *change.warnings)
     return replace(change, plan=made, warnings=warnings), made
 
 
@@ -349,8 +349,8 @@ def _elsewhere(
     steps = other.steps(machine, items, extra, drop)
     what = Elsewhere(other, standing, steps, tuple(items), tuple(extra), tuple(drop))
     unfinished = machine.live and elsewhere.unfinished(machine, steps)
-    wanted = tuple(items)
-    return Change(b"", b"", wanted, wanted, regenerate=unfinished, edits=steps.edits, elsewhere=what)
+    wanted, notes = tuple(items), standing.notes
+    return Change(b"", b"", wanted, wanted, None, notes, unfinished, edits=steps.edits, elsewhere=what)
 
 
 def _placed(

@@ -108,8 +108,9 @@ def _show_change(machine: Machine, prepared: Change) -> None:
 def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
     from emupmem.machine import BACKUPS, GRUB_DEFAULT
 
-    if prepared.elsewhere is not None and prepared.edits:
-        print(f"✓ {', '.join(e.name for e in prepared.edits)} written (before: {BACKUPS})")
+    if prepared.elsewhere is not None and any(e.before != e.after for e in prepared.edits):
+        names = [e.name for e in prepared.edits if e.before != e.after]
+        print(f"✓ {', '.join(names)} written (before: {BACKUPS})")
     elif outcome.backup:
         print(f"✓ {GRUB_DEFAULT} written (before: {outcome.backup})")
     if not machine.live:

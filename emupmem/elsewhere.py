@@ -6,8 +6,10 @@ whatever goes wrong puts everything back. Each entry is whole at every moment.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from emupmem import loader
@@ -16,6 +18,10 @@ from emupmem.model import UNCHANGED, Command, EmupmemError
 
 GENERATOR_SECONDS = 600
 """How long a program that writes a boot menu may take."""
+
+KERNEL_FOLDER = "/etc/kernel"
+LEFT_BY_PROGRAMS = re.compile(r"sed[A-Za-z0-9]{6}|grubenv\.new")
+"""What sed -i and grub-editenv write first, and leave where they are killed."""
 
 WORDS_RECORD = f"{BACKUPS}/words"
 """Words beside memmap= that an apply added where no former bytes tell them."""
@@ -62,46 +68,97 @@ def carry_out(
 
     Raises EmupmemError; the old configuration is then in force again (the message says so if not).
     """
+    _mend(machine, what.steps)
     refuse_changed(machine, [(e.name, e.before) for e in what.steps.edits])
     for step in what.steps.commands if machine.live else ():
         if machine.find(step.argv[0]) is None:
             raise EmupmemError(f"{step.argv[0]} is not installed", state=UNCHANGED)
     machine.clear(_litter(machine, what.steps))
     tell("locked")
-    moment, backup = stamp(), ""
-    owned = {name: machine.read(name) for name in what.steps.owned}
-    for name, data in {**owned, **{e.name: e.before for e in what.steps.edits}}.items():
-        if data is not None:
-            backup = machine.keep(name, moment, data)
+    former = _former(machine, what.steps)
+    backup = ""
+    for name, data in former.files.items():
+        if data is not None and name != WORDS_RECORD:
+            backup = machine.keep(name, former.moment, data)
     tell("backup")
     stop.check()
     try:
-        for edit in what.steps.edits:
-            if edit.before is None and edit.name == loader.KERNEL_CMDLINE and edit.after is not None:
-                machine.keep(edit.name, moment, edit.after, ".made")
-            put(machine, edit.name, edit.after, edit.mode)
-        if what.extra:
-            machine.install(WORDS_RECORD, " ".join(what.extra) + "\n", 0o600)
+        for name, data in former.files.items():
+            if data is not None and name != WORDS_RECORD:
+                machine.set_aside(name)  # some programs write in place, and to put it back needs no room
+        _write(machine, what, former)
         tell("written")
-        for name in owned if machine.live else ():
-            machine.set_aside(name)  # some of these programs write in place
         for step in what.steps.commands if machine.live else ():
             _run(machine, step, stop)
-        for name in owned if what.steps.commands else ():
+        for name in what.steps.owned if what.steps.commands else ():
             if machine.exists(name):
                 machine.sync(name)  # grubby (sed) and its like do not
         tell("generated")
         carry = _prove(machine, what)
         stop.check()
     except BaseException as exc:
-        _roll_back(machine, what, owned, exc)
+        _roll_back(machine, what, former, exc)
         raise
     _drop_copies(machine, what.steps)
     if not what.items and not what.trial:
-        for name in (WORDS_RECORD, *loader.made_records(machine)):
-            machine.forget(name)
+        _forget_records(machine)
     tell("done")
     return backup, carry
+
+
+def _mend(machine: Machine, steps: loader.Steps) -> None:
+    """Let the whole copies of what a killed run tore take their place; what it had only made goes."""
+    for name in steps.torn:
+        if machine.is_aside(name):
+            machine.put_back(name)
+        else:
+            machine.delete(name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Former:
+    """What a change may have to put back: contents, links and where they lead, and what was not there.
+
+    `names` are those in the folders that programs write to, `missing` the folders that are not there, the
+    deepest one first.
+    """
+
+    moment: str
+    files: dict[str, bytes | None]
+    links: dict[str, str]
+    names: dict[str, frozenset[str]]
+    missing: tuple[str, ...]
+
+
+def _former(machine: Machine, steps: loader.Steps) -> _Former:
+    names = dict.fromkeys([*(e.name for e in steps.edits), *steps.owned, WORDS_RECORD])
+    links = {n: target for n in names if (target := machine.link_target(n))}
+    folders = {n.rpartition("/")[0] for n in names if n != WORDS_RECORD}
+    there = {f: frozenset(machine.names(f)) for f in folders}
+    above = {str(p) for f in folders for p in (Path(f), *Path(f).parents)}
+    missing = sorted((f for f in above if not machine.exists(f)), key=len, reverse=True)
+    return _Former(stamp(), {n: machine.read(n) for n in names}, links, there, tuple(missing))
+
+
+def _write(machine: Machine, what: Elsewhere, former: _Former) -> None:
+    if KERNEL_FOLDER in former.missing and any(e.after for e in what.steps.edits):
+        machine.keep(KERNEL_FOLDER, former.moment, b"", ".made")
+    for edit in what.steps.edits:
+        made = edit.before is None or loader.made_by_us(machine, edit.before)
+        if edit.name == loader.KERNEL_CMDLINE and edit.after is not None and made:
+            machine.keep(edit.name, former.moment, edit.after, ".made")
+        put(machine, edit.name, edit.after, edit.mode)
+    if what.extra:
+        machine.install(WORDS_RECORD, " ".join(what.extra) + "\n", 0o600)
+
+
+def _forget_records(machine: Machine) -> None:
+    """Nothing is reserved any more: what tells of it goes, and a folder that was made for it."""
+    folders = [n for n in machine.names(BACKUPS) if n.startswith("kernel.") and n.endswith(".made")]
+    if folders:
+        machine.drop_folder(KERNEL_FOLDER)
+    for name in (WORDS_RECORD, *loader.made_records(machine), *(f"{BACKUPS}/{n}" for n in folders)):
+        machine.forget(name)
 
 
 def unfinished(machine: Machine, steps: loader.Steps) -> bool:
@@ -110,7 +167,8 @@ def unfinished(machine: Machine, steps: loader.Steps) -> bool:
 
 
 def _files(machine: Machine, steps: loader.Steps) -> tuple[str, ...]:
-    names = [*loader.entry_files(machine), loader.grubenv(machine), *loader.SOURCES]
+    names = [*loader.entry_files(machine), machine.grubenv_name(), *loader.SOURCES]
+    names += [f"{folder}/loader/entries/{loader.TRIAL_ENTRY}" for folder in loader.BOOT_FOLDERS]
     names += [*steps.owned, *(e.name for e in steps.edits)]
     return tuple(dict.fromkeys(names))
 
@@ -150,34 +208,63 @@ def _prove(machine: Machine, what: Elsewhere) -> int:
     return sum(1 for e in after.entries if e.ours and e.command_line.reservations)
 
 
-def _roll_back(machine: Machine, what: Elsewhere, owned: dict[str, bytes | None], exc: BaseException) -> None:
+def _roll_back(machine: Machine, what: Elsewhere, former: _Former, exc: BaseException) -> None:
     """Put everything back; tells in the error what state the machine is in."""
     failed: list[str] = []
+    again: list[str] = []
 
-    def attempt(step: Callable[[], None]) -> None:
+    def attempt(step: Callable[[], None], problems: list[str] = failed) -> None:
         try:
             step()
         except EmupmemError as second:
-            failed.append(second.message)
+            problems.append(second.message)
 
-    def put_back(name: str, data: bytes | None, mode: int = 0o644) -> None:
-        attempt(lambda: put(machine, name, data, mode))
-
-    for edit in what.steps.edits:
-        put_back(edit.name, edit.before, edit.mode)
-    started = machine.live and any(machine.read(n) != data for n, data in owned.items())
+    edited = [e.name for e in what.steps.edits]
+    for name in edited:
+        attempt(partial(_put_back, machine, former, name))
+    owned = what.steps.owned
+    started = machine.live and any(machine.read(n) != former.files[n] for n in owned)
     if started or (not owned and machine.live and _is_changed(machine, what)):
         for step in what.steps.undo:
-            attempt(lambda step=step: _run(machine, step, Interrupts()))  # type: ignore[misc]
-    for name, data in owned.items():
-        put_back(name, data)
-    if not failed:
-        _drop_copies(machine, what.steps)
+            attempt(partial(_run, machine, step, Interrupts()), again if owned else failed)
+    for name in former.files:
+        attempt(partial(_put_back, machine, former, name))
+    _clear_new(machine, former)
     state = "the old configuration is back, nothing is changed"
+    if again:  # the files are put back all the same; sdbootutil does more than write them
+        todo = "; ".join(" ".join(step.argv) for step in what.steps.undo)
+        state = f"the old configuration is back; run {todo} when that works again: {again[0]}"
     if failed:
         state = f"and not all could be put back: {'; '.join(failed)}. Before you reboot: look at {what.before.menu}"
+    else:
+        _drop_copies(machine, what.steps)
     if isinstance(exc, EmupmemError):
         exc.state = state
+
+
+def _put_back(machine: Machine, former: _Former, name: str) -> None:
+    """Make a file what it was: by its copy, which needs no room, else by its content. Raises EmupmemError."""
+    link, data = former.links.get(name, ""), former.files[name]
+    if link and machine.link_target(name) != link:
+        machine.link(name, link)  # sed -i puts a file in the place of a link
+    if data is not None and machine.is_aside(name):
+        machine.put_back(name)
+    elif data is None and (machine.exists(name) or machine.is_link(name)):
+        machine.delete(name)
+    else:
+        put(machine, name, data)
+
+
+def _clear_new(machine: Machine, former: _Former) -> None:
+    """Take away what is left of a program that was ended, of our records, and the folders that were made."""
+    for folder, names in former.names.items():
+        for name in machine.names(folder):
+            if name not in names and LEFT_BY_PROGRAMS.fullmatch(name):
+                machine.forget(f"{folder}/{name}")
+    for folder in former.missing:
+        machine.drop_folder(folder)
+    for name in (loader.KERNEL_CMDLINE, KERNEL_FOLDER):
+        machine.forget(f"{BACKUPS}/{name.rpartition('/')[2]}.{former.moment}.made")
 
 
 def _is_changed(machine: Machine, what: Elsewhere) -> bool:

@@ -12,17 +12,22 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from emupmem import bls, grubcfg
 from emupmem.cmdline import parse_command_line
 from emupmem.foreign import BOOTC, PLACEHOLDER, Owner, Refused, RefusedRemoval
 from emupmem.grubcfg import BootEntry
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Machine
-from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
+from emupmem.model import UNCHANGED, Command, CommandLine, EmupmemError, FileEdit
 
 KERNEL_CMDLINE = "/etc/kernel/cmdline"
 VENDOR_CMDLINE = "/usr/lib/kernel/cmdline"
 CMDLINE_D = "/etc/kernel/cmdline.d"
+FORMER_DROPIN = f"{CMDLINE_D}/zz-emupmem."
+"""What an emupmem before this one wrote there: sdbootutil joins that folder and /etc/kernel/cmdline, and
+kernel-install's plug-ins do not read it at all (systemd issue 23308)."""
+
 SOURCES = (GRUB_DEFAULT, KERNEL_CMDLINE)
 BOOT_FOLDERS = ("/efi", "/boot/efi", "/boot")
 """Where an EFI system partition or an extended boot partition is mounted (bootctl(1))."""
@@ -32,6 +37,9 @@ LOADER_INFO = _EFI.format("LoaderInfo")
 STUB_INFO = _EFI.format("StubInfo")
 SELECTED = _EFI.format("LoaderEntrySelected")
 ONE_SHOT = _EFI.format("LoaderEntryOneShot")
+
+SNAPSHOT = re.compile(r"(?:\A|/)\.snapshots/\d+/snapshot\Z")
+"""How a subvolume of snapper's ends."""
 
 TRIAL_ENTRY = "emupmem-trial.conf"
 """The entry of a trial boot (see `oneshot`): no one of those that a change is about."""
@@ -44,6 +52,9 @@ PROGRAMS = ("grubby", "sdbootutil", "rpm-ostree", "kernel-install", "bootctl")
 BOOTCTL_LIST = ("bootctl", "list", "--json=short")
 KARGS = ("rpm-ostree", "kargs")
 
+MAY_BE_UNSET = ("tuned_params",)
+"""Variables in entries that have a value only while TuneD wants to add words."""
+
 KERNEL_INSTALL_ADDS = ("systemd.machine_id=",)
 """Words that kernel-install adds by itself (90-loaderentry.install): they do not belong into its source."""
 
@@ -55,6 +66,7 @@ class Standing:
     `items` are ours (`1G!4G`) in the source that new kernels take their words from, `where` names it. `menu` is
     where the entries lie, `default` the one that boots by itself, None where that cannot be told. `trial` are the
     words of the entry for a trial boot, which is not among `entries`; `chosen` says that the next start takes it.
+    `notes` are for a person who changes it.
     """
 
     items: tuple[str, ...]
@@ -64,6 +76,7 @@ class Standing:
     default: BootEntry | None
     trial: tuple[str, ...] = ()
     chosen: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def line(self) -> CommandLine | None:
@@ -75,13 +88,16 @@ class Standing:
 class Steps:
     """A change as data: files to write, then programs to run; `undo` takes back what those did.
 
-    `owned` are files that the programs write: kept before they run, and put back when something goes wrong.
+    `owned` are files that the programs write or make: kept before they run, and put back when something goes
+    wrong. Of these, and of what a program writes after us, an edit may be one that changes nothing. `torn` are
+    files that a run which was killed left half-written: first of all their whole copy takes their place.
     """
 
     edits: tuple[FileEdit, ...] = ()
     commands: tuple[Command, ...] = ()
     owned: tuple[str, ...] = ()
     undo: tuple[Command, ...] = ()
+    torn: tuple[str, ...] = ()
 
 
 class Loader(ABC):
@@ -210,11 +226,6 @@ def entry_files(machine: Machine, folders: Sequence[str] = BOOT_FOLDERS) -> list
     return list(found.values())
 
 
-def grubenv(machine: Machine) -> str:
-    """Where GRUB's environment block lies."""
-    return f"{machine.grub_cfg().rpartition('/')[0]}/grubenv"
-
-
 def trial_file(machine: Machine) -> str:
     """The entry of a trial boot, empty where there is none."""
     names = [f"{folder}/loader/entries/{TRIAL_ENTRY}" for folder in BOOT_FOLDERS]
@@ -244,13 +255,15 @@ def entry_text(machine: Machine, name: str) -> str:
     return aside.decode("utf-8", "surrogateescape") if aside is not None else text
 
 
-def _restored(machine: Machine, names: Sequence[str]) -> list[FileEdit]:
-    """What puts torn entries back."""
-    return [_edit(machine, n, entry_text(machine, n)) for n in names]
+def _torn(machine: Machine, names: Sequence[str]) -> tuple[str, ...]:
+    """The entries, and the source of new kernels' words, that a program which was killed left half-written."""
+    torn = [n for n in names if _text(machine, n) != entry_text(machine, n)]
+    return (*torn, *([KERNEL_CMDLINE] if _source_is_torn(machine) else []))
 
 
 def _edit(machine: Machine, name: str, text: str) -> FileEdit:
-    return FileEdit(name, machine.read(name), text.encode("utf-8", "surrogateescape"))
+    before = entry_text(machine, name)
+    return FileEdit(name, before.encode("utf-8", "surrogateescape"), text.encode("utf-8", "surrogateescape"))
 
 
 def _changed(edits: Sequence[FileEdit]) -> tuple[FileEdit, ...]:
@@ -262,7 +275,7 @@ def _belongs_here(machine: Machine, name: str, text: str, running: CommandLine) 
 
     By the machine's id or its entry token where the entry tells one, else by the root file system.
     """
-    if not bls.value(text, "linux"):
+    if not bls.value(text, "linux") or _is_of_another_snapshot(machine, text):
         return False
     ident = machine.peek("/etc/machine-id").strip()
     told = bls.value(text, "machine-id")
@@ -298,6 +311,61 @@ def _root_of(machine: Machine) -> str:
     return next((f[0] for f in lines if len(f) > 1 and f[1] == "/"), "")
 
 
+def _is_of_another_snapshot(machine: Machine, text: str) -> bool:
+    """Whether an entry starts a snapshot of snapper's that is not the one that runs (or boots by default in a tree)."""
+    theirs, here = subvolume(bls.options(text)), _subvolume_here(machine)
+    return bool(theirs and here and SNAPSHOT.search(theirs) and theirs != here)
+
+
+def subvolume(line: str) -> str:
+    """The subvolume that a command line names in its rootflags, empty where it names none."""
+    flags = [
+        f for w in parse_command_line(line).words if w.startswith("rootflags=") for f in w[10:].split(",")
+    ]
+    return _subvolume_of(flags)
+
+
+def _subvolume_of(options: Sequence[str]) -> str:
+    named = [o.removeprefix("subvol=").strip("/") for o in options if o.startswith("subvol=")]
+    return named[-1] if named else ""
+
+
+def _subvolume_here(machine: Machine) -> str:
+    """The subvolume of /: of the kernel that runs, else as it is mounted; of a tree, as its own files say."""
+    if machine.running:
+        named = subvolume(machine.peek("/proc/cmdline"))
+        return named or _mounted_subvolume(machine.peek("/proc/self/mountinfo"))
+    default = _default_of_tree(machine)
+    lines = [bls.options(default), bls.file_line(machine.peek(KERNEL_CMDLINE))]
+    rows = [x.split() for x in machine.peek("/etc/fstab").splitlines()]
+    root = [r[3].split(",") for r in rows if len(r) > 3 and r[1] == "/"]
+    return next((s for s in [*map(subvolume, lines), *map(_subvolume_of, root)] if s), "")
+
+
+def _mounted_subvolume(mountinfo: str) -> str:
+    """The subvolume that is mounted as /: the last line for it counts. Source: proc_pid_mountinfo(5)."""
+    rows = [x.split() for x in mountinfo.splitlines()]
+    root = [r for r in rows if len(r) > 4 and r[4] == "/" and "btrfs" in r]
+    return root[-1][3].strip("/") if root else ""
+
+
+def _default_of_tree(machine: Machine) -> str:
+    """The entry that loader.conf of a tree names, empty where it names none, or one of those that match."""
+    for folder in BOOT_FOLDERS:
+        wanted = bls.value(machine.peek(f"{folder}/loader/loader.conf"), "default").removesuffix(".conf")
+        files = (
+            [n for n in entry_files(machine, (folder,)) if fnmatchcase(_stem(n), wanted)] if wanted else []
+        )
+        if len(files) == 1:
+            return entry_text(machine, files[0])
+    return ""
+
+
+def _stem(name: str) -> str:
+    """What a loader calls an entry: boot counting puts +LEFT-DONE behind the name of its file."""
+    return re.sub(r"\+\d+(?:-\d+)?\Z", "", name.rpartition("/")[2].removesuffix(".conf"))
+
+
 def _root_words(text: str) -> list[str]:
     """What tells the root file system and how it is found; of its flags only the subvolume."""
     words = parse_command_line(text).words
@@ -310,8 +378,7 @@ def _root_words(text: str) -> list[str]:
 
 def bls_entry(name: str, text: str, line: str, ours: bool) -> BootEntry:
     """An entry as `grubcfg` describes those of GRUB; `line` is its command line after the loader's own reading."""
-    # Boot counting puts +LEFT-DONE behind the name; the loader names the entry without it.
-    stem = re.sub(r"\+\d+(?:-\d+)?\Z", "", name.rpartition("/")[2].removesuffix(".conf"))
+    stem = _stem(name)
     at = next((n for n, x in enumerate(text.split("\n"), 1) if x.lstrip().startswith("options")), 1)
     version = bls.value(text, "version").rpartition("@")[2]
     words = parse_command_line(line).words
@@ -356,12 +423,20 @@ def _no_entries(machine: Machine, what: str) -> EmupmemError:
     )
 
 
+def _snapshots_kept(count: int) -> tuple[str, ...]:
+    what = (
+        "1 entry of another snapshot keeps its"
+        if count == 1
+        else f"{count} entries of other snapshots keep their"
+    )
+    return (f"{what} words",) if count else ()
+
+
 class SystemdBoot(Loader):
     """systemd-boot, its entries as kernel-install or a person wrote them.
 
     The entries are rewritten by rename, one after the other: each is whole at every moment. What new kernels
-    take their words from is kept in step: /etc/kernel/cmdline, and a file of ours in /etc/kernel/cmdline.d
-    where that folder is in use.
+    take their words from is kept in step: /etc/kernel/cmdline.
     """
 
     title = "systemd-boot"
@@ -370,11 +445,12 @@ class SystemdBoot(Loader):
     def standing(self, machine: Machine) -> Standing:
         running = _own_line(machine)
         entries: list[BootEntry] = []
-        menu = ""
+        menu, others = "", 0
         for name in entry_files(machine):
             text = entry_text(machine, name)
             ours = _belongs_here(machine, name, text, running)
             menu = menu or name.rpartition("/")[0]
+            others += not ours and _is_of_another_snapshot(machine, text)
             if bls.value(text, "linux"):
                 entries.append(bls_entry(name, text, bls.options(text), ours))
         if not any(e.ours for e in entries):
@@ -383,20 +459,27 @@ class SystemdBoot(Loader):
         items, where = _source_items(machine, default)
         text = bls.options(_text(machine, file)) if (file := trial_file(machine)) else ""
         words = parse_command_line(text).words
-        return Standing(items, where, menu, tuple(entries), default, words, trial_chosen(machine))
+        chosen = trial_chosen(machine)
+        return Standing(items, where, menu, tuple(entries), default, words, chosen, _snapshots_kept(others))
 
     def steps(
         self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
     ) -> Steps:
-        edits = list(_source_edits(machine, self.standing(machine), items, extra, drop))
-        for name in self._ours(machine):
+        from emupmem import detect
+
+        standing = self.standing(machine)
+        made = standing.default.text if standing.default and detect.has(machine, "kernel-install") else None
+        edits = list(_source_edits(machine, made, items, extra, drop))
+        ours = self._ours(machine)
+        for name in ours:
             before = entry_text(machine, name)
             after = bls.rework_entry(before, items, extra, drop)
             bls.prove(bls.options(before), bls.options(after), items, extra, drop)
             edits.append(_edit(machine, name, after))
         trial = trial_file(machine)  # the last one: while it is there, a confirm can be finished
         edits += [FileEdit(trial, machine.read(trial), None)] if trial else []
-        return Steps(_changed(edits), (FORGET_TRIAL,) if trial_chosen(machine) else ())
+        forget = (FORGET_TRIAL,) if trial_chosen(machine) else ()
+        return Steps(_changed(edits), forget, torn=_torn(machine, ours))
 
     def _ours(self, machine: Machine) -> list[str]:
         running = _own_line(machine)
@@ -418,13 +501,10 @@ class SystemdBoot(Loader):
 
 def _source_items(machine: Machine, default: BootEntry | None) -> tuple[tuple[str, ...], str]:
     """Our items where new kernels take them from, and its name; without such a file the default entry itself."""
-    names = [*_dropins(machine), KERNEL_CMDLINE]
-    for name in names:
-        found = tuple(i.text for i in parse_command_line(bls.file_line(_text(machine, name))).reservations)
-        if found:
-            return found, name
-    if machine.exists(KERNEL_CMDLINE) or _dropins(machine):
-        return (), KERNEL_CMDLINE
+    data = _source(machine)
+    if data is not None:
+        text = data.decode("utf-8", "surrogateescape")
+        return tuple(i.text for i in parse_command_line(bls.file_line(text)).reservations), KERNEL_CMDLINE
     items = tuple(i.text for i in default.command_line.reservations) if default is not None else ()
     return items, "the boot entries"
 
@@ -439,64 +519,68 @@ def _dropins(machine: Machine) -> list[str]:
     return [f"{CMDLINE_D}/{n}" for n in machine.names(CMDLINE_D) if n.endswith((".conf", ".cfg"))]
 
 
-def _own_dropin(machine: Machine) -> str:
-    """The name of our file in /etc/kernel/cmdline.d, empty where that folder is not in use."""
-    names = _dropins(machine)
-    return f"{CMDLINE_D}/zz-emupmem.{names[0].rpartition('.')[2]}" if names else ""
+def _source(machine: Machine) -> bytes | None:
+    """/etc/kernel/cmdline; of one that a program tore when it was killed, what it was before."""
+    torn = _source_is_torn(machine)
+    return machine.read_aside(KERNEL_CMDLINE) if torn else machine.read(KERNEL_CMDLINE)
+
+
+def _source_is_torn(machine: Machine) -> bool:
+    """Whether it is empty, and a copy or a record says that it was not."""
+    data = machine.read(KERNEL_CMDLINE)
+    empty = data is not None and not data.strip(b"\0 \t\r\n")
+    return empty and (machine.is_aside(KERNEL_CMDLINE) or bool(made_records(machine)))
 
 
 def _source_edits(
-    machine: Machine, standing: Standing, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+    machine: Machine, made: str | None, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
 ) -> list[FileEdit]:
-    """What keeps the sources of new kernels' command lines in step with the entries."""
-    own = _own_dropin(machine)
-    for name in _dropins(machine):
-        if name != own and parse_command_line(bls.file_line(_text(machine, name))).reservations:
-            raise EmupmemError(f"{name} reserves memory already", "take that out of it first")
+    """What keeps the source of new kernels' command lines in step with the entries.
+
+    `made` are the words to make it of where there is none, None where it is not needed.
+    """
     edits = []
-    if own:
-        words = [*([f"memmap={','.join(items)}"] if items else []), *extra]
-        after = (" ".join(words) + "\n").encode() if items else None
-        edits.append(FileEdit(own, machine.read(own), after))
-    data = machine.read(KERNEL_CMDLINE)
-    if data is not None:
-        after_file = _reworked_file(data, items, extra, drop)
-        # While this boot still has the reservation, kernel-install would take it from /proc/cmdline.
-        booted = parse_command_line(machine.peek("/proc/cmdline")).reservations if machine.running else ()
-        if not items and not booted and made_by_us(machine, data):
-            edits.append(FileEdit(KERNEL_CMDLINE, data, None))
-        else:
-            edits.append(FileEdit(KERNEL_CMDLINE, data, after_file))
-    elif items:
-        edits += _made_source(machine, standing, items, extra, drop)
-    return edits
+    for name in _dropins(machine):
+        if name.startswith(FORMER_DROPIN):
+            edits.append(FileEdit(name, machine.read(name), None))
+        elif parse_command_line(bls.file_line(_text(machine, name))).reservations:
+            raise EmupmemError(f"{name} reserves memory already", "take that out of it first")
+    return edits + _main_source_edits(machine, made, items, extra, drop)
+
+
+def _main_source_edits(
+    machine: Machine, made: str | None, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+) -> list[FileEdit]:
+    data = _source(machine)
+    if data is None:
+        return [_made_source(machine, made, items, extra, drop)] if made is not None and items else []
+    # While this boot still has the reservation, kernel-install would take it from /proc/cmdline.
+    booted = parse_command_line(machine.peek("/proc/cmdline")).reservations if machine.running else ()
+    if not items and not booted and made_by_us(machine, data):
+        return [FileEdit(KERNEL_CMDLINE, data, None)]
+    return [FileEdit(KERNEL_CMDLINE, data, _reworked_file(data, items, extra, drop))]
 
 
 def kept_source(machine: Machine, standing: Standing) -> list[FileEdit]:
     """What keeps new kernels from taking their words from the boot that runs, where they would."""
-    return [] if machine.exists(KERNEL_CMDLINE) else _made_source(machine, standing, ())
+    default = standing.default
+    from emupmem import detect
+
+    needed = detect.has(machine, "kernel-install") and machine.read(VENDOR_CMDLINE) is None
+    if default is None or not needed or machine.exists(KERNEL_CMDLINE):
+        return []
+    return [_made_source(machine, default.text, ())]
 
 
 def _made_source(
-    machine: Machine,
-    standing: Standing,
-    items: Sequence[str],
-    extra: Sequence[str] = (),
-    drop: Sequence[str] = (),
-) -> list[FileEdit]:
-    """An /etc/kernel/cmdline where there is none: without it kernel-install takes the words of the running boot."""
-    from emupmem import detect
-
-    if not detect.has(machine, "kernel-install") or standing.default is None:
-        return []
+    machine: Machine, line: str, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+) -> FileEdit:
+    """An /etc/kernel/cmdline where there is none: without it new kernels take the words of the running boot."""
     vendor = machine.read(VENDOR_CMDLINE)
-    if vendor is not None and not items:
-        return []
-    text = vendor.decode("utf-8", "surrogateescape") if vendor is not None else standing.default.text
-    line = bls.file_line(text)
-    kept = [w for w in bls.raw_words(line) if not w.startswith(KERNEL_INSTALL_ADDS)]
+    text = vendor.decode("utf-8", "surrogateescape") if vendor is not None else line
+    kept = [w for w in bls.raw_words(bls.file_line(text)) if not w.startswith(KERNEL_INSTALL_ADDS)]
     text = bls.reworked(" ".join(kept), items, extra, drop) + "\n"
-    return [FileEdit(KERNEL_CMDLINE, None, text.encode("utf-8", "surrogateescape"))]
+    return FileEdit(KERNEL_CMDLINE, None, text.encode("utf-8", "surrogateescape"))
 
 
 def _reworked_file(data: bytes, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]) -> bytes:
@@ -533,14 +617,12 @@ class SdBootUtil(SystemdBoot):
         self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
     ) -> Steps:
         wanted = super().steps(machine, items, extra, drop)
-        sources = tuple(
-            e for e in wanted.edits if not e.name.endswith(".conf") or e.name.startswith(CMDLINE_D)
-        )
+        sources = tuple(e for e in wanted.edits if e.name.startswith("/etc/kernel/"))
         if not wanted.edits:
-            return Steps()
+            return Steps(torn=wanted.torn)
         command = Command(("sdbootutil", _sdbootutil_verb(machine)), "write the boot entries anew")
-        ours = self._ours(machine)
-        return Steps((*sources, *_changed(_restored(machine, ours))), (command,), tuple(ours), (command,))
+        # Of the older verb, and of one that goes wrong, no entry is safe.
+        return Steps(sources, (command,), tuple(entry_files(machine)), (command,), wanted.torn)
 
 
 def _sdbootutil_verb(machine: Machine) -> str:
@@ -582,16 +664,26 @@ class GrubBls(Loader):
         self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
     ) -> Steps:
         standing = self.standing(machine)
+        files, env = entry_files(machine, self.folders), machine.grubenv_name()
+        torn = (*_torn(machine, files), *([env] if machine.torn_grubenv() else []))
         edits = [*self._defaults(machine, items, extra, drop)]
-        edits += _restored(machine, entry_files(machine, self.folders))
-        data = machine.read(KERNEL_CMDLINE)
-        if data is not None:
-            edits.append(FileEdit(KERNEL_CMDLINE, data, _reworked_file(data, items, extra, drop)))
+        source = _source_edits(machine, self._new_kernels(machine, standing), items, extra, drop)
+        # Since 8.40-47.el8 grubby makes that file where there is none, of the words of the oldest entry.
+        edits += source or [FileEdit(KERNEL_CMDLINE, None, None)]
         wrong = [e for e in standing.entries if self._differs(e.command_line, items, extra, drop)]
         if not wrong:
-            return Steps(_changed(edits))
-        owned = (*entry_files(machine, self.folders), grubenv(machine))
-        return Steps(_changed(edits), (self._grubby(machine, standing, items, extra, drop),), owned)
+            return Steps(_changed(edits), torn=torn)
+        # It writes both files as well, the second one's first line only: afterwards they are as they should be.
+        command = self._grubby(machine, standing, items, extra, drop)
+        return Steps(tuple(edits), (command,), (*files, env), torn=torn)
+
+    def _new_kernels(self, machine: Machine, standing: Standing) -> str:
+        """The words of the default entry without those that TuneD adds to each entry by itself."""
+        known = tuple((k, v) for k, v in machine.grubenv().items() if k not in MAY_BE_UNSET)
+        names = entry_files(machine, self.folders)
+        default = standing.default.ids if standing.default else ()
+        name = next((n for n in names if n.rpartition("/")[2].removesuffix(".conf") in default), names[0])
+        return bls.grub_line(bls.options(entry_text(machine, name)), known)
 
     def _differs(
         self, line: CommandLine, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
@@ -625,6 +717,7 @@ class GrubBls(Loader):
         extra: Sequence[str],
         drop: Sequence[str],
     ) -> Command:
+        _refuse_unset(machine, entry_files(machine, self.folders))
         others = {bls.foreign_items(e.command_line) for e in standing.entries}
         if len(others) > 1:
             raise EmupmemError(
@@ -658,6 +751,22 @@ class GrubBls(Loader):
             raise EmupmemError(
                 "GRUB takes its entries from /boot/loader/entries here (BLS), and grubby is not installed",
                 "dnf install grubby",
+            )
+
+
+def _refuse_unset(machine: Machine, names: Sequence[str]) -> None:
+    """Raise EmupmemError for an entry whose words are in a variable that GRUB's environment block does not set.
+
+    grubby changes the variable there, or nothing at all, and what the menu sets instead is not seen here.
+    """
+    known = {**dict.fromkeys(MAY_BE_UNSET, ""), **machine.grubenv()}
+    for name in names:
+        unset = next((v for v in bls.variables(bls.options(entry_text(machine, name))) if v not in known), "")
+        if unset:
+            raise EmupmemError(
+                f"{name} takes its words from ${unset}, which {machine.grubenv_name()} does not set",
+                f"set it there: grub2-editenv {machine.grubenv_name()} set '{unset}=root=… ro …'",
+                state=UNCHANGED,
             )
 
 
