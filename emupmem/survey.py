@@ -74,7 +74,7 @@ def of_log(source: Source, name: str) -> Survey:
     vetoes = (("the kernel's modified map", _ram(log.modified)),) if log.modified else ()
     situation = Situation(log.firmware, vetoes, log.nodes, line, log.efi, release, losses=_losses(log))
     notes = (*log.warnings, *_veto_notes(situation))
-    return Survey(situation, name, notes, refusal(log), _reserved(log.command_line))
+    return Survey(situation, name, notes, refusal(log), reserved=_reserved(log.command_line))
 
 
 def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None = None) -> Survey:
@@ -131,7 +131,8 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
     agreeing = [other for other, found in maps[1:] if found.ram == firmware.ram]
     shown = name + (f", agrees with {' and '.join(agreeing)}" if agreeing else "")
     refused = next((why for _, log in logs if (why := refusal(log)) is not None), None)
-    return Survey(situation, shown, (*notes, *_veto_notes(situation)), refused, _reserved(next_line))
+    all_notes = (*notes, *_veto_notes(situation))
+    return Survey(situation, shown, all_notes, refused, reserved=_reserved(next_line))
 
 
 def _logs(machine: Machine, source: str) -> list[tuple[str, BootLog]]:

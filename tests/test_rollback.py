@@ -10,6 +10,7 @@ import itertools
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def tree(machine: FakeMachine) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def apply(machine: FakeMachine, size: int = GIB, **options: bool) -> None:
+def apply(machine: FakeMachine, size: int = GIB, **options: Any) -> None:
     prepared = change.prepare_apply(machine, survey_of(machine), Request(size), change.Options(**options))
     change.carry_out(machine, prepared)
 
