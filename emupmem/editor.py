@@ -308,7 +308,11 @@ _SHELL_OWN = re.compile(
 _COMPLAINT = re.compile(
     r"(?:\S*sh: )?(?:/dev/fd/\d+: )?(?:\S*sh: )?(?:line )?(\d+): (?:/dev/fd/\d+: )?(?:eval: )?(\S.*)"
 )
-_SYNTAX = re.compile(r"syntax error|unexpected EOF", re.I)
+_CUT_SHORT = re.compile(
+    r"syntax error|unexpected EOF"  # bash goes on after it
+    r"|(?:cannot|can't) fork|fork: |out of (?:space|memory)|cannot allocate",  # and every sh after that in a subshell
+    re.I,
+)
 
 
 def judge(*, with_programs: bool) -> Judge:
@@ -422,7 +426,7 @@ def _sourced(out: str, err: str, status: int, count: int) -> Sourced:
     failed = ""
     if done < count or len(fields) != count * width or not rest:
         failed = f"sh stops before the end of the file (status {status})"
-    if bad := next((c for c in complaints if _SYNTAX.search(c[2])), None):  # bash goes on after it
+    if bad := next((c for c in complaints if _CUT_SHORT.search(c[2])), None):
         failed = bad[2]
     entries = {m[1]: m[2] for m in _ENTRY.finditer(rest) if not _SHELL_OWN.fullmatch(m[1])}
     return Sourced(values, entries, tuple(complaints), failed)

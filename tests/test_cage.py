@@ -401,6 +401,16 @@ def test_the_machine_goes_on_whatever_eats_it(
     assert gone(lambda: not dash.left())
 
 
+def test_a_subshell_that_cannot_be_had_is_a_refusal(dash: Prisoner) -> None:
+    """sh itself goes on, with values that grub-mkconfig would not see."""
+    text = f'GRUB_CMDLINE_LINUX="a{"$(" * 300}echo b{")" * 300}"\n'
+    result = dash.reads(text, programs=False)
+    assert "fork" in result.failed
+    assert not dash.reads(
+        text.replace("$(" * 300, "$(" * 30).replace(")" * 300, ")" * 30), programs=False
+    ).failed
+
+
 def test_sh_has_no_rights_left(prisoner: Prisoner) -> None:
     text = "while read -r NAME VALUE REST; do case $NAME in Cap[EPIA]*|NoNew*|Seccomp:|Uid:)\n"
     text += 'GOT="$GOT$NAME$VALUE "; esac; done < /proc/self/status\n'
