@@ -10,7 +10,6 @@ import itertools
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,8 +39,9 @@ def tree(machine: FakeMachine) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def apply(machine: FakeMachine, size: int = GIB, **options: Any) -> None:
-    prepared = change.prepare_apply(machine, survey_of(machine), Request(size), change.Options(**options))
+def apply(machine: FakeMachine, size: int = GIB, *, replace: bool = False, nokaslr: bool = False) -> None:
+    options = change.Options(replace=replace, nokaslr=nokaslr)
+    prepared = change.prepare_apply(machine, survey_of(machine), Request(size), options)
     change.carry_out(machine, prepared)
 
 
