@@ -144,10 +144,15 @@ def _write(machine: Machine, what: Elsewhere, former: _Former) -> None:
     if KERNEL_FOLDER in former.missing and any(e.after for e in what.steps.edits):
         machine.keep(KERNEL_FOLDER, former.moment, b"", ".made")
     for edit in what.steps.edits:
-        made = edit.before is None or loader.made_by_us(machine, edit.before)
-        if edit.name == loader.KERNEL_CMDLINE and edit.after is not None and made:
-            machine.keep(edit.name, former.moment, edit.after, ".made")
-        put(machine, edit.name, edit.after, edit.mode)
+        data = edit.after
+        if edit.name == loader.KERNEL_CMDLINE:
+            made = edit.before is None or loader.made_by_us(machine, edit.before)
+            if data is None and edit.before is not None and what.steps.commands:
+                # grubby would make another: it goes when all is done, and the record tells a killed run that it may
+                data = loader.bare(edit.before, what.drop)
+            if data is not None and made:
+                machine.keep(edit.name, former.moment, data, ".made")
+        put(machine, edit.name, data, edit.mode)
     if what.extra:
         machine.install(WORDS_RECORD, " ".join(what.extra) + "\n", 0o600)
 

@@ -590,6 +590,11 @@ def _reworked_file(data: bytes, items: Sequence[str], extra: Sequence[str], drop
     return after.encode("utf-8", "surrogateescape")
 
 
+def bare(data: bytes, drop: Sequence[str]) -> bytes:
+    """What such a file is without our words."""
+    return _reworked_file(data, (), (), drop)
+
+
 def made_by_us(machine: Machine, data: bytes) -> bool:
     """Whether /etc/kernel/cmdline is a file that an apply of ours made where there was none."""
     return any(machine.read(n) == data for n in made_records(machine))

@@ -112,9 +112,10 @@ for file in reversed(entries):
         rename(file, re.sub("^options.*", lambda _: "options " + new, file.read_text(), flags=re.M))
     stop("half")
 cmdline = root / "etc/kernel/cmdline"
-if not cmdline.exists():
-    cmdline.write_text((before[entries[0]] if entries else "") + "\\n")
-cmdline.write_text(update((cmdline.read_text().splitlines() or [""])[0]) + "\\n")
+if cmdline.parent.exists():  # else bash complains, and goes on
+    if not cmdline.exists():
+        cmdline.write_text((before[entries[0]] if entries else "") + "\\n")
+    cmdline.write_text(update((cmdline.read_text().splitlines() or [""])[0]) + "\\n")
 stop("end")
 if fail == "interrupt":
     os.kill(os.getppid(), signal.SIGINT)
