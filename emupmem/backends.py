@@ -6,11 +6,11 @@ import re
 
 from emupmem import dax
 from emupmem.blocks import Mounted, Pmem, devices, mounts
-from emupmem.machine import Machine
+from emupmem.machine import Machine, kernel_folder, refuse_kernel_folder
 from emupmem.model import Command, EmupmemError
 from emupmem.qemu import NOT_RAW, Backend, Kind, parse_version
 
-IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
+IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 MEMORY = Backend(Kind.RAM)
 PROGRAM = "qemu-system-x86_64"
 NAME = "{}{}.img"
@@ -85,6 +85,7 @@ def file_inside(guest: str, number: int) -> str:
 
 def _file(machine: Machine, name: str, there: bool) -> Backend:
     folder = name.rpartition("/")[0] or "/"
+    _refuse_kernel_folder(machine, name, there)
     if machine.entry_kind(folder) != "folder":
         raise EmupmemError(f"{folder} is not a folder", "make it first")
     size = machine.file_size(name) if there else None
@@ -107,6 +108,20 @@ def _file(machine: Machine, name: str, there: bool) -> Backend:
     if not direct:
         return Backend(Kind.FILE, name, size, emulated=_emulated(below), room=room)
     return Backend(Kind.DAX_FILE, name, size, sync, _emulated(below), room=room)
+
+
+def _refuse_kernel_folder(machine: Machine, name: str, there: bool) -> None:
+    """Raise EmupmemError for a file among the devices of /dev, or in /proc or /sys; huge pages may be there."""
+    real = machine.real(name)
+    on = _mount_of(machine, real.rpartition("/")[0] or "/")
+    if on is not None and on.fs == "hugetlbfs":
+        return
+    if there and kernel_folder(real):
+        raise EmupmemError(
+            f"{name} is a regular file in {kernel_folder(real)}, not a device",
+            f"it may be there by mistake: look at it, then rm {real}, and give a device or a file elsewhere",
+        )
+    refuse_kernel_folder(name, real)
 
 
 def _form(machine: Machine, name: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from emupmem.blocks import devices, mount_of, mounted_at, mounts, signature
-from emupmem.machine import Machine
+from emupmem.machine import Machine, refuse_kernel_folder
 from emupmem.model import Command, EmupmemError
 from emupmem.unit import BootMount
 from emupmem.units import human
@@ -30,6 +30,7 @@ def check(machine: Machine, file: str, size: int, folder: str) -> None:
     """
     if not file.startswith("/") or {"", ".", ".."} & set(file[1:].split("/")):
         raise EmupmemError(f"{file} is not a plain absolute name", "as in /var/lib/emupmem/pmem0.img")
+    refuse_kernel_folder(file, machine.real(file))
     if file.startswith(f"{folder}/"):
         raise EmupmemError(f"{file} lies on the very device that it shall keep", "keep it on a disk")
     if not machine.live:

@@ -49,6 +49,8 @@ GRUBENVS = ("/boot/grub2/grubenv", "/boot/grub/grubenv")
 ESP_FOLDERS = "/boot/efi/EFI"
 ESP_MARKS = ("/etc/grub2-efi.cfg", "/boot/grub2/grubenv")
 """Links of Red Hat's packages: where they lead into the EFI system partition, the menu is there too."""
+KERNEL_FOLDERS = ("/dev", "/proc", "/sys")
+"""What lies there is made by the kernel or udev, not by us."""
 
 GZIP = b"\x1f\x8b"
 MOST_OUTPUT = 512 << 20
@@ -1141,6 +1143,28 @@ def _number(text: str) -> int | None:
         return None
 
 
+def kernel_folder(real: str) -> str:
+    """The folder of `KERNEL_FOLDERS` that a name without links is in, empty where it is elsewhere.
+
+    In /dev a mistyped device would become a regular file in RAM, and stand in the way of the device itself;
+    /dev/shm is for files.
+    """
+    if real.startswith("/dev/shm/"):  # noqa: S108 (only compared)
+        return ""
+    return next((t for t in KERNEL_FOLDERS if real == t or real.startswith(f"{t}/")), "")
+
+
+def refuse_kernel_folder(name: str, real: str) -> None:
+    """Raise EmupmemError for a file to be made in such a folder; `real` is the name once links are followed."""
+    top = kernel_folder(real)
+    if top:
+        where = f" ({real})" if real != name else ""
+        raise EmupmemError(
+            f"{name}{where}: emupmem makes no files in {top}",
+            "give a file in another folder, or the right name of a device: ls /dev/pmem* /dev/dax* shows them",
+        )
+
+
 def standard_streams() -> None:
     """Have descriptors 0 to 2 open: a file that we open must not become anybody's standard output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
@@ -1231,6 +1255,7 @@ def new_file(name: str, data: bytes, force: bool = False) -> None:
 def refuse_taken(name: str, force: bool) -> None:
     """Raise EmupmemError where a new file of that name would go over something else."""
     target = Path(name)
+    refuse_kernel_folder(name, os.path.realpath(name))
     if not target.name or target.is_dir():
         raise EmupmemError(f"{name} is a folder", "give the name of a file in it")
     if not os.path.lexists(target):

@@ -29,7 +29,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from emupmem.blocks import Pmem, devices, mounted_at, mounts
-from emupmem.machine import Machine
+from emupmem.machine import Machine, refuse_kernel_folder
 from emupmem.model import KIB, MIB, Busy, EmupmemError
 from emupmem.units import human
 
@@ -184,6 +184,7 @@ def _same_disk(one: Path, other: Path) -> bool:
 def _target(name: str) -> Path:
     """Where the image shall be: a regular file, or nothing yet, in a folder that is there."""
     path = Path(name).absolute().parent.resolve() / Path(name).name
+    refuse_kernel_folder(name, str(path))
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

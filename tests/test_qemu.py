@@ -23,9 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emupmem.machine
-from emupmem import backends, dax, qemu
+from emupmem import backends, dax, keep, qemu, snapshot
 from emupmem.cli import main
 from emupmem.dax import Proof
+from emupmem.machine import Machine
 from emupmem.model import GIB, KIB, MIB, EmupmemError
 from emupmem.qemu import (
     MAX_SLOTS,
@@ -790,3 +791,61 @@ def test_the_domain_is_valid_by_libvirts_schema(tmp_path: Path, options: Options
     argv = ["xmllint", "--noout", "--relaxng", str(SCHEMA), str(tmp_path / "domain.xml")]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + text
+
+
+# Where no file may be made ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    ("name", "top"),
+    [
+        ("/dev/pmem9", "/dev"),
+        ("/dev", "/dev"),
+        ("/dev/mapper/x", "/dev"),
+        ("/dev/shm/../x", "/dev"),
+        ("/srv/nodes/pmem9", "/dev"),
+        ("/srv/one", "/dev"),
+        ("/proc/x", "/proc"),
+        ("/sys/x", "/sys"),
+    ],
+)
+def test_a_device_that_is_missing_does_not_become_a_file(
+    here: PmemMachine, monkeypatch: pytest.MonkeyPatch, name: str, top: str, there: bool
+) -> None:
+    on(here, "/", "ext4", "/dev/sda1", monkeypatch)
+    for folder in ("dev/mapper", "dev/shm", "srv", "proc", "sys"):
+        (here.root / folder).mkdir(parents=True, exist_ok=True)
+    (here.root / "srv/nodes").symlink_to("/dev")
+    (here.root / "srv/one").symlink_to("../dev/pmem9")
+    if there:
+        put(here, here.real(f"{name}/vnvdimm0.img" if name == "/dev" else name), "x" * 4096)
+    found = f"in {top}" if there else f"makes no files in {top}"
+    error = refused(found, lambda: backends.look(here, name))
+    assert error.hint
+    assert backends.look(here, "/dev/shm/x").size is None
+
+
+def test_relative_names_and_links_out_of_dev_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shm").symlink_to("/dev/shm")
+    assert backends.look(Machine(), str(tmp_path / "shm/emupmem-none")).kind is Kind.VOLATILE_FILE
+    (tmp_path / "nodes").symlink_to("/dev")
+    refused("makes no files in /dev", lambda: backends.look(Machine(), str(tmp_path / "nodes/emupmem-none")))
+    monkeypatch.chdir("/dev")
+    refused("makes no files in /dev", lambda: backends.look(Machine(), str(Path("emupmem-none").absolute())))
+
+
+@pytest.mark.parametrize("name", ["/dev/emupmem-none", "/sys/x", "/proc/x", "LINK/emupmem-none"])
+def test_no_other_file_is_made_there_either(tmp_path: Path, name: str) -> None:
+    (tmp_path / "LINK").symlink_to("/dev")
+    name = name.replace("LINK", str(tmp_path / "LINK"))
+    for call in (
+        lambda: emupmem.machine.new_file(name, b"x"),
+        lambda: emupmem.machine.new_file(name, b"x", force=True),
+        lambda: snapshot._target(name),
+        lambda: keep.check(Machine(), name, MIB, "/mnt"),
+    ):
+        assert "emupmem makes no files in" in refused("", call).message
+        assert not Path(name).exists()
