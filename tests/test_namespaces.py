@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import emupmem.machine
 from emupmem import namespaces as ns
+from emupmem.cli import main
+from emupmem.machine import Machine
 from emupmem.model import GIB, KIB, MIB, Command, EmupmemError
 from tests.fake import FakeMachine, build, put, script
 
@@ -206,3 +210,27 @@ def test_the_rule_for_every_boot(machine: FakeMachine) -> None:
     assert not machine.exists(ns.RULE)
     put(machine, "/lib/modules/7.2.0-amd64/modules.builtin", "kernel/drivers/nvdimm/nd_e820.ko\n")
     assert "nd_e820 is built in" in refused(lambda: ns.require_at_boot(machine))
+
+
+def test_a_namespace_that_was_made_is_no_error(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    divided(machine, free=GIB)
+    look = ns.regions
+    ran: list[object] = []
+
+    def fails_afterwards(here: Machine) -> tuple[ns.RamdaxRegion, ...]:
+        if ran:
+            raise EmupmemError("ndctl has gone", "look for it")
+        return look(here)
+
+    monkeypatch.setattr(emupmem.machine, "Machine", lambda: machine)
+    monkeypatch.setattr(ns, "run", lambda here, steps: ran.append(steps))
+    monkeypatch.setattr(ns, "regions", fails_afterwards)
+    monkeypatch.setattr(sys, "argv", ["emupmem", "namespaces", "create", "--size", "512M"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, len(ran)) == (0, 1)
+    out, err = capsys.readouterr()
+    assert "✓ done" in out
+    assert "! it is done, but ndctl has gone: sudo emupmem namespaces list shows it" in err

@@ -917,6 +917,31 @@ def test_goal(machine: FakeMachine, run: Run) -> None:
     assert ran(machine) == [f"ndctl create-namespace -r region0 -m fsdax -s {252 * GIB}"]
 
 
+def test_namespaces_that_were_made_are_no_error(
+    machine: FakeMachine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optane(machine)
+    put(machine, "/ipmctl/region", SET)
+    two = ("nmem0", "nmem1")
+    buses(machine, region("region0", free=252 * GIB, size=252 * GIB, dimms=two))
+    made = region("region0", space("namespace0.0", size=248 * GIB), size=252 * GIB, dimms=two)
+    buses(machine, made, file="then")
+    put(machine, "/made", json.dumps({"dev": "namespace0.0"}))
+    put(machine, "/dev/pmem0", "")
+    look = nvdimm.plan_goal
+
+    def fails_afterwards(*words: Any) -> nvdimm.GoalPlan:
+        if (machine.root / "ran").exists():
+            raise EmupmemError("ipmctl has gone", "look for it")
+        return look(*words)
+
+    monkeypatch.setattr(nvdimm, "plan_goal", fails_afterwards)
+    status, out, err = run("goal", "--mode", "appdirect", "--yes")
+    assert status == 0
+    assert "warning: ipmctl has gone; look for it" in err
+    assert "✓ namespace0.0 · fsdax, 248 GiB, /dev/pmem0" in out
+
+
 def test_an_error_is_one_line_and_json(machine: FakeMachine, run: Run) -> None:
     status, out, err = run("create", "--size", "65M", "--json")
     assert status == 1
