@@ -122,11 +122,13 @@ def seconds(item: pytest.Item) -> int:
 class AskedOnce:
     """A judge that remembers what sh said of a text in which nothing can change from one time to the next."""
 
-    # Comments and assignments without any expansion but that of a variable of the text.
+    # Comments and assignments without any expansion but that of a variable of the text, and the stock line
+    # that asks a program for the distribution's name, which stays what it is.
     _PLAIN = re.compile(
         rb"""(?:
             [ \t]*
             (?: \#[^\n]*
+            | GRUB_DISTRIBUTOR=[^\n]*
             | (?:export[ ])?\w+=
               (?: '[^']*' | "(?: [^"$`\\] | \$\{?GRUB_\w+\}? | \\. )*" | [\w./:,!=-] )*
             )?
