@@ -194,7 +194,7 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     ) as guest:
         first = guest.boot(FIRST)
         assert first.status == 0, first.output
-        second = guest.boot(SECOND, {"pick.py": PICK, "ipmctl": IPMCTL, "nested": nested}, timeout=3600)
+        second = guest.boot(SECOND, {"pick.py": PICK, "ipmctl": IPMCTL, "nested": nested})
         assert second.status == 0, second.output
     said = {
         n: json.loads(data) for r in (first, second) for n, data in r.files.items() if n.endswith(".json")

@@ -30,7 +30,7 @@ emupmem() {
     local status call=/run/emupmem-warm/$BASHPID.${EPOCHREALTIME/./}
     printf '%s\0' "$BASHPID" "$PWD" "$@" >"$call.words"
     mkfifo "$call.status"
-    read -r -t 1500 status <>"$call.status" || { cat /run/warm.log >&2; return 99; }
+    read -r -t 3000 status <>"$call.status" || { cat /run/warm.log >&2; return 99; }
     return "$status"
 }
 """
