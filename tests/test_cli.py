@@ -596,7 +596,7 @@ def test_two_menus_are_refused(run: Run, here: FakeMachine) -> None:
     put(here, "/boot/grub2/grub.cfg", menu(here))
     done = run("apply", "--size", "1G", "--dry-run")
     assert done.status == 1
-    assert "two boot menus, /boot/grub2/grub.cfg and /boot/grub/grub.cfg" in done.err
+    assert "two boot menus, /boot/grub/grub.cfg and /boot/grub2/grub.cfg" in done.err
     (here.root / "boot/grub2/grub.cfg").unlink()
     (here.root / "boot/grub2").rmdir()
     (here.root / "boot/grub2").symlink_to("grub")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import emupmem.machine
-from emupmem import doctor, grubcfg, loader, obstacles, survey
+from emupmem import doctor, grubcfg, obstacles, survey
 from emupmem.blocks import Mounted, stack
 from emupmem.cli import main
 from emupmem.cmdline import parse_command_line
@@ -444,12 +444,6 @@ def test_nothing_is_changed(here: FakeMachine) -> None:
         ("/proc/cmdline", "ro quiet", "loader", "no BOOT_IMAGE="),
         ("/boot/grub2/grub.cfg", "menu", "loader", "two boot menus"),
         ("/boot/grub/grub.cfg", "blscfg\n", "loader", "BLS"),
-        (
-            loader.LOADER_INFO,
-            b"\x06\0\0\0s\0y\0s\0t\0e\0m\0d\0-\0b\0o\0o\0t\0",
-            "loader",
-            "from systemd-boot",
-        ),
         (f"/boot/config-{RELEASE}", "CONFIG_FS_DAX=y\n", "kernel", "built without CONFIG_X86_PMEM_LEGACY"),
         (f"/lib/modules/{RELEASE}/modules.dep", "", "modules", "no module nd_e820 installed"),
         ("/etc/default/grub", 'GRUB_CMDLINE_LINUX="a\n', "defaults", "sh cannot read this file"),

@@ -129,7 +129,7 @@ def test_without_the_generator(play: Play) -> None:
 # GRUB with BLS entries, as Fedora has it: grubby is a stand-in, written after grubby-bls 8.40 --------------
 
 ID = test_loader.ID
-GRUBBY = f"#!/usr/bin/python3 -I\nROOT, QUIET = '/', True\n{test_loader.GRUBBY}"
+GRUBBY = f"#!/usr/bin/python3 -I\nROOT, QUIET, OLD = '/', True, False\n{test_loader.GRUBBY}"
 FEDORA = replace(
     BOOKWORM,
     cmdline=f"BOOT_IMAGE=(hd0,gpt1)/vmlinuz-{RELEASE} {ROOT} ro quiet",

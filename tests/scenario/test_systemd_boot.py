@@ -121,7 +121,6 @@ SYSTEMD_BOOT = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 """ukify and kernel-install want a kernel that is an EFI program: this one is there."""
 
 
-@pytest.mark.xfail(strict=True, reason="apply changes the entries of kernels that do not boot by default")
 def test_a_unified_image_is_the_default_now(play: Play) -> None:
     machine = trixie(play)
     image = ("--cmdline=root=/dev/vda1 quiet", f"--uname={NEXT}", "--output=/boot/efi/EFI/Linux/next.efi")
@@ -146,7 +145,6 @@ def test_a_unified_image_that_was_built_with_the_reservation_is_named(play: Play
     assert image in done.stdout + done.stderr, "it still carries memmap=1G!4G"
 
 
-@pytest.mark.xfail(strict=True, reason="entries that are left over are taken for systemd-boot's")
 def test_a_loader_that_leaves_no_name_is_not_systemd_boot(play: Play) -> None:
     """systemd-boot always sets LoaderInfo; rEFInd and a kernel that the firmware starts do not."""
     machine = trixie(play, replace(TRIXIE, efi={}, cmdline=f"{ROOT} ro quiet initrd=\\initrd.img"))
