@@ -299,7 +299,8 @@ def _loader(machine: Machine) -> str:
     other = loader.of(machine)
     name = loader.loader_name(machine)
     if other is None:
-        return f"{name or 'GRUB'}, {machine.grub_cfg()}"
+        shown = name if "grub" in name.lower() else f"GRUB, which {name} started" if name else "GRUB"
+        return f"{shown}, {machine.grub_cfg()}"
     try:
         standing = other.standing(machine)
     except EmupmemError as exc:

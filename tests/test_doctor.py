@@ -435,6 +435,22 @@ def test_nothing_is_changed(here: FakeMachine) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        ("BOOT_IMAGE=/vmlinuz ro", "ok", "GRUB, which systemd-boot started, /boot/grub/grub.cfg"),
+        ("ro quiet", "stop", "from systemd-boot"),
+    ],
+)
+def test_systemd_boot_with_and_without_a_grub_behind_it(
+    here: FakeMachine, line: str, status: str, words: str
+) -> None:
+    name = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    put(here, name, b"\x06\0\0\0" + "systemd-boot".encode("utf-16-le"))
+    put(here, "/proc/cmdline", line)
+    is_(by_name(doctor.look(here))["loader"], status, words)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "finding", "words"),
     [
         ("/run/systemd/container", "docker", "host", "this is a container (docker)"),
