@@ -656,7 +656,7 @@ def test_a_grubby_that_does_otherwise_is_rolled_back(tmp_path: Path, how: str, o
     machine = fedora(tmp_path, options, env=f"kernelopts={ROOT}\n" if "$" in options else "")
     files = content(machine)
     text = GRUBBY.replace("env = root", f"{BROKEN[how]}\nenv = root", 1)
-    program(machine, "grubby", text, QUIET=False)
+    program(machine, "grubby", text, QUIET=False, OLD=False)
     with pytest.raises(EmupmemError) as caught:
         apply(machine)
     assert "the old configuration is back" in caught.value.hint
