@@ -455,16 +455,15 @@ def _asked(found: Survey) -> Survey:
     from emupmem import obstacles
     from emupmem.machine import Machine
 
-    return replace(found, refused=obstacles.first(Machine()))
+    return replace(found, apply_refused=obstacles.first(Machine()))
 
 
 def _refused(found: Survey, memmap: str) -> EmupmemError | None:
     """Why apply would refuse, with the planned value in the way of the tool that owns the boot entries."""
-    if found.refused is None:
-        return None
     from emupmem.foreign import Refused
 
-    return found.refused.for_words(memmap) if memmap and isinstance(found.refused, Refused) else found.refused
+    why = found.apply_refused
+    return why.for_words(memmap) if memmap and isinstance(why, Refused) else why
 
 
 def _tell_refused(refused: EmupmemError) -> None:

@@ -965,7 +965,7 @@ def plan_from(archive: Archive, name: str, source: str = "auto") -> survey.Surve
         except EmupmemError:
             boots = None  # no GRUB there: that boot's own command line serves
         found = obstacles.planned_for(machine, survey.of_machine(machine, source, boots))
-    return replace(found, source=f"{name}: {found.source}", refused=refused)
+    return replace(found, source=f"{name}: {found.source}", apply_refused=refused)
 
 
 def doctor_from(archive: Archive, name: str) -> tuple[doctor.Finding, ...]:

@@ -45,16 +45,16 @@ ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM in
 class Survey:
     """A situation to plan in, where its map came from, and what a person should know of that.
 
-    `refusal` is why a plan for this system would be worth nothing, as far as its log shows; `refused` is why
-    apply does not change that machine, as far as it was asked; `reserved` are the `memmap=…!…` items that the
-    next boot has anyway: a plan takes their place.
+    `plan_refused` is why a plan for this system would be worth nothing, as far as its log shows; `apply_refused`
+    is why apply does not change that machine, as far as that was asked; `reserved` are the `memmap=…!…` items
+    that the next boot has anyway: a plan takes their place.
     """
 
     situation: Situation
     source: str
     notes: tuple[str, ...] = ()
-    refusal: EmupmemError | None = None
-    refused: EmupmemError | None = None
+    plan_refused: EmupmemError | None = None
+    apply_refused: EmupmemError | None = None
     reserved: tuple[str, ...] = ()
 
 
@@ -188,7 +188,7 @@ def for_kernel(found: Survey, kernel: KernelRelease | None) -> Survey:
     """
     if kernel is not None:
         found = replace(found, situation=replace(found.situation, kernel=kernel))
-    problem = found.refusal or kernel_problem(found.situation.kernel)
+    problem = found.plan_refused or kernel_problem(found.situation.kernel)
     if problem is not None:
         raise problem
     if found.situation.kernel is None:

@@ -67,7 +67,7 @@ def test_wsl() -> None:
 def test_the_running_machine_and_an_archive_are_judged_before_a_plan(tmp_path: Path) -> None:
     machine = build(tmp_path)
     found = of_machine(machine)
-    assert obstacles.planned_for(machine, found).refusal is None
+    assert obstacles.planned_for(machine, found).plan_refused is None
     put(machine, "/log", XEN_MAP)
     with pytest.raises(EmupmemError, match="memory map is Xen's"):
         obstacles.planned_for(machine, of_machine(machine))

@@ -69,6 +69,8 @@ def answer(pipe: Path) -> None:
     caller = libc.syscall(PIDFD_OPEN, int(pid), 0)
     for number in (1, 2):
         os.dup2(libc.syscall(PIDFD_GETFD, caller, number, 0), number)
+    # Those of the server were made for a file: they would seek in what is a pipe now.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     worker = os.fork()
     if worker == 0:
         run(folder, words)
