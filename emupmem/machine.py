@@ -131,7 +131,7 @@ class Machine:
         Symbolic links are followed inside the tree, as chroot would: an absolute link in a tree
         never leads to a file of the machine that we run on. Raises EmupmemError for a loop.
         """
-        parts = [p for p in Path(name).parts if p != "/"]
+        parts = [p for p in Path(name).parts if p.strip("/")]
         done: list[str] = []
         links = 0
         while parts:
@@ -150,7 +150,7 @@ class Machine:
                 raise EmupmemError(f"{name}: too many symbolic links")
             if target.is_absolute():
                 done = []
-            parts = [p for p in target.parts if p != "/"] + parts
+            parts = [p for p in target.parts if p.strip("/")] + parts
         return self.root.joinpath(*done)
 
     def read(self, name: str) -> bytes | None:

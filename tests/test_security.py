@@ -181,3 +181,13 @@ def test_programs_get_nothing_of_our_environment(tmp_path: Path, monkeypatch: py
     assert done is not None
     names = {line.partition("=")[0] for line in done.stdout.decode().splitlines()}
     assert names == {"PATH", "LC_ALL", "LANG", "LVM_SUPPRESS_FD_WARNINGS"}
+
+
+@pytest.mark.parametrize("root", ["tree", "/"])
+def test_two_slashes_at_the_start_of_a_name_are_one(tmp_path: Path, root: str) -> None:
+    """POSIX leaves `//name` to the system, pathlib keeps it apart, and Linux means `/name`."""
+    machine = Machine(tmp_path / root)
+    assert machine.real("//nowhere//file") == "/nowhere/file"
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/link").symlink_to("//nowhere/file")
+    assert Machine(tmp_path / "tree").real("/link") == "/nowhere/file"
