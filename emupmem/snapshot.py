@@ -184,10 +184,10 @@ def _same_disk(one: Path, other: Path) -> bool:
 def _target(name: str) -> Path:
     """Where the image shall be: a regular file, or nothing yet, in a folder that is there."""
     path = Path(name).absolute().parent.resolve() / Path(name).name
-    refuse_kernel_folder(name, str(path))
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
+        refuse_kernel_folder(name, str(path))
         if not path.parent.is_dir():
             raise EmupmemError(f"{path.parent} is not a folder") from None
         return path
@@ -195,6 +195,7 @@ def _target(name: str) -> Path:
         raise EmupmemError(f"{name} cannot be written: {exc.strerror}") from exc
     if not stat.S_ISREG(mode):
         raise EmupmemError(f"{name} is {_kind(mode)}", "give the name of a file: it is replaced as a whole")
+    refuse_kernel_folder(name, str(path))
     return path
 
 

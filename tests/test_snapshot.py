@@ -524,3 +524,11 @@ def test_commands_need_root(disk: Disk, run: Callable[..., Any]) -> None:
         status, _, err = run(*argv)
         assert status == 1
         assert "needs root" in err
+
+
+def test_what_is_there_is_named_before_its_folder() -> None:
+    """A disk that is given for a file is called a disk, wherever it lies; a missing name in /dev is none of ours."""
+    with pytest.raises(EmupmemError, match="/dev/null is not a regular file"):
+        snapshot._target("/dev/null")
+    with pytest.raises(EmupmemError, match="makes no files in /dev"):
+        snapshot._target("/dev/emupmem-none")

@@ -278,8 +278,9 @@ emupmem verify
 def test_namespaces_on_plain_memory() -> None:
     # Reserved from the first boot on, by words from outside: that GRUB does as much is proven in test_vm.py.
     made = image("forky", "bios")
-    append = f"root=UUID={ROOT_UUID} ro console=ttyS0 memmap=512M!4G"
-    boot = ["-kernel", str(made.kernel), "-initrd", str(made.initrd), "-append", append]
+    (version,) = (folder.name for folder in made.modules.iterdir())
+    words = f"BOOT_IMAGE=/boot/vmlinuz-{version} root=UUID={ROOT_UUID} ro console=ttyS0 memmap=512M!4G"
+    boot = ["-kernel", str(made.kernel), "-initrd", str(made.initrd), "-append", words]
     with Machine(made, qemu_args=boot) as guest:
         second = done(guest.boot(NAMESPACES))
         third = done(guest.boot(AT_BOOT))
