@@ -117,18 +117,20 @@ idle="-accel tcg -nodefaults -display none -S -monitor stdio"
 emupmem qemu args $given --pmem 16M --backend /mnt/pmem0 --json > /job/out/daxfile.json
 refuses "$fsdax is mounted on /mnt/pmem0" emupmem qemu run $given --backend $fsdax
 emupmem umount /mnt/pmem0
+mkfifo /run/monitor
+exec 3<> /run/monitor
 started() { until grep -q 'QEMU .* monitor' $1; do kill -0 $user; sleep 1; done; }
-/usr/local/bin/emupmem qemu run $given --pmem 16M --backend $raw -- $idle < <(sleep 1000) > /job/out/raw 2>&1 &
+/usr/local/bin/emupmem qemu run $given --pmem 16M --backend $raw -- $idle < /run/monitor > /job/out/raw 2>&1 &
 user=$!
 started /job/out/raw
-kill $user
+echo quit >&3
 wait $user
-/usr/local/bin/emupmem qemu run $given --pmem 32M --backend $devdax -- $idle < <(sleep 1000) > /job/out/devdax 2>&1 &
+/usr/local/bin/emupmem qemu run $given --pmem 32M --backend $devdax -- $idle < /run/monitor > /job/out/devdax 2>&1 &
 user=$!
 started /job/out/devdax
 refuses "$devdax is in use by" emupmem qemu run $given --pmem 32M --backend $devdax
 grep "$devdax" /proc/$user/maps
-kill $user
+echo quit >&3
 wait $user
 
 # the whole chain: a reserved range, DAX on it, a file there, a guest that has it as its NVDIMM
