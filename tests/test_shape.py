@@ -21,6 +21,10 @@ MAY = {
 }
 
 
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
 def imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -31,12 +35,12 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
 def test_only_the_machine_touches_the_machine(path: Path) -> None:
-    assert imports(path) & IMPURE <= MAY.get(path.name, set())
+    assert imports(path) & IMPURE <= MAY.get(name_of(path), set())
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
 def test_no_click_and_no_shell(path: Path) -> None:
     assert "click" not in imports(path)
     text = path.read_text()
