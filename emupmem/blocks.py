@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from emupmem.cmdline import parse_command_line
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.machine import Completed, Machine, Region
 from emupmem.model import UNCHANGED, Command, EmupmemError, MemmapItem
 

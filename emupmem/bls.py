@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from emupmem import editor, grubcfg
-from emupmem.cmdline import is_cut, parse_command_line
+from emupmem import grubcfg
+from emupmem.editor import quoting
+from emupmem.kernel.cmdline import is_cut, parse_command_line
 from emupmem.model import UNCHANGED, CommandLine, EmupmemError
 
 # A word of the kernel's: blanks inside double quotes belong to it (lib/cmdline.c next_arg).
@@ -141,7 +142,7 @@ def wrong_line(line: CommandLine, items: Sequence[str]) -> str:
 
 def foreign_words(line: CommandLine) -> list[str]:
     """The words that are not ours; of a `memmap=` list the items that are not."""
-    return [left for w in line.words if (left := editor.without_items(w))]
+    return [left for w in line.words if (left := quoting.without_items(w))]
 
 
 def foreign_items(line: CommandLine) -> tuple[str, ...]:
@@ -176,7 +177,7 @@ def _replaced(line: str, items: Sequence[str], drop: Sequence[str]) -> tuple[str
     for found in _WORD.finditer(line):
         word, start, end = found[0], found.start(), found.end()
         new = "" if word in drop else word
-        if editor.items_of(word):
+        if quoting.items_of(word):
             new, fresh, placed = _without(word, fresh), "", True
         if new == word:
             continue
@@ -194,7 +195,7 @@ def _without(word: str, fresh: str) -> str:
     """A `memmap=` word with `fresh` in the place of its first item of ours, and none of the others."""
     parts: list[str] = []
     for part in word.removeprefix("memmap=").split(","):
-        if not editor.items_of(f"memmap={part}"):
+        if not quoting.items_of(f"memmap={part}"):
             parts.append(part)
         elif fresh:
             parts.append(fresh)

@@ -13,13 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from emupmem import dropin, editor, elsewhere, foreign, grubcfg, loader, mount, oneshot, survey, trial
+from emupmem import dropin, elsewhere, foreign, grubcfg, loader, mount, oneshot, survey, trial
 from emupmem.blocks import mounts
-from emupmem.cmdline import format_memmap, mangled, parse_command_line, parse_memmap_value
+from emupmem.editor import defaults, quoting
+from emupmem.editor import edits as editor_edits
+from emupmem.editor import text as editor_text
 from emupmem.elsewhere import GENERATOR_SECONDS, WORDS_RECORD, Elsewhere, put, refuse_changed
+from emupmem.kernel.cmdline import format_memmap, mangled, parse_command_line, parse_memmap_value
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
 from emupmem.model import UNCHANGED, Command, CommandLine, EmupmemError, FileEdit, Plan, Request, Reservation
-from emupmem.planner import STEPS, Situation, plan, satisfied
+from emupmem.planner.plan import plan, satisfied
+from emupmem.planner.situation import STEPS, Situation
 from emupmem.unit import FILE as UNIT_FILE
 from emupmem.unit import NO_CHANGE, BootMount, UnitChange
 from emupmem.unit import read as read_unit
@@ -38,7 +42,7 @@ Tell = Callable[[str], None]
 class Options:
     """How apply should go about it."""
 
-    variable: str = editor.LINUX
+    variable: str = editor_text.LINUX
     add: bool = False
     replace: bool = False
     nokaslr: bool = False
@@ -145,10 +149,14 @@ def next_line(machine: Machine) -> CommandLine:
 def effective_line(machine: Machine, main: bytes) -> CommandLine:
     """The kernel command line that GRUB's defaults give a normal entry, drop-ins included."""
     values = _effective(machine, main)
-    return parse_command_line(" ".join(grubcfg.kernel_text(values[v].value or "") for v in editor.VARIABLES))
+    return parse_command_line(
+        " ".join(grubcfg.kernel_text(values[v].value or "") for v in editor_text.VARIABLES)
+    )
 
 
-def _effective(machine: Machine, main: bytes, own: bytes | bool | None = True) -> dict[str, editor.Effective]:
+def _effective(
+    machine: Machine, main: bytes, own: bytes | bool | None = True
+) -> dict[str, defaults.Effective]:
     """What GRUB's defaults come to with `main` as /etc/default/grub, and `own` as our drop-in.
 
     `own` is True for the one that is there, None for none.
@@ -158,7 +166,7 @@ def _effective(machine: Machine, main: bytes, own: bytes | bool | None = True) -
         texts.pop(dropin.NAME, None)
         texts |= {dropin.NAME: own} if isinstance(own, bytes) else {}
     order = [GRUB_DEFAULT, *sorted(n for n in texts if n != GRUB_DEFAULT)]
-    return editor.effective([(n, texts[n]) for n in order], sh=survey.judge(machine))
+    return defaults.effective([(n, texts[n]) for n in order], sh=survey.judge(machine))
 
 
 def _refuse_mangled(line: CommandLine) -> None:
@@ -194,7 +202,7 @@ def _unread_dropin(machine: Machine) -> tuple[FileEdit, ...]:
 
 
 def _items_in(words: Sequence[str]) -> tuple[str, ...]:
-    return tuple(i for w in words for i in editor.items_of(w))
+    return tuple(i for w in words for i in quoting.items_of(w))
 
 
 def _through_dropin(
@@ -216,8 +224,8 @@ def _through_dropin(
     words = (f"memmap={','.join(items)}", *extra) if items else ()
     data = dropin.text(variable, words, f"{last.filename}:{last.line}").encode() if words else None
     values = _effective(machine, before, data)
-    wanted = " ".join([*editor.words_of(without[variable].value or ""), *words])
-    if " ".join(editor.words_of(values[variable].value or "")) != wanted:
+    wanted = " ".join([*quoting.words_of(without[variable].value or ""), *words])
+    if " ".join(quoting.words_of(values[variable].value or "")) != wanted:
         other = values[variable]
         raise EmupmemError(
             f"{other.filename}:{other.line} assigns {variable} anew, so neither {GRUB_DEFAULT} nor {dropin.NAME} "
@@ -255,7 +263,7 @@ def prepare_apply(
     held = survey.configured_items(machine, before)
     if len(held) > 1 and not options.replace:
         raise _in_both(held, "--replace puts the new one in place of both")
-    present, variable = _all_items(held), next(iter(held), editor.LINUX)
+    present, variable = _all_items(held), next(iter(held), editor_text.LINUX)
     own = _own_dropin(machine)
     if own is not None:
         if present:
@@ -271,7 +279,7 @@ def prepare_apply(
         variable = options.variable
     words = OUR_WORDS if options.nokaslr else ()
     if own is not None:
-        kept_words = [w for w in own[1] if not editor.items_of(w) and w not in words]
+        kept_words = [w for w in own[1] if not quoting.items_of(w) and w not in words]
         change = _through_dropin(machine, before, variable, items, (*kept_words, *words), made, found)
     else:
         change = _placed(machine, before, variable, items, words, made, found)
@@ -324,7 +332,7 @@ def _apply_elsewhere(
     machine: Machine, other: loader.Loader, found: survey.Survey, request: Request, options: Options
 ) -> tuple[Change, Plan | None]:
     """The change for a machine that another loader starts than GRUB with grub-mkconfig."""
-    if options.variable != editor.LINUX:
+    if options.variable != editor_text.LINUX:
         raise EmupmemError(
             f"--variable names a variable of GRUB's, and {other.title} starts this machine", "leave it away"
         )
@@ -364,11 +372,11 @@ def _placed(
 ) -> Change:
     """The change that puts the items into /etc/default/grub, or where that is overridden, into a drop-in."""
     sh = survey.judge(machine)
-    after = editor.set_items(before, variable, items, extra_words=words, sh=sh)
+    after = defaults.set_items(before, variable, items, extra_words=words, sh=sh)
     if after != before:
-        editor.prove(before, after, variable, items, extra_words=words, sh=sh)
+        defaults.prove(before, after, variable, items, extra_words=words, sh=sh)
     change = _change(machine, before, after, made, found)
-    wanted = editor.effective([(GRUB_DEFAULT, after)], sh=sh)[variable].items
+    wanted = defaults.effective([(GRUB_DEFAULT, after)], sh=sh)[variable].items
     if _effective(machine, after)[variable].items == wanted:
         return change
     if survey.configured_items(machine, before):
@@ -393,7 +401,7 @@ def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
     held = survey.configured_items(machine, before)
     own = _own_dropin(machine)
     here = _items_in(own[1]) if own is not None else ()
-    present, variable = (*_all_items(held), *here), next(iter(held), editor.LINUX)
+    present, variable = (*_all_items(held), *here), next(iter(held), editor_text.LINUX)
     named, left = _left(present, items)
     if left and len(held) + bool(here) > 1:
         raise _in_both(
@@ -401,13 +409,13 @@ def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
         )
     sh = survey.judge(machine)
     if own is not None and (left or not held):
-        extra = [w for w in own[1] if not editor.items_of(w)] if left else []
+        extra = [w for w in own[1] if not quoting.items_of(w)] if left else []
         change = _through_dropin(machine, before, own[0], left, extra, None, None)
     else:
-        after = editor.remove_items(before, named, sh=sh) if left else _undone(machine, before)
+        after = defaults.remove_items(before, named, sh=sh) if left else _undone(machine, before)
         if after != before:
             gone = _words_gone(machine, before, after)
-            editor.prove(before, after, variable, left, drop_words=gone, sh=sh)
+            defaults.prove(before, after, variable, left, drop_words=gone, sh=sh)
         change = _change(machine, before, after, None, None, None if own is not None else True)
         if own is not None:
             gone_file = FileEdit(dropin.NAME, machine.read(dropin.NAME), None)
@@ -517,8 +525,8 @@ def _as_asked(situation: Situation, request: Request, present: Sequence[str]) ->
 
 def _words_gone(machine: Machine, before: bytes, after: bytes) -> tuple[str, ...]:
     """Words other than memmap= that an undo takes away: what apply had added beside it (nokaslr)."""
-    old, new = (editor.read(t, GRUB_DEFAULT, sh=survey.judge(machine)) for t in (before, after))
-    gone = (set(old.variable(v).words) - set(new.variable(v).words) for v in editor.VARIABLES)
+    old, new = (defaults.read(t, GRUB_DEFAULT, sh=survey.judge(machine)) for t in (before, after))
+    gone = (set(old.variable(v).words) - set(new.variable(v).words) for v in editor_text.VARIABLES)
     return tuple(w for words in gone for w in sorted(words) if w in OUR_WORDS)
 
 
@@ -529,14 +537,14 @@ def _undone(machine: Machine, current: bytes) -> bytes:
         former, written = machine.read(name), machine.read(f"{name}.written")
         if former is None or written is None or not survey.configured_items(machine, written):
             continue
-        candidate = editor.undo_lines(text, former, written)
+        candidate = editor_edits.undo_lines(text, former, written)
         if candidate is None:
             continue  # its lines are not in force: an apply that did not come to its end, or was changed since
         text = candidate
         if not survey.configured_items(machine, text):
             return text
         # that apply replaced an earlier one of ours: go on with the one before it
-    return editor.remove_items(text, None, sh=survey.judge(machine))
+    return defaults.remove_items(text, None, sh=survey.judge(machine))
 
 
 def _records(machine: Machine) -> list[str]:
@@ -554,8 +562,8 @@ def _change(
     own: bytes | bool | None = True,
 ) -> Change:
     values = _effective(machine, after, own)
-    recovery = values[editor.LINUX].items
-    normal = (*recovery, *values[editor.DEFAULT].items)
+    recovery = values[editor_text.LINUX].items
+    normal = (*recovery, *values[editor_text.DEFAULT].items)
     warnings = (*(found.notes if found else ()), *(made.warnings if made else ()))
     cfg = machine.grub_cfg()
     script = machine.read(trial.SCRIPT)
@@ -944,7 +952,7 @@ def _put_defaults_back(machine: Machine, change: Change) -> str:
         if now != change.before:
             machine.replace(GRUB_DEFAULT, change.before)
         return ""
-    undone = editor.undo_lines(now, change.before, change.after)
+    undone = editor_edits.undo_lines(now, change.before, change.after)
     if undone is not None:
         machine.replace(GRUB_DEFAULT, undone)
         return f"; {GRUB_DEFAULT} keeps what somebody else changed in it meanwhile"

@@ -158,7 +158,8 @@ def suggest(
     as_json: Json = False,
 ) -> None:
     """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
-    from emupmem import planner
+    from emupmem.planner import plan
+    from emupmem.planner import situation as planner_situation
 
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
     result["refused"] = None
@@ -172,10 +173,10 @@ def suggest(
         problem: EmupmemError | None = None
         made = None
         try:
-            made = planner.plan(situation, request)
-        except planner.NoPlan as exc:
+            made = plan.plan(situation, request)
+        except planner_situation.NoPlan as exc:
             problem = exc
-        rejected = planner.rejected(situation, request, made)
+        rejected = plan.rejected(situation, request, made)
         result["rejected"] = [{"start": r.start, "size": r.size, "reason": r.reason} for r in rejected]
         notes = [*found.notes, *_reserved_note(found)]
         if made:
@@ -194,7 +195,7 @@ def suggest(
             from emupmem import render
 
             out = render.console()
-            offers = planner.offers(situation, request)
+            offers = plan.offers(situation, request)
             render.suggestion(out, situation, found.source, offers, rejected, made)
             for note in notes:
                 say(f"  ! {note}")
@@ -353,13 +354,13 @@ def verify(
 ) -> None:
     """Prove that what was asked is there: from GRUB's file up to a device with DAX."""
     from emupmem import survey
-    from emupmem import verifier as judge
     from emupmem.machine import Machine
+    from emupmem.verifier import ladder
 
     result: dict[str, Any] = {"ok": False, "pending": False, "checks": [], "devices": []}
     with json_errors(as_json, result):
         seen = survey.observe(Machine(), wait)
-        verdict = judge.verify(seen)
+        verdict = ladder.verify(seen)
         ok = verdict.ok and not (require and verdict.nothing_reserved)
         result |= {
             "ok": ok,
@@ -478,11 +479,12 @@ def _for_plan(
     refused: Refused, machine: Machine, from_: str | None, source: Source, request: Request, nokaslr: bool
 ) -> Refused:
     """The refusal with what would have been reserved in it."""
-    from emupmem import obstacles, planner
+    from emupmem import obstacles
+    from emupmem.planner import plan
 
     extra = ("nokaslr",) if nokaslr else ()
     return obstacles.for_plan(
-        refused, lambda: planner.plan(_survey(from_, source, machine).situation, request), extra
+        refused, lambda: plan.plan(_survey(from_, source, machine).situation, request), extra
     )
 
 

@@ -80,7 +80,7 @@ def _mounts(prepared: Change) -> list[dict[str, Any]]:
 
 
 def _boots_as(booted: str, prepared: Change) -> bool:
-    from emupmem.cmdline import parse_command_line
+    from emupmem.kernel.cmdline import parse_command_line
 
     return tuple(i.text for i in parse_command_line(booted).reservations) == prepared.normal
 

@@ -106,14 +106,15 @@ def _kexec(
 
 def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Make the reservation of the trial that is running permanent, if all of it is as planned."""
-    from emupmem import change, survey, trial, verifier
+    from emupmem import change, survey, trial
+    from emupmem.verifier import ladder
 
     result = change_result()
     with json_errors(as_json, result):
         machine = root_machine("this changes the boot configuration")
         prepared = change.prepare_confirm(machine)
         # Where a confirm that was killed is brought to its end there is no trial any more to judge.
-        verdict = verifier.verify(survey.observe(machine, 10)) if trial.state(machine) else None
+        verdict = ladder.verify(survey.observe(machine, 10)) if trial.state(machine) else None
         if verdict is not None and not verdict.ok:
             broken = next(c for c in verdict.checks if c.status in ("fail", "pending"))
             raise EmupmemError(

@@ -27,11 +27,11 @@ from emupmem import __version__, detect, doctor, foreign, grubcfg, loader, obsta
 from emupmem.blocks import mounts
 from emupmem.machine import BACKUPS, GRUB_CFGS, GRUB_DEFAULT, Completed, Machine, Region
 from emupmem.model import MIB, Command, EmupmemError, NodeRange
-from emupmem.parser import parse_boot_log
+from emupmem.parser.bootlog import parse_boot_log
 from emupmem.unit import FILE as UNIT_FILE
 
 if TYPE_CHECKING:
-    from emupmem.editor import Judge, Sourced
+    from emupmem.editor.shell import Judge, Sourced
 
 FORMAT = 1
 """The version of the archive's layout: a reader refuses one that it does not know."""
@@ -816,7 +816,8 @@ def _wrong_fact(facts: Mapping[str, Any]) -> str:
 
 def _sourced_of(fact: Mapping[str, Any]) -> Sourced | EmupmemError:
     """What sh said there, as the editor knows it. Raises ValueError and its like for other shapes."""
-    from emupmem.editor import VARIABLES, Sourced
+    from emupmem.editor.shell import Sourced
+    from emupmem.editor.text import VARIABLES
 
     if "error" in fact:
         return EmupmemError(str(fact["error"]), str(fact.get("hint", "")))

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from emupmem import bls, foreign, loader
-from emupmem.cmdline import parse_command_line
 from emupmem.foreign import Owner
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.machine import GRUB_DEFAULT, Machine
 
 BIN_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from emupmem import grubcfg, loader, obstacles, planner, survey, trial
+from emupmem import grubcfg, loader, obstacles, survey, trial
 from emupmem.blocks import Mounted, mounts
-from emupmem.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count, parse_command_line
 from emupmem.foreign import Refused
+from emupmem.kernel.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count, parse_command_line
 from emupmem.machine import BACKUPS, GENERATORS, GRUB_DEFAULT, Machine
 from emupmem.model import (
     LOW_LIMIT,
@@ -28,12 +28,13 @@ from emupmem.model import (
     Request,
     Span,
 )
-from emupmem.planner import Situation
+from emupmem.planner import kernels, plan
+from emupmem.planner.situation import Situation
 from emupmem.units import human, tight
 
 if TYPE_CHECKING:
-    from emupmem.editor import Effective
-    from emupmem.verifier import Verdict
+    from emupmem.editor.defaults import Effective
+    from emupmem.verifier.observation import Verdict
 
 EFI_LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -157,7 +158,8 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
 
 
 def _open(machine: Machine, wait: float) -> _Eye:
-    from emupmem import change, editor
+    from emupmem import change
+    from emupmem.editor import defaults
 
     eye = _Eye(machine, wait, mounts=mounts(machine), loader=loader.of(machine))
     eye.target = obstacles.target(machine)
@@ -167,7 +169,7 @@ def _open(machine: Machine, wait: float) -> _Eye:
     try:
         if eye.loader is None:
             change.read_defaults(machine)
-            eye.effective = editor.effective(survey.grub_texts(machine), sh=survey.judge(machine))
+            eye.effective = defaults.effective(survey.grub_texts(machine), sh=survey.judge(machine))
         boots = change.next_line(machine)
     except EmupmemError as exc:
         eye.defaults_problem = exc
@@ -474,7 +476,7 @@ def randomisation(situation: Situation, built: bool | None) -> Finding:
         return Finding(name, "ok", "nokaslr is on the command line: the kernel stays at its place")
     if built is False:
         return Finding(name, "ok", f"{kernel} is built without it (RANDOMIZE_BASE)")
-    add, warnings = planner.randomisation(situation)
+    add, warnings = kernels.randomisation(situation)
     if add:
         return Finding(name, "warn", warnings[0], "sudo emupmem apply --nokaslr …, or a newer kernel")
     if warnings:
@@ -723,7 +725,8 @@ def hibernation(can: bool, resume: str, swap: int, ram: int, reserved: bool) -> 
 
 def _plan(eye: _Eye) -> Finding | None:
     """A rehearsal of apply, up to the new text; nothing is written."""
-    from emupmem import change, editor
+    from emupmem import change
+    from emupmem.editor import text as editor_text
 
     if eye.found is None or eye.situation is None:
         return None
@@ -733,12 +736,12 @@ def _plan(eye: _Eye) -> Finding | None:
         return Finding("plan", "ok", f"memmap={','.join(items)} is set up already")
     made = None
     try:
-        made = planner.plan(eye.situation, Request())
+        made = plan.plan(eye.situation, Request())
         if eye.loader is not None:
             eye.loader.refuse(eye.machine)
         if eye.machine.live and (eye.effective is not None or eye.loader is not None):
             request = Request(made.reservations[0].size)
-            change.prepare_apply(eye.machine, eye.found, request, change.Options(editor.LINUX))
+            change.prepare_apply(eye.machine, eye.found, request, change.Options(editor_text.LINUX))
     except Refused as exc:
         seen = f"{made.memmap} would leave {human(made.ram_left)} of RAM" if made else exc.message
         return Finding("plan", "stop", seen, exc.for_words(made.memmap).hint if made else exc.hint)
@@ -750,7 +753,7 @@ def _plan(eye: _Eye) -> Finding | None:
 
 
 def _ladder(eye: _Eye) -> Finding:
-    from emupmem.verifier import verify
+    from emupmem.verifier.ladder import verify
 
     return ladder(verify(survey.observe(eye.machine, eye.wait)))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from emupmem.cmdline import COMMAND_LINE_MAX, is_cut, mangled, parse_command_line
+from emupmem.kernel.cmdline import COMMAND_LINE_MAX, is_cut, mangled, parse_command_line
 from emupmem.model import CommandLine
 
 LINUX = ("linux", "linux16", "linuxefi")

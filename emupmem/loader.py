@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from emupmem import bls, grubcfg
-from emupmem.cmdline import parse_command_line
 from emupmem.foreign import BOOTC, PLACEHOLDER, Owner, Refused, RefusedRemoval
 from emupmem.grubcfg import BootEntry
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.machine import BACKUPS, GRUB_DEFAULT, Machine
 from emupmem.model import UNCHANGED, Command, CommandLine, EmupmemError, FileEdit
 
@@ -703,15 +703,17 @@ class GrubBls(Loader):
         self, machine: Machine, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
     ) -> list[FileEdit]:
         """What grub2-mkconfig --update-bls-cmdline, and on RHEL 8 any grub2-mkconfig, would write over the entries."""
-        from emupmem import editor, survey
+        from emupmem import survey
+        from emupmem.editor import defaults
+        from emupmem.editor import text as editor_text
 
         before = machine.read(GRUB_DEFAULT)
         if before is None:
             return []
         sh = survey.judge(machine)
-        after = editor.set_items(before, editor.LINUX, items, extra, drop, sh=sh)
+        after = defaults.set_items(before, editor_text.LINUX, items, extra, drop, sh=sh)
         if after != before:
-            editor.prove(before, after, editor.LINUX, items, extra_words=extra, drop_words=drop, sh=sh)
+            defaults.prove(before, after, editor_text.LINUX, items, extra_words=extra, drop_words=drop, sh=sh)
         return [FileEdit(GRUB_DEFAULT, before, after)]
 
     def _grubby(

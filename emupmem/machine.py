@@ -32,7 +32,7 @@ from emupmem import grubcfg
 from emupmem.model import UNCHANGED, Busy, Command, EmupmemError, NodeRange
 
 if TYPE_CHECKING:
-    from emupmem.editor import Judge
+    from emupmem.editor.shell import Judge
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}

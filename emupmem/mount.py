@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from emupmem import dax, keep, unit
 from emupmem.blocks import Mounted, Pmem, devices, mounts, signature
-from emupmem.cmdline import parse_command_line
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.machine import Machine, interrupts, wait_for
 from emupmem.model import GIB, MIB, UNCHANGED, Busy, Check, Command, EmupmemError
 from emupmem.units import human, tight
-from emupmem.verifier import SeenMount, mount_rungs
+from emupmem.verifier.ladder import mount_rungs
+from emupmem.verifier.observation import SeenMount
 
 FILE_SYSTEMS = ("ext4", "xfs")
 XFS_LEAST = 300 * MIB

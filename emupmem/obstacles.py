@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 
 from emupmem import foreign, loader, survey
-from emupmem.cmdline import parse_command_line
 from emupmem.foreign import Refused
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.machine import GRUB_DEFAULT, Machine
 from emupmem.model import EmupmemError, Plan
-from emupmem.planner import kernel_problem
+from emupmem.planner.kernels import kernel_problem
 from emupmem.survey import ELSEWHERE, WSL
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from emupmem.model import GIB, LOW_LIMIT, Check, FirmwareMap, Kind, Offer, Plan, Rejected
-from emupmem.planner import Situation
+from emupmem.planner.situation import Situation
 from emupmem.units import human, plain, span_text, tight
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from emupmem import grubcfg
-from emupmem.cmdline import parse_command_line
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.machine import GRUB_DEFAULT, GRUB_DROPINS, Machine, Region, wait_for
 from emupmem.model import (
     BootLog,
@@ -22,13 +22,16 @@ from emupmem.model import (
     MapEntry,
     Span,
 )
-from emupmem.parser import Source, kernel_release, parse_boot_log, parse_iomem, parse_sysfs_memmap
-from emupmem.planner import KERNEL_NEEDED, Situation, disagreements, high_losses, kernel_problem
+from emupmem.parser.bootlog import Source, kernel_release, parse_boot_log
+from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
+from emupmem.planner.kernels import KERNEL_NEEDED, kernel_problem
+from emupmem.planner.places import disagreements, high_losses
+from emupmem.planner.situation import Situation
 from emupmem.units import span_text
 
 if TYPE_CHECKING:
-    from emupmem.editor import Judge
-    from emupmem.verifier import Observation, SeenMount, SeenRegion, SeenTrial
+    from emupmem.editor.shell import Judge
+    from emupmem.verifier.observation import Observation, SeenMount, SeenRegion, SeenTrial
 
 # editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
 
@@ -392,7 +395,8 @@ def grub_texts(machine: Machine) -> list[tuple[str, bytes]]:
 
 def observe(machine: Machine, wait: float) -> Observation:
     """Everything that verify judges, after waiting up to `wait` seconds for the devices to appear."""
-    from emupmem.verifier import Observation, complete
+    from emupmem.verifier.ladder import complete
+    from emupmem.verifier.observation import Observation
 
     unseen: list[tuple[str, str]] = []
     cmdline = parse_command_line(machine.peek("/proc/cmdline"))
@@ -460,7 +464,7 @@ def _next_start(machine: Machine, unseen: list[tuple[str, str]]) -> _NextStart:
 
 def _trial(machine: Machine) -> SeenTrial | None:
     from emupmem import trial
-    from emupmem.verifier import SeenTrial
+    from emupmem.verifier.observation import SeenTrial
 
     found = trial.state(machine)
     if found is None:
@@ -493,7 +497,7 @@ def _regions(machine: Machine) -> tuple[SeenRegion, ...]:
 
 
 def _seen(r: Region) -> SeenRegion:
-    from emupmem.verifier import SeenRegion
+    from emupmem.verifier.observation import SeenRegion
 
     return SeenRegion(r.name, r.size, r.start, r.block, r.block_size, r.dax, r.numa_node, r.provider, r.mode)
 
@@ -502,34 +506,36 @@ def _configured(
     machine: Machine, unseen: list[tuple[str, str]]
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...], str]:
     """Our items in GRUB's defaults, drop-ins included: of normal entries, of recovery entries, and where."""
-    from emupmem import editor
+    from emupmem.editor import defaults
+    from emupmem.editor import text as editor_text
 
     try:
         if machine.read(GRUB_DEFAULT) is None:
             raise EmupmemError(f"there is no {GRUB_DEFAULT}")
-        values = editor.effective(grub_texts(machine), sh=judge(machine))
+        values = defaults.effective(grub_texts(machine), sh=judge(machine))
     except EmupmemError as exc:
         unseen.append(("configured", exc.message))
-        return None, (), editor.LINUX
-    linux, default = values[editor.LINUX].items, values[editor.DEFAULT].items
-    return (*linux, *default), linux, editor.DEFAULT if default and not linux else editor.LINUX
+        return None, (), editor_text.LINUX
+    linux, default = values[editor_text.LINUX].items, values[editor_text.DEFAULT].items
+    return (*linux, *default), linux, editor_text.DEFAULT if default and not linux else editor_text.LINUX
 
 
 def judge(machine: Machine) -> Judge:
     """The sh that reads GRUB's defaults: for the tree of another machine it sees no programs and no files."""
-    from emupmem import editor
+    from emupmem.editor import shell
 
     if machine.replay is not None:
         return machine.replay
-    return editor.judge(with_programs=machine.live)
+    return shell.judge(with_programs=machine.live)
 
 
 def configured_items(machine: Machine, data: bytes) -> dict[str, tuple[str, ...]]:
     """Our items in a text of /etc/default/grub, for each variable that has any."""
-    from emupmem import editor
+    from emupmem.editor import defaults
+    from emupmem.editor import text as editor_text
 
-    found = editor.read(data, GRUB_DEFAULT, sh=judge(machine))
-    return {v: found.variable(v).items for v in editor.VARIABLES if found.variable(v).items}
+    found = defaults.read(data, GRUB_DEFAULT, sh=judge(machine))
+    return {v: found.variable(v).items for v in editor_text.VARIABLES if found.variable(v).items}
 
 
 def _firmware(machine: Machine, unseen: list[tuple[str, str]]) -> FirmwareMap | None:

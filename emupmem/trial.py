@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from emupmem import foreign, grubcfg, loader, oneshot
 from emupmem.blocks import Mounted, mount_of, mounts, stack
-from emupmem.cmdline import is_cut, parse_command_line
+from emupmem.kernel.cmdline import is_cut, parse_command_line
 from emupmem.machine import Machine
 from emupmem.model import Command, EmupmemError
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from emupmem.cmdline import parse_memmap_value
+from emupmem.kernel.cmdline import parse_memmap_value
 from emupmem.model import EmupmemError
 from emupmem.units import tight
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from emupmem import survey
 from emupmem.change import Options, prepare_apply
 from emupmem.model import GIB, MIB, FirmwareMap, Kind, MapEntry, Request
-from emupmem.planner import NoPlan, Situation, offers, plan, rejected
+from emupmem.planner.plan import offers, plan, rejected
+from emupmem.planner.situation import NoPlan, Situation
 from tests import bench_parser
 from tests.fake import LOG, build
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from emupmem.parser import parse_boot_log
+from emupmem.parser.bootlog import parse_boot_log
 from tests.fake import LOG
 
 MEGABYTE = 10**6

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from emupmem import editor
-from emupmem.editor import Sourced
+from emupmem.editor import shell
+from emupmem.editor.shell import Sourced
 from tests.vm import preflight, progress
 
 # The same examples in every run, and no limit of time: what is slow here is the machine.
@@ -35,7 +35,7 @@ settings.register_profile("search", CALM, derandomize=False, max_examples=1000, 
 settings.register_profile("quick", CALM, max_examples=25)
 settings.load_profile("calm")
 
-editor.SH_SECONDS = 120.0
+shell.SH_SECONDS = 120.0
 """What a busy machine may take for a shell that a user's machine starts in milliseconds."""
 
 COUNT = "EMUPMEM_BOOTS"
@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.quick:
         settings.load_profile("quick")
-        editor.run_sh = AskedOnce(editor.run_sh)
+        shell.run_sh = AskedOnce(shell.run_sh)
     if worker(config) or config.option.collectonly:
         return
     count = Path(tempfile.mkdtemp(prefix="emupmem-tests-")) / "boots"
@@ -141,10 +141,10 @@ class AskedOnce:
         self.ask = ask
         self.known: dict[tuple[str, str, tuple[bytes, ...]], Sourced] = {}
 
-    def __call__(self, texts: Sequence[bytes], path: str = editor.SH_PATH) -> Sourced:
+    def __call__(self, texts: Sequence[bytes], path: str = shell.SH_PATH) -> Sourced:
         if not all(self._PLAIN.fullmatch(text) for text in texts):
             return self.ask(texts, path)
-        key = (editor.SH, path, tuple(texts))
+        key = (shell.SH, path, tuple(texts))
         if key not in self.known:
             self.known[key] = self.ask(texts, path)
         return self.known[key]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emupmem import bls
-from emupmem.cmdline import parse_command_line
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError
 
 WORDS = st.sampled_from(

@@ -21,9 +21,12 @@ from typing import TypeVar
 
 import pytest
 
-from emupmem import cage, editor
-from emupmem.cage import Way
 from emupmem.cli import main
+from emupmem.editor import cage, cage_libc, cage_root, cage_rules
+from emupmem.editor import defaults as editor_defaults
+from emupmem.editor import shell as editor_shell
+from emupmem.editor import text as editor_text
+from emupmem.editor.cage_plan import Way
 from emupmem.model import EmupmemError
 from tests.fake import LOG, build
 
@@ -130,23 +133,23 @@ class Prisoner:
     user: int
     folder: Path
 
-    def reads(self, text: str, *, programs: bool) -> editor.Sourced:
+    def reads(self, text: str, *, programs: bool) -> editor_shell.Sourced:
         """What sh makes of a text; as the ordinary user it is when that is who we are to be."""
-        path = editor.SH_PATH if programs else editor.NO_PROGRAMS
+        path = editor_shell.SH_PATH if programs else editor_shell.NO_PROGRAMS
 
-        def call() -> editor.Sourced:
-            return editor.run_sh([text.encode()], path)
+        def call() -> editor_shell.Sourced:
+            return editor_shell.run_sh([text.encode()], path)
 
         return as_user(call) if self.user == USER else call()
 
     def owns(self, path: Path) -> Path:
         if ROOT:
-            os.chown(path, self.user if self.user == USER else cage.NOBODY, -1)
+            os.chown(path, self.user if self.user == USER else cage_libc.NOBODY, -1)
         return path
 
     def left(self) -> list[str]:
         """Processes of this sh that are still there."""
-        mark = os.fsencode(editor.SH)
+        mark = os.fsencode(editor_shell.SH)
         lines = [line for p in Path("/proc").glob("[0-9]*/cmdline") if mark in (line := seen(p))]
         return [line.decode(errors="replace") for line in lines]
 
@@ -190,14 +193,14 @@ def imprisoned(kind: str, shell: str, user: int, folder: Path, monkeypatch: pyte
     way = Way.LANDLOCK if kind == "landlock" else Way.NAMESPACES
     monkeypatch.setattr(cage, "WAYS", (way,))
     if kind == "one by one":
-        monkeypatch.setattr(cage, "_MOUNT_SETATTR", 9999)
+        monkeypatch.setattr(cage_root, "_MOUNT_SETATTR", 9999)
     program = shutil.which(shell, path="/usr/bin:/bin")
     if program is None:
         pytest.skip(f"no {shell} here")
     Path(folder, "sh").symlink_to(Path(program).resolve())
-    monkeypatch.setattr(editor, "SH", f"{folder}/sh")
+    monkeypatch.setattr(editor_shell, "SH", f"{folder}/sh")
     for programs in (False, True):
-        best = partial(cage.best, editor.SH, programs=programs)
+        best = partial(cage.best, editor_shell.SH, programs=programs)
         if (as_user(best) if user == USER else best()) is not way:
             pytest.skip(f"{way.value} cannot be had here")
     return Prisoner(user, folder)
@@ -271,7 +274,7 @@ def test_no_file_can_be_changed(prisoner: Prisoner, programs: bool) -> None:
     assert picture(folder) == before
     assert not Path("/dev/shm", folder.parent.name).exists()
     assert not result.failed
-    assert result.values[-1][editor.LINUX] == "done"
+    assert result.values[-1][editor_text.LINUX] == "done"
 
 
 @pytest.mark.parametrize("programs", [False, True])
@@ -299,7 +302,7 @@ def test_a_file_of_the_caller_is_not_seen_from_another_machines_text(
 
 @pytest.mark.parametrize("programs", [False, True])
 def test_no_process_can_be_reached(prisoner: Prisoner, programs: bool) -> None:
-    identity = {"user": prisoner.user or cage.NOBODY} if ROOT else {}
+    identity = {"user": prisoner.user or cage_libc.NOBODY} if ROOT else {}
     with subprocess.Popen(["/bin/sleep", "100"], **identity) as bystander:  # type: ignore[call-overload]
         text = f"kill -9 {bystander.pid}\n/bin/kill -9 {bystander.pid}\n( : > /proc/{bystander.pid}/oom_score_adj )\n"
         text += (
@@ -391,9 +394,9 @@ def gone(so: Callable[[], bool]) -> bool:
 def test_the_machine_goes_on_whatever_eats_it(
     dash: Prisoner, text: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(editor, "SH_SECONDS", 0.5)
+    monkeypatch.setattr(editor_shell, "SH_SECONDS", 0.5)
     monkeypatch.setattr(cage, "MOST_OUTPUT", 1 << 20)
-    call = partial(editor.effective, [("f", text)], sh=editor.judge(with_programs=False))
+    call = partial(editor_defaults.effective, [("f", text)], sh=editor_shell.judge(with_programs=False))
     begun = time.monotonic()
     with pytest.raises(EmupmemError, match=words):
         as_user(call) if dash.user == USER else call()
@@ -419,7 +422,7 @@ def test_sh_has_no_rights_left(prisoner: Prisoner) -> None:
     assert f"CapPrm:{none}" in got
     assert f"CapEff:{none}" in got
     assert f"CapAmb:{none}" in got
-    assert {"NoNewPrivs:1", "Seccomp:2", f"Uid:{prisoner.user or cage.NOBODY}"} <= set(got)
+    assert {"NoNewPrivs:1", "Seccomp:2", f"Uid:{prisoner.user or cage_libc.NOBODY}"} <= set(got)
 
 
 # Which way is taken ----------------------------------------------------------------------------------------------
@@ -428,10 +431,10 @@ def test_sh_has_no_rights_left(prisoner: Prisoner) -> None:
 @pytest.mark.skipif(not ROOT, reason="needs root")
 def test_root_of_a_container_that_may_not_mount_still_has_a_cage() -> None:
     code = (
-        "from emupmem import cage, editor\nimport sys\n"
+        "from emupmem.editor import cage, shell\nimport sys\n"
         "for programs in (False, True):\n"
         "    assert cage.best('/bin/sh', programs=programs) is not None\n"
-        "    editor.run_sh([b'A=1'], editor.SH_PATH if programs else editor.NO_PROGRAMS)\n"
+        "    shell.run_sh([b'A=1'], shell.SH_PATH if programs else shell.NO_PROGRAMS)\n"
     )
     argv = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", code]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=SOURCE)
@@ -442,7 +445,7 @@ def test_a_cage_that_breaks_at_run_time_is_a_refusal(
     monkeypatch: pytest.MonkeyPatch, open_folder: Path
 ) -> None:
     """Never the same text without a cage."""
-    way = cage.best(editor.SH, programs=True)
+    way = cage.best(editor_shell.SH, programs=True)
     if way is None:
         pytest.skip("no cage can be had here")
 
@@ -451,19 +454,19 @@ def test_a_cage_that_breaks_at_run_time_is_a_refusal(
 
     monkeypatch.setattr(cage, "_enter", broken)
     with pytest.raises(EmupmemError, match="cannot run sh to check the GRUB settings"):
-        editor.run_sh([f"/usr/bin/touch {open_folder}/new\n".encode()])
+        editor_shell.run_sh([f"/usr/bin/touch {open_folder}/new\n".encode()])
     assert not (open_folder / "new").exists()
 
 
 def test_what_does_not_work_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    if cage.best(editor.SH, programs=False) is None:
+    if cage.best(editor_shell.SH, programs=False) is None:
         pytest.skip("no cage can be had here")
     cage._works.cache_clear()
-    monkeypatch.setattr(cage, "_SPACES", -1)  # no kernel knows them
-    assert cage.best(editor.SH, programs=False) in (Way.LANDLOCK, None)
-    monkeypatch.setattr(cage, "_LANDLOCK_CREATE_RULESET", 9999)
+    monkeypatch.setattr(cage_root, "_SPACES", -1)  # no kernel knows them
+    assert cage.best(editor_shell.SH, programs=False) in (Way.LANDLOCK, None)
+    monkeypatch.setattr(cage_rules, "LANDLOCK_CREATE_RULESET", 9999)
     cage._works.cache_clear()
-    assert cage.best(editor.SH, programs=False) is None
+    assert cage.best(editor_shell.SH, programs=False) is None
     monkeypatch.undo()
     cage._works.cache_clear()
 
@@ -490,10 +493,12 @@ def no_cage(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("programs", [False, True])
 @pytest.mark.usefixtures("no_cage")
 def test_without_a_cage_plain_assignments_are_read(programs: bool, user: int) -> None:
-    judge = editor.judge(with_programs=programs)
+    judge = editor_shell.judge(with_programs=programs)
 
-    def call() -> tuple[str, editor.GrubFile]:
-        return editor.set_items(PLAIN, editor.LINUX, ["1G!4G"], sh=judge), editor.read(PLAIN, sh=judge)
+    def call() -> tuple[str, editor_defaults.GrubFile]:
+        return editor_defaults.set_items(PLAIN, editor_text.LINUX, ["1G!4G"], sh=judge), editor_defaults.read(
+            PLAIN, sh=judge
+        )
 
     changed, read = as_user(call) if user == USER else call()
     assert "memmap=1G!4G" in changed
@@ -543,11 +548,11 @@ def test_without_a_cage_everything_else_is_refused_with_its_line(
     with pytest.raises(
         EmupmemError, match=r"^b:3: .* more than a plain assignment, and sh cannot be kept"
     ) as caught:
-        editor.effective(texts)
+        editor_defaults.effective(texts)
     assert line.partition("\n")[0].strip()[:20].strip() in caught.value.message
     assert "Landlock" in caught.value.hint
     with pytest.raises(EmupmemError, match=r"^b:3: "):
-        editor.set_items(texts[1][1], editor.LINUX, ["1G!4G"], filename="b")
+        editor_defaults.set_items(texts[1][1], editor_text.LINUX, ["1G!4G"], filename="b")
 
 
 # The filter ------------------------------------------------------------------------------------------------------
@@ -560,5 +565,5 @@ def test_the_numbers_of_system_calls_are_those_of_the_headers() -> None:
     known = {
         words[1]: int(words[2]) for line in header.read_text().splitlines() if len(words := line.split()) == 3
     }
-    for name, number in cage._numbers().items():
+    for name, number in cage_rules.syscall_numbers().items():
         assert known.get(f"__NR_{name}", number) == number, name

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import emupmem
 import emupmem.machine
 from emupmem.cli import main
 from emupmem.model import GIB
@@ -625,12 +626,12 @@ def test_a_log_from_a_pipe(run: Run) -> None:
 
 
 def test_ctrl_c_is_an_error_with_a_line(run: Run, monkeypatch: pytest.MonkeyPatch, log: str) -> None:
-    from emupmem import planner
+    from emupmem.planner import plan as planner_plan
 
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(planner, "plan", interrupted)
+    monkeypatch.setattr(planner_plan, "plan", interrupted)
     done = run("suggest", "--from", log)
     assert done.status == 1
     assert done.err.startswith("emupmem: stopped\n")
@@ -644,7 +645,7 @@ def test_a_commented_bls_setting_is_no_obstacle(run: Run, here: FakeMachine) -> 
 
 
 def test_a_module_of_the_running_kernel_says_nothing_of_another(here: FakeMachine) -> None:
-    from emupmem.cmdline import parse_command_line
+    from emupmem.kernel.cmdline import parse_command_line
     from emupmem.survey import module_states
 
     (here.root / "sys/module/nd_pmem").mkdir(parents=True)

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emupmem.cmdline import (
+from emupmem.kernel.cmdline import (
     COMMAND_LINE_MAX,
-    apply_memmap,
     format_memmap,
     format_size,
     is_cut,
@@ -20,6 +19,7 @@ from emupmem.cmdline import (
     parse_command_line,
     parse_memmap_value,
 )
+from emupmem.kernel.e820 import apply_memmap
 from emupmem.model import GIB, KIB, MIB, TIB, EmupmemError, FirmwareMap, Kind, MapEntry, MemmapItem, Span
 
 U64 = (1 << 64) - 1

@@ -18,14 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import emupmem
 import emupmem.machine
 from emupmem import collect, doctor, survey
 from emupmem.cli import main
-from emupmem.cmdline import parse_command_line
 from emupmem.collect import Archive, Collected, Masker, pack, unpack
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, EmupmemError, NodeRange, Request
-from emupmem.parser import kernel_release, parse_boot_log, parse_iomem
-from emupmem.planner import plan
+from emupmem.parser.bootlog import kernel_release, parse_boot_log
+from emupmem.parser.sources import parse_iomem
+from emupmem.planner.plan import plan
 from tests.fake import LOG, RELEASE, FakeMachine, build, put, script
 from tests.test_cli import Done, reboot
 
@@ -391,7 +393,7 @@ def test_nodes_and_vetoes_travel(here: FakeMachine, monkeypatch: pytest.MonkeyPa
 
 def test_an_archive_never_reaches_a_shell(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = collect.of_machine(here).archive
-    monkeypatch.setattr("emupmem.editor.run_sh", lambda *a, **k: pytest.fail("sh was started"))
+    monkeypatch.setattr("emupmem.editor.shell.run_sh", lambda *a, **k: pytest.fail("sh was started"))
     members = {**archive.members, "tree/etc/default/grub": b"kill -9 -1\n"}
     collect.plan_from(Archive(archive.facts, members), "a")
     collect.doctor_from(Archive(archive.facts, members), "a")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import editor, grubcfg, survey, trial
+from emupmem import grubcfg, survey, trial
 from emupmem.change import (
     Change,
     Options,
@@ -27,7 +27,8 @@ from emupmem.change import (
     prepare_remove,
     prepare_trial,
 )
-from emupmem.editor import Sourced
+from emupmem.editor import shell
+from emupmem.editor.shell import Sourced
 from emupmem.model import GIB, Busy, EmupmemError, Request
 from emupmem.mount import Wish
 from tests import test_trial, tracer, worlds
@@ -152,7 +153,7 @@ parametrized = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 @functools.cache
 def answer(with_programs: bool, texts: tuple[bytes, ...]) -> Sourced:
-    return editor.judge(with_programs=with_programs)(texts)
+    return shell.judge(with_programs=with_programs)(texts)
 
 
 @pytest.fixture(autouse=True)

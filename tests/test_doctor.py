@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import emupmem
 import emupmem.machine
 from emupmem import doctor, grubcfg, obstacles, survey
 from emupmem.blocks import Mounted, stack
 from emupmem.cli import main
-from emupmem.cmdline import parse_command_line
 from emupmem.doctor import Finding
-from emupmem.editor import Effective
+from emupmem.editor.defaults import Effective
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import (
     GIB,
     MIB,
@@ -29,8 +30,8 @@ from emupmem.model import (
     MapEntry,
     NodeRange,
 )
-from emupmem.planner import Situation
-from emupmem.verifier import Verdict
+from emupmem.planner.situation import Situation
+from emupmem.verifier.observation import Verdict
 from tests import test_trial
 from tests.fake import LOG, RELEASE, FakeMachine, build, put, script
 from tests.test_cli import Done, reboot

@@ -23,8 +23,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from emupmem import editor
-from emupmem.editor import DEFAULT, LINUX, MARK, VARIABLES
+from emupmem.editor import defaults, edits, lens, quoting
+from emupmem.editor import shell as editor_shell
+from emupmem.editor.text import DEFAULT, LINUX, MARK, VARIABLES
 from emupmem.model import EmupmemError
 
 FOLDER = Path(__file__).parent / "fixtures" / "grub"
@@ -67,7 +68,7 @@ def by_sh(text: bytes) -> dict[str, str | None]:
 def foreign(value: str | None) -> list[str]:
     """The words of a value with our items taken out, by a rule written a second time."""
     out = []
-    for full in editor.words_of(value or ""):
+    for full in quoting.words_of(value or ""):
         word = full
         if full.startswith("memmap="):
             parts = word[7:].split(",")
@@ -92,26 +93,26 @@ def test_set_changes_only_our_word_and_can_be_undone(name: str, variable: str) -
     before = by_sh(text)
     other = next(v for v in VARIABLES if v != variable)
 
-    changed = editor.set_items(text, variable, ITEM, filename=name)
+    changed = defaults.set_items(text, variable, ITEM, filename=name)
     after = by_sh(changed)
 
-    assert editor.items_of(after[variable] or "") == ITEM
-    assert editor.items_of(after[other] or "") == ()
+    assert quoting.items_of(after[variable] or "") == ITEM
+    assert quoting.items_of(after[other] or "") == ()
     if name != "changes-by-itself":
         assert foreign(after[variable]) == foreign(before[variable])
         assert foreign(after[other]) == foreign(before[other])
-        if not editor.items_of(before[variable] or "") and name != "function":
+        if not quoting.items_of(before[variable] or "") and name != "function":
             assert after[variable] == (f"{before[variable]} {WORD}" if before[variable] else WORD)
-    assert editor.set_items(changed, variable, ITEM, filename=name) is changed
-    assert editor.undo(changed, text, changed) == text
-    editor.prove(text, changed, variable, ITEM, filename=name)
+    assert defaults.set_items(changed, variable, ITEM, filename=name) is changed
+    assert defaults.undo(changed, text, changed) == text
+    defaults.prove(text, changed, variable, ITEM, filename=name)
 
 
 @pytest.mark.parametrize("name", EDITABLE)
 def test_every_other_byte_stays(name: str) -> None:
     """Lines that the edit does not touch are the same bytes, in the same order."""
     text = fixture(name)
-    changed = editor.set_items(text, LINUX, ITEM, filename=name)
+    changed = defaults.set_items(text, LINUX, ITEM, filename=name)
     touched = re.compile(rb"memmap=|GRUB_CMDLINE_LINUX|" + MARK.encode())
     kept = [line for line in text.split(b"\n") if not touched.search(line)]
     rest = iter(changed.split(b"\n"))
@@ -125,13 +126,13 @@ def test_every_other_byte_stays(name: str) -> None:
 def test_remove_takes_all_of_ours_and_nothing_else(name: str) -> None:
     text = fixture(name)
     before = by_sh(text)
-    bare = editor.remove_items(text, filename=name)
+    bare = defaults.remove_items(text, filename=name)
     after = by_sh(bare)
     for variable in VARIABLES:
-        assert editor.items_of(after[variable] or "") == ()
+        assert quoting.items_of(after[variable] or "") == ()
         if name != "changes-by-itself":
             assert foreign(after[variable]) == foreign(before[variable])
-    assert editor.remove_items(bare, filename=name) is bare
+    assert defaults.remove_items(bare, filename=name) is bare
     if not name.startswith("ours-") and name != "if-block-only":
         assert bare is text
 
@@ -142,14 +143,16 @@ NOT_QUOTED = {"empty-unquoted", "unquoted", "unquoted-odd", "trailing-comment", 
 @pytest.mark.parametrize("variable", VARIABLES)
 @pytest.mark.parametrize("name", [n for n in EDITABLE if not n.startswith("ours-") and n not in NOT_QUOTED])
 def test_set_then_remove_gives_the_old_bytes(name: str, variable: str) -> None:
-    text = editor.remove_items(fixture(name), filename=name)
-    assert editor.remove_items(editor.set_items(text, variable, ITEM, filename=name), filename=name) == text
+    text = defaults.remove_items(fixture(name), filename=name)
+    assert (
+        defaults.remove_items(defaults.set_items(text, variable, ITEM, filename=name), filename=name) == text
+    )
 
 
 @pytest.mark.parametrize("name", sorted(NOT_QUOTED))
 def test_remove_keeps_the_quotes_that_set_had_to_add(name: str) -> None:
     text = fixture(name)
-    back = editor.remove_items(editor.set_items(text, DEFAULT, ITEM))
+    back = defaults.remove_items(defaults.set_items(text, DEFAULT, ITEM))
     assert by_sh(back) == by_sh(text)
     assert back.replace(b'"', b"") == text.replace(b'"', b"")
 
@@ -158,7 +161,7 @@ def test_remove_keeps_the_quotes_that_set_had_to_add(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_refusals_name_file_and_reason(name: str, variable: str) -> None:
     with pytest.raises(EmupmemError, match=REFUSED[name]) as caught:
-        editor.set_items(fixture(name), variable, ITEM, filename=name)
+        defaults.set_items(fixture(name), variable, ITEM, filename=name)
     assert caught.value.hint
     assert "\n" not in caught.value.message
 
@@ -215,62 +218,62 @@ EDITS = [
 
 @pytest.mark.parametrize(("name", "variable", "line"), EDITS)
 def test_the_line_that_comes_out(name: str, variable: str, line: str) -> None:
-    changed = editor.set_items(fixture(name).decode(), variable, ITEM)
+    changed = defaults.set_items(fixture(name).decode(), variable, ITEM)
     assert changed.split("\n").count(line) == 1
-    assert editor.items_of(by_sh(changed.encode())[variable] or "") == ITEM
+    assert quoting.items_of(by_sh(changed.encode())[variable] or "") == ITEM
 
 
 def test_a_missing_variable_gets_a_marked_line_at_the_end() -> None:
-    assert editor.set_items("A=1\n", LINUX, ITEM) == f'A=1\n{MARK}\n{LINUX}="{WORD}"\n'
-    assert editor.set_items("A=1", LINUX, ITEM) == f'A=1\n{MARK}\n{LINUX}="{WORD}"'
-    assert editor.set_items("", LINUX, ITEM) == f'{MARK}\n{LINUX}="{WORD}"\n'
+    assert defaults.set_items("A=1\n", LINUX, ITEM) == f'A=1\n{MARK}\n{LINUX}="{WORD}"\n'
+    assert defaults.set_items("A=1", LINUX, ITEM) == f'A=1\n{MARK}\n{LINUX}="{WORD}"'
+    assert defaults.set_items("", LINUX, ITEM) == f'{MARK}\n{LINUX}="{WORD}"\n'
 
 
 def test_several_items_are_one_list() -> None:
-    changed = editor.set_items('GRUB_CMDLINE_LINUX="a"\n', LINUX, ("1G!4G", "1G!5G"))
+    changed = defaults.set_items('GRUB_CMDLINE_LINUX="a"\n', LINUX, ("1G!4G", "1G!5G"))
     assert changed == 'GRUB_CMDLINE_LINUX="a memmap=1G!4G,1G!5G"\n'
-    assert editor.set_items(changed, LINUX, ("1G!4G", "1G!6G")) == changed.replace("5G", "6G")
+    assert defaults.set_items(changed, LINUX, ("1G!4G", "1G!6G")) == changed.replace("5G", "6G")
 
 
 def test_items_that_are_there_in_another_form_stay_as_they_are() -> None:
     text = 'GRUB_CMDLINE_LINUX="memmap=1G!4G a memmap=1G!5G"\n'
-    assert editor.set_items(text, LINUX, ("1G!4G", "1G!5G")) is text
+    assert defaults.set_items(text, LINUX, ("1G!4G", "1G!5G")) is text
 
 
 def test_a_dead_assignment_does_not_count_as_done() -> None:
-    changed = editor.set_items(fixture("ours-dead"), LINUX, ("1G!4G",))
+    changed = defaults.set_items(fixture("ours-dead"), LINUX, ("1G!4G",))
     assert changed == b'GRUB_CMDLINE_LINUX=""\nGRUB_CMDLINE_LINUX="quiet memmap=1G!4G"\n'
 
 
 def test_setting_one_variable_clears_the_other() -> None:
-    changed = editor.set_items(fixture("ours-in-the-middle"), DEFAULT, ITEM)
+    changed = defaults.set_items(fixture("ours-in-the-middle"), DEFAULT, ITEM)
     assert changed == b'GRUB_CMDLINE_LINUX="a=1 b=2"\nGRUB_CMDLINE_LINUX_DEFAULT="memmap=16G!4G quiet"\n'
-    own = editor.set_items(fixture("ours-own-line"), DEFAULT, ITEM).decode()
+    own = defaults.set_items(fixture("ours-own-line"), DEFAULT, ITEM).decode()
     assert own == f'GRUB_TIMEOUT=1\n{MARK}\n{DEFAULT}="{WORD}"\n'
 
 
 def test_extra_and_dropped_words() -> None:
     text = 'GRUB_CMDLINE_LINUX="quiet"\n'
-    changed = editor.set_items(text, LINUX, ITEM, ("nokaslr",))
+    changed = defaults.set_items(text, LINUX, ITEM, ("nokaslr",))
     assert changed == 'GRUB_CMDLINE_LINUX="quiet memmap=16G!4G nokaslr"\n'
-    assert editor.set_items(changed, LINUX, ITEM, ("nokaslr",)) is changed
-    assert editor.set_items(changed, LINUX, (), (), ("nokaslr",)) == text
-    editor.prove(text, changed, LINUX, ITEM, extra_words=("nokaslr",))
+    assert defaults.set_items(changed, LINUX, ITEM, ("nokaslr",)) is changed
+    assert defaults.set_items(changed, LINUX, (), (), ("nokaslr",)) == text
+    defaults.prove(text, changed, LINUX, ITEM, extra_words=("nokaslr",))
     there = 'GRUB_CMDLINE_LINUX="nokaslr quiet"\n'
     assert (
-        editor.set_items(there, LINUX, ITEM, ("nokaslr",))
+        defaults.set_items(there, LINUX, ITEM, ("nokaslr",))
         == 'GRUB_CMDLINE_LINUX="nokaslr quiet memmap=16G!4G"\n'
     )
     via = 'A=nokaslr\nGRUB_CMDLINE_LINUX="$A"\n'
-    assert editor.set_items(via, LINUX, ITEM, ("nokaslr",)) == via.replace("$A", "$A memmap=16G!4G")
+    assert defaults.set_items(via, LINUX, ITEM, ("nokaslr",)) == via.replace("$A", "$A memmap=16G!4G")
     with pytest.raises(EmupmemError, match="nokaslr still in it"):
-        editor.set_items(via, LINUX, ITEM, (), ("nokaslr",))
+        defaults.set_items(via, LINUX, ITEM, (), ("nokaslr",))
 
 
 def test_named_items_are_removed_and_others_stay() -> None:
     text = 'GRUB_CMDLINE_LINUX="memmap=1G!4G,1G!5G,64K@1M memmap=1G!6G a"\n'
-    assert editor.remove_items(text, ["1G!5G", "1G!6G"]) == 'GRUB_CMDLINE_LINUX="memmap=1G!4G,64K@1M a"\n'
-    assert editor.remove_items(text, ["2G!8G"]) is text
+    assert defaults.remove_items(text, ["1G!5G", "1G!6G"]) == 'GRUB_CMDLINE_LINUX="memmap=1G!4G,64K@1M a"\n'
+    assert defaults.remove_items(text, ["2G!8G"]) is text
 
 
 @pytest.mark.parametrize(
@@ -291,7 +294,7 @@ def test_named_items_are_removed_and_others_stay() -> None:
     ],
 )
 def test_a_word_goes_with_one_blank(value: str, left: str) -> None:
-    assert editor.remove_items(f'GRUB_CMDLINE_LINUX="{value}"\n') == f'GRUB_CMDLINE_LINUX="{left}"\n'
+    assert defaults.remove_items(f'GRUB_CMDLINE_LINUX="{value}"\n') == f'GRUB_CMDLINE_LINUX="{left}"\n'
 
 
 @pytest.mark.parametrize(
@@ -313,23 +316,23 @@ def test_a_word_goes_with_one_blank(value: str, left: str) -> None:
 )
 def test_what_is_not_exactly_ours_stays(word: str) -> None:
     text = f'GRUB_CMDLINE_LINUX="{word}"\n'
-    assert editor.remove_items(text) is text
-    assert editor.set_items(text, LINUX, ITEM) == f'GRUB_CMDLINE_LINUX="{word} {WORD}"\n'
+    assert defaults.remove_items(text) is text
+    assert defaults.set_items(text, LINUX, ITEM) == f'GRUB_CMDLINE_LINUX="{word} {WORD}"\n'
 
 
 def test_our_appended_line_goes_with_its_comment_unless_somebody_used_it() -> None:
-    text = editor.set_items("A=1", LINUX, ITEM)
-    assert editor.remove_items(f"{text}\n") == "A=1\n"
+    text = defaults.set_items("A=1", LINUX, ITEM)
+    assert defaults.remove_items(f"{text}\n") == "A=1\n"
     used = text.replace("memmap", "splash memmap")
-    assert editor.remove_items(used) == f'A=1\n{MARK}\n{LINUX}="splash"'
+    assert defaults.remove_items(used) == f'A=1\n{MARK}\n{LINUX}="splash"'
 
 
 def test_bytes_stay_bytes_and_undecodable_ones_survive() -> None:
     text = fixture("latin-1-comment")
-    changed = editor.set_items(text, LINUX, ITEM)
+    changed = defaults.set_items(text, LINUX, ITEM)
     assert isinstance(changed, bytes)
     assert changed == text.replace(b'"quiet"', b'"quiet memmap=16G!4G"')
-    as_str = editor.set_items(text.decode("utf-8", "surrogateescape"), LINUX, ITEM)
+    as_str = defaults.set_items(text.decode("utf-8", "surrogateescape"), LINUX, ITEM)
     assert as_str.encode("utf-8", "surrogateescape") == changed
 
 
@@ -337,25 +340,25 @@ def test_bytes_stay_bytes_and_undecodable_ones_survive() -> None:
 
 
 def test_read_gives_values_words_items_and_lines() -> None:
-    file = editor.read(fixture("acpi-osi"), "g")
+    file = defaults.read(fixture("acpi-osi"), "g")
     assert file.linux.value == 'acpi_osi="!Windows 2012" quiet'
     assert file.linux.words == ('acpi_osi="!Windows 2012"', "quiet")
     assert file.variable(DEFAULT).words == ("acpi_osi='!Windows 2015'", "splash")
     assert (file.linux.line, file.default.line) == (1, 2)
     assert file.by_lens
     assert file.warnings == ()
-    listed = editor.read(fixture("ours-in-a-list"))
+    listed = defaults.read(fixture("ours-in-a-list"))
     assert listed.linux.items == ("1G!4G", "1G!5G", "1G!6G")
     assert not listed.default.is_set
     assert listed.default.line == 0
 
 
 def test_read_sees_what_sh_sees() -> None:
-    assert editor.read(fixture("extends-itself")).linux.value == "root=/dev/vda1 swiotlb=8192 noresume"
-    assert editor.read(fixture("from-a-variable")).linux.items == ("1G!4G",)
-    assert editor.read(fixture("function")).linux.value == "quiet splash"
-    assert editor.read(fixture("utf-8-value")).linux.value == "name=Käse"
-    assert editor.read(fixture("only-comments")).linux.value is None
+    assert defaults.read(fixture("extends-itself")).linux.value == "root=/dev/vda1 swiotlb=8192 noresume"
+    assert defaults.read(fixture("from-a-variable")).linux.items == ("1G!4G",)
+    assert defaults.read(fixture("function")).linux.value == "quiet splash"
+    assert defaults.read(fixture("utf-8-value")).linux.value == "name=Käse"
+    assert defaults.read(fixture("only-comments")).linux.value is None
 
 
 @pytest.mark.parametrize(
@@ -367,12 +370,12 @@ def test_read_sees_what_sh_sees() -> None:
     ],
 )
 def test_oddities_are_told(name: str, warning: str) -> None:
-    assert any(w.startswith(warning) for w in editor.read(fixture(name), "g").warnings)
+    assert any(w.startswith(warning) for w in defaults.read(fixture(name), "g").warnings)
 
 
 @pytest.mark.parametrize("name", ["case-block", "plus-equals", "hash-without-blank", "nested-command"])
 def test_where_the_lens_gives_up_is_known(name: str) -> None:
-    assert not editor.read(fixture(name)).by_lens
+    assert not defaults.read(fixture(name)).by_lens
 
 
 @pytest.mark.parametrize(
@@ -391,7 +394,7 @@ def test_where_the_lens_gives_up_is_known(name: str) -> None:
     ],
 )
 def test_unreadable_texts(text: bytes, message: str) -> None:
-    for act in (lambda: editor.read(text, "g"), lambda: editor.remove_items(text, filename="g")):
+    for act in (lambda: defaults.read(text, "g"), lambda: defaults.remove_items(text, filename="g")):
         with pytest.raises(EmupmemError, match=message) as caught:
             act()
         assert caught.value.hint
@@ -414,7 +417,7 @@ def test_wishes_are_checked(
     variable: str, items: tuple[str, ...], extra: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(EmupmemError, match=message):
-        editor.set_items("", variable, items, extra)
+        defaults.set_items("", variable, items, extra)
 
 
 # --- the proof ---------------------------------------------------------------------------------------
@@ -449,40 +452,40 @@ BASE = b'A=1\nGRUB_CMDLINE_LINUX="quiet"\nGRUB_CMDLINE_LINUX_DEFAULT="splash"\n'
 )
 def test_a_wrong_edit_is_not_proven(after: bytes, message: str) -> None:
     with pytest.raises(EmupmemError, match=message):
-        editor.prove(BASE, after, LINUX, ITEM, filename="g")
+        defaults.prove(BASE, after, LINUX, ITEM, filename="g")
 
 
 def test_sh_alone_finds_a_changed_variable() -> None:
     odd = b"B=$(echo $(echo x))\n" + BASE  # the lens gives up: no tree to compare
     good = odd.replace(b"quiet", b"quiet memmap=16G!4G")
-    assert not editor.prove(odd, good, LINUX, ITEM).by_lens
+    assert not defaults.prove(odd, good, LINUX, ITEM).by_lens
     with pytest.raises(EmupmemError, match="g: the edit would change B as well"):
-        editor.prove(odd, good.replace(b"echo x", b"echo y"), LINUX, ITEM, filename="g")
+        defaults.prove(odd, good.replace(b"echo x", b"echo y"), LINUX, ITEM, filename="g")
     with pytest.raises(EmupmemError, match="read GRUB_CMDLINE_LINUX_DEFAULT with no value any more"):
-        editor.prove(odd, good + b"unset GRUB_CMDLINE_LINUX_DEFAULT\n", LINUX, ITEM)
+        defaults.prove(odd, good + b"unset GRUB_CMDLINE_LINUX_DEFAULT\n", LINUX, ITEM)
     with pytest.raises(EmupmemError, match="g: the edit would change C as well"):
-        editor.prove(odd, good + b"C='a\nb'\n", LINUX, ITEM, filename="g")
+        defaults.prove(odd, good + b"C='a\nb'\n", LINUX, ITEM, filename="g")
 
 
 def test_what_changes_by_itself_is_not_blamed_on_us() -> None:
     text = fixture("changes-by-itself")
-    changed = editor.set_items(text, LINUX, ITEM)
-    editor.prove(text, changed, LINUX, ITEM)
+    changed = defaults.set_items(text, LINUX, ITEM)
+    defaults.prove(text, changed, LINUX, ITEM)
     with pytest.raises(EmupmemError, match="the other words changed: loud"):
-        editor.prove(text, changed.replace(b"quiet", b"loud"), LINUX, ITEM)
+        defaults.prove(text, changed.replace(b"quiet", b"loud"), LINUX, ITEM)
 
 
 def test_a_variable_made_from_ours_is_told() -> None:
     text = fixture("follows-the-other")
-    proof = editor.prove(text, editor.set_items(text, LINUX, ITEM), LINUX, ITEM)
+    proof = defaults.prove(text, defaults.set_items(text, LINUX, ITEM), LINUX, ITEM)
     assert proof.carried == ("GRUB_CMDLINE_LINUX_RECOVERY",)
     assert proof.by_lens
-    assert editor.prove(text, editor.set_items(text, DEFAULT, ITEM), DEFAULT, ITEM).carried == ()
+    assert defaults.prove(text, defaults.set_items(text, DEFAULT, ITEM), DEFAULT, ITEM).carried == ()
 
 
 def test_a_text_that_reads_the_variable_by_itself_cannot_fool_the_proof() -> None:
     text = 'GRUB_CMDLINE_LINUX="a"\neval "GRUB_CMDLINE_LINUX=b"\n'
-    changed = editor.set_items(text, LINUX, ITEM)
+    changed = defaults.set_items(text, LINUX, ITEM)
     assert by_sh(changed.encode())[LINUX] == f"b {WORD}"
 
 
@@ -491,55 +494,55 @@ def test_a_text_that_reads_the_variable_by_itself_cannot_fool_the_proof() -> Non
 
 def test_undo_keeps_what_somebody_else_changed_meanwhile() -> None:
     before = fixture("debian-stock").decode()
-    after = editor.set_items(before, LINUX, ITEM)
+    after = defaults.set_items(before, LINUX, ITEM)
     now = after.replace("GRUB_TIMEOUT=5", "GRUB_TIMEOUT=9") + "NEW=1\n"
-    assert editor.undo(now, before, after) == before.replace("GRUB_TIMEOUT=5", "GRUB_TIMEOUT=9") + "NEW=1\n"
+    assert defaults.undo(now, before, after) == before.replace("GRUB_TIMEOUT=5", "GRUB_TIMEOUT=9") + "NEW=1\n"
 
 
 def test_undo_of_a_changed_line_removes_our_items() -> None:
     before = "GRUB_CMDLINE_LINUX=quiet\nA=1\n"
-    after = editor.set_items(before, LINUX, ITEM)
-    assert editor.undo(after.replace("quiet", "loud"), before, after) == 'GRUB_CMDLINE_LINUX="loud"\nA=1\n'
+    after = defaults.set_items(before, LINUX, ITEM)
+    assert defaults.undo(after.replace("quiet", "loud"), before, after) == 'GRUB_CMDLINE_LINUX="loud"\nA=1\n'
     twice = after + after
-    assert editor.items_of(by_sh(editor.undo(twice, before, after).encode())[LINUX] or "") == ()
+    assert quoting.items_of(by_sh(defaults.undo(twice, before, after).encode())[LINUX] or "") == ()
 
 
 def test_undo_of_an_appended_line() -> None:
     before = "A=1"
-    after = editor.set_items(before, LINUX, ITEM)
-    assert editor.undo(after, before, after) == before
-    assert editor.undo("B=2\n" + after, before, after) == "B=2\nA=1"
-    assert editor.undo(after + "\n", before, after) == "A=1\n"
-    assert editor.undo(after + "\nB=2\n", before, after) == "A=1\nB=2\n"
+    after = defaults.set_items(before, LINUX, ITEM)
+    assert defaults.undo(after, before, after) == before
+    assert defaults.undo("B=2\n" + after, before, after) == "B=2\nA=1"
+    assert defaults.undo(after + "\n", before, after) == "A=1\n"
+    assert defaults.undo(after + "\nB=2\n", before, after) == "A=1\nB=2\n"
 
 
 def test_undo_of_a_removal_puts_the_old_lines_back() -> None:
     before = fixture("ours-own-line").decode() + "Z=1\n"
-    after = editor.remove_items(before)
+    after = defaults.remove_items(before)
     assert after == "GRUB_TIMEOUT=1\nZ=1\n"
-    assert editor.undo(after, before, after) == before
-    assert editor.undo(after + "Y=1\n", before, after) == before + "Y=1\n"
+    assert defaults.undo(after, before, after) == before
+    assert defaults.undo(after + "Y=1\n", before, after) == before + "Y=1\n"
 
 
 def test_undo_takes_no_line_of_somebody_else_where_one_of_two_equal_lines_is_gone() -> None:
     before = "A=1\nB=2\n"
     after = "ours\nA=1\nours\nB=2\n"
-    assert editor.undo_lines(after + "C=3\n", before, after) is None  # not clear which is which
-    assert editor.undo_lines("ours\nC=3\n", before, after) is None
+    assert edits.undo_lines(after + "C=3\n", before, after) is None  # not clear which is which
+    assert edits.undo_lines("ours\nC=3\n", before, after) is None
 
 
 def test_undo_needs_neither_sh_nor_augeas_when_the_lines_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     before = fixture("debian-stock")
-    after = editor.set_items(before, LINUX, ITEM)
-    monkeypatch.setattr(editor, "run_sh", None)
-    monkeypatch.setattr(editor, "_augeas", None)
-    assert editor.undo(b"# new\n" + after, before, after) == b"# new\n" + before
+    after = defaults.set_items(before, LINUX, ITEM)
+    monkeypatch.setattr(editor_shell, "run_sh", None)
+    monkeypatch.setattr(lens, "_augeas", None)
+    assert defaults.undo(b"# new\n" + after, before, after) == b"# new\n" + before
 
 
 def test_undo_keeps_odd_line_ends() -> None:
     before = b'# a\rb\x0cc\x85\nGRUB_CMDLINE_LINUX="q"\n'
-    after = editor.set_items(before, LINUX, ITEM)
-    assert editor.undo(b"#\n" + after, before, after) == b"#\n" + before
+    after = defaults.set_items(before, LINUX, ITEM)
+    assert defaults.undo(b"#\n" + after, before, after) == b"#\n" + before
 
 
 # --- drop-ins ----------------------------------------------------------------------------------------
@@ -547,15 +550,15 @@ def test_undo_keeps_odd_line_ends() -> None:
 
 def test_effective_names_the_file_that_has_the_last_word() -> None:
     texts = [
-        ("/etc/default/grub", editor.set_items(fixture("debian-stock"), DEFAULT, ITEM)),
+        ("/etc/default/grub", defaults.set_items(fixture("debian-stock"), DEFAULT, ITEM)),
         ("/etc/default/grub.d/50-cloudimg-settings.cfg", fixture("ubuntu-cloud-drop-in")),
         ("/etc/default/grub.d/99-none.cfg", b"# nothing\n"),
     ]
-    found = editor.effective(texts)
-    assert found[DEFAULT] == editor.Effective(
+    found = defaults.effective(texts)
+    assert found[DEFAULT] == defaults.Effective(
         "console=tty1 console=ttyS0", "/etc/default/grub.d/50-cloudimg-settings.cfg", 8, ()
     )
-    assert found[LINUX] == editor.Effective("", "/etc/default/grub", 10, ())
+    assert found[LINUX] == defaults.Effective("", "/etc/default/grub", 10, ())
 
 
 def test_effective_follows_extensions_and_equal_values() -> None:
@@ -565,18 +568,18 @@ def test_effective_follows_extensions_and_equal_values() -> None:
         ("c", b'GRUB_CMDLINE_LINUX_DEFAULT="same"\n'),
         ("d", b'C+=1\ncase x in\n *) GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX z" ;;\nesac\n'),
     ]
-    found = editor.effective(texts)
-    assert found[LINUX] == editor.Effective("x memmap=1G!4G y z", "d", 3, ("1G!4G",))
+    found = defaults.effective(texts)
+    assert found[LINUX] == defaults.Effective("x memmap=1G!4G y z", "d", 3, ("1G!4G",))
     assert (found[DEFAULT].filename, found[DEFAULT].line) == ("c", 1)
-    assert editor.effective([("a", "A=1\n")])[LINUX] == editor.Effective(None, "", 0, ())
-    assert editor.effective([]) == dict.fromkeys(VARIABLES, editor.Effective(None, "", 0, ()))
+    assert defaults.effective([("a", "A=1\n")])[LINUX] == defaults.Effective(None, "", 0, ())
+    assert defaults.effective([]) == dict.fromkeys(VARIABLES, defaults.Effective(None, "", 0, ()))
 
 
 def test_effective_names_the_broken_file() -> None:
     with pytest.raises(EmupmemError, match=r"^b:\d: sh cannot read this file: .*(?i:syntax|EOF)"):
-        editor.effective([("a", "A=1\n"), ("b", 'B="\n'), ("c", "C=1\n")])
+        defaults.effective([("a", "A=1\n"), ("b", 'B="\n'), ("c", "C=1\n")])
     with pytest.raises(EmupmemError, match=r"^b: sh cannot read this file: sh stops"):
-        editor.effective([("a", "A=1\n"), ("b", "exit 1\n"), ("c", "C=1\n")])
+        defaults.effective([("a", "A=1\n"), ("b", "exit 1\n"), ("c", "C=1\n")])
 
 
 # --- the sandbox -------------------------------------------------------------------------------------
@@ -590,7 +593,7 @@ def test_the_sandbox_has_no_input_no_rights_and_an_empty_environment(
     open_to_all.chmod(0o777)
     target = open_to_all / "written"
     text = f'echo harm > {target}\nread LINE\nWHO=$(id -u)\nGROUPS_=$(id -G)\nHERE=$PWD\nGRUB_CMDLINE_LINUX="$SECRET"\n'
-    result = editor.run_sh([text.encode()])
+    result = editor_shell.run_sh([text.encode()])
     assert not result.failed
     assert result.values[-1][LINUX] == ""
     assert not target.exists() or target.stat().st_size == 0
@@ -602,15 +605,15 @@ def test_the_sandbox_has_no_input_no_rights_and_an_empty_environment(
 
 
 def test_a_text_cannot_change_itself_or_leave_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = editor.run_sh([b"for f in /proc/self/fd/*; do : 2>/dev/null >$f; done\nB=2\n"])
+    result = editor_shell.run_sh([b"for f in /proc/self/fd/*; do : 2>/dev/null >$f; done\nB=2\n"])
     assert result.failed or result.rest["B"].strip("'") == "2"
-    monkeypatch.setattr(editor, "SH_SECONDS", 0.5)
+    monkeypatch.setattr(editor_shell, "SH_SECONDS", 0.5)
     with tempfile.NamedTemporaryFile() as marker:
         Path(marker.name).chmod(0o666)
         with pytest.raises(
             EmupmemError, match=r"did not finish reading the GRUB settings within 0\.5 seconds"
         ) as caught:
-            editor.run_sh(
+            editor_shell.run_sh(
                 [f"( sleep 97.{os.getpid()}; : > {marker.name} ) & sleep 97.{os.getpid()}\n".encode()]
             )
     assert caught.value.hint
@@ -624,7 +627,7 @@ def test_a_text_cannot_change_itself_or_leave_a_child(monkeypatch: pytest.Monkey
 
 def test_values_of_any_shape_come_through_set() -> None:
     text = b"A='x\ny=1\n'\nB=\"it's\"\nC=\"a\\\"b\"\nE='a\tb'\nGRUB_CMDLINE_LINUX='q\nA=2'\n"
-    result = editor.run_sh([text])
+    result = editor_shell.run_sh([text])
     assert result.values[-1][LINUX] == "q\nA=2"
     assert {"A", "B", "C", "E"} <= set(result.rest)
     assert not {"y", LINUX} & set(result.rest)
@@ -641,31 +644,31 @@ def test_other_shells_are_as_good_a_judge(shell: str, monkeypatch: pytest.Monkey
         Path(folder).chmod(0o755)
         # busybox goes by the name it is called with
         Path(folder, "sh").symlink_to(program.resolve())
-        monkeypatch.setattr(editor, "SH", f"{folder}/sh")
+        monkeypatch.setattr(editor_shell, "SH", f"{folder}/sh")
         for name in EDITABLE:
             text = fixture(name)
-            assert editor.remove_items(editor.set_items(text, LINUX, ITEM)) is not None, name
-            editor.read(text)
+            assert defaults.remove_items(defaults.set_items(text, LINUX, ITEM)) is not None, name
+            defaults.read(text)
         for name in ("open-quote", "merge-conflict", "exits", "readonly"):
             with pytest.raises(EmupmemError, match=REFUSED[name]):
-                editor.set_items(fixture(name), LINUX, ITEM, filename=name)
+                defaults.set_items(fixture(name), LINUX, ITEM, filename=name)
 
 
 def test_a_machine_without_sh_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(editor, "SH", "/nowhere/sh")
+    monkeypatch.setattr(editor_shell, "SH", "/nowhere/sh")
     with pytest.raises(EmupmemError, match="cannot run sh to check the GRUB settings") as caught:
-        editor.read("A=1\n")
+        defaults.read("A=1\n")
     assert "/bin/sh" in caught.value.hint
 
 
 def test_an_injected_judge_is_asked_instead_of_sh() -> None:
     asked: list[bytes] = []
 
-    def judge(texts: Any) -> editor.Sourced:
+    def judge(texts: Any) -> editor_shell.Sourced:
         asked.extend(texts)
-        return editor.Sourced(tuple({LINUX: "x", DEFAULT: None} for _ in texts), {"A": "1"})
+        return editor_shell.Sourced(tuple({LINUX: "x", DEFAULT: None} for _ in texts), {"A": "1"})
 
-    assert editor.read("A=1\n", sh=judge).linux.value == "x"
+    assert defaults.read("A=1\n", sh=judge).linux.value == "x"
     assert asked == [b"A=1\n"]
 
 
@@ -674,11 +677,11 @@ def test_an_injected_judge_is_asked_instead_of_sh() -> None:
 
 @pytest.fixture
 def fresh_augeas() -> Iterator[None]:
-    editor._augeas.cache_clear()
-    editor._layout.cache_clear()
+    lens._augeas.cache_clear()
+    lens.layout_of.cache_clear()
     yield
-    editor._augeas.cache_clear()
-    editor._layout.cache_clear()
+    lens._augeas.cache_clear()
+    lens.layout_of.cache_clear()
 
 
 class Unusable:
@@ -692,7 +695,7 @@ def test_a_missing_augeas_is_told(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     modules = {"absent": None, "no library": Unusable(), "not augeas": SimpleNamespace()}
     monkeypatch.setitem(sys.modules, "augeas", modules[kind])
     with pytest.raises(EmupmemError, match="cannot use augeas") as caught:
-        editor.set_items("A=1\n", LINUX, ITEM)
+        defaults.set_items("A=1\n", LINUX, ITEM)
     assert "libaugeas" in caught.value.hint
 
 
@@ -705,12 +708,12 @@ def test_a_missing_lens_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "augeas", SimpleNamespace(Augeas=bare))
     with pytest.raises(EmupmemError, match="no Shellvars lens") as caught:
-        editor.read("A=1\n")
+        defaults.read("A=1\n")
     assert "augeas-lenses" in caught.value.hint
 
 
 def test_augeas_is_not_imported_before_it_is_needed() -> None:
-    code = "import sys, emupmem.editor; sys.exit('augeas' in sys.modules)"
+    code = "import sys, emupmem.editor.defaults; sys.exit('augeas' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -721,34 +724,34 @@ def test_a_file_of_very_many_words_is_refused() -> None:
     """Augeas takes the square of their number: 300,000 lines would be days, before anything is shown."""
     for text in ("x=\n" * 300_000, "export " + "a " * 300_000, "linux a b\n" * 100_000):
         with pytest.raises(EmupmemError, match="more than 4000 words"):
-            editor.set_items(text, LINUX, ["1G!4G"])
+            defaults.set_items(text, LINUX, ["1G!4G"])
         with pytest.raises(EmupmemError, match="more than 4000 words"):
-            editor.effective([("a", text)])
+            defaults.effective([("a", text)])
 
 
 @pytest.mark.slow
 def test_a_long_comment_or_value_is_none_of_that() -> None:
     text = "# word word\n" * 5000 + "\n" * 5000 + f'GRUB_CMDLINE_LINUX="{"a" * 200_000}"\n'
-    changed = editor.set_items(text, LINUX, ["1G!4G"])
+    changed = defaults.set_items(text, LINUX, ["1G!4G"])
     assert changed == text.replace('"\n', ' memmap=1G!4G"\n')
-    assert editor.undo(changed, text, changed) == text
+    assert defaults.undo(changed, text, changed) == text
 
 
 @pytest.mark.parametrize("opening", ["$(", "${A", "$(echo ", '"$(', "$((", "`"])
 def test_expansions_in_expansions_are_refused_and_no_crash(opening: str) -> None:
     text = f'GRUB_CMDLINE_LINUX="{opening * 2000}x{")" * 2000}"\n'
     with contextlib.suppress(EmupmemError):
-        changed = editor.set_items(text, LINUX, ["1G!4G"])
+        changed = defaults.set_items(text, LINUX, ["1G!4G"])
         assert by_sh(changed.encode())[LINUX] != by_sh(text.encode())[LINUX]
-    with pytest.raises(editor._OddValueError):
-        editor._units(opening * 2000 + "'")
+    with pytest.raises(quoting.OddValueError):
+        quoting.chars_of(opening * 2000 + "'")
 
 
 @pytest.mark.slow
 def test_undo_in_a_file_of_equal_lines_does_not_take_the_square_of_them() -> None:
     before = "a=1\n" + "\n" * 60_000 + "b=1\n"
     after = before.replace("=1", "=2")
-    assert editor.undo_lines(after + "# new\n", before, after) == before + "# new\n"
+    assert edits.undo_lines(after + "# new\n", before, after) == before + "# new\n"
 
 
 # --- random texts ------------------------------------------------------------------------------------
@@ -843,10 +846,10 @@ def values_are_quoted(text: bytes, variable: str) -> bool:
 @MANY
 @given(TEXTS, st.sampled_from(VARIABLES), ITEMS)
 def test_random_texts_come_back_byte_by_byte(text: bytes, variable: str, items: tuple[str, ...]) -> None:
-    changed = editor.set_items(text, variable, items)
-    assert editor.undo(changed, text, changed) == text
-    assert editor.set_items(changed, variable, items) is changed
-    back = editor.remove_items(changed)
+    changed = defaults.set_items(text, variable, items)
+    assert defaults.undo(changed, text, changed) == text
+    assert defaults.set_items(changed, variable, items) is changed
+    back = defaults.remove_items(changed)
     assert by_sh(back) == by_sh(text)
     if values_are_quoted(text, variable):
         assert back == text
@@ -857,12 +860,12 @@ def test_random_texts_come_back_byte_by_byte(text: bytes, variable: str, items: 
 def test_random_texts_keep_foreign_words_in_order(
     text: bytes, variable: str, items: tuple[str, ...], others: tuple[str, ...]
 ) -> None:
-    changed = editor.set_items(text, variable, items)
+    changed = defaults.set_items(text, variable, items)
     before, after = by_sh(text), by_sh(changed)
-    assert editor.items_of(after[variable] or "") == items
+    assert quoting.items_of(after[variable] or "") == items
     assert all(foreign(after[v]) == foreign(before[v]) for v in VARIABLES)
-    assert editor.set_items(changed, variable, others) == editor.set_items(text, variable, others)
-    moved = editor.set_items(changed, next(v for v in VARIABLES if v != variable), items)
+    assert defaults.set_items(changed, variable, others) == defaults.set_items(text, variable, others)
+    moved = defaults.set_items(changed, next(v for v in VARIABLES if v != variable), items)
     assert all(foreign(by_sh(moved)[v]) == foreign(before[v]) for v in VARIABLES)
 
 
@@ -871,17 +874,17 @@ def test_random_texts_keep_foreign_words_in_order(
 def test_random_undo_keeps_a_line_of_somebody_else(
     text: bytes, variable: str, items: tuple[str, ...], place: int
 ) -> None:
-    changed = editor.set_items(text, variable, items)
+    changed = defaults.set_items(text, variable, items)
     lines = changed.splitlines(keepends=True)
     now = b"".join([b"# somebody else\n", *lines])
     assume(now != changed)
-    assert editor.undo(now, text, changed) == b"# somebody else\n" + text
+    assert defaults.undo(now, text, changed) == b"# somebody else\n" + text
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="\"'\\ab =\t,memap1G!4$`(){}", max_size=30))
 def test_the_word_splitter_keeps_every_character(value: str) -> None:
-    words = editor.words_of(value)
+    words = quoting.words_of(value)
     assert "".join(words).replace(" ", "").replace("\t", "") == value.replace(" ", "").replace("\t", "")
     assert all(words)
 
@@ -915,18 +918,18 @@ def test_real_files() -> None:
 
 
 def check_real_file(name: str, text: bytes, expected: dict[str, Any]) -> None:
-    file = editor.read(text, name)
-    first = editor.run_sh([text])
+    file = defaults.read(text, name)
+    first = editor_shell.run_sh([text])
     if expected["clean"]:
         assert {v: file.variable(v).value for v in VARIABLES} == {v: expected[v] for v in VARIABLES}, name
     for variable in VARIABLES:
-        changed = editor.set_items(text, variable, ITEM, filename=name)
-        second = editor.run_sh([changed])
+        changed = defaults.set_items(text, variable, ITEM, filename=name)
+        second = editor_shell.run_sh([changed])
         old, new = first.values[-1][variable], second.values[-1][variable]
         if not file.linux.items:
             assert new is not None
             assert new.lstrip() == (f"{old} {WORD}" if old else WORD).lstrip(), name
         assert foreign(new) == foreign(old), name
         assert first.rest == second.rest, name
-        assert editor.undo(changed, text, changed) == text, name
-        assert editor.set_items(changed, variable, ITEM) is changed, name
+        assert defaults.undo(changed, text, changed) == text, name
+        assert defaults.set_items(changed, variable, ITEM) is changed, name

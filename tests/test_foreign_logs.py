@@ -8,8 +8,8 @@ import pytest
 
 from emupmem import obstacles
 from emupmem.model import EmupmemError, Request
-from emupmem.parser import parse_boot_log
-from emupmem.planner import plan
+from emupmem.parser.bootlog import parse_boot_log
+from emupmem.planner.plan import plan
 from emupmem.survey import for_kernel, of_log, of_machine
 from tests.fake import LOG, build, put
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import editor
+from emupmem.editor import defaults
+from emupmem.editor import text as editor_text
 from emupmem.model import EmupmemError
 from tests.fuzz import driver, shell, targets, work
 from tests.fuzz.mutate import Mutator
@@ -114,8 +115,8 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_dash_finds_a_wrong_edit(wrong: str) -> None:
     text = b'GRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX=""\n'
-    after = editor.set_items(text, editor.LINUX, ["1G!4G"], sh=shell.judge)
-    wish = targets._wish(["set", editor.LINUX, "1G!4G"])
+    after = defaults.set_items(text, editor_text.LINUX, ["1G!4G"], sh=shell.judge)
+    wish = targets._wish(["set", editor_text.LINUX, "1G!4G"])
     targets._check_edit(text, after, wish)
     with pytest.raises(AssertionError):
         targets._check_edit(text, WRONG[wrong](after), wish)

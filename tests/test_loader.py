@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import bls, change, loader, obstacles, survey, verifier
-from emupmem.cmdline import parse_command_line
+from emupmem import bls, change, loader, obstacles, survey
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.machine import BACKUPS, Machine
 from emupmem.model import GIB, EmupmemError, Request
-from emupmem.planner import Situation
+from emupmem.planner.situation import Situation
+from emupmem.verifier import ladder
 from tests import fake
 from tests.fake import RELEASE, FakeMachine, put, script
 
@@ -357,7 +358,7 @@ def test_apply_and_remove_leave_all_other_words_alone(here: FakeMachine) -> None
         assert sorted(bls.foreign_words(parsed)) == sorted(
             bls.foreign_words(parse_command_line(before[name]))
         )
-    verdict = verifier.verify(survey.observe(here, 0))
+    verdict = ladder.verify(survey.observe(here, 0))
     assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
     assert {c.name: c.status for c in verdict.checks}["booted"] == "pending", verdict
     assert apply(here) is None, "the same again changes nothing"
@@ -590,7 +591,7 @@ def test_a_tree_is_edited_without_running_anything(tmp_path: Path) -> None:
 
 
 def _planned(machine: FakeMachine) -> survey.Survey:
-    from emupmem.parser import parse_boot_log
+    from emupmem.parser.bootlog import parse_boot_log
 
     log = parse_boot_log(fake.LOG.encode(), "log")
     assert log.firmware is not None

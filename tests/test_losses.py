@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from emupmem.model import GIB, MIB, Request
-from emupmem.parser import parse_boot_log
-from emupmem.planner import NoPlan, offers, plan
+from emupmem.parser.bootlog import parse_boot_log
+from emupmem.planner.plan import offers, plan
+from emupmem.planner.situation import NoPlan
 from emupmem.survey import NoMap, Survey, of_log, of_machine
 from tests.fake import LOG, build, put
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import emupmem
 import emupmem.machine
 from emupmem import dax, mount, unit
 from emupmem.blocks import Mounted, Pmem, parse_blkid, parse_mountinfo
@@ -28,7 +29,8 @@ from emupmem.dax import Proof
 from emupmem.machine import Completed
 from emupmem.model import GIB, MIB, Busy, EmupmemError
 from emupmem.mount import Folder, MountRequest
-from emupmem.verifier import SeenMount, mount_rungs
+from emupmem.verifier.ladder import mount_rungs
+from emupmem.verifier.observation import SeenMount
 from tests.fake import CONFIG, LOG, RELEASE, FakeMachine, build, menu, put, script
 
 GOOD = Proof(True, True, 2)

@@ -12,8 +12,9 @@ import emupmem.machine
 from emupmem import obstacles
 from emupmem.cli import main
 from emupmem.model import EmupmemError, Request
-from emupmem.parser import kernel_release, parse_boot_log
-from emupmem.planner import kernel_problem, plan
+from emupmem.parser.bootlog import kernel_release, parse_boot_log
+from emupmem.planner.kernels import kernel_problem
+from emupmem.planner.plan import plan
 from emupmem.survey import Survey, for_kernel, of_log, of_machine
 from tests.fake import LOG, RELEASE, build, put
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from emupmem import survey
-from emupmem.cmdline import parse_command_line
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, Request
-from emupmem.parser import parse_boot_log, parse_iomem, parse_sysfs_memmap
-from emupmem.planner import plan
-from emupmem.verifier import Observation, SeenRegion, verify
+from emupmem.parser.bootlog import parse_boot_log
+from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
+from emupmem.planner.plan import plan
+from emupmem.verifier.ladder import verify
+from emupmem.verifier.observation import Observation, SeenRegion
 
 BOOTS = Path(__file__).parent / "fixtures" / "boot"
 MACHINES = {p.parent.name: p.parent for p in sorted(BOOTS.glob("*/dmesg"))}

@@ -17,15 +17,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from emupmem.cmdline import apply_memmap
+from emupmem.kernel.e820 import apply_memmap
 from emupmem.model import GIB, KIB, MIB, BootLog, EmupmemError, FirmwareMap, Kind, MapEntry, NodeRange
-from emupmem.parser import (
-    kernel_release,
-    parse_boot_log,
-    parse_iomem,
-    parse_sysfs_memmap,
-    read_firmware_map,
-)
+from emupmem.parser.bootlog import kernel_release, parse_boot_log, read_firmware_map
+from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
 
 Entry = tuple[int, int, Kind]
 BOOTS = Path(__file__).parent / "fixtures" / "boot"
@@ -311,7 +306,7 @@ def test_text_bytes_and_files() -> None:
 
 
 def test_a_pipe() -> None:
-    code = "import sys; from emupmem.parser import *; print(read_firmware_map(sys.stdin.buffer).ram_bytes)"
+    code = "import sys; from emupmem.parser.bootlog import *; print(read_firmware_map(sys.stdin.buffer).ram_bytes)"
     data = text_of(boot_lines(SMALL)).encode()
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
     assert int(done.stdout) == sum(e - s for s, e, k in SMALL if k is Kind.RAM)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emupmem.cmdline import apply_memmap, parse_command_line
+from emupmem.kernel.cmdline import parse_command_line
+from emupmem.kernel.e820 import apply_memmap
 from emupmem.model import (
     GIB,
     MIB,
@@ -23,17 +24,9 @@ from emupmem.model import (
     Request,
     Span,
 )
-from emupmem.planner import (
-    STEPS,
-    NoPlan,
-    Situation,
-    crashkernel_bytes,
-    offers,
-    page_structs,
-    plan,
-    rejected,
-    satisfied,
-)
+from emupmem.planner.places import crashkernel_bytes
+from emupmem.planner.plan import offers, plan, rejected, satisfied
+from emupmem.planner.situation import STEPS, NoPlan, Situation, page_structs
 
 LOW = MapEntry(0x100000, 3 * GIB, Kind.RAM)
 HOLE = MapEntry(3 * GIB, 4 * GIB, Kind.RESERVED)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import collect, dropin, editor, mount, render, units
+from emupmem import collect, dropin, mount, render, units
 from emupmem.change import Options, carry_out, prepare_apply
 from emupmem.doctor import Finding
+from emupmem.editor import text as editor_text
 from emupmem.machine import Machine
 from emupmem.model import GIB, Check, EmupmemError, Request
 from tests.fake import FakeMachine, build, put, script
@@ -87,10 +88,10 @@ def test_the_name_of_a_drop_in_cannot_leave_its_comment(tmp_path: Path) -> None:
     machine = build(tmp_path)
     put(machine, "/etc/default/grub.d/50\nGRUB_TIMEOUT=99\n#.cfg", CLOUD)
     machine.output("update-grub2")
-    carry_out(machine, prepare_apply(machine, FOUND, Request(GIB), Options(editor.DEFAULT)))
+    carry_out(machine, prepare_apply(machine, FOUND, Request(GIB), Options(editor_text.DEFAULT)))
     text = (machine.root / dropin.NAME.lstrip("/")).read_text()
     assert "\nGRUB_TIMEOUT" not in text
-    assert dropin.read(text) == (editor.DEFAULT, ("memmap=1G!4G",))
+    assert dropin.read(text) == (editor_text.DEFAULT, ("memmap=1G!4G",))
 
 
 def test_a_user_is_no_option_of_getent(tmp_path: Path) -> None:

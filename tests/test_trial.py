@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import change, survey, trial, verifier
+from emupmem import change, survey, trial
 from emupmem.change import Change, Options, carry_out, prepare_abandon, prepare_confirm, prepare_trial
-from emupmem.cmdline import COMMAND_LINE_MAX
+from emupmem.kernel.cmdline import COMMAND_LINE_MAX
 from emupmem.model import GIB, EmupmemError, Request
+from emupmem.verifier import ladder
 from tests.fake import GENERATOR, RELEASE, STOCK, FakeMachine, build, leftovers, menu, put, script
 from tests.test_change import FOUND
 from tests.test_cli import Run
@@ -361,7 +362,7 @@ def test_a_trial_that_grub_did_not_forget(machine: FakeMachine) -> None:
     begin(machine)
     boots(machine)
     put(machine, "/boot/grub/grubenv", env("next_entry=emupmem-trial\n"))
-    verdict = verifier.verify(survey.observe(machine, 0))
+    verdict = ladder.verify(survey.observe(machine, 0))
     assert "the next start is chosen to be one as well" in verdict.checks[0].found
 
 

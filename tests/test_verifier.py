@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from emupmem import grubcfg
-from emupmem.cmdline import parse_command_line
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, MIB, BootLog, FirmwareMap, IomemLine, Kind, MapEntry
-from emupmem.verifier import LEGACY, Observation, SeenRegion, complete, verify
+from emupmem.verifier.ladder import LEGACY, complete, verify
+from emupmem.verifier.observation import Observation, SeenRegion
 
 FIRMWARE = FirmwareMap((MapEntry(0, 3 * GIB, Kind.RAM), MapEntry(4 * GIB, 8 * GIB, Kind.RAM)))
 LINE = parse_command_line("BOOT_IMAGE=/vmlinuz ro memmap=1G!4G quiet")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
 
-from emupmem import cage, editor
+from emupmem.editor import cage_libc, shell
 
 DASH = shutil.which("dash") or "/bin/sh"
 _UNSTABLE = re.compile(rb"\$\$|\$!|\$\{[$!]|PPID|times")
@@ -19,14 +19,14 @@ _PART = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s'"]+)""")
 
 
 @lru_cache(maxsize=64)
-def _remembered(texts: tuple[bytes, ...]) -> editor.Sourced:
-    return editor.run_sh(texts, path=editor.NO_PROGRAMS)
+def _remembered(texts: tuple[bytes, ...]) -> shell.Sourced:
+    return shell.run_sh(texts, path=shell.NO_PROGRAMS)
 
 
-def judge(texts: Sequence[bytes]) -> editor.Sourced:
+def judge(texts: Sequence[bytes]) -> shell.Sourced:
     """The editor's own judge without programs; what cannot change from run to run is asked once."""
     if _UNSTABLE.search(b"".join(texts)):
-        return editor.run_sh(texts, path=editor.NO_PROGRAMS)
+        return shell.run_sh(texts, path=shell.NO_PROGRAMS)
     return _remembered(tuple(texts))
 
 
@@ -54,9 +54,9 @@ def _sourced(texts: Sequence[bytes]) -> dict[str, str] | None:
         script = "".join(f". /dev/fd/{n} >/dev/null\n" for n in files)
         try:
             done = subprocess.run(
-                [editor.SH, "-c", f"ulimit -f 0; ulimit -t 5\n{script}\\set\n"],
+                [shell.SH, "-c", f"ulimit -f 0; ulimit -t 5\n{script}\\set\n"],
                 executable=DASH,  # $0 stays what it is for the editor
-                env={"PATH": editor.NO_PROGRAMS, "LC_ALL": "C"},
+                env={"PATH": shell.NO_PROGRAMS, "LC_ALL": "C"},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -64,8 +64,8 @@ def _sourced(texts: Sequence[bytes]) -> dict[str, str] | None:
                 timeout=300,  # work is what is limited; this is for what waits for ever
                 check=False,
                 start_new_session=True,
-                user=cage.NOBODY if root else None,
-                group=cage.NOBODY if root else None,
+                user=cage_libc.NOBODY if root else None,
+                group=cage_libc.NOBODY if root else None,
                 extra_groups=[] if root else None,
             )
         except subprocess.TimeoutExpired:

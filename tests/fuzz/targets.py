@@ -23,8 +23,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from emupmem import bls, cmdline, collect, editor, grubcfg, parser, planner, survey, unit
+from emupmem import bls, collect, grubcfg, survey, unit
+from emupmem.editor import defaults, edits, lens, quoting
+from emupmem.editor import shell as editor_shell
+from emupmem.editor import text as editor_text
+from emupmem.kernel import cmdline, e820
 from emupmem.model import GIB, BootLog, EmupmemError, FirmwareMap, Kind, Request, Span
+from emupmem.parser import bootlog, sources
+from emupmem.planner import plan
+from emupmem.planner import situation as planner_situation
 from emupmem.units import plain
 from tests.fuzz import shell
 from tests.fuzz.texts import LOGS, TOKENS, fixtures
@@ -87,13 +94,13 @@ def _ranges(firmware: FirmwareMap | None) -> list[tuple[int, int, str]] | None:
 
 def log(data: bytes) -> None:
     """A saved log: the map, the plan in it, read whole and in drops, with a line of the map cut."""
-    found = parser.parse_boot_log(data, "it")
+    found = bootlog.parse_boot_log(data, "it")
     if found.problem is not None:
         refused(found.problem)
     _check_map(found, data)
     for other in (
-        parser.parse_boot_log(io.BufferedReader(_Drops(data, 1 + zlib.crc32(data) % 700)), "it"),
-        parser.parse_boot_log(io.BytesIO(data), "it"),
+        bootlog.parse_boot_log(io.BufferedReader(_Drops(data, 1 + zlib.crc32(data) % 700)), "it"),
+        bootlog.parse_boot_log(io.BytesIO(data), "it"),
     ):
         assert _ranges(other.firmware) == _ranges(found.firmware), "read in pieces it says something else"
         assert (other.command_line, other.nodes, other.efi) == (
@@ -133,7 +140,7 @@ def _check_cut(firmware: FirmwareMap, data: bytes) -> None:
     if at < 0 or entry.words.startswith("type ") or b"\r" in data or b"\0" in data:
         return
     lines[entry.line - 1] = lines[entry.line - 1][: at + chance % 22]
-    cut = parser.parse_boot_log(b"\n".join(lines), "it")
+    cut = bootlog.parse_boot_log(b"\n".join(lines), "it")
     if cut.firmware is None or cut.warnings:
         return
     assert _ranges(cut.firmware) == _ranges(firmware), f"line {entry.line} was cut, and nothing said"
@@ -155,12 +162,12 @@ def _check_plans(look: Callable[[], survey.Survey]) -> None:
         return
     for request in REQUESTS:
         try:
-            made = planner.plan(situation, request)
+            made = plan.plan(situation, request)
         except EmupmemError as exc:
             refused(exc)
             continue
-        planner.offers(situation, request)
-        planner.rejected(situation, request, made)
+        plan.offers(situation, request)
+        plan.rejected(situation, request, made)
         _check_plan(situation, made.reservations)
         read = cmdline.parse_command_line(made.memmap)
         assert [(i.op, i.size, i.start) for i in read.items] == [
@@ -168,7 +175,7 @@ def _check_plans(look: Callable[[], survey.Survey]) -> None:
         ]
 
 
-def _check_plan(situation: planner.Situation, reservations: Iterable[Any]) -> None:
+def _check_plan(situation: planner_situation.Situation, reservations: Iterable[Any]) -> None:
     """A reservation lies in RAM of the firmware's map and of no other claim, at or above 4 GiB."""
     taken = [Span(i.start, i.start + i.size) for i in (situation.command_line.items if situation.command_line else ())
              if i.op in "!#$" and i.size]  # fmt: skip
@@ -190,15 +197,15 @@ def tables(data: bytes) -> None:
     try:
         if what == "sysfs":
             rows = [line.split("|") for line in text.split("\n")]
-            found = parser.parse_sysfs_memmap([(i, *r) for i, r in enumerate(rows) if len(r) == 3])  # type: ignore[misc]
+            found = sources.parse_sysfs_memmap([(i, *r) for i, r in enumerate(rows) if len(r) == 3])  # type: ignore[misc]
             assert all(a.end <= b.start for a, b in pairwise(found.entries))
             line = cmdline.parse_command_line(" ".join(words[1:]))
             _check_table(found, line)
         elif what == "kernel":
-            release = parser.kernel_release(text, " ".join(words[1:]))
+            release = bootlog.kernel_release(text, " ".join(words[1:]))
             assert release is None or re.search(rf"0*{release.major}\.0*{release.minor}", text)
         else:
-            lines = parser.parse_iomem(text)
+            lines = sources.parse_iomem(text)
             assert lines is None or len(lines) <= text.count("\n") + len(text.splitlines())
     except EmupmemError as exc:
         refused(exc)
@@ -209,7 +216,7 @@ def tables(data: bytes) -> None:
 
 @cache
 def _map() -> FirmwareMap:
-    made = parser.parse_boot_log(LOGS[0]).firmware
+    made = bootlog.parse_boot_log(LOGS[0]).firmware
     assert made is not None
     return made
 
@@ -241,7 +248,7 @@ def command_line(data: bytes) -> None:
 
 def _check_table(firmware: FirmwareMap, line: Any) -> None:
     try:
-        made = cmdline.apply_memmap(firmware, line)
+        made = e820.apply_memmap(firmware, line)
     except EmupmemError as exc:
         refused(exc)
         return
@@ -251,7 +258,7 @@ def _check_table(firmware: FirmwareMap, line: Any) -> None:
 
 # GRUB's files --------------------------------------------------------------------------------------
 
-VARIABLES = editor.VARIABLES
+VARIABLES = editor_text.VARIABLES
 _ITEM = re.compile(r"(?:0[xX][0-9a-fA-F]+|[0-9]+)[KMGTPEkmgtpe]?!(?:0[xX][0-9a-fA-F]+|[0-9]+)[KMGTPEkmgtpe]?")
 
 
@@ -310,25 +317,25 @@ def edit(data: bytes) -> None:
     wish = _wish(words)
     judge = shell.judge
     try:
-        editor.read(text, sh=judge)
+        defaults.read(text, sh=judge)
         if wish.remove:
-            after = editor.remove_items(text, wish.items or None, sh=judge)
+            after = defaults.remove_items(text, wish.items or None, sh=judge)
         else:
-            after = editor.set_items(text, wish.variable, wish.items, wish.extra, wish.drop, sh=judge)
-            editor.prove(
+            after = defaults.set_items(text, wish.variable, wish.items, wish.extra, wish.drop, sh=judge)
+            defaults.prove(
                 text, after, wish.variable, wish.items, extra_words=wish.extra, drop_words=wish.drop, sh=judge
             )
     except EmupmemError as exc:
         refused(exc)
         return
     _check_edit(text, after, wish)
-    assert editor.undo(after, text, after, sh=judge) == text, "undo does not give the old bytes back"
+    assert defaults.undo(after, text, after, sh=judge) == text, "undo does not give the old bytes back"
     if wish.remove:
-        assert editor.remove_items(after, wish.items or None, sh=judge) == after, (
+        assert defaults.remove_items(after, wish.items or None, sh=judge) == after, (
             "a second removal changes more"
         )
     else:
-        again = editor.set_items(after, wish.variable, wish.items, wish.extra, wish.drop, sh=judge)
+        again = defaults.set_items(after, wish.variable, wish.items, wish.extra, wish.drop, sh=judge)
         assert again == after, "a second edit changes more"
 
 
@@ -366,7 +373,7 @@ def effective(data: bytes) -> None:
     """/etc/default/grub and drop-ins: the values are those that dash comes to, the decider has it in its text."""
     texts = [(f"/etc/default/grub.d/{i}.cfg", part) for i, part in enumerate(data.split(b"\n%%\n"))]
     try:
-        found = editor.effective(texts, sh=shell.judge)
+        found = defaults.effective(texts, sh=shell.judge)
     except EmupmemError as exc:
         refused(exc)
         return
@@ -386,7 +393,7 @@ def undo(data: bytes) -> None:
     """Undo by lines: what it gives back is the current text with our change taken out, or nothing."""
     parts = [*data.split(b"\n%%\n"), b"", b""][:3]
     current, before, after = parts
-    made = editor.undo_lines(current, before, after)
+    made = edits.undo_lines(current, before, after)
     if made is None:
         return
     if current == after:
@@ -619,14 +626,14 @@ def _tables_of(kind: str) -> Run:
 
 
 READERS: dict[str, Run] = {
-    "log": lambda data: _quietly(lambda: parser.parse_boot_log(data)),
+    "log": lambda data: _quietly(lambda: bootlog.parse_boot_log(data)),
     "iomem": _tables_of("iomem"),
     "kernel": _tables_of("kernel"),
     "command-line": lambda data: _quietly(lambda: cmdline.parse_command_line(data.decode("latin-1"))),
     "memmap": lambda data: _quietly(lambda: cmdline.parse_memmap_value(data.decode("latin-1"))),
     "menu": lambda data: _quietly(lambda: _whole_menu(data.decode("latin-1"))),
     "layout": lambda data: _quietly(lambda: _layout(data.decode("latin-1").replace("\0", ""))),
-    "words": lambda data: _quietly(lambda: editor.items_of(data.decode("latin-1"))),
+    "words": lambda data: _quietly(lambda: quoting.items_of(data.decode("latin-1"))),
     "said": lambda data: _said(data.decode("latin-1")),
     "mask": lambda data: _quietly(lambda: masks(data)),
     "mountinfo": lambda data: archive(b"@tree/proc/self/mountinfo\n" + data),
@@ -658,18 +665,18 @@ def _whole_menu(text: str) -> None:
 def _said(text: str) -> None:
     """What sh printed of a file: in an assignment as `set` writes it, and as complaints."""
     value = "'" + text.replace("'", "'\"'\"'") + "'"
-    editor._sourced("\0" * 4 + f"A={value}\nB=''\n", text, 0, 1)
+    editor_shell._sourced("\0" * 4 + f"A={value}\nB=''\n", text, 0, 1)
 
 
 def _layout(text: str) -> None:
-    editor._layout.cache_clear()
-    editor._layout(text)
-    editor._line_of(VARIABLES[0], text)
-    with suppress(editor._OddValueError):
-        editor._units(text)
+    lens.layout_of.cache_clear()
+    lens.layout_of(text)
+    lens.line_of(VARIABLES[0], text)
+    with suppress(quoting.OddValueError):
+        quoting.chars_of(text)
     for source in (text, f'{VARIABLES[0]}="{text}"\n'):
-        editor._stripped(source, None)
-        editor._plain_lines(source)
+        edits.stripped(source, None)
+        lens._plain_lines(source)
 
 
 LONG = 60_000

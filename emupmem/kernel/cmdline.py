@@ -11,43 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from emupmem.model import (
-    GIB,
-    KIB,
-    MAX_MEMMAP_REGIONS,
-    MIB,
-    CommandLine,
-    EmupmemError,
-    FirmwareMap,
-    Kind,
-    MapEntry,
-    MemmapItem,
-    Span,
-)
+from emupmem.model import GIB, KIB, MAX_MEMMAP_REGIONS, MIB, CommandLine, EmupmemError, Kind, MemmapItem, Span
 
 COMMAND_LINE_MAX = 2047
 """Bytes of the command line that an x86 kernel reads (COMMAND_LINE_SIZE less the final NUL)."""
 
-_U64 = (1 << 64) - 1
+U64 = (1 << 64) - 1
 _SUFFIXES = "kmgtpe"
 _DIGITS = "0123456789abcdef"
 
 # lib/ctype.c: what isspace() is true for, the Latin-1 no-break space included.
 _SPACES = " \t\n\v\f\r\xa0"
-
-# E820_TYPE_* of arch/x86/include/asm/e820/types.h: where ranges overlap the highest number wins.
-_TYPE_NUMBERS = {
-    Kind.RAM: 1,
-    Kind.RESERVED: 2,
-    Kind.ACPI_DATA: 3,
-    Kind.ACPI_NVS: 4,
-    Kind.UNUSABLE: 5,
-    Kind.PMEM: 7,
-    Kind.PRAM: 12,
-    Kind.SOFT_RESERVED: 0xEFFFFFFF,
-}
-_KINDS = {number: kind for kind, number in _TYPE_NUMBERS.items()}
-_OPERATORS = {"@": Kind.RAM, "#": Kind.ACPI_DATA, "$": Kind.RESERVED, "!": Kind.PRAM}
+OPERATORS = {"@": Kind.RAM, "#": Kind.ACPI_DATA, "$": Kind.RESERVED, "!": Kind.PRAM}
 
 
 # Numbers -------------------------------------------------------------------------------------
@@ -60,12 +35,12 @@ def memparse(text: str) -> tuple[int, str]:
     by powers of 1024, and everything wraps at 64 bits. Text that is no number gives (0, text).
     Source: lib/cmdline.c memparse, lib/vsprintf.c simple_strtoull, lib/kstrtox.c.
     """
-    value, rest = _strtoull(text)
+    value, rest = strtoull(text)
     shift = 10 * (_SUFFIXES.find(rest[0].lower()) + 1) if rest and rest[0].isascii() else 0
-    return (value << shift) & _U64, rest[1:] if shift else rest
+    return (value << shift) & U64, rest[1:] if shift else rest
 
 
-def _strtoull(text: str) -> tuple[int, str]:
+def strtoull(text: str) -> tuple[int, str]:
     """simple_strtoull(text, …, 0): unsigned, no sign, no blanks skipped, wraps at 64 bits."""
     base, at = 10, 0
     if text[:1] == "0":
@@ -74,7 +49,7 @@ def _strtoull(text: str) -> tuple[int, str]:
         base, at = (16, 2) if hexadecimal else (8, 0)
     value = 0
     while at < len(text) and 0 <= _DIGITS.find(text[at].lower()) < base:
-        value = (value * base + int(text[at], 16)) & _U64
+        value = (value * base + int(text[at], 16)) & U64
         at += 1
     return value, text[at:]
 
@@ -85,7 +60,7 @@ def format_size(size: int) -> str:
     `size` is bytes, 0 < size < 2^64. Decimals, `GB` and leading zeros do not exist here: the kernel
     would read another number. Raises EmupmemError for what cannot be said, or would not be read back.
     """
-    if not 0 < size <= _U64:
+    if not 0 < size <= U64:
         raise EmupmemError(f"{size} bytes cannot be a size on the kernel command line")
     unit, letter = next(((u, c) for u, c in ((GIB, "G"), (MIB, "M"), (KIB, "K")) if size % u == 0), (1, ""))
     text = f"{size // unit}{letter}"
@@ -105,7 +80,7 @@ def format_memmap(reservations: Iterable[tuple[int, int]]) -> str:
     if not pairs:
         raise EmupmemError("a memmap= argument needs at least one reservation")
     spans = sorted(Span(start, start + size) for size, start in pairs)
-    if any(b.start < a.end for a, b in pairwise(spans)) or spans[-1].end > _U64:
+    if any(b.start < a.end for a, b in pairwise(spans)) or spans[-1].end > U64:
         raise EmupmemError("reservations overlap or reach beyond 64 bits")
     text = "memmap=" + ",".join(f"{format_size(size)}!{format_size(start)}" for size, start in pairs)
     read = parse_command_line(text)
@@ -130,7 +105,7 @@ def parse_command_line(text: str) -> CommandLine:
     crashkernel: list[str] = []
     huge: list[tuple[str, str]] = []
     fake: list[Span] = []
-    for name, value in _parameters(text):
+    for name, value in parameters(text):
         words.append(name if value is None else f"{name}={value}")
         # parameq() takes - and _ for the same, kernel/params.c
         key = name.replace("-", "_")
@@ -139,7 +114,7 @@ def parse_command_line(text: str) -> CommandLine:
         if key == "memmap":
             items += parse_memmap_value(value)
         elif key == "mem":
-            limits += _mem_limit(value)
+            limits += mem_limit(value)
         elif key == "crashkernel":
             crashkernel.append(value)
         elif key == "efi_fake_mem":
@@ -183,7 +158,7 @@ def _back(text: str) -> str:
     return text if text.isascii() else text.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
-def _parameters(text: str) -> Iterator[tuple[str, str | None]]:
+def parameters(text: str) -> Iterator[tuple[str, str | None]]:
     """(name, value or None) of each parameter up to `--`. Source: parse_args of kernel/params.c."""
     rest = _seen(text).lstrip(_SPACES)
     at = 0
@@ -246,12 +221,12 @@ def _memmap_item(text: str) -> MemmapItem | None:
     size, rest = memparse(text)
     if rest == text:
         return None
-    if rest[:1] in _OPERATORS or rest[:1] == "%":
+    if rest[:1] in OPERATORS or rest[:1] == "%":
         return MemmapItem(rest[0], size, memparse(rest[1:])[0], text)
     return MemmapItem("limit", size, 0, text)
 
 
-def _mem_limit(value: str) -> list[int]:
+def mem_limit(value: str) -> list[int]:
     """The limit that `mem=` sets: none for nopentium and 0 (parse_memopt of e820.c)."""
     size = memparse(value)[0]
     return [size] if size and value != "nopentium" else []
@@ -286,7 +261,7 @@ def kaslr_avoided(line: CommandLine) -> tuple[tuple[Span, ...], bool]:
     """
     spans: list[Span] = []
     too_many = False
-    for name, value in _parameters(line.text):
+    for name, value in parameters(line.text):
         if name != "memmap" or value is None or len(spans) >= MAX_MEMMAP_REGIONS:
             continue
         left = value.split(",")
@@ -348,130 +323,4 @@ def _huge_count(value: str) -> int:
 def _leading_decimal(text: str) -> int:
     """sscanf("%lu") without signs."""
     digits = text[: len(text) - len(text.lstrip("0123456789"))]
-    return int(digits) & _U64 if digits else 0
-
-
-# The map after the command line ----------------------------------------------------------------
-
-
-class _Table:
-    """The e820 table while the early parameters are read: rows of [start, size, type]."""
-
-    def __init__(self, entries: Sequence[MapEntry]) -> None:
-        self.rows = [[e.start, e.size, _number(e)] for e in entries]
-        self.names = {_number(e): e.words for e in entries}
-
-    def add(self, start: int, size: int, number: int) -> None:
-        self.rows.append([start, size, number])
-
-    def change(self, start: int, size: int, old: int, new: int) -> None:
-        """e820__range_update and e820__range_remove: `old` 0 is any type, `new` 0 takes it out."""
-        end = min(start + size, _U64)
-        at = 0
-        while at < len(self.rows):  # rows that are added on the way are looked at as well
-            row = self.rows[at]
-            at += 1
-            row_start, row_end = row[0], row[0] + row[1]
-            if old and row[2] != old:
-                continue
-            if row_start >= start and row_end <= end:
-                row[:] = [row_start, row[1], new] if new else [0, 0, 0]
-                continue
-            first, last = max(start, row_start), min(end, row_end)
-            if first >= last:
-                continue
-            if new:
-                self.add(first, last - first, new)
-            if row_start < first and last < row_end:
-                self.add(last, row_end - last, row[2])
-                row[1] = first - row_start
-            elif row_start < first:
-                row[1] = first - row_start
-            else:
-                row[:] = [last, row_end - last, row[2]]
-
-    def sanitized(self) -> Iterator[MapEntry]:
-        """e820__update_table: sorted, the highest type wins, neighbours of a type joined (not type 12)."""
-        rows = [r for r in self.rows if r[1]]
-        edges = sorted({edge for start, size, _ in rows for edge in (start, start + size)})
-        made: list[list[int]] = []
-        for low, high in pairwise(edges):
-            number = max((n for start, size, n in rows if start <= low and high <= start + size), default=0)
-            merges = number not in (_TYPE_NUMBERS[Kind.PRAM], _TYPE_NUMBERS[Kind.SOFT_RESERVED])
-            if number and merges and made and made[-1][1] == low and made[-1][2] == number:
-                made[-1][1] = high
-            elif number:
-                made.append([low, high, number])
-        for low, high, number in made:
-            kind = _KINDS.get(number, Kind.UNKNOWN)
-            default = f"type {number}" if kind is Kind.UNKNOWN else kind.value
-            yield MapEntry(low, high, kind, self.names.get(number) or default)
-
-
-def apply_memmap(firmware: FirmwareMap, line: CommandLine) -> tuple[MapEntry, ...]:
-    """What the kernel's map will be once it has read the command line: the model of its `user:` lines.
-
-    Raises EmupmemError where the kernel would stop: fewer than two ranges left, a range beyond 64
-    bits, or a `%` item that changes a type into itself.
-    Source: e820__finish_early_params, parse_memmap_one, e820__update_table of arch/x86/kernel/e820.c.
-    """
-    table = _Table(firmware.entries)
-    steps = _steps(line)
-    for item in steps:
-        _apply(table, item)
-    if not steps:
-        return tuple(table.sanitized())
-    if len(table.rows) < 2 or any(start + size > _U64 for start, size, _ in table.rows):
-        raise EmupmemError("the kernel would stop at this command line: Invalid user supplied memory map")
-    return tuple(table.sanitized())
-
-
-def _steps(line: CommandLine) -> list[MemmapItem]:
-    """The items and the limits of mem= in the order of the line, where its text still is their origin."""
-    in_order: list[MemmapItem] = []
-    for name, value in _parameters(line.text):
-        key = name.replace("-", "_")
-        if key == "memmap" and value is not None:
-            in_order += parse_memmap_value(value)
-        elif key == "mem" and value is not None:
-            in_order += [MemmapItem("mem", limit, 0, value) for limit in _mem_limit(value)]
-    if tuple(i for i in in_order if i.op != "mem") == line.items:
-        return in_order
-    return [*line.items, *(MemmapItem("mem", limit, 0, "") for limit in line.mem_limits)]
-
-
-def _apply(table: _Table, item: MemmapItem) -> None:
-    if item.op == "exactmap":
-        table.rows.clear()
-    elif item.op in _OPERATORS:
-        table.add(item.start, item.size, _TYPE_NUMBERS[_OPERATORS[item.op]])
-    elif item.op == "%":
-        _apply_percent(table, item)
-    else:
-        table.change(item.size, _U64 - item.size, _TYPE_NUMBERS[Kind.RAM], 0)
-
-
-def _apply_percent(table: _Table, item: MemmapItem) -> None:
-    rest = memparse(memparse(item.text)[1][1:])[1]
-    old = new = 0
-    if rest[:1] == "-":
-        old, rest = _strtoull(rest[1:])
-    if rest[:1] == "+":
-        new, rest = _strtoull(rest[1:])
-    if rest:
-        return
-    old, new = old & 0xFFFFFFFF, new & 0xFFFFFFFF  # enum e820_type is 32 bits wide
-    if old and old == new:
-        raise EmupmemError(f"the kernel would stop at memmap={item.text}: it changes a type into itself")
-    if new and not old:
-        table.add(item.start, item.size, new)
-    else:
-        table.change(item.start, item.size, old, new)
-
-
-def _number(entry: MapEntry) -> int:
-    """The type number of a map line; that of an unknown type is in its words, or else reserved."""
-    if entry.kind in _TYPE_NUMBERS:
-        return _TYPE_NUMBERS[entry.kind]
-    digits = entry.words.removeprefix("type ")
-    return int(digits) if digits.isascii() and digits.isdigit() else _TYPE_NUMBERS[Kind.RESERVED]
+    return int(digits) & U64 if digits else 0

@@ -1,0 +1,71 @@
+"""The words of the editor: texts of one character per byte, the two variables, what may be put in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import AnyStr
+
+from emupmem.editor.quoting import items_of_word
+from emupmem.model import EmupmemError
+
+LINUX = "GRUB_CMDLINE_LINUX"
+DEFAULT = "GRUB_CMDLINE_LINUX_DEFAULT"
+VARIABLES = (LINUX, DEFAULT)
+
+MARK = "# added by emupmem"
+"""The comment above a line that emupmem appended: only such a line is taken out as a whole."""
+
+MOST_WORDS = 4000
+"""Words of a file beside its comments. Augeas takes the square of their number: 50 s for 20,000 of them."""
+_NEW_ITEM = re.compile(r"[1-9][0-9]*[KMGTPE]?![1-9][0-9]*[KMGTPE]?")
+_NEW_WORD = re.compile(r"[A-Za-z0-9_.,:=/!-]+")
+
+
+# --- texts and wishes ------------------------------------------------------------------------------------
+
+
+def internal(text: str | bytes) -> str:
+    return (text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")).decode("latin-1")
+
+
+def external(source: str, like: AnyStr) -> AnyStr:
+    data = source.encode("latin-1")
+    return data if isinstance(like, bytes) else data.decode("utf-8", "surrogateescape")
+
+
+def printable(source: str) -> str:
+    return source.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+def checked_text(text: str | bytes, filename: str) -> str:
+    source = internal(text)
+    if "\0" in source:
+        line = source.count("\n", 0, source.index("\0")) + 1
+        raise EmupmemError(
+            f"{filename}:{line}: contains a NUL byte", "this is no text for sh; restore the file"
+        )
+    if source.startswith(("\xef\xbb\xbf", "\xff\xfe", "\xfe\xff")):
+        raise EmupmemError(
+            f"{filename}:1: starts with a byte order mark, which sh takes for a command",
+            f"remove it: sed -i '1s/^\\xef\\xbb\\xbf//' {filename}",
+        )
+    if sum(len(line.split()) for line in source.split("\n") if line[:1] != "#") > MOST_WORDS:
+        raise EmupmemError(
+            f"{filename}: more than {MOST_WORDS} words, which no settings of GRUB have",
+            "restore the file, or move what is not for GRUB out of it",
+        )
+    return source
+
+
+def check_wanted_words(
+    variable: str, items: Sequence[str], extra_words: Sequence[str], drop_words: Sequence[str]
+) -> None:
+    if variable not in VARIABLES:
+        raise EmupmemError(f"{variable} is not a variable of kernel arguments", f"use {LINUX} or {DEFAULT}")
+    for item in items:
+        if not _NEW_ITEM.fullmatch(item):
+            raise EmupmemError(f"not an item of memmap=: {item}", "SIZE!START is, for example 16G!4G")
+    for word in extra_words:
+        if not _NEW_WORD.fullmatch(word) or items_of_word(word) or word in drop_words:
+            raise EmupmemError(f"not a word that can be added: {word}", "plain kernel arguments only")

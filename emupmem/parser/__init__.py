@@ -1,0 +1,1 @@
+"""Stage 1: the text of a boot log becomes a memory map."""

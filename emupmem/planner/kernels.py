@@ -1,0 +1,98 @@
+"""What a kernel makes of a reservation: from which release on, and where KASLR may put the kernel."""
+
+from __future__ import annotations
+
+import re
+
+from emupmem.model import EmupmemError, KernelRelease
+from emupmem.planner.situation import Situation
+
+FIRST_EL7 = 514
+"""The RHEL 7 kernel (3.10.0-514.el7, RHEL 7.3) from which on `memmap=SIZE!OFFSET` is known.
+
+Its changelog brings the persistent types of e820 (ad5fb870c486, mainline 4.2, which builds on the `!` of
+ec776ef6bbe1) with the internal build 3.10.0-427, between RHEL 7.2 (327) and 7.3 (514): the later one is safe.
+"""
+
+
+def kernel_problem(kernel: KernelRelease | None) -> EmupmemError | None:
+    """Why a kernel must not be given `memmap=SIZE!OFFSET`, None where nothing is known against it.
+
+    Before Linux 4.1 (ec776ef6bbe1) parse_memmap_one takes the item for `memmap=SIZE`: a limit for all memory.
+    """
+    if kernel is None:
+        return None
+    if kernel.i386:
+        return EmupmemError(f"{kernel.text} is a 32-bit kernel, which has no /dev/pmem", KERNEL_NEEDED)
+    if (kernel.major, kernel.minor) >= (4, 1) or _el7_build(kernel) >= FIRST_EL7:
+        return None
+    return EmupmemError(
+        f"{kernel.text} does not know memmap=SIZE!OFFSET: it takes SIZE as a limit for all of its memory",
+        KERNEL_NEEDED,
+    )
+
+
+KERNEL_NEEDED = (
+    "memmap=SIZE!OFFSET needs a 64-bit kernel, Linux 4.1 or later (on RHEL 7: 3.10.0-514.el7 or later)"
+)
+
+
+def _el7_build(kernel: KernelRelease) -> int:
+    """The build of a RHEL 7 kernel (and its rebuilds), 0 for all others."""
+    found = re.match(r"3\.10\.0-(\d{1,6})\..*\bel7", kernel.release)
+    return int(found[1]) if found else 0
+
+
+def kernel_warnings(kernel: KernelRelease | None) -> list[str]:
+    if kernel is None or (kernel.major, kernel.minor) >= (4, 1):
+        return []
+    return [
+        f"{kernel.text} is older than Linux 4.1 and knows memmap=SIZE!OFFSET by a backport only: try it once first "
+        "(apply --trial)"
+    ]
+
+
+def randomisation(situation: Situation) -> tuple[bool, list[str]]:
+    """Whether to propose nokaslr for what will boot, and what a person should know of it."""
+    return kaslr(situation)
+
+
+def kaslr(situation: Situation) -> tuple[bool, list[str]]:
+    """Whether to propose nokaslr, and what to say (facts: a1b87d54f4e4, fixed by 15aa8fb852f9).
+
+    EFI stubs that decompress the kernel themselves ignored memmap= when they randomised the
+    kernel's place: 6.1.81-6.1.92 and 6.6.0 until 6.6.33 / 6.9.4.
+    """
+    line = situation.command_line
+    if line is not None and line.nokaslr:
+        return False, []
+    kernel = situation.kernel
+    if situation.efi is False:
+        return False, []
+    affected = None if kernel is None else _randomises_into(kernel)
+    if affected is False:
+        return False, []
+    name = "this kernel" if kernel is None else kernel.text
+    why = f"{name}, started by UEFI, may place itself inside the reservation at random"
+    if affected and situation.efi:
+        return True, [f"{why}: nokaslr prevents it (--nokaslr adds it), or install a newer kernel"]
+    if affected is None and situation.efi:
+        return False, [
+            f"the exact version of {name} is unknown: Linux 6.1.81-6.1.92 and 6.6.0-6.9.3 started by UEFI "
+            "may place themselves inside the reservation; if it is one of these, add --nokaslr"
+        ]
+    if affected and situation.efi is None:
+        return False, [
+            f"if it is started by UEFI, {name} may place itself inside the reservation: add --nokaslr"
+        ]
+    return False, []
+
+
+def _randomises_into(kernel: KernelRelease) -> bool | None:
+    """Whether this kernel's EFI stub ignores memmap=; None where the stable number decides and hides."""
+    series, stable = (kernel.major, kernel.minor), kernel.stable
+    first_bad = {(6, 1): 81}.get(series, 0)
+    first_good = {(6, 1): 93, (6, 6): 33, (6, 9): 4}.get(series)
+    if first_good is None:
+        return series in ((6, 7), (6, 8))
+    return None if stable is None else first_bad <= stable < first_good

@@ -1,0 +1,345 @@
+"""FirmwareMap + Request -> Plan, or a named reason why not. Pure.
+
+The rules, in one place: a reservation lies inside one usable range of the firmware map, on one
+NUMA node, at or above 4 GiB, clear of everything that other words of the command line take, start
+and size whole multiples of the largest step that fits (1 GiB, 128 MiB, 16 MiB, 2 MiB), as low as
+possible; what stays for the system is at least the floor; the kernel's address randomisation is
+never given more regions than it can keep clear of.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from emupmem.kernel.cmdline import format_memmap, format_size, memmap_region_count
+from emupmem.model import (
+    LOW_LIMIT,
+    MAX_MEMMAP_REGIONS,
+    MIB,
+    EmupmemError,
+    Kind,
+    MapEntry,
+    Offer,
+    Plan,
+    Rejected,
+    Request,
+    Reservation,
+)
+from emupmem.planner.kernels import kaslr, kernel_problem, kernel_warnings
+from emupmem.planner.places import (
+    Field,
+    field_of,
+    fill_places,
+    find_places,
+    high_places,
+    room_in,
+    rooms_of,
+    subtract,
+    taken_by,
+    union_of,
+)
+from emupmem.planner.situation import BELOW_4G, PAGE, STEPS, STRUCT_PAGE, NoPlan, Situation, page_structs
+from emupmem.units import human, tight
+
+
+def plan(situation: Situation, request: Request) -> Plan:
+    """The lowest reservation that keeps all rules.
+
+    Without a size, one is chosen that leaves half of the RAM, or failing that the floor.
+    Raises NoPlan when nothing fits, EmupmemError for a request that no machine can serve.
+    """
+    problem = kernel_problem(situation.kernel)
+    if problem is not None:
+        raise problem
+    _check_request(situation, request)
+    field = field_of(situation, request.numa_node)
+    budget = _budget(situation)
+    if request.size is None:
+        request = replace(request, size=_comfortable(situation, request, field, budget))
+    assert request.size is not None
+    chosen = find_places(field.places, request)
+    if chosen is None or budget.left(chosen) < request.min_free:
+        raise _no_plan(situation, request, field, budget, fits=chosen is not None)
+    left = budget.left(chosen)
+    nokaslr, kaslr_warning = kaslr(situation)
+    warnings = (
+        *kernel_warnings(situation.kernel),
+        *_align_warnings(chosen),
+        *_ram_warnings(budget, left),
+        *kaslr_warning,
+    )
+    memmap = format_memmap([(r.size, r.start) for r in chosen])
+    return Plan(memmap, chosen, left, page_structs(request.size * request.count), warnings, nokaslr)
+
+
+def offers(situation: Situation, request: Request) -> tuple[Offer, ...]:
+    """For each usable range of the map the most that one device in it could have, with the reason."""
+    field = field_of(situation, request.numa_node)
+    affordable = _affordable(_budget(situation), request.min_free)
+    rooms = rooms_of(field)
+    found = []
+    for index, entry in enumerate(situation.firmware.entries):
+        if entry.kind is not Kind.RAM:
+            continue
+        room = rooms.get(index, 0)
+        reason = field.reasons.get(index, "")
+        if affordable < room:
+            reason = f"the rest keeps {human(request.min_free)} for the system"
+        found.append(Offer(entry.start, entry.size, min(room, affordable), reason))
+    return tuple(found)
+
+
+def rejected(situation: Situation, request: Request, made: Plan | None) -> tuple[Rejected, ...]:
+    """Every range of the map that was not chosen, with a reason that a person understands."""
+    chosen = sorted((r.start, r.end) for r in made.reservations) if made else []
+    size = made.reservations[0].size if made else request.size
+    field = field_of(situation, request.numa_node)
+    rooms, budget = rooms_of(field), _budget(situation)
+    found, at = [], 0
+    for index, entry in enumerate(situation.firmware.entries):
+        while at < len(chosen) and chosen[at][1] <= entry.start:
+            at += 1
+        if at < len(chosen) and chosen[at][0] < entry.end:
+            continue
+        if entry.kind is not Kind.RAM:
+            reason = _not_ram(entry.kind, entry.words)
+        elif index in field.reasons:
+            reason = field.reasons[index]
+        else:
+            reason = _why_not(entry, rooms[index], request, size, budget, bool(chosen))
+        found.append(Rejected(entry.start, entry.size, reason))
+    return tuple(found)
+
+
+def satisfied(situation: Situation, request: Request, existing: Sequence[Reservation]) -> bool:
+    """Whether reservations that are there already are what is asked, and keep every rule still."""
+    if len(existing) != request.count or request.size is None:
+        return False
+    if any(r.size != request.size or r.start % STEPS[-1] for r in existing):
+        return False
+    if request.offset is not None and min(r.start for r in existing) != request.offset:
+        return False
+    places = field_of(situation, request.numa_node).places
+    if not all(any(p[0] <= r.start and r.end <= p[1] for p in places) for r in existing):
+        return False
+    return _budget(situation).left(existing) >= request.min_free
+
+
+def _check_request(situation: Situation, request: Request) -> None:
+    step = STEPS[-1]
+    if request.count < 1:
+        raise EmupmemError(f"{request.count} devices make no sense", "--count takes 1 to 4")
+    if request.size is not None and (request.size < step or request.size % step):
+        lower, upper = request.size // step * step, (request.size // step + 1) * step
+        near = f"{tight(lower)} or {tight(upper)}" if lower else tight(upper)
+        raise EmupmemError(f"size {tight(request.size)} is not a multiple of 2 MiB", f"take {near}")
+    if request.offset is not None:
+        if request.offset < LOW_LIMIT:
+            raise EmupmemError(
+                f"offset {tight(request.offset)} is {BELOW_4G}", "take 4G or more, or leave --offset away"
+            )
+        if request.offset % step:
+            near = tight(request.offset // step * step)
+            raise EmupmemError(f"offset {tight(request.offset)} is not a multiple of 2 MiB", f"take {near}")
+    _check_command_line(situation, request)
+    nodes = sorted({n.node for n in situation.nodes})
+    if request.numa_node is not None and request.numa_node not in nodes:
+        known = f"nodes with memory: {', '.join(map(str, nodes))}" if nodes else "no nodes are known"
+        raise EmupmemError(f"there is no NUMA node {request.numa_node}", known)
+
+
+def _check_command_line(situation: Situation, request: Request) -> None:
+    line = situation.command_line
+    if line is not None and any(i.op == "exactmap" for i in line.items):
+        raise EmupmemError(
+            "the command line has memmap=exactmap: it replaces the firmware's map by one made by hand",
+            "remove it first; emupmem plans on what the firmware says",
+        )
+    present = memmap_region_count(line) if line is not None else 0
+    if present + request.count > MAX_MEMMAP_REGIONS and not (line is not None and line.nokaslr):
+        raise EmupmemError(
+            f"{present + request.count} memmap regions in all: the kernel's address randomisation keeps clear "
+            f"of {MAX_MEMMAP_REGIONS} only and may put the kernel into the fifth",
+            f"there are {present} already; ask for fewer devices, or boot with nokaslr",
+        )
+
+
+# RAM that stays ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """RAM in bytes: all that the kernel has of what the firmware reports, and what others take of it.
+
+    `limit` is the address above which mem= or a bare memmap= takes all RAM away (2^64: none).
+    """
+
+    total: int
+    taken: int
+    limit: int
+
+    def left(self, chosen: Sequence[Reservation]) -> int:
+        """What stays; a reservation above the limit costs page structs only, its RAM is gone already."""
+        size = sum(r.size for r in chosen)
+        above = sum(max(0, r.end - max(r.start, self.limit)) for r in chosen)
+        return self.total - self.taken - size - page_structs(size) + above
+
+
+def _budget(situation: Situation) -> _Budget:
+    """What mem=, memmap= items, crashkernel= and huge pages take of the RAM that the kernel did not lose."""
+    entries = ((e.start, e.end, 0, None) for e in situation.firmware.entries if e.kind is Kind.RAM)
+    ram = list(subtract(entries, union_of((x.start, x.end) for x in situation.losses)))
+    total = sum(p[1] - p[0] for p in ram)
+    line = situation.command_line
+    if line is None:
+        return _Budget(total, situation.hugepages, 1 << 64)
+    limit = min((*line.mem_limits, *(i.size for i in line.items if i.op == "limit")), default=1 << 64)
+    taken = [(i.start, i.start + i.size) for i in line.items if i.op in "!$#%"]
+    others = union_of([*taken, *((s.start, s.end) for s in line.fake_mem)])
+    stays = sum(min(p[1], limit) - p[0] for p in subtract(ram, others) if p[0] < limit)
+    kept = sum(page_structs(i.size) for i in line.reservations)
+    return _Budget(total, total - stays + taken_by(line, total, situation.hugepages) + kept, limit)
+
+
+def _affordable(budget: _Budget, min_free: int) -> int:
+    """The largest multiple of 2 MiB that leaves `min_free`."""
+    spare = budget.total - budget.taken - min_free
+    return max(0, spare * PAGE // (PAGE + STRUCT_PAGE)) // STEPS[-1] * STEPS[-1]
+
+
+def _comfortable(situation: Situation, request: Request, field: Field, budget: _Budget) -> int:
+    """A size per device that leaves half of the RAM, a power of two; failing that, any that fits."""
+    largest = _largest(request, field, budget)
+    for floor in (max(request.min_free, budget.total // 2), request.min_free):
+        size = 1 << max(largest.bit_length() - 1, 0)
+        while size >= STEPS[2]:
+            chosen = find_places(field.places, replace(request, size=size))
+            if chosen is not None and budget.left(chosen) >= floor:
+                return size
+            size //= 2
+    raise NoPlan(
+        "this machine has no room for a reservation",
+        _roomless_hint(situation, request, field, budget),
+        largest,
+        rejected(situation, request, None),
+    )
+
+
+def _roomless_hint(situation: Situation, request: Request, field: Field, budget: _Budget) -> str:
+    if not high_places(situation):
+        return "all of its RAM is below 4 GiB, where the kernel, DMA and the initrd need it"
+    if not field.places:
+        return "none of its RAM above 4 GiB is free for it"
+    if budget.taken >= budget.total:
+        return f"{_takers(situation)} takes all of its {human(budget.total)} of RAM"
+    return f"it has {human(budget.total - budget.taken)} of RAM; {human(request.min_free)} must stay (--min-free)"
+
+
+def _takers(situation: Situation) -> str:
+    """Who takes the RAM, for people: the words of the command line, or the pages that the machine has now."""
+    line = situation.command_line
+    words = [line.hugepages_text] if line is not None and line.hugepages_text else []
+    words += [f"crashkernel={value}" for value in line.crashkernel] if line is not None else []
+    if not words and situation.hugepages:
+        return "what is set up as huge pages"
+    return " ".join(words) or "the kernel command line"
+
+
+def _largest(request: Request, field: Field, budget: _Budget) -> int:
+    """The largest size per device, in steps of 2 MiB, that keeps all rules; 0 where none does.
+
+    Only the roomiest places matter, as many as there are devices, and the one that holds the
+    offset; both fitting and the floor get harder as the size grows, so bisection finds it.
+    """
+    step, offset = STEPS[-1], request.offset
+    places = field.places
+    if offset is not None:
+        places = [(max(p[0], offset), *p[1:]) for p in places if p[1] > offset]
+    best = heapq.nlargest(request.count, places, key=lambda p: room_in(p, step))
+    first = [p for p in places[:1] if offset is not None and p not in best]
+    best = sorted([*first, *best])
+    low, high = 0, max((room_in(p, step) for p in best), default=0) // step
+    while low < high:
+        middle = (low + high + 1) // 2
+        chosen = fill_places(best, middle * step, request.count, step, offset)
+        if chosen is not None and budget.left(chosen) >= request.min_free:
+            low = middle
+        else:
+            high = middle - 1
+    return low * step
+
+
+# Words ------------------------------------------------------------------------------------------
+
+
+def _no_plan(situation: Situation, request: Request, field: Field, budget: _Budget, *, fits: bool) -> NoPlan:
+    assert request.size is not None
+    largest = _largest(request, field, budget)
+    each = "" if request.count == 1 else f"{request.count} times "
+    if fits:
+        message = (
+            f"{each}{human(request.size)} would leave {human(_would_leave(request, request.size, budget))} of RAM, "
+            f"less than the {human(request.min_free)} that must stay (--min-free)"
+        )
+    else:
+        where = f" at {tight(request.offset)}" if request.offset is not None else ""
+        node = f" on NUMA node {request.numa_node}" if request.numa_node is not None else ""
+        message = f"no usable range has room for {each}{human(request.size)}{where}{node}"
+    hint = (
+        f"the largest size that fits is {format_size(largest)}"
+        if largest
+        else _roomless_hint(situation, request, field, budget)
+    )
+    return NoPlan(message, hint, largest, rejected(situation, request, None))
+
+
+def _would_leave(request: Request, size: int, budget: _Budget) -> int:
+    return max(0, budget.left([Reservation(0, size, 1)] * request.count))
+
+
+def _not_ram(kind: Kind, words: str) -> str:
+    return _REASONS.get(kind) or f"not RAM: {words or 'unknown type'}"
+
+
+_REASONS = {
+    Kind.RESERVED: "reserved by firmware",
+    Kind.SOFT_RESERVED: "soft reserved: special-purpose memory that a driver owns",
+    Kind.ACPI_DATA: "ACPI tables",
+    Kind.ACPI_NVS: "ACPI non-volatile storage",
+    Kind.UNUSABLE: "marked unusable by firmware",
+    Kind.PMEM: "real persistent memory (type 7)",
+    Kind.PRAM: "persistent already (type 12)",
+}
+
+
+def _why_not(
+    entry: MapEntry, room: int, request: Request, size: int | None, budget: _Budget, planned: bool
+) -> str:
+    """Why a usable range with a place in it was not chosen."""
+    if size is not None and room < size:
+        what = human(room) + (" after alignment" if room + STEPS[-1] <= entry.size else "")
+        return f"{what}, you asked for {human(size)}" if request.size is not None else f"{what}: too small"
+    if planned:
+        return "not needed: a lower range was chosen"
+    if size is not None and _would_leave(request, size, budget) < request.min_free:
+        return f"would leave {human(_would_leave(request, size, budget))} of RAM"
+    if request.offset is not None and not entry.start <= request.offset < entry.end:
+        return f"not at the offset you asked for, {tight(request.offset)}"
+    if size is not None:
+        return f"has room for {room // size} of {request.count} devices of {human(size)}"
+    return f"would leave less than {human(request.min_free)} of RAM"
+
+
+def _align_warnings(chosen: Sequence[Reservation]) -> list[str]:
+    step = chosen[0].align
+    if step >= 128 * MIB:
+        return []
+    return [f"aligned to {human(step)} only: kernels before 5.3 need 128 MiB, ndctl prefers 16 MiB"]
+
+
+def _ram_warnings(budget: _Budget, left: int) -> list[str]:
+    if left * 4 < budget.total:
+        return ["less than a quarter of the RAM stays for the system"]
+    return []

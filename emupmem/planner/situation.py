@@ -1,0 +1,65 @@
+"""What the planner is given beside the map, and what it answers where nothing fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emupmem.model import (
+    GIB,
+    MIB,
+    CommandLine,
+    EmupmemError,
+    FirmwareMap,
+    KernelRelease,
+    Loss,
+    NodeRange,
+    Rejected,
+    Span,
+)
+
+STEPS = (GIB, 128 * MIB, 16 * MIB, 2 * MIB)
+"""Steps of alignment, best first.
+
+1 GiB keeps devdax huge pages and NUMA simple; 128 MiB is the memory section that kernels before
+5.3 map as a whole; 16 MiB is ndctl's own region alignment; below 2 MiB the driver refuses
+(`misaligned, unable to map`, memremap_compat_align() since 5.7).
+"""
+
+STRUCT_PAGE, PAGE = 64, 4096
+BELOW_4G = "below 4 GiB: the kernel, DMA and the initrd need it"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the planner knows of the machine.
+
+    `vetoes` are (name, spans): RAM as other sources see it; a place must be RAM for all of them.
+    `losses` are ranges that the kernel took out of the RAM: no place may touch one.
+    `command_line` holds every word that will be on the command line beside the new reservation,
+    reservations that stay included. `hugepages` are the bytes of huge pages that the machine has
+    now, however it got them (sysctl): the next boot will have as many. `efi` and `kernel` are None
+    where unknown.
+    """
+
+    firmware: FirmwareMap
+    vetoes: tuple[tuple[str, tuple[Span, ...]], ...] = ()
+    nodes: tuple[NodeRange, ...] = ()
+    command_line: CommandLine | None = None
+    efi: bool | None = None
+    kernel: KernelRelease | None = None
+    hugepages: int = 0
+    losses: tuple[Loss, ...] = ()
+
+
+class NoPlan(EmupmemError):
+    """Nothing fits. `largest` is the largest size in bytes that would (0: none), per device."""
+
+    def __init__(self, message: str, hint: str, largest: int, rejected: tuple[Rejected, ...]) -> None:
+        super().__init__(message, hint)
+        self.largest = largest
+        self.rejected = rejected
+
+
+def page_structs(size: int) -> int:
+    """Bytes of DRAM for the page structs of `size` bytes of pmem: 64 per 4 KiB page (fsdax, map=mem)."""
+    return size // PAGE * STRUCT_PAGE

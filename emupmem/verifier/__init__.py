@@ -1,0 +1,1 @@
+"""Stage 4: what was seen of a machine becomes a ladder of checks."""

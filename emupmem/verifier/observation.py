@@ -1,0 +1,116 @@
+"""What was seen of a machine after the reboot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emupmem import grubcfg
+from emupmem.model import BootLog, Check, CommandLine, Device, FirmwareMap, IomemLine
+
+
+@dataclass(frozen=True, slots=True)
+class SeenMount:
+    """A mount that the boot unit asks for (`at_boot`) or that is there besides; None: could not be seen.
+
+    `fs` is what the device holds (empty: blank), `wanted` what was asked (empty: anything), `at`
+    where it is mounted, `keep` the image that its content is kept in. `faults` is what writing to 4 MiB
+    took, `huge` what that means, `no_huge` why the kernel has no huge pages for files at all, `why` why a
+    proof could not be made.
+    """
+
+    device: str
+    dir: str
+    wanted: str
+    fs: str | None
+    at: str
+    options: tuple[str, ...]
+    dax_file: bool | None = None
+    map_sync: bool | None = None
+    faults: int | None = None
+    huge: bool | None = None
+    no_huge: str = ""
+    aligned: bool = True
+    why: str = ""
+    at_boot: bool = False
+    keep: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRegion:
+    """A libnvdimm region and the block device of its namespace (bytes; None where not shown to us)."""
+
+    name: str
+    size: int
+    start: int | None
+    block: str
+    block_size: int
+    dax: bool | None
+    numa_node: int | None
+    provider: str = ""
+    mode: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenTrial:
+    """A trial boot: its added words, and how it stands (see `trial.State`)."""
+
+    words: tuple[str, ...]
+    chosen: bool
+    running: bool
+    started_since: bool
+    why: str = ""
+    kexec: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was seen of one machine; None stands for "could not be seen".
+
+    `configured` are our items in the GRUB defaults as written (`1G!4G`) for normal entries,
+    `recovery` those for recovery entries, `variable` where they stand; `entries` what the boot loader
+    will offer, `menu` where that lies, `whole` that it was written to its end, `menu_is_newer` whether it
+    was written after this boot, `log` this boot's log, `firmware` the firmware's map, `iomem` /proc/iomem,
+    `modules` for each module of the driver chain: `loaded`, `available`, `missing`, or `blocked by
+    FILE:LINE`. `mounts` are those of our devices and of the boot unit; empty where there are none, and
+    then nothing is said of them.
+    """
+
+    configured: tuple[str, ...] | None
+    variable: str
+    command_line: CommandLine
+    recovery: tuple[str, ...] = ()
+    entries: tuple[grubcfg.BootEntry, ...] | None = None
+    menu: str = "/boot/grub/grub.cfg"
+    whole: bool = True
+    menu_is_newer: bool | None = None
+    log: BootLog | None = None
+    firmware: FirmwareMap | None = None
+    iomem: tuple[IomemLine, ...] | None = None
+    regions: tuple[SeenRegion, ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
+    unseen: tuple[tuple[str, str], ...] = ()
+    mounts: tuple[SeenMount, ...] = ()
+    trial: SeenTrial | None = None
+
+    def why_unseen(self, what: str) -> str:
+        return dict(self.unseen).get(what, "could not be read")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The ladder, the devices that the reservations became, and the short answer."""
+
+    checks: tuple[Check, ...]
+    devices: tuple[Device, ...]
+
+    @property
+    def pending(self) -> bool:
+        return any(c.status == "pending" for c in self.checks)
+
+    @property
+    def ok(self) -> bool:
+        return not any(c.status in ("pending", "fail") for c in self.checks)
+
+    @property
+    def nothing_reserved(self) -> bool:
+        return self.ok and not self.devices and not any(c.name == "device" for c in self.checks)
