@@ -6,9 +6,11 @@ import re
 
 from emupmem import dax
 from emupmem.blocks import Mounted, Pmem, devices, mounts
-from emupmem.machine import Machine, kernel_folder, refuse_kernel_folder
 from emupmem.model import Command, EmupmemError
 from emupmem.qemu import NOT_RAW, Backend, Kind, parse_version
+from emupmem.system import files, lock, processes
+from emupmem.system.files import kernel_folder, refuse_kernel_folder
+from emupmem.system.machine import Machine
 
 IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 MEMORY = Backend(Kind.RAM)
@@ -42,7 +44,7 @@ def has_libpmem(machine: Machine, qemu: str) -> bool:
 
     Asked by a start that cannot succeed: objects are made before the device that does not exist.
     """
-    with machine.scratch(4096) as name:
+    with files.scratch_file(machine, 4096) as name:
         made = f"memory-backend-file,id=probe,mem-path={name.replace(',', ',,')},size=4096,share=on,pmem=on"
         none = ("-machine", "none", "-nodefaults", "-display", "none")
         argv = (qemu, *none, "-object", made, "-device", "emupmem-no-such-device")
@@ -64,7 +66,7 @@ def look(machine: Machine, name: str, shared: bool = False, inside: str = "vnvdi
     if state not in ("file", "missing", "character", "block"):
         raise EmupmemError(f"{name} is neither a file nor a device that can be behind an NVDIMM")
     if state != "missing" and not shared:
-        holders = machine.mapped_by(name)
+        holders = processes.processes_mapping(machine, name)
         if holders:
             raise EmupmemError(
                 f"{name} is in use by {', '.join(holders)}",
@@ -185,6 +187,6 @@ def _block(machine: Machine, name: str) -> Backend:
             f"{name} is mounted on {where}: guest and host would destroy its file system",
             f"give a file on it: --backend {where}",
         )
-    with machine.exclusive(name):
+    with lock.hold_device(machine, name):
         pass
     return Backend(Kind.BLOCK, name, device.size, emulated=_emulated(device))

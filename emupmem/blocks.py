@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.machine import Completed, Machine, Region
 from emupmem.model import UNCHANGED, Command, EmupmemError, MemmapItem
+from emupmem.system.machine import Machine
+from emupmem.system.programs import Completed
+from emupmem.system.sysfs import Region
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,18 +12,24 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from emupmem import dropin, elsewhere, foreign, grubcfg, loader, mount, oneshot, survey, trial
 from emupmem.blocks import mounts
+from emupmem.boot.grub import environment
+from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.editor import defaults, quoting
 from emupmem.editor import edits as editor_edits
 from emupmem.editor import text as editor_text
 from emupmem.elsewhere import GENERATOR_SECONDS, WORDS_RECORD, Elsewhere, put, refuse_changed
 from emupmem.kernel.cmdline import format_memmap, mangled, parse_command_line, parse_memmap_value
-from emupmem.machine import BACKUPS, GRUB_DEFAULT, Interrupts, Machine, interrupts, stamp
 from emupmem.model import UNCHANGED, Command, CommandLine, EmupmemError, FileEdit, Plan, Request, Reservation
 from emupmem.planner.plan import plan, satisfied
 from emupmem.planner.situation import STEPS, Situation
+from emupmem.system import backups, files, lock
+from emupmem.system.backups import BACKUPS, stamp
+from emupmem.system.lock import Interrupts, interrupts
+from emupmem.system.machine import Machine
 from emupmem.unit import FILE as UNIT_FILE
 from emupmem.unit import NO_CHANGE, BootMount, UnitChange
 from emupmem.unit import read as read_unit
@@ -565,7 +571,7 @@ def _change(
     recovery = values[editor_text.LINUX].items
     normal = (*recovery, *values[editor_text.DEFAULT].items)
     warnings = (*(found.notes if found else ()), *(made.warnings if made else ()))
-    cfg = machine.grub_cfg()
+    cfg = environment.grub_cfg(machine)
     script = machine.read(trial.SCRIPT)
     regenerate = machine.live and (
         bool(_menu_problems(machine, cfg, normal, recovery))
@@ -581,7 +587,11 @@ def _change(
 
 def _unfinished(machine: Machine, cfg: str) -> bool:
     """Whether a run that was killed left something."""
-    return machine.is_aside(cfg) or bool(machine.litter(WRITTEN, cfg))
+    return backups.is_aside(machine, cfg) or bool(_leftovers(machine, cfg))
+
+
+def _leftovers(machine: Machine, cfg: str) -> list[Path]:
+    return backups.leftovers(machine, (*WRITTEN, cfg, environment.grubenv_name(machine)))
 
 
 def prepare_trial(
@@ -613,15 +623,15 @@ def prepare_trial(
         raise EmupmemError("there is nothing to try")
     if permanent is not None:
         return _trial_elsewhere(machine, wanted, permanent)
-    cfg = machine.grub_cfg()
+    cfg = environment.grub_cfg(machine)
     text = trial.menu(machine)
     words = (wanted.memmap, *(OUR_WORDS if options.nokaslr else ()))
-    made = trial.script(text, machine.grubenv(), words, options.variable, machine.exists)
+    made = trial.script(text, environment.grubenv(machine), words, options.variable, machine.exists)
     before = machine.read(trial.SCRIPT)
     edit = FileEdit(trial.SCRIPT, before, made.encode("utf-8", "surrogateescape"), 0o755)
     # Tried before and not chosen any more, or not to its end: the menu is made and the choice is taken again.
     again = not trial.chosen(machine) or bool(trial.problem(text, words)) or _unfinished(machine, cfg)
-    other = "" if trial.chosen(machine) else machine.grubenv().get(trial.NEXT, "")
+    other = "" if trial.chosen(machine) else environment.grubenv(machine).get(trial.NEXT, "")
     notes = _replaces(other if entry else "")
     return Change(
         wanted.before,
@@ -751,7 +761,7 @@ def carry_out(machine: Machine, change: Change, tell: Tell = lambda step: None) 
     `tell` is called after every step with its name. Raises EmupmemError; the old configuration
     is then in force again (the message says so if even that failed).
     """
-    with interrupts() as stop, machine.lock():
+    with interrupts() as stop, lock.change_lock(machine):
         stop.check()
         # GRUB first: a unit without its reservation does nothing, and is all that a crash can leave.
         outcome = _carry_out_boot(machine, change, tell, stop) if change.boot_needed else Outcome()
@@ -781,20 +791,20 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
         return Outcome(backup, carry, change.elsewhere.by.title)
     refuse_changed(machine, ((GRUB_DEFAULT, change.before), *((e.name, e.before) for e in change.edits)))
     generator = _generator(machine)
-    machine.clear(machine.litter(WRITTEN, machine.grub_cfg()))
+    backups.remove_leftovers(machine, _leftovers(machine, environment.grub_cfg(machine)))
     tell("locked")
     backup = ""
     if change.before != change.after:
         moment = stamp()
-        machine.keep(GRUB_DEFAULT, moment, change.after, ".written")
-        backup = machine.keep(GRUB_DEFAULT, moment, change.before)
+        backups.back_up(machine, GRUB_DEFAULT, moment, change.after, ".written")
+        backup = backups.back_up(machine, GRUB_DEFAULT, moment, change.before)
         tell("backup")
         stop.check()
     if generator is None:
         _write(machine, change)
         tell("written")
         return Outcome(backup)
-    menu = _Menu(machine.grub_cfg(), backup, chosen=trial.chosen(machine))
+    menu = _Menu(environment.grub_cfg(machine), backup, chosen=trial.chosen(machine))
     menu = replace(menu, kept=_set_menu_aside(machine, menu.name))
     tell("set aside")
     try:
@@ -804,14 +814,14 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
         tell("written")
         carry = _generate(machine, generator, change, stop, menu.name)
         tell("generated")
-        machine.sync(menu.name)
+        files.sync_written(machine, menu.name)
         _choose(machine, bool(change.trial))
         tell("chosen")
         stop.check()
     except BaseException as exc:
         _roll_back(machine, change, menu, exc)
         raise
-    machine.drop_aside(menu.name)
+    backups.drop_aside(machine, menu.name)
     tell("done")
     return Outcome(backup, carry, generator.argv[0], _edited_meanwhile(machine, change))
 
@@ -819,12 +829,12 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
 def _choose(machine: Machine, wanted: bool) -> None:
     """Let the next start be the trial, or not; a choice of somebody else stays."""
     if wanted != trial.chosen(machine):
-        machine.set_grubenv(trial.NEXT, trial.ID if wanted else "")
+        environment.set_grubenv(machine, trial.NEXT, trial.ID if wanted else "")
 
 
 def _write(machine: Machine, change: Change) -> None:
     if change.before != change.after:
-        machine.replace(GRUB_DEFAULT, change.after)
+        files.replace_file(machine, GRUB_DEFAULT, change.after)
     for edit in change.edits:
         put(machine, edit.name, edit.after, edit.mode)
 
@@ -848,15 +858,15 @@ def _edited_meanwhile(machine: Machine, change: Change) -> str:
 def _set_menu_aside(machine: Machine, cfg: str) -> bool:
     """Keep the menu that boots now. A torn one, of a run that was killed, is replaced by its whole copy."""
     text = (machine.read(cfg) or b"").decode("utf-8", "surrogateescape")
-    if machine.is_aside(cfg) and not grubcfg.whole(text):
-        machine.put_back(cfg)
-    return machine.set_aside(cfg)
+    if backups.is_aside(machine, cfg) and not grubcfg.whole(text):
+        backups.put_back(machine, cfg)
+    return backups.set_aside(machine, cfg)
 
 
 def _generator(machine: Machine) -> Command | None:
     if not machine.live:
         return None
-    found = machine.generator()
+    found = environment.generator(machine)
     if found is None:
         raise EmupmemError(
             "neither update-grub2, update-grub, grub2-mkconfig nor grub-mkconfig is installed: "
@@ -907,7 +917,7 @@ def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException
     # The menu first: it is what boots, and putting it back is a rename that needs no room. But nobody may be
     # sent to an entry that it does not have.
     steps: list[Callable[[], None]] = [] if menu.chosen else [partial(_choose, machine, False)]
-    steps += [partial(machine.put_back, menu.name)] if menu.kept else []
+    steps += [partial(backups.put_back, machine, menu.name)] if menu.kept else []
     steps += [partial(put, machine, e.name, e.before, e.mode) for e in change.edits]
     steps += [partial(_choose, machine, True)] if menu.chosen else []
     failed: list[str] = []
@@ -922,7 +932,9 @@ def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException
         failed.append(second.message)
     else:
         if menu.backup:
-            machine.forget(f"{menu.backup}.written")  # what was never in force is nothing to undo later
+            files.discard_file(
+                machine, f"{menu.backup}.written"
+            )  # what was never in force is nothing to undo later
     failed += _copies_put_back(machine)
     if failed:
         state = (
@@ -950,12 +962,12 @@ def _put_defaults_back(machine: Machine, change: Change) -> str:
     now = machine.read(GRUB_DEFAULT)
     if now is None or now in (change.before, change.after):
         if now != change.before:
-            machine.replace(GRUB_DEFAULT, change.before)
+            files.replace_file(machine, GRUB_DEFAULT, change.before)
         return ""
     undone = editor_edits.undo_lines(now, change.before, change.after)
     if undone is not None:
-        machine.replace(GRUB_DEFAULT, undone)
+        files.replace_file(machine, GRUB_DEFAULT, undone)
         return f"; {GRUB_DEFAULT} keeps what somebody else changed in it meanwhile"
-    kept = machine.keep(GRUB_DEFAULT, stamp(), now, ".edited")
-    machine.replace(GRUB_DEFAULT, change.before)
+    kept = backups.back_up(machine, GRUB_DEFAULT, stamp(), now, ".edited")
+    files.replace_file(machine, GRUB_DEFAULT, change.before)
     return f"; what somebody else wrote into {GRUB_DEFAULT} meanwhile is kept as {kept}"

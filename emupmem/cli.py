@@ -50,9 +50,9 @@ from emupmem.units import parse_size
 
 if TYPE_CHECKING:
     from emupmem.foreign import Refused
-    from emupmem.machine import Machine
     from emupmem.mount import Wish
     from emupmem.survey import Survey
+    from emupmem.system.machine import Machine
 
 
 class Source(StrEnum):
@@ -354,7 +354,7 @@ def verify(
 ) -> None:
     """Prove that what was asked is there: from GRUB's file up to a device with DAX."""
     from emupmem import survey
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
     from emupmem.verifier import ladder
 
     result: dict[str, Any] = {"ok": False, "pending": False, "checks": [], "devices": []}
@@ -380,7 +380,7 @@ def verify(
 
 def _show_verdict(verdict: Any) -> None:
     from emupmem import render
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
 
     render.ladder(render.console(), verdict.checks)
     if verdict.nothing_reserved:
@@ -424,7 +424,8 @@ def _request(size: str | None, count: int, offset: str | None, min_free: str, no
 
 def _survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
     from emupmem import survey
-    from emupmem.machine import Machine, given_file, is_gzip
+    from emupmem.system.machine import Machine
+    from emupmem.system.streams import given_file, is_gzip
 
     if from_ is not None:
         name = "standard input" if from_ == "-" else from_
@@ -437,7 +438,7 @@ def _survey(from_: str | None, source: Source, machine: Machine | None = None) -
                 found = survey.of_log(file, name)
         if machine is None:
             return survey.for_kernel(found, None)
-        from emupmem import obstacles
+        from emupmem import change, obstacles
 
         return obstacles.planned_for(machine, found)
     from emupmem import change, obstacles
@@ -454,7 +455,7 @@ def _survey(from_: str | None, source: Source, machine: Machine | None = None) -
 def _asked(found: Survey) -> Survey:
     """The survey of this machine with what apply would say here."""
     from emupmem import obstacles
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
 
     return replace(found, apply_refused=obstacles.first(Machine()))
 
@@ -489,7 +490,7 @@ def _for_plan(
 
 
 def _machine(root: Path | None, from_: str | None, *, changes: bool, needs_log: bool = True) -> Machine:
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
 
     if root is None:
         if from_ is not None:
@@ -555,7 +556,7 @@ def main() -> NoReturn:
     """Run the program: one line for an error and one for what to do, a traceback only with --debug."""
     closed = tuple(name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None)
     if closed:
-        from emupmem.machine import standard_streams
+        from emupmem.system.streams import standard_streams
 
         standard_streams()
     # An option with a value that may be left out: typer has none.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from emupmem.boot.grub import environment
 from emupmem.cli_common import Exit, ask, finish, say
 from emupmem.model import EmupmemError
 from emupmem.streams import changing
 
 if TYPE_CHECKING:
     from emupmem.change import Change, Outcome
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
 
 
 def carry_out(
@@ -97,8 +98,8 @@ def _show_change(machine: Machine, prepared: Change) -> None:
             out.print(f"then: {shlex.join(step.argv)}", soft_wrap=True)
         out.print(f"(and check every entry of {prepared.elsewhere.before.menu})")
         return
-    generator = machine.generator() if machine.live else None
-    name = machine.grub_cfg()
+    generator = environment.generator(machine) if machine.live else None
+    name = environment.grub_cfg(machine)
     if generator:
         out.print(f"then: {shlex.join(generator.argv)} (and check every entry of {name})")
     elif not machine.live:
@@ -106,7 +107,8 @@ def _show_change(machine: Machine, prepared: Change) -> None:
 
 
 def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
-    from emupmem.machine import BACKUPS, GRUB_DEFAULT
+    from emupmem.boot.grub.environment import GRUB_DEFAULT
+    from emupmem.system.backups import BACKUPS
 
     if prepared.elsewhere is not None and any(e.before != e.after for e in prepared.edits):
         names = [e.name for e in prepared.edits if e.before != e.after]

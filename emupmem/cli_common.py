@@ -18,7 +18,7 @@ from emupmem.model import UNCHANGED, EmupmemError
 from emupmem.units import parse_size, plain
 
 if TYPE_CHECKING:
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
 
 
 class Exit(IntEnum):
@@ -79,7 +79,7 @@ Permissions = Annotated[
 
 
 def root_machine(what: str) -> Machine:
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
 
     machine = Machine()
     if not machine.is_root:

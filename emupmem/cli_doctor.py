@@ -50,7 +50,8 @@ def doctor(
 
 def _findings(from_: str | None) -> tuple[Finding, ...]:
     from emupmem import doctor as doctors
-    from emupmem.machine import Machine, given_file, is_gzip
+    from emupmem.system.machine import Machine
+    from emupmem.system.streams import given_file, is_gzip
 
     if from_ is None:
         return doctors.look(Machine())
@@ -75,7 +76,8 @@ def collect(
 ) -> None:
     """Write one archive with all that planning and diagnosing need, secrets masked: for --from elsewhere."""
     from emupmem import collect as collecting
-    from emupmem.machine import Machine, new_file, refuse_taken
+    from emupmem.system.machine import Machine
+    from emupmem.system.streams import new_file, refuse_taken
 
     result: dict[str, Any] = {"file": file, "written": False, "files": [], "masked": {}, "unreadable": []}
     with json_errors(as_json, result):

@@ -184,7 +184,7 @@ def _tell_snapshot(what: str, done: Any, result: dict[str, Any], as_json: bool) 
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar with rate on a terminal, silence elsewhere; a signal stops the work at a safe moment."""
-    from emupmem.machine import interrupts
+    from emupmem.system.lock import interrupts
 
     with interrupts() as signals:
         if not sys.stderr.isatty():

@@ -23,10 +23,11 @@ from emupmem.cli_common import (
 )
 from emupmem.model import EmupmemError
 from emupmem.streams import changing
+from emupmem.system import lock
 
 if TYPE_CHECKING:
-    from emupmem.machine import Machine
     from emupmem.namespaces import RamdaxRegion
+    from emupmem.system.machine import Machine
 
 
 class NamespaceMode(StrEnum):
@@ -76,7 +77,7 @@ def _rebind(wanted: str, at_boot: bool, dry_run: bool, yes: bool, as_json: bool)
         if not dry_run:
             changing()
             if steps:
-                with machine.lock():
+                with lock.change_lock(machine):
                     ns.rebind(machine, steps, wanted)
             if at_boot and binds:
                 ns.at_boot(machine)
@@ -176,7 +177,7 @@ def _change_namespaces(plan: Any, question: str, dry_run: bool, yes: bool, as_js
     result: dict[str, Any] = {"changed": False, "made": [], "regions": []}
     with json_errors(as_json, result):
         machine = root_machine("this changes namespaces")
-        with machine.lock():
+        with lock.change_lock(machine):
             steps = plan(machine)
             _carry_out_steps(steps, question, dry_run, yes)
             before = {n for r in ns.regions(machine) for n in r.namespaces}

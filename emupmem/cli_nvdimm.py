@@ -27,10 +27,11 @@ from emupmem.cli_common import (
 )
 from emupmem.model import Command, EmupmemError
 from emupmem.streams import changing
+from emupmem.system import lock
 
 if TYPE_CHECKING:
-    from emupmem.machine import Machine
     from emupmem.nvdimm import GoalPlan, Namespace, Plan
+    from emupmem.system.machine import Machine
 
 
 class GoalMode(StrEnum):
@@ -137,7 +138,7 @@ def goal(
                 say(plan.loss)
             _carry_out_or_ask(plan.commands, plan.question, dry_run, yes)
             if not dry_run:
-                with machine.lock():
+                with lock.change_lock(machine):
                     plan, made = _next_step(machine, plan)
         result |= {
             "changed": acts and not dry_run,
@@ -259,7 +260,7 @@ def _change(
     _carry_out_or_ask(plan.commands, plan.question, dry_run, yes or not plan.question)
     if dry_run:
         return None
-    with machine.lock():
+    with lock.change_lock(machine):
         again = planned(machine)  # while we asked, others may have been at work
         if again != plan:
             raise EmupmemError("something changed meanwhile", "nothing was done; try it again")

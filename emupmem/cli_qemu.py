@@ -12,10 +12,11 @@ import typer
 from emupmem.cli_common import EPILOG, json_errors, print_json, say, size_of, usage
 from emupmem.model import EmupmemError
 from emupmem.qemu import Device, Persistence
+from emupmem.system import files, lock, processes
 
 if TYPE_CHECKING:
-    from emupmem.machine import Machine
     from emupmem.qemu import Guest, Options, Plan, Wish
+    from emupmem.system.machine import Machine
 
     Prepared = tuple[Machine, str, Guest, list[Wish], Options, Plan]
 
@@ -162,11 +163,11 @@ def run(
     for wish in wishes:
         path = wish.backend.path
         if path and wish.backend.size is None:
-            here.make_sparse(path, wish.size)
+            files.make_sparse_file(here, path, wish.size)
             say(f"✓ {path} made, sparse")
         if path:
-            here.claim(path, shared_backend or readonly, not readonly)
-    here.become([program, *context.args, *plan.argv])
+            lock.lock_until_exit(here, path, shared_backend or readonly, not readonly)
+    processes.exec_program(here, [program, *context.args, *plan.argv])
 
 
 def _form(as_line: bool, libvirt: bool, readconfig: bool, as_json: bool) -> str:
@@ -236,7 +237,7 @@ def _prepare(
 
     from emupmem import backends
     from emupmem import qemu as making
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
 
     count = max(len(sizes or []), len(paths or []))
     if not count:

@@ -15,8 +15,8 @@ from emupmem.streams import changing
 
 if TYPE_CHECKING:
     from emupmem.change import Options
-    from emupmem.machine import Machine
     from emupmem.survey import Survey
+    from emupmem.system.machine import Machine
 
 
 _BACK = "If it hangs or panics, or is not wanted any more: any reset, the old configuration is back."

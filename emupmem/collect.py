@@ -25,9 +25,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from emupmem import __version__, detect, doctor, foreign, grubcfg, loader, obstacles, survey, tarball
 from emupmem.blocks import mounts
-from emupmem.machine import BACKUPS, GRUB_CFGS, GRUB_DEFAULT, Completed, Machine, Region
+from emupmem.boot.grub import environment
+from emupmem.boot.grub.environment import GRUB_CFGS, GRUB_DEFAULT
 from emupmem.model import MIB, Command, EmupmemError, NodeRange
 from emupmem.parser.bootlog import parse_boot_log
+from emupmem.system.backups import BACKUPS
+from emupmem.system.machine import Machine
+from emupmem.system.programs import Completed
+from emupmem.system.sysfs import Region
 from emupmem.unit import FILE as UNIT_FILE
 
 if TYPE_CHECKING:
@@ -152,9 +157,9 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
         for name in machine.names(folder):
             if name.endswith(ext):
                 basket.file(f"{folder}/{name}")
-    for name in machine.grub_cfgs():
+    for name in environment.grub_cfgs(machine):
         basket.file(name)
-    basket.file(machine.grubenv_name())
+    basket.file(environment.grubenv_name(machine))
     for name in (*loader.entry_files(machine), *loader.source_files(machine)):
         basket.file(name)
     for name in (loader.SELECTED, *map(loader.efi_variable, ("LoaderEntryDefault", "LoaderEntryLastBooted"))):
@@ -247,7 +252,7 @@ def _gather_mounts(basket: _Basket) -> None:
     """What / and /boot lie on, and what is mounted of persistent memory; nothing of other mounts."""
     machine = basket.machine
     found = mounts(machine)
-    paths = (machine.grubenv_name(), "/boot", "/", "/var/backups", "/etc/default")
+    paths = (environment.grubenv_name(machine), "/boot", "/", "/var/backups", "/etc/default")
     needed = {m.dir for p in paths if (m := doctor.mounted_for(machine.real(p), found)) is not None}
     wanted = [m for m in found if m.dir in needed or m.source.startswith("/dev/pmem")]
     folders = {m.dir for m in wanted}

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from emupmem import bls, foreign, loader
+from emupmem.boot.grub import environment
+from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.foreign import Owner
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.machine import GRUB_DEFAULT, Machine
+from emupmem.system.machine import Machine
 
 BIN_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LOADER_MAGIC = b"#### LoaderInfo: systemd-boot "
@@ -43,7 +45,7 @@ def by_grub(machine: Machine) -> bool:
 
 def _of_boot(machine: Machine) -> Owner | None:
     """The owner on a running machine."""
-    if _first(machine, foreign.EXTLINUX_CONFIGS) and not machine.exists(machine.grub_cfg()):
+    if _first(machine, foreign.EXTLINUX_CONFIGS) and not machine.exists(environment.grub_cfg(machine)):
         return foreign.EXTLINUX
     if by_grub(machine):
         return None
@@ -75,7 +77,7 @@ def _nameless(machine: Machine) -> Owner | None:
     there = _configured(machine)
     if there is not None:
         return there
-    if machine.exists(machine.grub_cfg()) or machine.exists(GRUB_DEFAULT):
+    if machine.exists(environment.grub_cfg(machine)) or machine.exists(GRUB_DEFAULT):
         return None  # GRUB's own checks say what is wrong
     if loader.entry_files(machine):
         return foreign.unnamed(machine.exists("/sys/firmware/efi"), bool(machine.names(_EFIVARS)))
@@ -89,7 +91,7 @@ def _of_tree(machine: Machine) -> Owner | None:
     entries = bool(loader.entry_files(machine))
     if entries and (found := _generator(machine)) is not None:
         return found
-    grub, systemd_boot = machine.exists(machine.grub_cfg()), has_systemd_boot(machine)
+    grub, systemd_boot = machine.exists(environment.grub_cfg(machine)), has_systemd_boot(machine)
     other = _configured(machine)
     have = [t for t, there in (("GRUB", grub), ("systemd-boot", systemd_boot and entries)) if there]
     have += [other.title] if other is not None else []

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from emupmem import grubcfg, loader, obstacles, survey, trial
 from emupmem.blocks import Mounted, mounts
+from emupmem.boot.grub import environment
+from emupmem.boot.grub.environment import GENERATORS, GRUB_DEFAULT
 from emupmem.foreign import Refused
 from emupmem.kernel.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count, parse_command_line
-from emupmem.machine import BACKUPS, GENERATORS, GRUB_DEFAULT, Machine
 from emupmem.model import (
     LOW_LIMIT,
     MAX_MEMMAP_REGIONS,
@@ -30,6 +31,8 @@ from emupmem.model import (
 )
 from emupmem.planner import kernels, plan
 from emupmem.planner.situation import Situation
+from emupmem.system.backups import BACKUPS
+from emupmem.system.machine import Machine
 from emupmem.units import human, tight
 
 if TYPE_CHECKING:
@@ -174,7 +177,7 @@ def _open(machine: Machine, wait: float) -> _Eye:
     except EmupmemError as exc:
         eye.defaults_problem = exc
     if eye.loader is None:
-        eye.entry = grubcfg.default_entry(obstacles.menu(machine), machine.grubenv())
+        eye.entry = grubcfg.default_entry(obstacles.menu(machine), environment.grubenv(machine))
     eye.line = boots if boots is not None else eye.booted
     try:
         eye.found = survey.of_machine(machine, boots=boots)
@@ -302,7 +305,7 @@ def _loader(machine: Machine) -> str:
     name = loader.loader_name(machine)
     if other is None:
         shown = name if "grub" in name.lower() else f"GRUB, which {name} started" if name else "GRUB"
-        return f"{shown}, {machine.grub_cfg()}"
+        return f"{shown}, {environment.grub_cfg(machine)}"
     try:
         standing = other.standing(machine)
     except EmupmemError as exc:
@@ -524,7 +527,7 @@ def variable(name: str, seen: Effective) -> Finding:
 def _boots(eye: _Eye) -> Finding | None:
     if eye.loader is not None:
         return None  # `source` says it
-    machine, name = eye.machine, eye.machine.grub_cfg()
+    machine, name = eye.machine, environment.grub_cfg(eye.machine)
     if eye.entry is None:
         seen = f"which entry of {name} boots next cannot be told"
         return Finding(
@@ -535,8 +538,14 @@ def _boots(eye: _Eye) -> Finding | None:
         )
     values = [v.value or "" for v in (eye.effective or {}).values()]
     wanted = grubcfg.split_words(grubcfg.kernel_text(" ".join(values)))
-    made = machine.generator()
-    return boots(eye.entry, name, wanted, machine.grubenv().get(trial.NEXT, ""), made.argv[0] if made else "")
+    made = environment.generator(machine)
+    return boots(
+        eye.entry,
+        name,
+        wanted,
+        environment.grubenv(machine).get(trial.NEXT, ""),
+        made.argv[0] if made else "",
+    )
 
 
 def boots(entry: grubcfg.BootEntry, name: str, wanted: Sequence[str], once: str, generator: str) -> Finding:
@@ -605,7 +614,7 @@ def mounted_for(path: str, found: Sequence[Mounted]) -> Mounted | None:
 
 
 def grubenv_name(machine: Machine) -> str:
-    return machine.grubenv_name()
+    return environment.grubenv_name(machine)
 
 
 def _grubenv(eye: _Eye) -> Finding:
@@ -613,7 +622,7 @@ def _grubenv(eye: _Eye) -> Finding:
         why, fix = trial.obstacle(eye.machine)
     except EmupmemError as exc:
         return Finding("grubenv", "note", exc.message, "sudo emupmem doctor sees more")
-    return grubenv(grubenv_name(eye.machine), why, fix, eye.machine.grubenv().get(trial.NEXT, ""))
+    return grubenv(grubenv_name(eye.machine), why, fix, environment.grubenv(eye.machine).get(trial.NEXT, ""))
 
 
 def grubenv(name: str, why: str, fix: str, once: str) -> Finding:
@@ -657,7 +666,7 @@ def room(places: Sequence[tuple[str, int, bool]], needed: int) -> Finding:
 
 
 def _generator(machine: Machine) -> Finding:
-    found = machine.generator()
+    found = environment.generator(machine)
     edit = next((p for p in ("grub-editenv", "grub2-editenv") if machine.find(p)), "")
     return generator(" ".join(found.argv) if found is not None else "", edit)
 

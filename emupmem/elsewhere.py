@@ -13,8 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from emupmem import loader
-from emupmem.machine import BACKUPS, Interrupts, Machine, stamp
+from emupmem.boot.grub import environment
 from emupmem.model import UNCHANGED, Command, EmupmemError
+from emupmem.system import backups
+from emupmem.system import files as system_files
+from emupmem.system.backups import BACKUPS, stamp
+from emupmem.system.lock import Interrupts
+from emupmem.system.machine import Machine
 
 GENERATOR_SECONDS = 600
 """How long a program that writes a boot menu may take."""
@@ -56,9 +61,9 @@ def put(machine: Machine, name: str, data: bytes | None, mode: int = 0o644) -> N
     if machine.read(name) == data:
         return
     if data is None:
-        machine.delete(name)
+        system_files.delete_file(machine, name)
     else:
-        machine.install(name, data, mode)
+        system_files.install_file(machine, name, data, mode)
 
 
 def carry_out(
@@ -73,26 +78,28 @@ def carry_out(
     for step in what.steps.commands if machine.live else ():
         if machine.find(step.argv[0]) is None:
             raise EmupmemError(f"{step.argv[0]} is not installed", state=UNCHANGED)
-    machine.clear(_litter(machine, what.steps))
+    backups.remove_leftovers(machine, _litter(machine, what.steps))
     tell("locked")
     former = _former(machine, what.steps)
     backup = ""
     for name, data in former.files.items():
         if data is not None and name != WORDS_RECORD:
-            backup = machine.keep(name, former.moment, data)
+            backup = backups.back_up(machine, name, former.moment, data)
     tell("backup")
     stop.check()
     try:
         for name, data in former.files.items():
             if data is not None and name != WORDS_RECORD:
-                machine.set_aside(name)  # some programs write in place, and to put it back needs no room
+                backups.set_aside(
+                    machine, name
+                )  # some programs write in place, and to put it back needs no room
         _write(machine, what, former)
         tell("written")
         for step in what.steps.commands if machine.live else ():
             _run(machine, step, stop)
         for name in what.steps.owned if what.steps.commands else ():
             if machine.exists(name):
-                machine.sync(name)  # grubby (sed) and its like do not
+                system_files.sync_written(machine, name)  # grubby (sed) and its like do not
         tell("generated")
         carry = _prove(machine, what)
         stop.check()
@@ -109,10 +116,10 @@ def carry_out(
 def _mend(machine: Machine, steps: loader.Steps) -> None:
     """Let the whole copies of what a killed run tore take their place; what it had only made goes."""
     for name in steps.torn:
-        if machine.is_aside(name):
-            machine.put_back(name)
+        if backups.is_aside(machine, name):
+            backups.put_back(machine, name)
         else:
-            machine.delete(name)
+            system_files.delete_file(machine, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,7 @@ def _former(machine: Machine, steps: loader.Steps) -> _Former:
 
 def _write(machine: Machine, what: Elsewhere, former: _Former) -> None:
     if KERNEL_FOLDER in former.missing and any(e.after for e in what.steps.edits):
-        machine.keep(KERNEL_FOLDER, former.moment, b"", ".made")
+        backups.back_up(machine, KERNEL_FOLDER, former.moment, b"", ".made")
     for edit in what.steps.edits:
         data = edit.after
         if edit.name == loader.KERNEL_CMDLINE:
@@ -151,28 +158,28 @@ def _write(machine: Machine, what: Elsewhere, former: _Former) -> None:
                 # grubby would make another: it goes when all is done, and the record tells a killed run that it may
                 data = loader.bare(edit.before, what.drop)
             if data is not None and made:
-                machine.keep(edit.name, former.moment, data, ".made")
+                backups.back_up(machine, edit.name, former.moment, data, ".made")
         put(machine, edit.name, data, edit.mode)
     if what.extra:
-        machine.install(WORDS_RECORD, " ".join(what.extra) + "\n", 0o600)
+        system_files.install_file(machine, WORDS_RECORD, " ".join(what.extra) + "\n", 0o600)
 
 
 def _forget_records(machine: Machine) -> None:
     """Nothing is reserved any more: what tells of it goes, and a folder that was made for it."""
     folders = [n for n in machine.names(BACKUPS) if n.startswith("kernel.") and n.endswith(".made")]
     if folders:
-        machine.drop_folder(KERNEL_FOLDER)
+        system_files.drop_folder(machine, KERNEL_FOLDER)
     for name in (WORDS_RECORD, *loader.made_records(machine), *(f"{BACKUPS}/{n}" for n in folders)):
-        machine.forget(name)
+        system_files.discard_file(machine, name)
 
 
 def unfinished(machine: Machine, steps: loader.Steps) -> bool:
     """Whether a run that was killed left something behind."""
-    return bool(_litter(machine, steps)) or any(machine.is_aside(n) for n in _files(machine, steps))
+    return bool(_litter(machine, steps)) or any(backups.is_aside(machine, n) for n in _files(machine, steps))
 
 
 def _files(machine: Machine, steps: loader.Steps) -> tuple[str, ...]:
-    names = [*loader.entry_files(machine), machine.grubenv_name(), *loader.SOURCES]
+    names = [*loader.entry_files(machine), environment.grubenv_name(machine), *loader.SOURCES]
     names += [f"{folder}/loader/entries/{loader.TRIAL_ENTRY}" for folder in loader.BOOT_FOLDERS]
     names += [*steps.owned, *(e.name for e in steps.edits)]
     return tuple(dict.fromkeys(names))
@@ -180,12 +187,12 @@ def _files(machine: Machine, steps: loader.Steps) -> tuple[str, ...]:
 
 def _litter(machine: Machine, steps: loader.Steps) -> list[Path]:
     """Half-written files beside what a change writes."""
-    return machine.litter(_files(machine, steps))
+    return backups.leftovers(machine, _files(machine, steps))
 
 
 def _drop_copies(machine: Machine, steps: loader.Steps) -> None:
     for name in _files(machine, steps):
-        machine.drop_aside(name)
+        backups.drop_aside(machine, name)
 
 
 def _run(machine: Machine, step: Command, stop: Interrupts) -> None:
@@ -251,11 +258,11 @@ def _put_back(machine: Machine, former: _Former, name: str) -> None:
     """Make a file what it was: by its copy, which needs no room, else by its content. Raises EmupmemError."""
     link, data = former.links.get(name, ""), former.files[name]
     if link and machine.link_target(name) != link:
-        machine.link(name, link)  # sed -i puts a file in the place of a link
-    if data is not None and machine.is_aside(name):
-        machine.put_back(name)
+        system_files.make_link(machine, name, link)  # sed -i puts a file in the place of a link
+    if data is not None and backups.is_aside(machine, name):
+        backups.put_back(machine, name)
     elif data is None and (machine.exists(name) or machine.is_link(name)):
-        machine.delete(name)
+        system_files.delete_file(machine, name)
     else:
         put(machine, name, data)
 
@@ -265,11 +272,11 @@ def _clear_new(machine: Machine, former: _Former) -> None:
     for folder, names in former.names.items():
         for name in machine.names(folder):
             if name not in names and LEFT_BY_PROGRAMS.fullmatch(name):
-                machine.forget(f"{folder}/{name}")
+                system_files.discard_file(machine, f"{folder}/{name}")
     for folder in former.missing:
-        machine.drop_folder(folder)
+        system_files.drop_folder(machine, folder)
     for name in (loader.KERNEL_CMDLINE, KERNEL_FOLDER):
-        machine.forget(f"{BACKUPS}/{name.rpartition('/')[2]}.{former.moment}.made")
+        system_files.discard_file(machine, f"{BACKUPS}/{name.rpartition('/')[2]}.{former.moment}.made")
 
 
 def _is_changed(machine: Machine, what: Elsewhere) -> bool:

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from emupmem.blocks import devices, mount_of, mounted_at, mounts, signature
-from emupmem.machine import Machine, refuse_kernel_folder
 from emupmem.model import Command, EmupmemError
+from emupmem.system import files
+from emupmem.system.files import refuse_kernel_folder
+from emupmem.system.machine import Machine
 from emupmem.unit import BootMount
 from emupmem.units import human
 
@@ -77,7 +79,7 @@ def belongs(machine: Machine, wanted: BootMount) -> bool:
 
 def remember(machine: Machine, wanted: BootMount) -> None:
     """From now on the content of the device belongs to its image: it is saved at shutdown."""
-    machine.install(note(wanted), wanted.keep)
+    files.install_file(machine, note(wanted), wanted.keep)
 
 
 def bring_back(machine: Machine, wanted: BootMount, dev: str) -> bool:

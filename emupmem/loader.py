@@ -15,11 +15,15 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from emupmem import bls, grubcfg
+from emupmem.boot.grub import environment
+from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.foreign import BOOTC, PLACEHOLDER, Owner, Refused, RefusedRemoval
 from emupmem.grubcfg import BootEntry
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.machine import BACKUPS, GRUB_DEFAULT, Machine
 from emupmem.model import UNCHANGED, Command, CommandLine, EmupmemError, FileEdit
+from emupmem.system import backups
+from emupmem.system.backups import BACKUPS
+from emupmem.system.machine import Machine
 
 KERNEL_CMDLINE = "/etc/kernel/cmdline"
 VENDOR_CMDLINE = "/usr/lib/kernel/cmdline"
@@ -179,7 +183,7 @@ def of(machine: Machine) -> Loader | None:
         return SystemdBoot()
     if grub_reads_bls(machine):
         return GrubBls()
-    if entries and not machine.running and not machine.exists(machine.grub_cfg()):
+    if entries and not machine.running and not machine.exists(environment.grub_cfg(machine)):
         return SystemdBoot()
     return None
 
@@ -203,7 +207,7 @@ def efi_text(machine: Machine, name: str) -> str:
 def grub_reads_bls(machine: Machine) -> bool:
     """Whether GRUB takes its entries from files of the Boot Loader Specification."""
     try:
-        menu = (machine.read(machine.grub_cfg()) or b"").decode("utf-8", "surrogateescape")
+        menu = (machine.read(environment.grub_cfg(machine)) or b"").decode("utf-8", "surrogateescape")
     except EmupmemError:
         menu = ""
     asked = re.search(
@@ -251,7 +255,7 @@ def entry_text(machine: Machine, name: str) -> str:
     text = _text(machine, name)
     if any(key in ("linux", "efi") for key, _ in bls.fields(text)):
         return text
-    aside = machine.read_aside(name)
+    aside = backups.read_aside(machine, name)
     return aside.decode("utf-8", "surrogateescape") if aside is not None else text
 
 
@@ -522,14 +526,14 @@ def _dropins(machine: Machine) -> list[str]:
 def _source(machine: Machine) -> bytes | None:
     """/etc/kernel/cmdline; of one that a program tore when it was killed, what it was before."""
     torn = _source_is_torn(machine)
-    return machine.read_aside(KERNEL_CMDLINE) if torn else machine.read(KERNEL_CMDLINE)
+    return backups.read_aside(machine, KERNEL_CMDLINE) if torn else machine.read(KERNEL_CMDLINE)
 
 
 def _source_is_torn(machine: Machine) -> bool:
     """Whether it is empty, and a copy or a record says that it was not."""
     data = machine.read(KERNEL_CMDLINE)
     empty = data is not None and not data.strip(b"\0 \t\r\n")
-    return empty and (machine.is_aside(KERNEL_CMDLINE) or bool(made_records(machine)))
+    return empty and (backups.is_aside(machine, KERNEL_CMDLINE) or bool(made_records(machine)))
 
 
 def _source_edits(
@@ -649,7 +653,7 @@ class GrubBls(Loader):
     folders = ("/boot",)
 
     def standing(self, machine: Machine) -> Standing:
-        variables = tuple(machine.grubenv().items())
+        variables = tuple(environment.grubenv(machine).items())
         entries = []
         for name in entry_files(machine, self.folders):
             text = entry_text(machine, name)
@@ -658,7 +662,7 @@ class GrubBls(Loader):
                 entries.append(bls_entry(name, text, line, True))
         if not entries:
             raise _no_entries(machine, "GRUB")
-        saved = machine.grubenv().get("saved_entry", "")
+        saved = environment.grubenv(machine).get("saved_entry", "")
         default = next((e for e in entries if saved in (e.ids[0], e.title)), None) or _default(
             machine, entries
         )
@@ -669,8 +673,8 @@ class GrubBls(Loader):
         self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
     ) -> Steps:
         standing = self.standing(machine)
-        files, env = entry_files(machine, self.folders), machine.grubenv_name()
-        torn = (*_torn(machine, files), *([env] if machine.torn_grubenv() else []))
+        files, env = entry_files(machine, self.folders), environment.grubenv_name(machine)
+        torn = (*_torn(machine, files), *([env] if environment.torn_grubenv(machine) else []))
         edits = [*self._defaults(machine, items, extra, drop)]
         source = _source_edits(machine, self._new_kernels(machine, standing), items, extra, drop)
         # Since 8.40-47.el8 grubby makes that file where there is none, of the words of the oldest entry.
@@ -684,7 +688,7 @@ class GrubBls(Loader):
 
     def _new_kernels(self, machine: Machine, standing: Standing) -> str:
         """The words of the default entry without those that TuneD adds to each entry by itself."""
-        known = tuple((k, v) for k, v in machine.grubenv().items() if k not in MAY_BE_UNSET)
+        known = tuple((k, v) for k, v in environment.grubenv(machine).items() if k not in MAY_BE_UNSET)
         names = entry_files(machine, self.folders)
         default = standing.default.ids if standing.default else ()
         name = next((n for n in names if n.rpartition("/")[2].removesuffix(".conf") in default), names[0])
@@ -766,13 +770,13 @@ def _refuse_unset(machine: Machine, names: Sequence[str]) -> None:
 
     grubby changes the variable there, or nothing at all, and what the menu sets instead is not seen here.
     """
-    known = {**dict.fromkeys(MAY_BE_UNSET, ""), **machine.grubenv()}
+    known = {**dict.fromkeys(MAY_BE_UNSET, ""), **environment.grubenv(machine)}
     for name in names:
         unset = next((v for v in bls.variables(bls.options(entry_text(machine, name))) if v not in known), "")
         if unset:
             raise EmupmemError(
-                f"{name} takes its words from ${unset}, which {machine.grubenv_name()} does not set",
-                f"set it there: grub2-editenv {machine.grubenv_name()} set '{unset}=root=… ro …'",
+                f"{name} takes its words from ${unset}, which {environment.grubenv_name(machine)} does not set",
+                f"set it there: grub2-editenv {environment.grubenv_name(machine)} set '{unset}=root=… ro …'",
                 state=UNCHANGED,
             )
 

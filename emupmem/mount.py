@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from emupmem import dax, keep, unit
 from emupmem.blocks import Mounted, Pmem, devices, mounts, signature
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.machine import Machine, interrupts, wait_for
 from emupmem.model import GIB, MIB, UNCHANGED, Busy, Check, Command, EmupmemError
+from emupmem.system import accounts, files, lock, processes
+from emupmem.system.lock import interrupts, wait_for
+from emupmem.system.machine import Machine
 from emupmem.units import human, tight
 from emupmem.verifier.ladder import mount_rungs
 from emupmem.verifier.observation import SeenMount
@@ -396,7 +398,7 @@ class Prepared:
 
 def prepare(machine: Machine, request: MountRequest) -> Prepared:
     """Look at the device and decide, changing nothing. Raises EmupmemError for every refusal."""
-    owner = machine.account(request.owner) if request.owner else None
+    owner = accounts.find_account(machine, request.owner) if request.owner else None
     mode = check_mode(request.mode)
     if request.dir is not None:
         check_dir(request.dir)
@@ -411,7 +413,7 @@ def prepare(machine: Machine, request: MountRequest) -> Prepared:
     holds = ""
     if _mounted_here(device, request, all_mounts, name) is None:
         _refuse_device(device)  # each with its own words, before the kernel's EBUSY
-        with machine.exclusive(device.dev):
+        with lock.hold_device(machine, device.dev):
             holds = signature(machine, device.dev)
     steps = decide(device, request, all_mounts, holds, _folder(machine, name), kernel)
     missing = [c.argv[0] for c in steps.commands if machine.find(c.argv[0]) is None]
@@ -433,7 +435,7 @@ def carry_out(machine: Machine, prepared: Prepared, at_boot: bool = False) -> Ou
     if at_boot and steps.kept and steps.fs == "ext4" and steps.commands:
         _check_ext4(machine, steps)
     if steps.make:
-        machine.make_folder(steps.dir)
+        files.make_folders(machine, steps.dir)
         if machine.real(steps.dir) != steps.dir or machine.folder_state(steps.dir) != "empty":
             raise EmupmemError(f"{steps.dir} changed while it was made", "look at it and try again")
     for command in steps.commands:
@@ -446,7 +448,7 @@ def carry_out(machine: Machine, prepared: Prepared, at_boot: bool = False) -> Ou
     device = steps.device
     changed = bool(steps.commands)
     if prepared.owner is not None or prepared.mode is not None:
-        changed |= machine.own_mount(steps.dir, device.number, prepared.owner, prepared.mode)
+        changed |= files.set_mount_owner(machine, steps.dir, device.number, prepared.owner, prepared.mode)
     seen = _seen(machine, device, steps.dir, steps.fs, mounts(machine), False)
     return Outcome(steps, changed, seen, mount_rungs((seen,)))
 
@@ -485,7 +487,7 @@ def umount(machine: Machine, name: str) -> Mounted:
     if not done.status:
         return top
     above = sorted(m.dir for m in all_mounts if m.dir.startswith(f"{folder}/"))
-    holders = [f"the mount {d}" for d in above] + machine.users_of(top.number)
+    holders = [f"the mount {d}" for d in above] + processes.processes_using(machine, top.number)
     if holders:
         listed = ", ".join(holders[:8]) + (f" and {len(holders) - 8} more" if len(holders) > 8 else "")
         raise EmupmemError(f"{folder} is in use by {listed}", "end these, then try again", state=UNCHANGED)
@@ -494,7 +496,7 @@ def umount(machine: Machine, name: str) -> Mounted:
 
 def mount(machine: Machine, request: MountRequest, boots: bool) -> tuple[Outcome, unit.UnitChange | None]:
     """The whole of the mount command; `boots` installs the unit as well. Raises EmupmemError."""
-    with machine.lock(), interrupts() as stop:
+    with lock.change_lock(machine), interrupts() as stop:
         prepared = prepare(machine, request)
         if boots:
             at_boot(machine, prepared.steps, request)  # refuses before anything is done
@@ -631,7 +633,7 @@ def _locked(machine: Machine, work: Callable[[], Outcome]) -> Outcome:
 
     def attempt() -> bool:
         try:
-            with machine.lock():
+            with lock.change_lock(machine):
                 done.append(work())
         except EmupmemError as exc:
             problem[:] = [exc]
@@ -680,7 +682,7 @@ def check_wishes(machine: Machine, wishes: Sequence[Wish]) -> None:
         name = check_dir(wish.dir)
         check_mode(wish.mode)
         if wish.owner:
-            machine.account(wish.owner)
+            accounts.find_account(machine, wish.owner)
         tool = f"mkfs.{wish.fs}"
         if machine.live and machine.find(tool) is None:
             raise EmupmemError(f"{tool} is not installed", _package(tool))
@@ -731,11 +733,11 @@ def unit_change(
 def write_unit(machine: Machine, change: unit.UnitChange) -> None:
     """Put the unit there and enable it, or take both away. Raises EmupmemError."""
     if change.after is not None:
-        machine.install(unit.FILE, change.after)
-        machine.link(unit.LINK, unit.FILE)
+        files.install_file(machine, unit.FILE, change.after)
+        files.make_link(machine, unit.LINK, unit.FILE)
     else:
-        machine.delete(unit.LINK)
-        machine.delete(unit.FILE)
+        files.delete_file(machine, unit.LINK)
+        files.delete_file(machine, unit.FILE)
     if machine.live:
         machine.output("systemctl", "daemon-reload")
 

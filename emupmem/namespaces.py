@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emupmem.machine import Machine, wait_for
 from emupmem.model import KIB, MIB, UNCHANGED, Command, EmupmemError
+from emupmem.system import files, lock
+from emupmem.system.lock import wait_for
+from emupmem.system.machine import Machine
 from emupmem.units import human
 
 SINCE = (6, 19)
@@ -190,7 +192,7 @@ def refuse_if_used(machine: Machine, devices: Sequence[str]) -> None:
         if number in mounted:
             raise EmupmemError(f"/dev/{name} is mounted on {mounted[number]}", f"umount {mounted[number]}")
         if number and machine.exists(f"/dev/{name}"):
-            with machine.exclusive(f"/dev/{name}"):
+            with lock.hold_device(machine, f"/dev/{name}"):
                 pass
         for pid in machine.names("/proc"):
             if not number and pid.isdigit() and f"/dev/{name}\n" in machine.peek(f"/proc/{pid}/maps") + "\n":
@@ -239,7 +241,7 @@ def run(machine: Machine, steps: Sequence[Step]) -> None:
     """Carry out what was planned. Raises EmupmemError at the first that fails."""
     for step in steps:
         if isinstance(step, Write):
-            machine.poke(step.name, step.text)
+            files.write_sysfs(machine, step.name, step.text)
         elif (done := machine.run(step, timeout=300)).status:
             raise EmupmemError(f"{shlex.join(step.argv)} failed: {done.last_words}")
 
@@ -256,7 +258,7 @@ def require_at_boot(machine: Machine) -> None:
 
 def at_boot(machine: Machine) -> None:
     """Bind at every boot: one rule for udev, which does nothing where it cannot be done."""
-    machine.install(RULE, RULE_TEXT)
+    files.install_file(machine, RULE, RULE_TEXT)
     machine.output("udevadm", "control", "--reload")
 
 
@@ -264,7 +266,7 @@ def remove_at_boot(machine: Machine) -> bool:
     """Take the rule away; whether there was one."""
     if not machine.exists(RULE):
         return False
-    machine.delete(RULE)
+    files.delete_file(machine, RULE)
     machine.output("udevadm", "control", "--reload")
     return True
 

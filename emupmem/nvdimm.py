@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 
 from emupmem import ipmctl, namespaces
 from emupmem.blocks import mounts, signature
-from emupmem.machine import Completed, Machine, wait_for
 from emupmem.model import KIB, MIB, Command, EmupmemError
+from emupmem.system import processes
+from emupmem.system.lock import wait_for
+from emupmem.system.machine import Machine
+from emupmem.system.programs import Completed
 from emupmem.units import human, parse_size, tight
 
 MODES = ("raw", "sector", "fsdax", "devdax")
@@ -432,7 +435,7 @@ def refuse_if_used(machine: Machine, one: Namespace) -> None:
         return
     number = machine.peek(f"/sys/class/block/{name}/dev")
     if one.mounts:
-        who = machine.users_of(number)
+        who = processes.processes_using(machine, number)
         used = f", in use by {', '.join(who[:5])}" if who else ""
         raise EmupmemError(
             f"{dev} is mounted on {one.mounts[0].dir}{used}", f"sudo emupmem umount {one.mounts[0].dir} first"

@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable
 
 from emupmem import foreign, loader, survey
+from emupmem.boot.grub import environment
+from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.foreign import Refused
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.machine import GRUB_DEFAULT, Machine
 from emupmem.model import EmupmemError, Plan
 from emupmem.planner.kernels import kernel_problem
 from emupmem.survey import ELSEWHERE, WSL
+from emupmem.system.machine import Machine
 
 
 def refuse(machine: Machine) -> tuple[str, ...]:
@@ -136,7 +138,7 @@ def _refuse_no_grub(machine: Machine) -> tuple[str, ...]:
             f"there is no {GRUB_DEFAULT}: this machine is not started by a GRUB that grub-mkconfig sets up",
             "emupmem changes such machines only; emupmem suggest tells the value to add by hand",
         )
-    name = machine.grub_cfg()
+    name = environment.grub_cfg(machine)
     try:
         data = machine.read(name)
     except EmupmemError:
@@ -153,7 +155,7 @@ def _refuse_no_grub(machine: Machine) -> tuple[str, ...]:
 def menu(machine: Machine) -> str:
     """The generated menu, empty where there is none or it is not ours to read."""
     try:
-        data = machine.read(machine.grub_cfg())
+        data = machine.read(environment.grub_cfg(machine))
     except EmupmemError:
         return ""
     return (data or b"").decode("utf-8", "surrogateescape")
@@ -171,7 +173,7 @@ def _refuse_loader(machine: Machine) -> tuple[str, ...]:
 
 
 def _refuse_two_menus(machine: Machine) -> tuple[str, ...]:
-    menus = machine.grub_cfgs()
+    menus = environment.grub_cfgs(machine)
     if len(menus) > 1:
         raise EmupmemError(
             f"there are two boot menus, {' and '.join(menus)}: which one starts this machine cannot be told",

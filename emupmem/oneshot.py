@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from emupmem import bls, loader
 from emupmem.loader import TRIAL_ENTRY, Standing, Steps
-from emupmem.machine import Machine
 from emupmem.model import Command, EmupmemError, FileEdit
+from emupmem.system.machine import Machine
 
 MARK = "# emupmem-trial:"
 FEATURES = loader.efi_variable("LoaderFeatures")

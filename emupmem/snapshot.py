@@ -29,8 +29,9 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from emupmem.blocks import Pmem, devices, mounted_at, mounts
-from emupmem.machine import Machine, refuse_kernel_folder
 from emupmem.model import KIB, MIB, Busy, EmupmemError
+from emupmem.system.files import refuse_kernel_folder
+from emupmem.system.machine import Machine
 from emupmem.units import human
 
 CHUNK = 256 * KIB

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from emupmem import grubcfg
+from emupmem.boot.grub import environment
+from emupmem.boot.grub.environment import GRUB_DEFAULT, GRUB_DROPINS
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.machine import GRUB_DEFAULT, GRUB_DROPINS, Machine, Region, wait_for
 from emupmem.model import (
     BootLog,
     CommandLine,
@@ -27,6 +28,9 @@ from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
 from emupmem.planner.kernels import KERNEL_NEEDED, kernel_problem
 from emupmem.planner.places import disagreements, high_losses
 from emupmem.planner.situation import Situation
+from emupmem.system.lock import wait_for
+from emupmem.system.machine import Machine
+from emupmem.system.sysfs import Region
 from emupmem.units import span_text
 
 if TYPE_CHECKING:
@@ -257,7 +261,7 @@ class Target:
 
 def target_kernel(machine: Machine, cfg: str) -> Target | None:
     """The kernel of the default entry of a grub.cfg, None where that cannot be told."""
-    entry = grubcfg.default_entry(cfg, machine.grubenv())
+    entry = grubcfg.default_entry(cfg, environment.grubenv(machine))
     if entry is None:
         entry = next((e for e in grubcfg.entries(cfg) if e.ours and not e.recovery), None)
     return kernel_of(machine, entry) if entry is not None else None
@@ -446,7 +450,7 @@ def _next_start(machine: Machine, unseen: list[tuple[str, str]]) -> _NextStart:
     other = loader.of(machine)
     if other is None:
         configured, recovery, variable = _configured(machine, unseen)
-        name = machine.grub_cfg()
+        name = environment.grub_cfg(machine)
         cfg = _try_read(machine, name, "generated", unseen)
         entries = grubcfg.entries(cfg) if cfg is not None else None
         whole = cfg is None or grubcfg.whole(cfg)

@@ -17,9 +17,11 @@ from itertools import pairwise
 
 from emupmem import foreign, grubcfg, loader, oneshot
 from emupmem.blocks import Mounted, mount_of, mounts, stack
+from emupmem.boot.grub import environment
 from emupmem.kernel.cmdline import is_cut, parse_command_line
-from emupmem.machine import Machine
 from emupmem.model import Command, EmupmemError
+from emupmem.system import backups
+from emupmem.system.machine import Machine
 
 ID = "emupmem-trial"
 SCRIPT = "/etc/grub.d/42_emupmem_trial"
@@ -171,7 +173,7 @@ def kexec(machine: Machine, words: Sequence[str], variable: str) -> tuple[Comman
             "reboot tries it; sudo emupmem abandon takes it away",
         )
     cfg = menu(machine)
-    default = _default(cfg, machine.grubenv())
+    default = _default(cfg, environment.grubenv(machine))
     names = _files(default, _entry(cfg, default)[1])
     paths = [_local(name, machine.exists) for name in names]
     if "" in paths:
@@ -221,16 +223,16 @@ def problem(cfg: str, words: Sequence[str]) -> str:
 
 def menu(machine: Machine) -> str:
     """The boot menu; where a run that was killed tore it, the whole copy beside it."""
-    name = machine.grub_cfg()
+    name = environment.grub_cfg(machine)
     text = (machine.read(name) or b"").decode("utf-8", "surrogateescape")
-    if not grubcfg.whole(text) and machine.is_aside(name):
-        return (machine.read_aside(name) or b"").decode("utf-8", "surrogateescape")
+    if not grubcfg.whole(text) and backups.is_aside(machine, name):
+        return (backups.read_aside(machine, name) or b"").decode("utf-8", "surrogateescape")
     return text
 
 
 def chosen(machine: Machine) -> bool:
     """Whether the next start is the trial."""
-    return machine.grubenv().get(NEXT) == ID
+    return environment.grubenv(machine).get(NEXT) == ID
 
 
 def left_over(machine: Machine) -> bool:
@@ -263,7 +265,7 @@ def obstacle(machine: Machine) -> tuple[str, str]:
     cfg = menu(machine)
     if f"save_env {NEXT}" not in cfg or "load_env" not in cfg:
         return f"the menu does not clear {NEXT}", ""
-    name = machine.grubenv_name()
+    name = environment.grubenv_name(machine)
     data = machine.read(name)
     create = f"sudo {'grub2-editenv' if '/grub2/' in name else 'grub-editenv'} {name} create"
     if data is None:
@@ -322,7 +324,7 @@ def _made(machine: Machine) -> tuple[str, str, tuple[str, ...], bool, bool] | No
 def _in_menu(machine: Machine) -> bool:
     """Whether the entry is in the menu; what we may not read is taken for good."""
     try:
-        data = machine.read(machine.grub_cfg())
+        data = machine.read(environment.grub_cfg(machine))
     except EmupmemError:
         return True
     return f"--id {ID} " in (data or b"").decode("utf-8", "replace")

@@ -53,7 +53,7 @@ for _ in range(3):
         program = ('/opt/emupmem/bin/python', '-c', '''
 import sys, time
 from emupmem import snapshot
-from emupmem.machine import Machine
+from emupmem.system.machine import Machine
 t = time.perf_counter()
 if sys.argv[1] == "save": snapshot.save(Machine(), sys.argv[2])
 else: snapshot.restore(Machine(), sys.argv[2])

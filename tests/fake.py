@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from emupmem.machine import Machine
+from emupmem.system.machine import Machine
 
 STOCK = b"""# If you change this file, run 'update-grub' afterwards to update
 # /boot/grub/grub.cfg.

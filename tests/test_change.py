@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-import emupmem.machine
+import emupmem
 from emupmem import change, survey
 from emupmem.change import Change, Options, carry_out, prepare_apply, prepare_remove
 from emupmem.model import GIB, UNCHANGED, EmupmemError, Request
+from emupmem.system import backups, files, lock
+from emupmem.system.machine import Machine
 from tests.fake import GENERATOR, LOG, STOCK, FakeMachine, build, leftovers, menu, put, script
 
 FOUND = survey.of_log(LOG.encode(), "test")
@@ -247,7 +249,7 @@ def test_what_a_generator_left_running_is_not_waited_for(machine: FakeMachine) -
     script(machine, "update-grub2", f"{GENERATOR}sleep 1000 &\necho $! > '{pid}'\n")
     apply(machine)
     os.kill(int(pid.read_text()), signal.SIGKILL)
-    with machine.lock():
+    with lock.change_lock(machine):
         assert menu(machine).count("memmap=16G!4G") == 3
 
 
@@ -255,7 +257,7 @@ def test_a_generator_that_prints_without_end_is_ended(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = menu(machine)
-    monkeypatch.setattr(emupmem.machine, "MOST_OUTPUT", 5 << 20)
+    monkeypatch.setattr(emupmem.system.machine, "MOST_OUTPUT", 5 << 20)
     script(machine, "update-grub2", "#!/bin/sh\nyes rubbish\n")
     with pytest.raises(EmupmemError, match="update-grub2 printed more than 5 MiB and was ended"):
         apply(machine)
@@ -267,12 +269,12 @@ def test_a_default_that_cannot_be_written_is_said_once(
 ) -> None:
     before = menu(machine)
 
-    def full(name: str, data: bytes) -> None:
+    def full(machine: Machine, name: str, data: bytes) -> None:
         raise EmupmemError(
             f"{name} cannot be written: No space left on device", "the disk is full", state=UNCHANGED
         )
 
-    monkeypatch.setattr(machine, "replace", full)
+    monkeypatch.setattr(files, "replace_file", full)
     with pytest.raises(EmupmemError, match="No space left on device") as caught:
         apply(machine)
     assert caught.value.hint == "the disk is full; the old configuration is back, nothing is changed"
@@ -282,7 +284,7 @@ def test_a_default_that_cannot_be_written_is_said_once(
 def test_what_cannot_be_put_back_is_not_said_to_be_unchanged(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine.set_aside("/boot/grub/grub.cfg")
+    backups.set_aside(machine, "/boot/grub/grub.cfg")
     put(machine, "/boot/grub/grub.cfg", "torn")
 
     def full(path: Path, target: Path) -> Path:
@@ -290,7 +292,7 @@ def test_what_cannot_be_put_back_is_not_said_to_be_unchanged(
 
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(EmupmemError, match="cannot be put back") as caught:
-        machine.put_back("/boot/grub/grub.cfg")
+        backups.put_back(machine, "/boot/grub/grub.cfg")
     assert caught.value.hint == "the disk is full"
 
 
@@ -299,15 +301,15 @@ def test_the_menu_is_put_back_even_where_the_default_cannot_be(
 ) -> None:
     before = menu(machine)
     script(machine, "update-grub2", '#!/bin/sh\n: > "$(dirname $0)/../boot/grub/grub.cfg"\nexit 1\n')
-    real, calls = machine.replace, []
+    real, calls = files.replace_file, []
 
-    def once(name: str, data: bytes) -> None:
+    def once(machine: Machine, name: str, data: bytes) -> None:
         calls.append(name)
         if len(calls) > 1:
             raise EmupmemError(f"{name} cannot be written: No space left on device")
-        real(name, data)
+        real(machine, name, data)
 
-    monkeypatch.setattr(machine, "replace", once)
+    monkeypatch.setattr(files, "replace_file", once)
     with pytest.raises(EmupmemError) as caught:
         apply(machine)
     assert "not all could be put back" in caught.value.hint
@@ -441,7 +443,7 @@ def test_a_file_that_changed_meanwhile_is_not_overwritten(machine: FakeMachine) 
 def test_two_at_once(machine: FakeMachine) -> None:
     prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
     with (
-        machine.lock(),
+        lock.change_lock(machine),
         pytest.raises(EmupmemError, match=f"another emupmem is at work .process {os.getpid()}"),
     ):
         carry_out(machine, prepared)
@@ -581,8 +583,8 @@ def test_an_apply_that_was_rolled_back_is_no_record_to_undo(machine: FakeMachine
 def test_an_apply_that_was_killed_is_no_record_to_undo_either(machine: FakeMachine) -> None:
     apply(machine, GIB, nokaslr=True)
     prepared = prepare_apply(machine, FOUND, Request(2 * GIB), Options(replace=True))
-    machine.keep("/etc/default/grub", "2999-01-01T00:00:00.000000Z", prepared.after, ".written")
-    machine.keep("/etc/default/grub", "2999-01-01T00:00:00.000000Z", prepared.before)
+    backups.back_up(machine, "/etc/default/grub", "2999-01-01T00:00:00.000000Z", prepared.after, ".written")
+    backups.back_up(machine, "/etc/default/grub", "2999-01-01T00:00:00.000000Z", prepared.before)
     remove(machine)
     assert default(machine) == STOCK
 
@@ -669,13 +671,13 @@ def test_a_copy_that_has_gone_is_said(machine: FakeMachine) -> None:
 
 def test_a_copy_left_over_is_cleared_by_the_next_run(machine: FakeMachine) -> None:
     apply(machine, GIB)
-    machine.set_aside("/boot/grub/grub.cfg")
+    backups.set_aside(machine, "/boot/grub/grub.cfg")
     assert apply(machine, GIB).needed
     assert leftovers(machine) == []
 
 
 def test_the_tree_of_another_machine_finds_no_programs(tmp_path: Path) -> None:
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
 
     mark = 'GRUB_CMDLINE_LINUX="$(uname 2>/dev/null || echo none)"\n'
     put(Machine(tmp_path), "/etc/default/grub", mark)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import emupmem
-import emupmem.machine
+import emupmem.system.machine
 from emupmem.cli import main
 from emupmem.model import GIB
 from tests.fake import LOG, RELEASE, STOCK, FakeMachine, build, menu, put, script
@@ -59,11 +59,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """A machine in a folder that the commands take for the running one."""
     machine = build(tmp_path / "machine")
 
-    def make(root: str | Path = "/") -> emupmem.machine.Machine:
+    def make(root: str | Path = "/") -> emupmem.system.machine.Machine:
         return machine if str(root) == "/" else real(root)
 
-    real = emupmem.machine.Machine
-    monkeypatch.setattr(emupmem.machine, "Machine", make)
+    real = emupmem.system.machine.Machine
+    monkeypatch.setattr(emupmem.system.machine, "Machine", make)
     return machine
 
 
@@ -162,8 +162,8 @@ def test_with_from_nothing_of_this_machine_leaks(run: Run, log: str, monkeypatch
     def never(*args: object, **more: object) -> None:
         raise AssertionError("looked at this machine")
 
-    for name in ("firmware_entries", "nodes", "regions", "run", "peek", "grubenv"):
-        monkeypatch.setattr(emupmem.machine.Machine, name, never)
+    for name in ("firmware_entries", "nodes", "regions", "run", "peek", "read"):
+        monkeypatch.setattr(emupmem.system.machine.Machine, name, never)
     assert run("suggest", "--from", log).status == 0
 
 

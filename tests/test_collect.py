@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emupmem
-import emupmem.machine
+import emupmem.system.machine
+import emupmem.system.streams
 from emupmem import collect, doctor, survey
 from emupmem.cli import main
 from emupmem.collect import Archive, Collected, Masker, pack, unpack
@@ -115,9 +116,9 @@ GRUB_CMDLINE_LINUX="cryptdevice=/dev/disk/by-id/{SECRETS["disk"]}:root"
     for number, (start, end) in enumerate((("0x0", "0xbfffffff"), ("0x100000000", "0x53fffffff"))):
         for key, value in (("start", start), ("end", end), ("type", "System RAM")):
             put(machine, f"/sys/firmware/memmap/{number}/{key}", value + "\n")
-    real = emupmem.machine.Machine
+    real = emupmem.system.machine.Machine
     monkeypatch.setattr(
-        emupmem.machine, "Machine", lambda root="/": machine if str(root) == "/" else real(root)
+        emupmem.system.machine, "Machine", lambda root="/": machine if str(root) == "/" else real(root)
     )
     return machine
 
@@ -316,7 +317,7 @@ def elsewhere(
         "nodes",
         "regions",
     ):
-        monkeypatch.setattr(emupmem.machine.Machine, name, never)
+        monkeypatch.setattr(emupmem.system.machine.Machine, name, never)
     for name in ("platform.machine", "platform.release", "subprocess.Popen", "os.statvfs", "os.geteuid"):
         monkeypatch.setattr(name, never)
     return file, planned, findings
@@ -621,8 +622,8 @@ def test_a_pipe_that_begins_with_a_single_byte_is_still_an_archive() -> None:
 
     later = threading.Timer(0.2, rest)
     later.start()
-    with emupmem.machine.given_file(f"/dev/fd/{reader}") as stream:
-        assert emupmem.machine.is_gzip(stream)
+    with emupmem.system.streams.given_file(f"/dev/fd/{reader}") as stream:
+        assert emupmem.system.streams.is_gzip(stream)
         assert unpack(stream, "a").members == {"tree/a": b"text"}
     later.join()
     os.close(reader)

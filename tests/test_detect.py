@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from emupmem import collect, detect, doctor, loader, survey
-from emupmem.machine import Machine
+from emupmem.system.machine import Machine
 from tests import fake, worlds
 from tests.fake import FakeMachine, put, script
 from tests.test_cli import Run, here, log, run

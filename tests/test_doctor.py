@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import emupmem
-import emupmem.machine
+import emupmem.system.machine
 from emupmem import doctor, grubcfg, obstacles, survey
 from emupmem.blocks import Mounted, stack
 from emupmem.cli import main
@@ -400,9 +400,9 @@ def test_stop_and_fail_are_not_good() -> None:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     machine = build(tmp_path / "machine")
-    real = emupmem.machine.Machine
+    real = emupmem.system.machine.Machine
     monkeypatch.setattr(
-        emupmem.machine, "Machine", lambda root="/": machine if str(root) == "/" else real(root)
+        emupmem.system.machine, "Machine", lambda root="/": machine if str(root) == "/" else real(root)
     )
     return machine
 

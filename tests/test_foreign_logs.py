@@ -82,7 +82,7 @@ def test_the_running_machine_and_an_archive_are_judged_before_a_plan(tmp_path: P
 
 
 def test_a_tree_is_judged_by_the_log(tmp_path: Path) -> None:
-    from emupmem.machine import Machine
+    from emupmem.system.machine import Machine
 
     tree = Machine(build(tmp_path).root)
     with pytest.raises(EmupmemError, match="memory map is Xen's"):

@@ -17,9 +17,10 @@ import pytest
 
 from emupmem import bls, change, loader, obstacles, survey
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.machine import BACKUPS, Machine
 from emupmem.model import GIB, EmupmemError, Request
 from emupmem.planner.situation import Situation
+from emupmem.system.backups import BACKUPS
+from emupmem.system.machine import Machine
 from emupmem.verifier import ladder
 from tests import fake
 from tests.fake import RELEASE, FakeMachine, put, script

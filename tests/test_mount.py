@@ -21,14 +21,15 @@ from typing import Any
 import pytest
 
 import emupmem
-import emupmem.machine
+import emupmem.system.machine
 from emupmem import dax, mount, unit
 from emupmem.blocks import Mounted, Pmem, parse_blkid, parse_mountinfo
 from emupmem.cli import main
 from emupmem.dax import Proof
-from emupmem.machine import Completed
 from emupmem.model import GIB, MIB, Busy, EmupmemError
 from emupmem.mount import Folder, MountRequest
+from emupmem.system import files, lock, processes
+from emupmem.system.programs import Completed
 from emupmem.verifier.ladder import mount_rungs
 from emupmem.verifier.observation import SeenMount
 from tests.fake import CONFIG, LOG, RELEASE, FakeMachine, build, menu, put, script
@@ -44,22 +45,30 @@ class PmemMachine(FakeMachine):
     """Has block devices without mknod: a file named like one is one."""
 
     claimed = False
+    owned: tuple[str, str, tuple[int, int] | None, int | None]
 
     def block_number(self, name: str) -> str:
         return self.peek(f"/sys/class/block/{name.rpartition('/')[2]}/dev") if self.exists(name) else ""
 
+
+def device_stand_ins(patch: Callable[[object, str, object], None]) -> None:
+    """What needs real devices and processes, for a `PmemMachine`; `patch` is setattr or monkeypatch's."""
+
     @contextlib.contextmanager
-    def exclusive(self, name: str) -> Iterator[None]:
-        if self.claimed:
+    def hold(machine: PmemMachine, name: str) -> Iterator[None]:
+        if machine.claimed:
             raise Busy(f"{name} is in use", "something holds it")
         yield
 
-    def own_mount(self, name: str, number: str, owner: tuple[int, int] | None, mode: int | None) -> bool:
-        self.owned = (name, number, owner, mode)
+    def own(
+        machine: PmemMachine, name: str, number: str, owner: tuple[int, int] | None, mode: int | None
+    ) -> bool:
+        machine.owned = (name, number, owner, mode)
         return False
 
-    def users_of(self, number: str) -> list[str]:
-        return ["python3 (process 42)"]
+    patch(lock, "hold_device", hold)
+    patch(files, "set_mount_owner", own)
+    patch(processes, "processes_using", lambda machine, number: ["python3 (process 42)"])
 
 
 def add_device(
@@ -133,12 +142,13 @@ def pmem_machine(folder: Path) -> PmemMachine:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
     """A machine with one blank emulated device and a proof that succeeds."""
     machine = pmem_machine(tmp_path / "machine")
-    real = emupmem.machine.Machine
+    real = emupmem.system.machine.Machine
 
-    def make(root: str | Path = "/") -> emupmem.machine.Machine:
+    def make(root: str | Path = "/") -> emupmem.system.machine.Machine:
         return machine if str(root) == "/" else real(root)
 
-    monkeypatch.setattr(emupmem.machine, "Machine", make)
+    monkeypatch.setattr(emupmem.system.machine, "Machine", make)
+    device_stand_ins(monkeypatch.setattr)
     monkeypatch.setattr(dax, "prove", lambda folder: GOOD)
     monkeypatch.setattr(unit, "SECONDS", 0.3)
     return machine
@@ -539,7 +549,7 @@ def test_who_holds_a_device_is_found_on_this_machine(tmp_path: Path) -> None:
     with (tmp_path / "open").open("w") as file:
         info = os.fstat(file.fileno())
         number = f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}"
-        found = emupmem.machine.Machine().users_of(number)
+        found = processes.processes_using(emupmem.system.machine.Machine(), number)
     assert any(f"(process {os.getpid()})" in who for who in found)
 
 
@@ -670,16 +680,21 @@ def test_a_unit_of_somebody_else_is_not_overwritten(run: Run, here: PmemMachine)
     assert "/bin/true" in unit_text(here)
 
 
-def test_a_unit_that_cannot_be_taken_away_does_not_stop_remove(run: Run, here: PmemMachine) -> None:
+def test_a_unit_that_cannot_be_taken_away_does_not_stop_remove(
+    run: Run, here: PmemMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reserve(here, "quiet")
     run("apply", "--size", "1G", "--mount", "/mnt/x", "--yes")
-    real = here.delete
-    here.delete = lambda name: (_ for _ in ()).throw(EmupmemError(f"{name} cannot be removed"))  # type: ignore[method-assign]
-    done = run("remove", "--yes")
+
+    def refuse(machine: PmemMachine, name: str) -> None:
+        raise EmupmemError(f"{name} cannot be removed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "delete_file", refuse)
+        done = run("remove", "--yes")
     assert done.status == 0
     assert "cannot be removed: it does nothing without a reservation" in done.err
     assert "memmap" not in menu(here)
-    here.delete = real  # type: ignore[method-assign]
     assert run("remove", "--yes").status == 0
     assert not here.exists(unit.FILE)
 
@@ -736,7 +751,7 @@ def test_boot_waits_for_whoever_has_the_lock(
     else:
         pid, said = os.getpid(), "another emupmem is at work"
     descriptor = held(here, pid)
-    with pytest.raises(Busy, match=said), here.lock():
+    with pytest.raises(Busy, match=said), lock.change_lock(here):
         pass
     free = threading.Timer(0.3, os.close, [descriptor])
     free.start()

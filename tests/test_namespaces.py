@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-import emupmem.machine
+import emupmem
+from emupmem import namespaces
 from emupmem import namespaces as ns
 from emupmem.cli import main
-from emupmem.machine import Machine
 from emupmem.model import GIB, KIB, MIB, Command, EmupmemError
+from emupmem.system import files
+from emupmem.system.machine import Machine
 from tests.fake import FakeMachine, build, put, script
 
 PLATFORM = "/sys/devices/platform/e820_pmem"
@@ -137,12 +139,12 @@ def test_a_driver_that_refuses_gives_the_range_back(
     script(machine, "modprobe", "#!/bin/sh\nexit 0\n")
     pokes: list[tuple[str, str]] = []
 
-    def poke(name: str, text: str) -> None:
+    def poke(_: FakeMachine, name: str, text: str) -> None:
         pokes.append((name.rpartition("/")[2], text))
         if name.endswith("unbind"):
             (machine.root / f"{PLATFORM}/driver".lstrip("/")).unlink()
 
-    monkeypatch.setattr(machine, "poke", poke)
+    monkeypatch.setattr(files, "write_sysfs", poke)
     monkeypatch.setattr(ns, "wait_for", lambda ready, seconds: ready())
     assert "ramdax did not take the range" in refused(lambda: ns.rebind(machine, ns.bind_steps(machine)))
     assert pokes[-2:] == [("driver_override", ""), ("drivers_probe", "e820_pmem")]
@@ -224,9 +226,9 @@ def test_a_namespace_that_was_made_is_no_error(
             raise EmupmemError("ndctl has gone", "look for it")
         return look(here)
 
-    monkeypatch.setattr(emupmem.machine, "Machine", lambda: machine)
-    monkeypatch.setattr(ns, "run", lambda here, steps: ran.append(steps))
-    monkeypatch.setattr(ns, "regions", fails_afterwards)
+    monkeypatch.setattr(emupmem.system.machine, "Machine", lambda: machine)
+    monkeypatch.setattr(namespaces, "run", lambda here, steps: ran.append(steps))
+    monkeypatch.setattr(namespaces, "regions", fails_afterwards)
     monkeypatch.setattr(sys, "argv", ["emupmem", "namespaces", "create", "--size", "512M"])
     with pytest.raises(SystemExit) as caught:
         main()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import emupmem.machine
+import emupmem
 from emupmem import ipmctl, nvdimm
 from emupmem.cli import main
 from emupmem.model import GIB, MIB, EmupmemError
@@ -779,7 +779,7 @@ def test_an_old_ipmctl_is_asked_the_plain_way(machine: FakeMachine) -> None:
 def run(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.setattr(emupmem.machine, "Machine", lambda root="/": machine)
+    monkeypatch.setattr(emupmem.system.machine, "Machine", lambda root="/": machine)
 
     def call(*argv: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["emupmem", "nvdimm", *argv])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import emupmem.machine
+import emupmem.system.machine
 from emupmem import obstacles
 from emupmem.cli import main
 from emupmem.model import EmupmemError, Request
@@ -134,7 +134,9 @@ def test_suggest_and_apply_to_a_tree_refuse(
     status, text = call(monkeypatch, capsys, "suggest", "--from", str(log))
     assert (status, "as a limit" in text) == (1, True)
     put(
-        emupmem.machine.Machine(tmp_path / "tree"), "/etc/default/grub", 'GRUB_CMDLINE_LINUX="memmap=1G!4G"\n'
+        emupmem.system.machine.Machine(tmp_path / "tree"),
+        "/etc/default/grub",
+        'GRUB_CMDLINE_LINUX="memmap=1G!4G"\n',
     )
     argv = ("apply", "--size", "1G", "--root", str(tmp_path / "tree"), "--from", str(log), "--yes")
     status, text = call(monkeypatch, capsys, *argv)  # although nothing would change

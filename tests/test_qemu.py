@@ -22,11 +22,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import emupmem.machine
+import emupmem.system.machine
+import emupmem.system.streams
 from emupmem import backends, dax, keep, qemu, snapshot
 from emupmem.cli import main
 from emupmem.dax import Proof
-from emupmem.machine import Machine
 from emupmem.model import GIB, KIB, MIB, EmupmemError
 from emupmem.qemu import (
     MAX_SLOTS,
@@ -45,8 +45,10 @@ from emupmem.qemu import (
     read_guest,
     split_option,
 )
+from emupmem.system import lock
+from emupmem.system.machine import Machine
 from tests.fake import build, put
-from tests.test_mount import PmemMachine, add_device, mounted, reserve
+from tests.test_mount import PmemMachine, add_device, device_stand_ins, mounted, reserve
 
 QEMU = shutil.which("qemu-system-x86_64")
 PATIENCE = 900
@@ -319,8 +321,9 @@ def test_libvirt_refuses_what_it_cannot_say() -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> PmemMachine:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
     """A machine with an emulated device mounted at /mnt/pmem0 and one that is not."""
+    device_stand_ins(monkeypatch.setattr)
     machine = PmemMachine(build(tmp_path / "machine").root)
     add_device(machine)
     reserve(machine, "memmap=1G!4G")
@@ -446,7 +449,7 @@ def test_devices(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_is_mapped_is_in_use(tmp_path: Path) -> None:
     import mmap
 
-    machine = emupmem.machine.Machine()
+    machine = emupmem.system.machine.Machine()
     file = tmp_path / "image"
     file.write_bytes(bytes(2 * MIB))
     with file.open("r+b") as stream, mmap.mmap(stream.fileno(), 0):
@@ -595,12 +598,15 @@ def test_a_file_that_may_not_be_written(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:3]):  # one more with xdist
         if folder.stat().st_uid == os.geteuid():
             folder.chmod(folder.stat().st_mode | 0o055)
-    machine = emupmem.machine.Machine()
+    machine = emupmem.system.machine.Machine()
     user = os.geteuid()
     os.seteuid(user or 65534)
     try:
-        error = refused("cannot be opened: Permission denied", lambda: machine.claim(str(file), False))
-        machine.claim(str(file), True, write=False)
+        error = refused(
+            "cannot be opened: Permission denied",
+            lambda: lock.lock_until_exit(machine, str(file), False),
+        )
+        lock.lock_until_exit(machine, str(file), True, write=False)
     finally:
         os.seteuid(user)
     assert "sudo" in error.hint
@@ -710,7 +716,7 @@ def test_the_real_qemu_reads_the_configuration_file(tmp_path: Path) -> None:
 @real
 def test_libpmem_is_asked_for_and_not_guessed(tmp_path: Path) -> None:
     assert QEMU
-    machine = emupmem.machine.Machine()
+    machine = emupmem.system.machine.Machine()
     linked = "libpmem" in subprocess.run(["ldd", QEMU], capture_output=True, text=True, check=False).stdout
     assert backends.has_libpmem(machine, QEMU) is linked
     without = tmp_path / "qemu"
@@ -842,8 +848,8 @@ def test_no_other_file_is_made_there_either(tmp_path: Path, name: str) -> None:
     (tmp_path / "LINK").symlink_to("/dev")
     name = name.replace("LINK", str(tmp_path / "LINK"))
     for call in (
-        lambda: emupmem.machine.new_file(name, b"x"),
-        lambda: emupmem.machine.new_file(name, b"x", force=True),
+        lambda: emupmem.system.streams.new_file(name, b"x"),
+        lambda: emupmem.system.streams.new_file(name, b"x", force=True),
         lambda: snapshot._target(name),
         lambda: keep.check(Machine(), name, MIB, "/mnt"),
     ):

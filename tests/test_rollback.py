@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-import emupmem.machine
+import emupmem
+import emupmem.system.backups
+import emupmem.system.files
 from emupmem import change, loader
+from emupmem.boot.grub import environment
 from emupmem.model import GIB, EmupmemError, Request
 from tests import fake, test_loader
 from tests.fake import RELEASE, FakeMachine, put
@@ -94,7 +97,7 @@ def test_after_remove_all_is_as_it_was_before_apply(here: FakeMachine) -> None:
 def test_a_disk_that_is_full_from_some_write_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = emupmem.machine._write_like
+    real = emupmem.system.files.write_like
     for most in itertools.count():
         machine = MACHINES[name][0](tmp_path / str(most))
         before, left = tree(machine), [most]
@@ -105,7 +108,8 @@ def test_a_disk_that_is_full_from_some_write_on(
                 raise OSError(errno.ENOSPC, "No space left on device")
             real(*given)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(emupmem.machine, "_write_like", full)
+        monkeypatch.setattr(emupmem.system.files, "write_like", full)
+        monkeypatch.setattr(emupmem.system.backups, "write_like", full)
         try:
             apply(machine)
         except EmupmemError as exc:
@@ -138,8 +142,8 @@ def test_links_stay_links(tmp_path: Path) -> None:
 
 def test_the_menu_in_the_efi_system_partition(tmp_path: Path) -> None:
     machine = rhel8_uefi(tmp_path)
-    assert machine.grub_cfg() == "/boot/efi/EFI/redhat/grub.cfg"
-    assert machine.grubenv_name() == "/boot/efi/EFI/redhat/grubenv"
+    assert environment.grub_cfg(machine) == "/boot/efi/EFI/redhat/grub.cfg"
+    assert environment.grubenv_name(machine) == "/boot/efi/EFI/redhat/grubenv"
     apply(machine)
     assert f"kernelopts={ROOT} memmap=1G!4G\n" in machine.peek("/boot/efi/EFI/redhat/grubenv") + "\n"
     assert machine.is_link("/boot/grub2/grubenv")
@@ -152,26 +156,26 @@ def test_a_stub_in_the_efi_system_partition_is_no_menu(tmp_path: Path) -> None:
     put(machine, "/boot/efi/EFI/fedora/grub.cfg", f"{stub}configfile $prefix/grub.cfg\n")
     put(machine, "/sys/firmware/efi/fw_platform_size", "64\n")
     (machine.root / "etc/grub2-efi.cfg").symlink_to("../boot/grub2/grub.cfg")
-    assert machine.grub_cfg() == "/boot/grub2/grub.cfg"
-    assert machine.grub_cfgs() == ["/boot/grub2/grub.cfg"]
+    assert environment.grub_cfg(machine) == "/boot/grub2/grub.cfg"
+    assert environment.grub_cfgs(machine) == ["/boot/grub2/grub.cfg"]
     (machine.root / "boot/grub2/grub.cfg").unlink()
-    assert machine.grub_cfg() == "/boot/grub/grub.cfg", "a stub alone is none either"
+    assert environment.grub_cfg(machine) == "/boot/grub/grub.cfg", "a stub alone is none either"
 
 
 def test_the_menu_of_another_system_is_not_ours(tmp_path: Path) -> None:
     machine = fake.build(tmp_path)
     put(machine, "/boot/efi/EFI/redhat/grub.cfg", "blscfg\n")
     put(machine, "/sys/firmware/efi/fw_platform_size", "64\n")
-    assert machine.grub_cfg() == "/boot/grub/grub.cfg"
+    assert environment.grub_cfg(machine) == "/boot/grub/grub.cfg"
 
 
 def test_a_menu_of_bios_times_is_not_the_one_that_uefi_started(tmp_path: Path) -> None:
     machine = rhel8_uefi(tmp_path)
     put(machine, "/boot/grub2/grub.cfg", "blscfg\n")
-    assert machine.grub_cfg() == "/boot/efi/EFI/redhat/grub.cfg"
+    assert environment.grub_cfg(machine) == "/boot/efi/EFI/redhat/grub.cfg"
     (machine.root / "sys/firmware/efi/fw_platform_size").unlink()
     (machine.root / "sys/firmware/efi").rmdir()
-    assert machine.grub_cfg() == "/boot/grub2/grub.cfg"
+    assert environment.grub_cfg(machine) == "/boot/grub2/grub.cfg"
 
 
 @pytest.mark.parametrize("step", [apply, remove])

@@ -17,8 +17,9 @@ from emupmem import collect, dropin, mount, render, units
 from emupmem.change import Options, carry_out, prepare_apply
 from emupmem.doctor import Finding
 from emupmem.editor import text as editor_text
-from emupmem.machine import Machine
 from emupmem.model import GIB, Check, EmupmemError, Request
+from emupmem.system import accounts
+from emupmem.system.machine import Machine
 from tests.fake import FakeMachine, build, put, script
 from tests.test_change import CLOUD, FOUND
 from tests.test_cli import Run
@@ -98,7 +99,7 @@ def test_a_user_is_no_option_of_getent(tmp_path: Path) -> None:
     machine = FakeMachine(tmp_path)
     script(machine, "getent", f"#!/bin/sh\necho \"$@\" > '{tmp_path}/asked'\n")
     with pytest.raises(EmupmemError, match="there is no user"):
-        machine.account("--help")
+        accounts.find_account(machine, "--help")
     assert (tmp_path / "asked").read_text() == "passwd -- --help\n"
 
 
@@ -167,7 +168,7 @@ def test_closed_descriptors_are_not_taken_by_files(closed: tuple[int, ...], tmp_
     assert done.returncode == 0
     assert "unexpected" not in done.stderr
     code = (
-        "import os; from emupmem.machine import standard_streams; standard_streams();"
+        "import os; from emupmem.system.streams import standard_streams; standard_streams();"
         f"file = open({str(tmp_path / 'x')!r}, 'w'); raise SystemExit(file.fileno() < 3)"
     )
     argv = ["sh", "-c", '"$@" ' + " ".join(f"{n}>&-" for n in closed), "sh", sys.executable, "-c", code]

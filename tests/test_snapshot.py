@@ -450,9 +450,9 @@ def run(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Any]:
     """The program on that machine: exit status, standard output, standard error."""
-    import emupmem.machine
+    import emupmem.system.machine
 
-    monkeypatch.setattr(emupmem.machine, "Machine", lambda root="/": disk.machine)
+    monkeypatch.setattr(emupmem.system.machine, "Machine", lambda root="/": disk.machine)
     # the defaults of the functions are bound already: it is the opening itself that is replaced
     real = os.open
 

@@ -23,14 +23,14 @@ from tests.fake import LOG, STOCK, FakeMachine, put
 
 DRIVER = """
 import sys
-import emupmem.machine
+import emupmem.system.machine
 from emupmem import collect, dax, unit
 from tests.fake import FakeMachine
 from tests.test_mount import GOOD, PmemMachine
 kind, root, sys.argv = sys.argv[1], sys.argv[2], ["emupmem", *sys.argv[3:]]
 machine = (PmemMachine if kind == "pmem" else FakeMachine)(root)
-real = emupmem.machine.Machine
-emupmem.machine.Machine = lambda name="/": machine if str(name) == "/" else real(name)
+real = emupmem.system.machine.Machine
+emupmem.system.machine.Machine = lambda name="/": machine if str(name) == "/" else real(name)
 dax.prove = lambda folder: GOOD
 unit.SECONDS = 0.3
 from emupmem.cli import main

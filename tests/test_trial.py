@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from emupmem import change, survey, trial
+from emupmem.boot.grub import environment
 from emupmem.change import Change, Options, carry_out, prepare_abandon, prepare_confirm, prepare_trial
 from emupmem.kernel.cmdline import COMMAND_LINE_MAX
 from emupmem.model import GIB, EmupmemError, Request
@@ -95,7 +96,7 @@ def test_one_extra_entry_and_nothing_permanent(machine: FakeMachine) -> None:
     assert "menuentry 'Trial of emupmem: memmap=1G!4G' --id emupmem-trial {" in added
     assert f"linux	/boot/vmlinuz-{RELEASE} root=UUID=0 ro  quiet splash memmap=1G!4G" in added
     assert f"initrd	/boot/initrd.img-{RELEASE}" in added
-    assert machine.grubenv()["next_entry"] == "emupmem-trial"
+    assert environment.grubenv(machine)["next_entry"] == "emupmem-trial"
     assert os.access(machine.root / "etc/grub.d/42_emupmem_trial", os.X_OK)
     assert made.tries == "memmap=1G!4G"
     assert made.memmap == ""
@@ -133,7 +134,7 @@ def test_abandon_takes_only_the_entry_away(machine: FakeMachine) -> None:
     carry_out(machine, prepare_abandon(machine))
     assert menu(machine) == before
     assert not machine.exists(trial.SCRIPT)
-    assert "next_entry" not in machine.grubenv()
+    assert "next_entry" not in environment.grubenv(machine)
     with pytest.raises(EmupmemError, match="there is no trial to abandon"):
         prepare_abandon(machine)
 
@@ -143,7 +144,7 @@ def test_a_permanent_apply_ends_the_trial(machine: FakeMachine) -> None:
     carry_out(machine, change.prepare_apply(machine, FOUND, Request(GIB), Options()))
     assert not machine.exists(trial.SCRIPT)
     assert menu(machine).count("memmap=1G!4G") == 3
-    assert "next_entry" not in machine.grubenv()
+    assert "next_entry" not in environment.grubenv(machine)
 
 
 def test_a_trial_that_failed_can_be_tried_again(machine: FakeMachine) -> None:
@@ -153,7 +154,7 @@ def test_a_trial_that_failed_can_be_tried_again(machine: FakeMachine) -> None:
     assert prepare_trial(machine, FOUND, Request(GIB), Options()).needed
     put(machine, "/boot/grub/grub.cfg", menu(machine).replace("splash memmap", "splash panic=1 memmap"))
     begin(machine)
-    assert machine.grubenv()["next_entry"] == "emupmem-trial"
+    assert environment.grubenv(machine)["next_entry"] == "emupmem-trial"
     assert "panic=1" not in menu(machine)
 
 
@@ -396,7 +397,7 @@ def test_what_fails_leaves_nothing(machine: FakeMachine, break_it: Callable[[Fak
     assert "the old configuration is back" in caught.value.hint
     assert menu(machine) == before
     assert not machine.exists(trial.SCRIPT)
-    assert "next_entry" not in machine.grubenv()
+    assert "next_entry" not in environment.grubenv(machine)
 
 
 # The commands ------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""GRUB with a menu made by grub-mkconfig."""

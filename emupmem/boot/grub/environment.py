@@ -1,0 +1,114 @@
+"""Where GRUB's files lie: its menu, its environment block, the program that makes the menu."""
+
+from __future__ import annotations
+
+import contextlib
+
+from emupmem import grubcfg
+from emupmem.model import Command, EmupmemError
+from emupmem.system.backups import is_aside, read_aside
+from emupmem.system.errors import write_hint
+from emupmem.system.files import fresh_name, sync_file, sync_folder, write_like
+from emupmem.system.machine import Machine
+from emupmem.system.sysfs import peek_file
+
+GRUB_DEFAULT = "/etc/default/grub"
+GRUB_DROPINS = "/etc/default/grub.d"
+GRUB_CFGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
+GRUBENVS = ("/boot/grub2/grubenv", "/boot/grub/grubenv")
+ESP_FOLDERS = "/boot/efi/EFI"
+ESP_MARKS = ("/etc/grub2-efi.cfg", "/boot/grub2/grubenv")
+"""Links of Red Hat's packages: where they lead into the EFI system partition, the menu is there too."""
+
+GENERATORS = ("update-grub2", "update-grub", "grub2-mkconfig", "grub-mkconfig")
+
+
+def grub_cfg(machine: Machine) -> str:
+    """Where the generated menu lies (the first that exists, else Debian's place).
+
+    Red Hat's family up to 8 has it in the EFI system partition, where others have a stub that leads to it.
+    """
+    here = next((name for name in GRUB_CFGS if machine.exists(name)), "")
+    # A menu of BIOS times may still be there: what UEFI started was not that one.
+    own = _esp_menu(machine) if not here or machine.exists("/sys/firmware/efi") else ""
+    return own or here or GRUB_CFGS[0]
+
+
+def _esp_menu(machine: Machine) -> str:
+    """The menu in the EFI system partition that belongs to this system, empty where there is none."""
+    names = [f"{ESP_FOLDERS}/{n}/grub.cfg" for n in machine.names(ESP_FOLDERS)]
+    folders = {machine.real(m).rpartition("/")[0] for m in ESP_MARKS if machine.exists(m)}
+    full = [n for n in names if (text := machine.peek(n)) and not grubcfg.is_stub(text)]
+    own = [n for n in full if machine.real(n).rpartition("/")[0] in folders]
+    alone = len(full) == 1 and not any(machine.exists(n) for n in GRUB_CFGS)
+    return next(iter(own or (full if alone else [])), "")
+
+
+def grub_cfgs(machine: Machine) -> list[str]:
+    """The menus that lie here, one name for each file."""
+    names = [n for n in (*GRUB_CFGS, grub_cfg(machine)) if machine.exists(n)]
+    return list({machine.path(name): name for name in reversed(names)}.values())
+
+
+def grubenv_name(machine: Machine) -> str:
+    """Where GRUB's environment block lies: next to the menu, else in one of its usual places."""
+    beside = grub_cfg(machine).rpartition("/")[0] + "/grubenv"
+    return next((n for n in (beside, *GRUBENVS) if machine.exists(n)), beside)
+
+
+def grubenv(machine: Machine) -> dict[str, str]:
+    """Variables of GRUB's environment block."""
+    name = grubenv_name(machine)
+    if torn_grubenv(machine):
+        return _variables((read_aside(machine, name) or b"").decode("utf-8", "replace"))
+    return _variables(machine.peek(name))
+
+
+def torn_grubenv(machine: Machine) -> bool:
+    """Whether a program that was killed left half an environment block, and the whole one is kept next to it."""
+    name = grubenv_name(machine)
+    return is_aside(machine, name) and not machine.peek(name).startswith("# GRUB Environment Block")
+
+
+def set_grubenv(machine: Machine, name: str, value: str) -> None:
+    """Set or (with an empty value) unset a variable of GRUB's environment block. Raises EmupmemError."""
+    file = grubenv_name(machine)
+    program = next((p for p in ("grub-editenv", "grub2-editenv") if machine.find(p)), None)
+    if program is None:
+        raise EmupmemError("grub-editenv is not installed", "apt-get install grub-common")
+    words = ("set", f"{name}={value}") if value else ("unset", name)
+    # grub-editenv empties the file before it writes: it is given a copy, which then takes its place.
+    target = machine.path(file)
+    fresh = fresh_name(target)
+    try:
+        if target.exists():  # else it makes one
+            write_like(fresh, target.read_bytes(), target)
+        done = machine.run(Command((program, str(fresh), *words), "tell GRUB's next start"))
+        if done.status or _variables(peek_file(fresh)).get(name, "") != value:
+            raise EmupmemError(f"{file} cannot be written: {done.last_words or 'it stays as it was'}")
+        sync_file(fresh)
+        fresh.rename(target)
+        sync_folder(target.parent)
+    except OSError as exc:
+        raise EmupmemError(f"{file} cannot be written: {exc.strerror}", write_hint(exc)) from exc
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+
+
+def generator(machine: Machine) -> Command | None:
+    """The program that makes grub.cfg from the defaults, None where there is none.
+
+    grub-mkconfig is told to write the menu that lies here.
+    """
+    for name in GENERATORS:
+        if machine.find(name):
+            argv = (name, "-o", grub_cfg(machine)) if name.endswith("mkconfig") else (name,)
+            return Command(argv, "make grub.cfg from /etc/default/grub")
+    return None
+
+
+def _variables(text: str) -> dict[str, str]:
+    """What an environment block of GRUB's says."""
+    pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
+    return {key: value for key, eq, value in pairs if eq}

@@ -1,0 +1,1 @@
+"""The one impure package: every open, rename, lock and program of emupmem is here."""

@@ -1,0 +1,134 @@
+"""Copies of files: backups under /var/backups/emupmem, and copies set aside while a program writes in place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from emupmem.model import UNCHANGED, EmupmemError
+from emupmem.system.errors import write_hint
+from emupmem.system.files import fresh_name, make_synced_folder, sync_folder, write_like
+from emupmem.system.machine import Machine
+
+BACKUPS = "/var/backups/emupmem"
+
+
+def back_up(machine: Machine, name: str, stamp: str, data: bytes, suffix: str = "") -> str:
+    """Keep `data` as the backup `NAME.STAMP` of file `name`; gives the backup's name.
+
+    Only root may read the folder. Written and synced like every other file.
+    """
+    folder = machine.path(BACKUPS)
+    base = name.rpartition("/")[2]
+    backup = f"{BACKUPS}/{base}.{stamp}{suffix}"
+    try:
+        make_synced_folder(folder, 0o700)
+        fresh = folder / f".{base}.{stamp}{suffix}.new"
+        write_like(fresh, data, machine.path(name))
+        fresh.rename(folder / f"{base}.{stamp}{suffix}")
+        sync_folder(folder)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            (folder / f".{base}.{stamp}{suffix}.new").unlink()
+        raise EmupmemError(
+            f"the backup {backup} cannot be written: {exc.strerror}",
+            write_hint(exc),
+            state=UNCHANGED,
+        ) from exc
+    return backup
+
+
+def set_aside(machine: Machine, name: str) -> bool:
+    """Copy a file beside itself before a program writes it in place, so that `put_back` needs no room.
+
+    False where there is no file. Raises EmupmemError.
+    """
+    target = machine.path(name)
+    aside = aside_name(target)
+    made = half_name(aside)
+    try:
+        if not target.exists():
+            return False
+        write_like(made, target.read_bytes(), target)
+        made = made.rename(aside)
+        sync_folder(aside.parent)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            made.unlink()
+        raise EmupmemError(
+            f"{name} cannot be copied before it is made anew: {exc.strerror}",
+            write_hint(exc),
+            state=UNCHANGED,
+        ) from exc
+    return True
+
+
+def is_aside(machine: Machine, name: str) -> bool:
+    """Whether a run that was killed left such a copy."""
+    return os.path.exists(aside_name(machine.path(name)))  # noqa: PTH110 (as in exists)
+
+
+def read_aside(machine: Machine, name: str) -> bytes | None:
+    """What that copy holds. Raises EmupmemError where it may not be read."""
+    return machine.read(str(aside_name(Path(machine.real(name)))))
+
+
+def leftovers(machine: Machine, names: Sequence[str]) -> list[Path]:
+    """Half-written files that a killed run left beside `names` and the backups."""
+    places = [machine.path(n) for n in names]
+    beside = [p for place in places for p in (fresh_name(place), half_name(aside_name(place)))]
+    halves = [n for n in machine.names(BACKUPS) if n.startswith(".") and n.endswith(".new")]
+    return [p for p in beside if os.path.exists(p)] + [machine.path(BACKUPS) / n for n in halves]  # noqa: PTH110
+
+
+def remove_leftovers(machine: Machine, litter: Sequence[Path]) -> None:
+    """Take that away, as far as possible; the lock keeps others away."""
+    for path in litter:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def put_back(machine: Machine, name: str) -> None:
+    """Rename the copy that `set_aside` made over the file; where both are the same, drop the copy.
+
+    Raises EmupmemError, also where the copy is gone.
+    """
+    target, aside = machine.path(name), aside_name(machine.path(name))
+    try:
+        if target.exists() and _same(aside, target):
+            aside.unlink()  # nothing to put back, and a file that nobody can write is no obstacle
+        else:
+            aside.rename(target)
+        sync_folder(target.parent)
+    except OSError as exc:
+        raise EmupmemError(f"{name} cannot be put back: {exc.strerror}", write_hint(exc)) from exc
+
+
+def drop_aside(machine: Machine, name: str) -> None:
+    """Take the copy away again, all being well."""
+    with contextlib.suppress(OSError):
+        aside_name(machine.path(name)).unlink()
+
+
+def stamp() -> str:
+    """This moment for the name of a backup: ISO 8601, UTC, microseconds so that two never meet."""
+    now = time.time_ns()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06d}Z"
+
+
+def aside_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.emupmem-old")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files have the same content, mode and owner."""
+    first, second = one.stat(), other.stat()
+    rights = [(i.st_mode, i.st_uid, i.st_gid) for i in (first, second)]
+    return rights[0] == rights[1] and one.read_bytes() == other.read_bytes()
+
+
+def half_name(aside: Path) -> Path:
+    return aside.with_name(f"{aside.name}.new")

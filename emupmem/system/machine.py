@@ -1,0 +1,318 @@
+"""The one impure module: every open, subprocess, rename, /proc and /sys of the program is here.
+
+A `Machine` is a root directory. `/` is the machine we run on; any other directory is a tree of
+another machine, where symbolic links are resolved inside the tree and nothing is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from emupmem.model import Command, EmupmemError, NodeRange
+from emupmem.system.errors import sudo_hint
+from emupmem.system.programs import ENVIRONMENT, MOST_OUTPUT, PATH, QUIET, Completed, end_session, listen
+from emupmem.system.sysfs import (
+    Region,
+    read_firmware_entries,
+    read_huge_page_bytes,
+    read_kernel_banner,
+    read_kernel_config,
+    read_nodes,
+    read_regions,
+)
+
+if TYPE_CHECKING:
+    from emupmem.editor.shell import Judge
+
+
+class Machine:
+    """The files and programs of one machine, below `root`."""
+
+    held: int | None = None
+    """The lock, while we hold it: programs that we start then hold it as well."""
+
+    replay: Judge | None = None
+    """What sh once made of this machine's GRUB defaults, where they are not to be sourced (an archive)."""
+
+    def __init__(self, root: str | Path = "/") -> None:
+        self.root = Path(root)
+        self.live = self.root.resolve() == Path("/")
+
+    @property
+    def running(self) -> bool:
+        """Whether a running kernel is to be seen in it: the live machine, or what was collected of one."""
+        return self.live
+
+    # Files -----------------------------------------------------------------------------------
+
+    def path(self, name: str | Path) -> Path:
+        """Where the file `name` (absolute, as the machine itself sees it) really is.
+
+        Symbolic links are followed inside the tree, as chroot would: an absolute link in a tree
+        never leads to a file of the machine that we run on. Raises EmupmemError for a loop.
+        """
+        parts = [p for p in Path(name).parts if p.strip("/")]
+        done: list[str] = []
+        links = 0
+        while parts:
+            part = parts.pop(0)
+            if part == "..":
+                done = done[:-1]
+                continue
+            here = self.root.joinpath(*done, part)
+            try:
+                target = here.readlink()
+            except OSError:
+                done.append(part)
+                continue
+            links += 1
+            if links > 40:
+                raise EmupmemError(f"{name}: too many symbolic links")
+            if target.is_absolute():
+                done = []
+            parts = [p for p in target.parts if p.strip("/")] + parts
+        return self.root.joinpath(*done)
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file, None where it is not there. Raises EmupmemError where it may not be read."""
+        try:
+            return self.path(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file to read from, for what may be large. Raises EmupmemError."""
+        try:
+            with self.path(name).open("rb") as file:
+                yield file
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc
+
+    def peek(self, name: str) -> str:
+        """Text of a small file, empty where it is missing or not ours to read."""
+        try:
+            return self.path(name).read_bytes().decode("utf-8", "replace").strip("\n\0")
+        except OSError:
+            return ""
+
+    def exists(self, name: str) -> bool:
+        return os.path.exists(self.path(name))  # noqa: PTH110 (Path.exists raises where a folder is closed to us)
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; none where it cannot be read."""
+        try:
+            return sorted(p.name for p in self.path(folder).iterdir())
+        except OSError:
+            return []
+
+    def modified(self, name: str) -> float | None:
+        """When a file was last written (seconds of the epoch)."""
+        try:
+            return self.path(name).stat().st_mtime
+        except OSError:
+            return None
+
+    def link_target(self, name: str) -> str:
+        """Where a symbolic link leads, as it is written; empty for everything else."""
+        place = self.path(name.rpartition("/")[0]) / name.rpartition("/")[2]
+        return str(place.readlink()) if place.is_symlink() else ""
+
+    def is_link(self, name: str) -> bool:
+        return (self.path(name.rpartition("/")[0]) / name.rpartition("/")[2]).is_symlink()
+
+    # Devices and mounted folders -----------------------------------------------------------------
+
+    def block_number(self, name: str) -> str:
+        """`MAJOR:MINOR` of a block device, empty for everything else."""
+        try:
+            info = self.path(name).stat()
+        except OSError:
+            return ""
+        if not stat.S_ISBLK(info.st_mode):
+            return ""
+        return f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
+
+    def real(self, name: str) -> str:
+        """The name that an absolute path leads to once all symbolic links are followed."""
+        return "/" + str(self.path(name).relative_to(self.root)).removeprefix(".")
+
+    def loose_parent(self, name: str) -> str:
+        """The first folder above `name` in which others than root could put something else; empty if none."""
+        return next((str(p) for p in reversed(Path(name).parents) if self.loose(str(p))), "")
+
+    def loose(self, name: str) -> bool:
+        """Whether others than root (and ourselves) may change a file or what is in a folder."""
+        try:
+            info = self.path(name).stat()
+        except OSError:
+            return False
+        return info.st_uid not in (0, os.geteuid()) or bool(info.st_mode & 0o022)
+
+    def entry_kind(self, name: str) -> str:
+        """`file`, `folder`, `block`, `character`, `other` or `missing`: what a name leads to."""
+        try:
+            mode = self.path(name).stat().st_mode
+        except OSError:
+            return "missing"
+        tests = (
+            ("file", stat.S_ISREG),
+            ("folder", stat.S_ISDIR),
+            ("block", stat.S_ISBLK),
+            ("character", stat.S_ISCHR),
+        )
+        return next((word for word, test in tests if test(mode)), "other")
+
+    def file_system(self, name: str) -> str:
+        """`MAJOR:MINOR` of the file system that a name lies on, empty where it is not there."""
+        try:
+            number = self.path(name).stat().st_dev
+        except OSError:
+            return ""
+        return f"{os.major(number)}:{os.minor(number)}"
+
+    def file_size(self, name: str) -> int | None:
+        """Bytes of a file, None where there is none."""
+        try:
+            return self.path(name).stat().st_size
+        except OSError:
+            return None
+
+    def room(self, folder: str) -> int:
+        """Bytes that are free on the file system of a folder; 0 where that cannot be told."""
+        try:
+            info = os.statvfs(self.path(folder))
+        except OSError:
+            return 0
+        return info.f_bavail * info.f_frsize
+
+    def block_size(self, folder: str) -> int:
+        """Bytes that the file system of a folder gives in one piece; 0 where that cannot be told."""
+        try:
+            return os.statvfs(self.path(folder)).f_bsize
+        except OSError:
+            return 0
+
+    def folder_state(self, name: str) -> str:
+        """`missing`, `empty`, `full`, or `no folder`."""
+        place = self.path(name)
+        if not place.exists():
+            return "missing"
+        if not place.is_dir():
+            return "no folder"
+        try:
+            return "full" if any(place.iterdir()) else "empty"
+        except OSError:
+            return "full"
+
+    # Programs --------------------------------------------------------------------------------
+
+    def find(self, program: str) -> str | None:
+        """Absolute path of a program on the fixed PATH, None where it is missing."""
+        for folder in PATH.split(":"):
+            candidate = Path(folder) / program
+            if candidate.is_file() and os.access(candidate, os.X_OK):
+                return str(candidate)
+        return None
+
+    def run(self, command: Command, timeout: float = 60, language: str = "C") -> Completed:
+        """Run a program to its end in a session of its own, so that no Ctrl-C hits it half way.
+
+        No shell, the fixed environment but for `language`, no standard input. Past `timeout` seconds, or where
+        it prints without end, the whole session is killed. Raises EmupmemError when it is missing, cannot start
+        or was killed so.
+
+        While we hold the lock the program holds it too: if we are killed and it goes on, nobody else begins.
+        """
+        name = command.argv[0]
+        program = name if name.startswith("/") else self.find(name)
+        if program is None:
+            raise EmupmemError(f"{name} is not installed")
+        try:
+            child = subprocess.Popen(
+                [program, *command.argv[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=ENVIRONMENT if language == "C" else {**QUIET, "PATH": PATH, "LANG": language},
+                cwd="/",
+                start_new_session=True,
+                pass_fds=() if self.held is None else (self.held,),
+            )
+        except OSError as exc:
+            raise EmupmemError(f"{name} cannot be started: {exc.strerror}") from exc
+        try:
+            out, err = listen(child, timeout)
+            child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            end_session(child)
+            raise EmupmemError(f"{name} did not finish within {timeout:g} seconds and was ended") from None
+        except OverflowError:
+            end_session(child)
+            raise EmupmemError(f"{name} printed more than {MOST_OUTPUT >> 20} MiB and was ended") from None
+        finally:
+            for pipe in (child.stdout, child.stderr):
+                assert pipe is not None
+                pipe.close()
+        return Completed(child.returncode, out, err)
+
+    def output(self, *argv: str, timeout: float = 30) -> Completed | None:
+        """Like run, for programs that may be missing or fail: None where they cannot be run."""
+        try:
+            return self.run(Command(argv), timeout)
+        except EmupmemError:
+            return None
+
+    # What the kernel shows ----------------------------------------------------------------------
+
+    @property
+    def is_root(self) -> bool:
+        return os.geteuid() == 0
+
+    @property
+    def architecture(self) -> str:
+        return platform.machine()
+
+    def firmware_entries(self) -> list[tuple[int, str, str, str]]:
+        """(index, start, end, type) of /sys/firmware/memmap, as text."""
+        return read_firmware_entries(self)
+
+    def huge_page_bytes(self) -> int:
+        """RAM that is kept as huge pages now, of all sizes, in bytes."""
+        return read_huge_page_bytes(self)
+
+    def nodes(self) -> tuple[NodeRange, ...]:
+        """Memory ranges of the NUMA nodes by sysfs, each node's gaps filled where no other node lies in them.
+
+        RAM that is reserved has no memory blocks; the gap it leaves inside a node is the node's.
+        A single node has all the memory there is.
+        """
+        return read_nodes(self)
+
+    def regions(self) -> tuple[Region, ...]:
+        """The libnvdimm regions that carry persistent memory, with the block device of each."""
+        return read_regions(self)
+
+    def settle(self) -> None:
+        """Wait until udev has nothing more to do, so that a healthy device is not reported missing."""
+        self.output("udevadm", "settle", "--timeout=10")
+
+    def kernel_banner(self, image: str) -> str:
+        """The version text inside a kernel image (boot protocol header, offset 0x20e); empty if none.
+
+        It tells the stable number that `uname -r` of a distribution hides.
+        """
+        return read_kernel_banner(self, image)
+
+    def kernel_config(self, release: str) -> tuple[str, str]:
+        """(file, text) of the build configuration of a kernel; two empty strings where none is kept."""
+        return read_kernel_config(self, release)

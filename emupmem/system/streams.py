@@ -1,0 +1,118 @@
+"""Files that the user names, and the standard streams."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from emupmem.model import EmupmemError
+from emupmem.system.errors import sudo_hint
+from emupmem.system.files import refuse_kernel_folder, sync_folder
+
+GZIP = b"\x1f\x8b"
+
+
+def standard_streams() -> None:
+    """Have descriptors 0 to 2 open: a file that we open must not become anybody's standard output."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+class _Resumed(io.RawIOBase):
+    """A stream that cannot go back, of which the first bytes are already read: here they come again."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self.head, self.stream = head, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.head or self.stream.read1(len(buffer))  # type: ignore[attr-defined]
+        buffer[: len(data)] = data
+        self.head = b""
+        return len(data)
+
+
+def _with_a_head(stream: BinaryIO) -> BinaryIO:
+    """The same content; of a pipe, whose writer may begin with a single byte, the first two are there."""
+    if stream.seekable():
+        return stream
+    return io.BufferedReader(_Resumed(stream.read(len(GZIP)), stream), 1 << 16)
+
+
+@contextlib.contextmanager
+def given_file(name: str) -> Iterator[BinaryIO]:
+    """A file that the user named, `-` for standard input; pipes such as bash's <( ) are files too.
+
+    Raises EmupmemError.
+    """
+    if name == "-":
+        yield _with_a_head(sys.stdin.buffer)
+        return
+    try:
+        with Path(name).open("rb") as file:
+            yield _with_a_head(file)
+    except OSError as exc:
+        raise EmupmemError(f"{name} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc
+
+
+def is_gzip(file: BinaryIO) -> bool:
+    """Whether a stream of `given_file` begins as a gzip file does; nothing of it is consumed."""
+    if isinstance(file, io.BufferedReader):
+        return file.peek(2)[:2] == GZIP
+    head = file.read(2)
+    file.seek(-len(head), io.SEEK_CUR)
+    return head == GZIP
+
+
+def new_file(name: str, data: bytes, force: bool = False) -> None:
+    """Write a file of the user's, whole or not at all, readable by its owner only.
+
+    One that is there is refused, or with `force` replaced if it is a plain file. Raises EmupmemError.
+    """
+    target = Path(name)
+    refuse_taken(name, force)
+    # A name of its own and a rename only where something is replaced: a stick with FAT has no hard links.
+    fresh = target.with_name(f".{target.name}.emupmem-new") if force else target
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        if force:
+            fresh.unlink(missing_ok=True)  # of a run that was killed
+        with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                fresh.rename(target)
+            except OSError:
+                fresh.unlink(missing_ok=True)
+                raise
+        sync_folder(target.parent)
+    except FileExistsError as exc:
+        raise EmupmemError(f"{name} is there already", "--force replaces it") from exc
+    except OSError as exc:
+        raise EmupmemError(f"{name} cannot be written: {exc.strerror}", sudo_hint(exc)) from exc
+
+
+def refuse_taken(name: str, force: bool) -> None:
+    """Raise EmupmemError where a new file of that name would go over something else."""
+    target = Path(name)
+    refuse_kernel_folder(name, os.path.realpath(name))
+    if not target.name or target.is_dir():
+        raise EmupmemError(f"{name} is a folder", "give the name of a file in it")
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_file():
+        raise EmupmemError(f"{name} is no plain file", "give another name")
+    if not force:
+        raise EmupmemError(f"{name} is there already", "--force replaces it")
