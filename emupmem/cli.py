@@ -49,9 +49,9 @@ from emupmem.model import EmupmemError, Request
 from emupmem.units import parse_size
 
 if TYPE_CHECKING:
-    from emupmem.foreign import Refused
+    from emupmem.boot.foreign import Refused
     from emupmem.mount import Wish
-    from emupmem.survey import Survey
+    from emupmem.planner.survey import Survey
     from emupmem.system.machine import Machine
 
 
@@ -294,8 +294,8 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Put the reservation into GRUB's configuration, safely. It takes effect at the next reboot."""
-    from emupmem import change, obstacles
-    from emupmem.foreign import Refused
+    from emupmem.boot import change, obstacles, prepare
+    from emupmem.boot.foreign import Refused
 
     result = change_result()
     with json_errors(as_json, result):
@@ -316,7 +316,7 @@ def apply(
             cli_trial.begin(
                 machine, found, request, options, trial.value, result, warnings, dry_run, check, yes, as_json
             )
-        prepared = change.prepare_apply(machine, found, request, options, wishes)
+        prepared = prepare.prepare_apply(machine, found, request, options, wishes)
         carry_out(machine, prepared, result, [*warnings, *prepared.warnings], dry_run, check, yes, as_json)
 
 
@@ -332,12 +332,12 @@ def remove(
     as_json: Json = False,
 ) -> None:
     """Give reserved memory back: undo what apply did. It takes effect at the next reboot."""
-    from emupmem import change
+    from emupmem.boot import prepare
 
     result = change_result()
     with json_errors(as_json, result):
         machine = _machine(root, None, changes=not dry_run, needs_log=False)
-        prepared = change.prepare_remove(machine, items or ())
+        prepared = prepare.prepare_remove(machine, items or ())
         carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
 
 
@@ -353,13 +353,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove that what was asked is there: from GRUB's file up to a device with DAX."""
-    from emupmem import survey
     from emupmem.system.machine import Machine
-    from emupmem.verifier import ladder
+    from emupmem.verifier import ladder, observe
 
     result: dict[str, Any] = {"ok": False, "pending": False, "checks": [], "devices": []}
     with json_errors(as_json, result):
-        seen = survey.observe(Machine(), wait)
+        seen = observe.observe(Machine(), wait)
         verdict = ladder.verify(seen)
         ok = verdict.ok and not (require and verdict.nothing_reserved)
         result |= {
@@ -423,7 +422,7 @@ def _request(size: str | None, count: int, offset: str | None, min_free: str, no
 
 
 def _survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
-    from emupmem import survey
+    from emupmem.planner import survey
     from emupmem.system.machine import Machine
     from emupmem.system.streams import given_file, is_gzip
 
@@ -438,15 +437,15 @@ def _survey(from_: str | None, source: Source, machine: Machine | None = None) -
                 found = survey.of_log(file, name)
         if machine is None:
             return survey.for_kernel(found, None)
-        from emupmem import change, obstacles
+        from emupmem.boot import obstacles, prepare
 
         return obstacles.planned_for(machine, found)
-    from emupmem import change, obstacles
+    from emupmem.boot import obstacles, prepare
 
     machine = machine or Machine()
     boots = None
     try:
-        boots = change.next_line(machine)
+        boots = prepare.next_line(machine)
     except EmupmemError:
         boots = None  # not known, or not ours to read: this boot's own command line serves
     return obstacles.planned_for(machine, survey.of_machine(machine, source.value, boots))
@@ -454,7 +453,7 @@ def _survey(from_: str | None, source: Source, machine: Machine | None = None) -
 
 def _asked(found: Survey) -> Survey:
     """The survey of this machine with what apply would say here."""
-    from emupmem import obstacles
+    from emupmem.boot import obstacles
     from emupmem.system.machine import Machine
 
     return replace(found, apply_refused=obstacles.first(Machine()))
@@ -462,14 +461,14 @@ def _asked(found: Survey) -> Survey:
 
 def _refused(found: Survey, memmap: str) -> EmupmemError | None:
     """Why apply would refuse, with the planned value in the way of the tool that owns the boot entries."""
-    from emupmem.foreign import Refused
+    from emupmem.boot.foreign import Refused
 
     why = found.apply_refused
     return why.for_words(memmap) if memmap and isinstance(why, Refused) else why
 
 
 def _tell_refused(refused: EmupmemError) -> None:
-    from emupmem.foreign import Refused
+    from emupmem.boot.foreign import Refused
 
     print(f"\nemupmem apply refuses here: {refused.message}")
     if refused.hint:
@@ -480,7 +479,7 @@ def _for_plan(
     refused: Refused, machine: Machine, from_: str | None, source: Source, request: Request, nokaslr: bool
 ) -> Refused:
     """The refusal with what would have been reserved in it."""
-    from emupmem import obstacles
+    from emupmem.boot import obstacles
     from emupmem.planner import plan
 
     extra = ("nokaslr",) if nokaslr else ()

@@ -11,7 +11,7 @@ from emupmem.model import EmupmemError
 from emupmem.streams import changing
 
 if TYPE_CHECKING:
-    from emupmem.change import Change, Outcome
+    from emupmem.boot.change import Change, Outcome
     from emupmem.system.machine import Machine
 
 
@@ -26,7 +26,7 @@ def carry_out(
     as_json: bool,
 ) -> None:
     """Show, ask, do, tell; ends the command with its exit status."""
-    from emupmem import change as changes
+    from emupmem.boot import transaction
 
     if not (dry_run or check):
         changing()
@@ -52,7 +52,7 @@ def carry_out(
         finish(as_json, result, Exit.NOT_AS_PLANNED if check else Exit.OK)
     if not yes:
         ask("Apply?")
-    outcome = changes.carry_out(machine, prepared)
+    outcome = transaction.carry_out(machine, prepared)
     reboot = bool(prepared.trial) or not _boots_as(booted, prepared)
     result |= {"changed": True, "backup": outcome.backup, "reboot_required": reboot}
     if not as_json:

@@ -14,8 +14,8 @@ from emupmem.model import EmupmemError, Request
 from emupmem.streams import changing
 
 if TYPE_CHECKING:
-    from emupmem.change import Options
-    from emupmem.survey import Survey
+    from emupmem.boot.change import Options
+    from emupmem.planner.survey import Survey
     from emupmem.system.machine import Machine
 
 
@@ -42,9 +42,9 @@ def begin(
     as_json: bool,
 ) -> None:
     """What `apply --trial` does; ends the command with its exit status."""
-    from emupmem import change
+    from emupmem.boot import prepare
 
-    prepared = change.prepare_trial(machine, found, request, options, entry=how == "grub")
+    prepared = prepare.prepare_trial(machine, found, request, options, entry=how == "grub")
     told = [*warnings, *prepared.warnings]
     if how == "grub":
         carry_out(machine, prepared, result, told, dry_run, check, yes, as_json)
@@ -72,7 +72,7 @@ def _kexec(
     yes: bool,
     as_json: bool,
 ) -> None:
-    from emupmem import trial
+    from emupmem.boot import trial
 
     if not (dry_run or check):
         changing()
@@ -106,15 +106,15 @@ def _kexec(
 
 def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Make the reservation of the trial that is running permanent, if all of it is as planned."""
-    from emupmem import change, survey, trial
-    from emupmem.verifier import ladder
+    from emupmem.boot import prepare, trial
+    from emupmem.verifier import ladder, observe
 
     result = change_result()
     with json_errors(as_json, result):
         machine = root_machine("this changes the boot configuration")
-        prepared = change.prepare_confirm(machine)
+        prepared = prepare.prepare_confirm(machine)
         # Where a confirm that was killed is brought to its end there is no trial any more to judge.
-        verdict = ladder.verify(survey.observe(machine, 10)) if trial.state(machine) else None
+        verdict = ladder.verify(observe.observe(machine, 10)) if trial.state(machine) else None
         if verdict is not None and not verdict.ok:
             broken = next(c for c in verdict.checks if c.status in ("fail", "pending"))
             raise EmupmemError(
@@ -126,10 +126,10 @@ def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) ->
 
 def abandon(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Take the entry of a trial away; nothing else changes."""
-    from emupmem import change
+    from emupmem.boot import prepare
 
     result = change_result()
     with json_errors(as_json, result):
         machine = root_machine("this changes the boot configuration")
-        prepared = change.prepare_abandon(machine)
+        prepared = prepare.prepare_abandon(machine)
         carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)

@@ -23,12 +23,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from emupmem import __version__, detect, doctor, foreign, grubcfg, loader, obstacles, survey, tarball
+from emupmem import __version__, doctor, tarball
 from emupmem.blocks import mounts
-from emupmem.boot.grub import environment
+from emupmem.boot import efi, foreign, loader, obstacles, rpm_ostree
+from emupmem.boot import kernel as boot_kernel
+from emupmem.boot.bls import entries, files, sources
+from emupmem.boot.grub import defaults, environment, menu
 from emupmem.boot.grub.environment import GRUB_CFGS, GRUB_DEFAULT
 from emupmem.model import MIB, Command, EmupmemError, NodeRange
 from emupmem.parser.bootlog import parse_boot_log
+from emupmem.planner import survey
 from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
@@ -56,8 +60,8 @@ JOURNAL = ("journalctl", "-k", "-b", "0", "-o", "cat", "--no-pager")
 PROGRAMS = (
     ("systemd-detect-virt", "--vm"),
     ("systemd-detect-virt", "--container"),
-    loader.BOOTCTL_LIST,
-    loader.KARGS,
+    entries.BOOTCTL_LIST,
+    rpm_ostree.KARGS,
 )
 """What is run on the machine and answered from the archive later, beside its log."""
 
@@ -80,8 +84,8 @@ _FILES = (
     "/sys/power/state",
     "/sys/power/disk",
     "/etc/os-release",
-    loader.LOADER_INFO,
-    loader.STUB_INFO,
+    efi.LOADER_INFO,
+    efi.STUB_INFO,
     doctor.SECURE_BOOT,
     GRUB_DEFAULT,
     UNIT_FILE,
@@ -89,7 +93,7 @@ _FILES = (
     foreign.LIMINE_TOOL_CONFIG,
     *foreign.LIMINE_CONFIGS,
     *foreign.REFIND_CONFIGS,
-    *(f"{folder}/loader/loader.conf" for folder in loader.BOOT_FOLDERS),
+    *(f"{folder}/loader/loader.conf" for folder in files.BOOT_FOLDERS),
 )
 _THERE = (
     "/sys/firmware/efi",
@@ -97,8 +101,8 @@ _THERE = (
     "/proc/sys/fs/binfmt_misc/WSLInterop",
     "/var/backups",
     *foreign.SIGNS,
-    *(f"{folder}/EFI" for folder in loader.BOOT_FOLDERS),
-    *(f"/sys/module/{m}" for m in survey.MODULES),
+    *(f"{folder}/EFI" for folder in files.BOOT_FOLDERS),
+    *(f"/sys/module/{m}" for m in boot_kernel.MODULES),
 )
 """Names of which it matters only whether they are there."""
 
@@ -160,13 +164,13 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
     for name in environment.grub_cfgs(machine):
         basket.file(name)
     basket.file(environment.grubenv_name(machine))
-    for name in (*loader.entry_files(machine), *loader.source_files(machine)):
+    for name in (*files.entry_files(machine), *sources.source_files(machine)):
         basket.file(name)
-    for name in (loader.SELECTED, *map(loader.efi_variable, ("LoaderEntryDefault", "LoaderEntryLastBooted"))):
-        if text := loader.efi_text(machine, name):
+    for name in (efi.SELECTED, *map(efi.efi_variable, ("LoaderEntryDefault", "LoaderEntryLastBooted"))):
+        if text := efi.efi_text(machine, name):
             basket.text(name, text)  # as plain text, so that the masks see it
-    for name in detect.images(machine):
-        basket.text(f"{loader.BOOT_FOLDERS[0]}/EFI/Linux/{name}", "")
+    for name in files.unified_images(machine):
+        basket.text(f"{files.BOOT_FOLDERS[0]}/EFI/Linux/{name}", "")
     kind = obstacles.container(machine)
     if kind:
         basket.text("/run/systemd/container", kind)
@@ -174,7 +178,7 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
     _gather_memory(basket)
     _gather_devices(basket)
     _gather_mounts(basket)
-    images = {e.kernel for e in grubcfg.entries(obstacles.menu(machine))}
+    images = {e.kernel for e in menu.entries(obstacles.menu(machine))}
     images |= {"/boot" + i for i in images} | ({kernel.image} if kernel is not None else set())
     facts: dict[str, Any] = {
         "format": FORMAT,
@@ -182,7 +186,7 @@ def gather(machine: Machine, findings: Sequence[doctor.Finding]) -> Archive:
         "root": machine.is_root,
         "architecture": machine.architecture,
         "there": sorted(n for n in (*_THERE, *images) if machine.exists(n)),
-        "modified": {n: machine.modified(n) for n in (*GRUB_CFGS, *loader.SOURCES) if machine.exists(n)},
+        "modified": {n: machine.modified(n) for n in (*GRUB_CFGS, *sources.SOURCES) if machine.exists(n)},
         "banners": {kernel.image: machine.kernel_banner(kernel.image)} if kernel is not None else {},
         "nodes": [asdict(n) for n in machine.nodes()],
         "regions": [asdict(r) for r in machine.regions()],
@@ -202,7 +206,7 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
 
 
-def _gather_kernel(basket: _Basket, kernel: survey.Target | None) -> None:
+def _gather_kernel(basket: _Basket, kernel: boot_kernel.Target | None) -> None:
     """The configuration of the kernel that boots, its drivers, and what blocks them."""
     machine = basket.machine
     running = machine.peek("/proc/sys/kernel/osrelease")
@@ -324,7 +328,7 @@ def _outputs(basket: _Basket, needs_drivers: bool) -> dict[str, dict[str, Any]]:
 def _sourced(machine: Machine) -> dict[str, Any]:
     """What sh makes of GRUB's defaults here: a reader elsewhere must not run them."""
     try:
-        seen = survey.judge(machine)([text for _, text in survey.grub_texts(machine)])
+        seen = defaults.judge(machine)([text for _, text in defaults.grub_texts(machine)])
     except EmupmemError as exc:
         return {"error": exc.message, "hint": exc.hint}
     values = [dict(v) for v in seen.values]
@@ -961,13 +965,14 @@ def _judging(name: str) -> Iterator[None]:
 
 def plan_from(archive: Archive, name: str, source: str = "auto") -> survey.Survey:
     """What an archive tells the planner, as `survey.of_machine` would on that machine. Raises EmupmemError."""
-    from emupmem import change, obstacles
+    from emupmem.boot import obstacles
+    from emupmem.boot.grub import defaults
 
     machine = Collected(archive)
     with _judging(name):
         refused = obstacles.first(machine)
         try:
-            boots = change.effective_line(machine, change.read_defaults(machine))
+            boots = defaults.effective_line(machine, defaults.read_defaults(machine))
         except EmupmemError:
             boots = None  # no GRUB there: that boot's own command line serves
         found = obstacles.planned_for(machine, survey.of_machine(machine, source, boots))

@@ -12,11 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from emupmem import grubcfg, loader, obstacles, survey, trial
 from emupmem.blocks import Mounted, mounts
-from emupmem.boot.grub import environment
+from emupmem.boot import detect, obstacles
+from emupmem.boot import efi as boot_efi
+from emupmem.boot import entry as boot_entry
+from emupmem.boot import kernel as boot_kernel
+from emupmem.boot import loader as boot_loader
+from emupmem.boot.foreign import Refused
+from emupmem.boot.grub import defaults as grub_defaults
+from emupmem.boot.grub import environment, trial
+from emupmem.boot.grub import menu as grub_menu
 from emupmem.boot.grub.environment import GENERATORS, GRUB_DEFAULT
-from emupmem.foreign import Refused
 from emupmem.kernel.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count, parse_command_line
 from emupmem.model import (
     LOW_LIMIT,
@@ -29,11 +35,12 @@ from emupmem.model import (
     Request,
     Span,
 )
-from emupmem.planner import kernels, plan
+from emupmem.planner import kernels, plan, survey
 from emupmem.planner.situation import Situation
 from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
 from emupmem.units import human, tight
+from emupmem.verifier import observe
 
 if TYPE_CHECKING:
     from emupmem.editor.defaults import Effective
@@ -97,11 +104,11 @@ class _Eye:
     line: CommandLine = field(default_factory=lambda: parse_command_line(""))
     found: survey.Survey | None = None
     map_problem: EmupmemError | None = None
-    target: survey.Target | None = None
+    target: boot_kernel.Target | None = None
     config: str = ""
     mounts: tuple[Mounted, ...] = ()
-    loader: loader.Loader | None = None
-    entry: grubcfg.BootEntry | None = None
+    loader: boot_loader.Loader | None = None
+    entry: boot_entry.BootEntry | None = None
 
     @property
     def booted(self) -> CommandLine:
@@ -161,23 +168,25 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
 
 
 def _open(machine: Machine, wait: float) -> _Eye:
-    from emupmem import change
+    from emupmem.boot import prepare
     from emupmem.editor import defaults
 
-    eye = _Eye(machine, wait, mounts=mounts(machine), loader=loader.of(machine))
+    eye = _Eye(machine, wait, mounts=mounts(machine), loader=detect.of(machine))
     eye.target = obstacles.target(machine)
     if eye.target is not None:
         eye.config = machine.kernel_config(eye.target.release)[1]
     boots: CommandLine | None = None
     try:
         if eye.loader is None:
-            change.read_defaults(machine)
-            eye.effective = defaults.effective(survey.grub_texts(machine), sh=survey.judge(machine))
-        boots = change.next_line(machine)
+            grub_defaults.read_defaults(machine)
+            eye.effective = defaults.effective(
+                grub_defaults.grub_texts(machine), sh=grub_defaults.judge(machine)
+            )
+        boots = prepare.next_line(machine)
     except EmupmemError as exc:
         eye.defaults_problem = exc
     if eye.loader is None:
-        eye.entry = grubcfg.default_entry(obstacles.menu(machine), environment.grubenv(machine))
+        eye.entry = grub_menu.default_entry(obstacles.menu(machine), environment.grubenv(machine))
     eye.line = boots if boots is not None else eye.booted
     try:
         eye.found = survey.of_machine(machine, boots=boots)
@@ -301,8 +310,8 @@ def real_pmem(there: bool) -> Finding | None:
 
 
 def _loader(machine: Machine) -> str:
-    other = loader.of(machine)
-    name = loader.loader_name(machine)
+    other = detect.of(machine)
+    name = boot_efi.loader_name(machine)
     if other is None:
         shown = name if "grub" in name.lower() else f"GRUB, which {name} started" if name else "GRUB"
         return f"{shown}, {environment.grub_cfg(machine)}"
@@ -326,7 +335,7 @@ def _secure_boot(machine: Machine) -> bool | None:
 
 
 def _is_uki(machine: Machine) -> bool:
-    return machine.exists(loader.STUB_INFO)
+    return machine.exists(boot_efi.STUB_INFO)
 
 
 def firmware(efi: bool, secure: bool | None, uki: bool) -> Finding:
@@ -362,14 +371,14 @@ def _kernel(eye: _Eye) -> str:
         return ""
     known = f" ({eye.target.version.text})" if eye.target.version is not None else ""
     name = eye.machine.kernel_config(eye.target.release)[0]
-    options = ", ".join(o.removeprefix("CONFIG_") for o in survey.OPTIONS)
+    options = ", ".join(o.removeprefix("CONFIG_") for o in boot_kernel.OPTIONS)
     return f"{eye.target.release}{known} boots by default; {options} are on ({name})"
 
 
 def _modules(eye: _Eye) -> Finding:
     if eye.target is None:
         return Finding("modules", "note", "which kernel boots by default is not known")
-    return modules(survey.module_states(eye.machine, eye.target.release, eye.line))
+    return modules(boot_kernel.module_states(eye.machine, eye.target.release, eye.line))
 
 
 def modules(states: Sequence[tuple[str, str]]) -> Finding:
@@ -415,13 +424,13 @@ def _initramfs(eye: _Eye) -> Finding:
     done = eye.machine.output(*argv) if argv else None
     if done is None or done.status or eye.target is None:
         return found
-    states = dict(survey.module_states(eye.machine, eye.target.release, eye.line))
+    states = dict(boot_kernel.module_states(eye.machine, eye.target.release, eye.line))
     return inside(found, argv[-1], done.stdout.decode("utf-8", "replace"), states)
 
 
 def inside(found: Finding, image: str, listed: str, states: Mapping[str, str]) -> Finding:
     """The finding with what is really in the initramfs."""
-    lacks = [m for m in survey.MODULES if states.get(m) != "built in" and f"/{m}.ko" not in listed]
+    lacks = [m for m in boot_kernel.MODULES if states.get(m) != "built in" and f"/{m}.ko" not in listed]
     if not lacks:
         return replace(found, evidence=f"{found.evidence}, and {image} has them")
     add = f"add {', '.join(lacks)} to it (/etc/initramfs-tools/modules, or dracut --add-drivers)"
@@ -537,7 +546,7 @@ def _boots(eye: _Eye) -> Finding | None:
             "sudo emupmem doctor sees more" if not machine.is_root else "GRUB_DEFAULT=0",
         )
     values = [v.value or "" for v in (eye.effective or {}).values()]
-    wanted = grubcfg.split_words(grubcfg.kernel_text(" ".join(values)))
+    wanted = grub_menu.split_words(grub_menu.kernel_text(" ".join(values)))
     made = environment.generator(machine)
     return boots(
         eye.entry,
@@ -548,7 +557,9 @@ def _boots(eye: _Eye) -> Finding | None:
     )
 
 
-def boots(entry: grubcfg.BootEntry, name: str, wanted: Sequence[str], once: str, generator: str) -> Finding:
+def boots(
+    entry: boot_entry.BootEntry, name: str, wanted: Sequence[str], once: str, generator: str
+) -> Finding:
     """What GRUB will really start, and whether the menu says what its defaults ask for (`wanted`, in order)."""
     seen = f"“{entry.title}” ({name}:{entry.line}): {entry.text}"
     if once:
@@ -734,7 +745,7 @@ def hibernation(can: bool, resume: str, swap: int, ram: int, reserved: bool) -> 
 
 def _plan(eye: _Eye) -> Finding | None:
     """A rehearsal of apply, up to the new text; nothing is written."""
-    from emupmem import change
+    from emupmem.boot import change, prepare
     from emupmem.editor import text as editor_text
 
     if eye.found is None or eye.situation is None:
@@ -750,7 +761,7 @@ def _plan(eye: _Eye) -> Finding | None:
             eye.loader.refuse(eye.machine)
         if eye.machine.live and (eye.effective is not None or eye.loader is not None):
             request = Request(made.reservations[0].size)
-            change.prepare_apply(eye.machine, eye.found, request, change.Options(editor_text.LINUX))
+            prepare.prepare_apply(eye.machine, eye.found, request, change.Options(editor_text.LINUX))
     except Refused as exc:
         seen = f"{made.memmap} would leave {human(made.ram_left)} of RAM" if made else exc.message
         return Finding("plan", "stop", seen, exc.for_words(made.memmap).hint if made else exc.hint)
@@ -764,7 +775,7 @@ def _plan(eye: _Eye) -> Finding | None:
 def _ladder(eye: _Eye) -> Finding:
     from emupmem.verifier.ladder import verify
 
-    return ladder(verify(survey.observe(eye.machine, eye.wait)))
+    return ladder(verify(observe.observe(eye.machine, eye.wait)))
 
 
 def ladder(verdict: Verdict) -> Finding:

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from emupmem import survey
-from emupmem.change import Options, prepare_apply
+from emupmem.boot.change import Options
+from emupmem.boot.prepare import prepare_apply
 from emupmem.model import GIB, MIB, FirmwareMap, Kind, MapEntry, Request
+from emupmem.planner import survey
 from emupmem.planner.plan import offers, plan, rejected
 from emupmem.planner.situation import NoPlan, Situation
 from tests import bench_parser

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emupmem import bls
+from emupmem.boot.bls import text as bls_text
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError
 
@@ -37,33 +37,35 @@ def test_ours_become_exactly_these_and_all_else_stays(
     line: str, items: tuple[str, ...], nokaslr: bool
 ) -> None:
     extra = ("nokaslr",) if nokaslr else ()
-    changed = bls.reworked(line, items, extra)
-    bls.prove(line, changed, items, extra)
-    assert bls.reworked(changed, items, extra) == changed
-    gone = bls.reworked(changed, ())
+    changed = bls_text.reworked(line, items, extra)
+    bls_text.prove(line, changed, items, extra)
+    assert bls_text.reworked(changed, items, extra) == changed
+    gone = bls_text.reworked(changed, ())
     assert not parse_command_line(gone).reservations
 
 
 @settings(deadline=None)
 @given(LINES.filter(lambda line: "!" not in line), ITEMS)
 def test_taking_away_gives_the_former_bytes(line: str, items: tuple[str, ...]) -> None:
-    assert bls.reworked(bls.reworked(line, items), ()) == line
+    assert bls_text.reworked(bls_text.reworked(line, items), ()) == line
 
 
 @settings(deadline=None)
 @given(st.lists(LINES, max_size=4), ITEMS, st.sampled_from(["\n", "\r\n"]))
 def test_entries_keep_every_other_line(lines: list[str], items: tuple[str, ...], end: str) -> None:
     text = end.join(["# a comment", "title x y", *(f"options \t{x}" for x in lines), "linux /v", ""])
-    changed = bls.rework_entry(text, items)
-    bls.prove(bls.options(text), bls.options(changed), items)
-    assert bls.value(changed, "linux") == "/v"
+    changed = bls_text.rework_entry(text, items)
+    bls_text.prove(bls_text.options(text), bls_text.options(changed), items)
+    assert bls_text.value(changed, "linux") == "/v"
     kept = [x for x in changed.split(end) if not x.startswith("options")]
     assert kept == ["# a comment", "title x y", "linux /v", ""]
 
 
 def test_an_entry_without_options_gets_some() -> None:
-    assert bls.rework_entry("title x\nlinux /v\n", ["1G!4G"]) == "title x\nlinux /v\noptions memmap=1G!4G\n"
-    assert bls.rework_entry("linux /v", ["1G!4G"]) == "linux /v\noptions memmap=1G!4G"
+    assert (
+        bls_text.rework_entry("title x\nlinux /v\n", ["1G!4G"]) == "title x\nlinux /v\noptions memmap=1G!4G\n"
+    )
+    assert bls_text.rework_entry("linux /v", ["1G!4G"]) == "linux /v\noptions memmap=1G!4G"
 
 
 @pytest.mark.parametrize(
@@ -78,10 +80,10 @@ def test_an_entry_without_options_gets_some() -> None:
 )
 def test_the_kernels_reading_is_the_proof(after: str, why: str) -> None:
     if not why:
-        bls.prove("quiet", after, ["1G!4G"])
+        bls_text.prove("quiet", after, ["1G!4G"])
         return
     with pytest.raises(EmupmemError, match=why):
-        bls.prove("quiet", after, ["1G!4G"])
+        bls_text.prove("quiet", after, ["1G!4G"])
 
 
 @pytest.mark.parametrize(
@@ -95,15 +97,15 @@ def test_the_kernels_reading_is_the_proof(after: str, why: str) -> None:
     ],
 )
 def test_what_grub_makes_of_options(options: str, line: str) -> None:
-    assert bls.grub_line(options, [("kernelopts", "root=UUID=1 ro")]).strip() == line.strip()
+    assert bls_text.grub_line(options, [("kernelopts", "root=UUID=1 ro")]).strip() == line.strip()
 
 
 @settings(deadline=None)
 @given(st.text(alphabet='ab #\n\t=!"memap1G4,', max_size=60), ITEMS)
 def test_files_of_words_keep_their_comments(text: str, items: tuple[str, ...]) -> None:
-    changed = bls.rework_file(text, items)
+    changed = bls_text.rework_file(text, items)
     try:
-        bls.prove(bls.file_line(text), bls.file_line(changed), items)
+        bls_text.prove(bls_text.file_line(text), bls_text.file_line(changed), items)
     except EmupmemError:
         return  # quotes that span lines: then nothing is written
     comments = [x for x in text.split("\n") if x.lstrip().startswith("#")]

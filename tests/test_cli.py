@@ -645,8 +645,8 @@ def test_a_commented_bls_setting_is_no_obstacle(run: Run, here: FakeMachine) -> 
 
 
 def test_a_module_of_the_running_kernel_says_nothing_of_another(here: FakeMachine) -> None:
+    from emupmem.boot.kernel import module_states
     from emupmem.kernel.cmdline import parse_command_line
-    from emupmem.survey import module_states
 
     (here.root / "sys/module/nd_pmem").mkdir(parents=True)
     put(here, "/lib/modules/6.99/modules.dep", "")

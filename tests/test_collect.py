@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 import emupmem
 import emupmem.system.machine
 import emupmem.system.streams
-from emupmem import collect, doctor, survey
+from emupmem import collect, doctor
 from emupmem.cli import main
 from emupmem.collect import Archive, Collected, Masker, pack, unpack
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, EmupmemError, NodeRange, Request
 from emupmem.parser.bootlog import kernel_release, parse_boot_log
 from emupmem.parser.sources import parse_iomem
+from emupmem.planner import survey
 from emupmem.planner.plan import plan
 from tests.fake import LOG, RELEASE, FakeMachine, build, put, script
 from tests.test_cli import Done, reboot

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import grubcfg, survey, trial
-from emupmem.change import (
-    Change,
-    Options,
-    carry_out,
+from emupmem.boot.change import Change, Options
+from emupmem.boot.grub import defaults as grub_defaults
+from emupmem.boot.grub import menu, trial
+from emupmem.boot.prepare import (
     prepare_abandon,
     prepare_apply,
     prepare_confirm,
     prepare_remove,
     prepare_trial,
 )
+from emupmem.boot.transaction import carry_out
 from emupmem.editor import shell
 from emupmem.editor.shell import Sourced
 from emupmem.model import GIB, Busy, EmupmemError, Request
@@ -159,7 +159,9 @@ def answer(with_programs: bool, texts: tuple[bytes, ...]) -> Sourced:
 @pytest.fixture(autouse=True)
 def asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sh judge each text once only: it is asked the same thing hundreds of times here."""
-    monkeypatch.setattr(survey, "judge", lambda machine: lambda texts: answer(machine.live, tuple(texts)))
+    monkeypatch.setattr(
+        grub_defaults, "judge", lambda machine: lambda texts: answer(machine.live, tuple(texts))
+    )
 
 
 @dataclass
@@ -218,8 +220,8 @@ class Case:
         text = world[CFG].data.decode() if CFG in world else ""
         env = world["boot/grub/grubenv"].data.decode()
         chosen = f"next_entry={trial.ID}" in env
-        there = any(e.ids[-1:] == (trial.ID,) for e in grubcfg.entries(text))
-        if chosen and grubcfg.whole(text) and not there:
+        there = any(e.ids[-1:] == (trial.ID,) for e in menu.entries(text))
+        if chosen and menu.whole(text) and not there:
             found.append("the next start is a trial that the menu does not have")
         return found
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import change
+from emupmem.boot import change, prepare, transaction
 from emupmem.model import GIB, Request
 from tests import test_loader, tracer, worlds
 from tests.fake import FakeMachine
@@ -48,15 +48,15 @@ STARTS: dict[str, Callable[[Path], FakeMachine]] = {
 
 
 def apply(machine: FakeMachine) -> None:
-    prepared = change.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
     if prepared.needed:
-        change.carry_out(machine, prepared)
+        transaction.carry_out(machine, prepared)
 
 
 def remove(machine: FakeMachine) -> None:
-    prepared = change.prepare_remove(machine)
+    prepared = prepare.prepare_remove(machine)
     if prepared.needed:
-        change.carry_out(machine, prepared)
+        transaction.carry_out(machine, prepared)
 
 
 class Case:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import collect, detect, doctor, loader, survey
+from emupmem import collect, doctor
+from emupmem.boot import detect, systemd_boot
+from emupmem.boot.bls import menu
+from emupmem.boot.grub import defaults
 from emupmem.system.machine import Machine
 from tests import fake, worlds
 from tests.fake import FakeMachine, put, script
@@ -307,7 +310,7 @@ def test_remove_gives_the_way_back(owned: tuple[FakeMachine, str, str], run: Run
     before = worlds.look(machine.root)
     done = run("remove", "--yes")
     # Entries that are ours in all but the default are cleared as ever.
-    assert done.status == (0 if type(loader.of(machine)) is loader.SystemdBoot else 1)
+    assert done.status == (0 if type(detect.of(machine)) is systemd_boot.SystemdBoot else 1)
     assert done.status == 0 or len(done.err.splitlines()) == 2
     assert worlds.look(machine.root) == before
 
@@ -376,7 +379,7 @@ def test_grub_that_another_loader_started(here: FakeMachine, run: Run, name: str
     entries(here)
     started_by(here, name, here.peek("/proc/cmdline"))
     entry = (here.root / ESP[1:] / "loader/entries/linux.conf").read_text()
-    assert loader.of(here) is None
+    assert detect.of(here) is None
     assert run("apply", "--size", "1G", "--yes").status == 0
     assert "memmap=1G!4G" in fake.menu(here)
     assert (here.root / ESP[1:] / "loader/entries/linux.conf").read_text() == entry
@@ -386,7 +389,7 @@ def test_a_copied_boot_image_does_not_make_it_grub(here: FakeMachine) -> None:
     entries(here)
     put(here, f"{ESP}/loader/entries/linux.conf", HAND.replace(ROOT, f"BOOT_IMAGE=/old {ROOT}"))
     started_by(here, "systemd-boot 257.5", f"BOOT_IMAGE=/old {ROOT}")
-    assert type(loader.of(here)) is loader.SystemdBoot
+    assert type(detect.of(here)) is systemd_boot.SystemdBoot
 
 
 # Proxmox that GRUB starts ---------------------------------------------------------------------------------
@@ -556,7 +559,7 @@ def test_the_menu_is_sorted_as_systemd_boot_does(tmp_path: Path) -> None:
     put(machine, f"{ESP}/loader/entries/zz.conf", HAND)
     put(machine, f"{ESP}/loader/entries/zz9.conf", HAND)
     wanted = ["d-6.12.conf", "d-6.9.conf", "d-7.conf", "zz9.conf", "zz.conf", "d-8.conf"]
-    assert detect.menu(machine) == wanted
+    assert menu.menu(machine) == wanted
 
 
 # /etc/default/grub.d -------------------------------------------------------------------------------------------
@@ -590,7 +593,7 @@ def test_drop_ins_are_used_only_where_they_are_read(
     put(machine, "/etc/default/grub.d/99-nvidia.cfg", 'GRUB_CMDLINE_LINUX="nvidia_drm.modeset=1"\n')
     for name, text in files.items():
         put(machine, name, text)
-    assert survey.reads_dropins(machine) is reads
+    assert defaults.reads_dropins(machine) is reads
     written = "etc/default/grub.d/zz-emupmem.cfg" if reads else "etc/default/grub"
     assert applied(machine, run, log) == [written]
     assert run("remove", "--yes", "--root", str(machine.root)).status == 0

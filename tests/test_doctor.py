@@ -12,8 +12,11 @@ import pytest
 
 import emupmem
 import emupmem.system.machine
-from emupmem import doctor, grubcfg, obstacles, survey
+from emupmem import doctor
 from emupmem.blocks import Mounted, stack
+from emupmem.boot import kernel as boot_kernel
+from emupmem.boot import obstacles
+from emupmem.boot.grub import menu
 from emupmem.cli import main
 from emupmem.doctor import Finding
 from emupmem.editor.defaults import Effective
@@ -30,6 +33,7 @@ from emupmem.model import (
     MapEntry,
     NodeRange,
 )
+from emupmem.planner import survey
 from emupmem.planner.situation import Situation
 from emupmem.verifier.observation import Verdict
 from tests import test_trial
@@ -257,7 +261,7 @@ def test_grubenv() -> None:
 
 def test_what_boots_and_whether_the_menu_is_as_the_defaults() -> None:
     cfg = "menuentry 'Debian' {\n linux /boot/vmlinuz-1 root=UUID=0 ro a b $vt_handoff\n}\n"
-    (entry,) = grubcfg.entries(cfg)
+    (entry,) = menu.entries(cfg)
     is_(
         doctor.boots(entry, "/g.cfg", ["a", "b"], "", "update-grub2"),
         "ok",
@@ -416,7 +420,7 @@ def test_a_good_machine(here: FakeMachine) -> None:
         if not (here.root / "sbin" / name).exists():
             script(here, name, "#!/bin/sh\n")
     modules = "kernel/drivers/nvdimm/{}.ko.xz:\n"
-    put(here, f"/lib/modules/{RELEASE}/modules.dep", "".join(modules.format(m) for m in survey.MODULES))
+    put(here, f"/lib/modules/{RELEASE}/modules.dep", "".join(modules.format(m) for m in boot_kernel.MODULES))
     test_trial.prepare(here)
     findings = doctor.look(here)
     assert {f.status for f in findings} == {"ok"}, [f for f in findings if f.status != "ok"]

@@ -13,22 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from emupmem.change import Change, carry_out
+from emupmem.boot.change import Change
+from emupmem.boot.transaction import carry_out
 from emupmem.model import EmupmemError
 from tests import test_loader, tracer
 from tests.fake import FakeMachine, script
-from tests.test_crash import (
-    CFG,
-    FILES,
-    SCENARIOS,
-    Case,
-    Scenario,
-    apply,
-    calls_of,
-    fail_with,
-    remove,
-    shown,
-)
+from tests.test_crash import CFG, FILES, SCENARIOS, Case, Scenario, apply, calls_of, fail_with, remove, shown
 from tests.test_crash import asked_once as asked_once  # the fixture
 from tests.tracer import CREATING, SYNCING, WRITING, Call, Result, trace
 from tests.worlds import World, essence, look, settled

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import obstacles
+from emupmem.boot import obstacles
 from emupmem.model import EmupmemError, Request
 from emupmem.parser.bootlog import parse_boot_log
 from emupmem.planner.plan import plan
-from emupmem.survey import for_kernel, of_log, of_machine
+from emupmem.planner.survey import for_kernel, of_log, of_machine
 from tests.fake import LOG, build, put
 
 XEN_MAP = LOG.replace("BIOS-e820:", "Xen:")

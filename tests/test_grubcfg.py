@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emupmem import grubcfg
+from emupmem.boot import entry as boot_entry
+from emupmem.boot.grub import menu
 from emupmem.model import GIB
 
 CFG = r"""
@@ -50,7 +51,7 @@ menuentry 'Fedora' {
 
 
 def test_entries_in_order_with_their_places() -> None:
-    found = grubcfg.entries(CFG)
+    found = menu.entries(CFG)
     assert [(e.index, e.release, e.recovery, e.ours) for e in found] == [
         ((0,), "6.1.0-40-amd64", False, True),
         ((1, 0), "6.1.0-40-amd64", False, True),
@@ -77,12 +78,12 @@ def test_entries_in_order_with_their_places() -> None:
     ],
 )
 def test_the_entry_that_boots(default: str, env: dict[str, str], index: tuple[int, ...] | None) -> None:
-    entry = grubcfg.default_entry(CFG.replace('default="0"', f'default="{default}"'), env)
+    entry = menu.default_entry(CFG.replace('default="0"', f'default="{default}"'), env)
     assert (entry.index if entry else None) == index
 
 
 def test_a_menu_as_planned_has_no_problems() -> None:
-    assert grubcfg.problems(grubcfg.entries(CFG), ["1G!4G"], ["1G!4G"]) == []
+    assert boot_entry.problems(menu.entries(CFG), ["1G!4G"], ["1G!4G"]) == []
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_a_menu_as_planned_has_no_problems() -> None:
     ],
 )
 def test_a_menu_that_is_not_as_planned(old: str, new: str, words: str) -> None:
-    wrong = grubcfg.problems(grubcfg.entries(CFG.replace(old, new)), ["1G!4G"], ["1G!4G"])
+    wrong = boot_entry.problems(menu.entries(CFG.replace(old, new)), ["1G!4G"], ["1G!4G"])
     assert len(wrong) == 1
     entry, why = wrong[0]
     assert entry is not None
@@ -125,12 +126,12 @@ def test_a_menu_that_is_not_as_planned(old: str, new: str, words: str) -> None:
 )
 def test_what_reaches_the_kernel_as_it_is_meant_is_no_problem(text: str) -> None:
     cfg = CFG.replace("ro memmap=1G!4G quiet $vt_handoff", f"ro {text}")
-    assert grubcfg.problems(grubcfg.entries(cfg), ["1G!4G"], ["1G!4G"]) == []
-    assert "$vt" not in grubcfg.entries(cfg)[1].text
+    assert boot_entry.problems(menu.entries(cfg), ["1G!4G"], ["1G!4G"]) == []
+    assert "$vt" not in menu.entries(cfg)[1].text
 
 
 def test_a_kernel_that_a_variable_names() -> None:
-    (entry,) = grubcfg.entries("menuentry 'x' {\n linux $kernel root=$root quiet\n}\n")
+    (entry,) = menu.entries("menuentry 'x' {\n linux $kernel root=$root quiet\n}\n")
     assert (entry.kernel, entry.words) == ("$kernel", ("root=", "quiet"))
 
 
@@ -140,78 +141,78 @@ def test_the_last_word_must_fit(more: int, long: bool) -> None:
     cfg = CFG.replace(
         "ro memmap=1G!4G quiet\n\t}", "ro memmap=1G!4G " + "x" * (2047 - start + more) + "\n\t}"
     )
-    wrong = grubcfg.problems(grubcfg.entries(cfg), ["1G!4G"], ["1G!4G"])
+    wrong = boot_entry.problems(menu.entries(cfg), ["1G!4G"], ["1G!4G"])
     assert [e.index for e, _ in wrong if e] == ([(1, 2)] if long else [])
 
 
 def test_recovery_entries_have_their_own_expectation() -> None:
-    wrong = grubcfg.problems(grubcfg.entries(CFG), ["1G!4G"], [])
+    wrong = boot_entry.problems(menu.entries(CFG), ["1G!4G"], [])
     assert [(e.index, why) for e, why in wrong if e] == [
         ((1, 1), "it has memmap=1G!4G instead of no reservation")
     ]
 
 
 def test_a_menu_without_linux() -> None:
-    assert grubcfg.problems((), [], []) == [(None, "there is no normal Linux entry in it")]
+    assert boot_entry.problems((), [], []) == [(None, "there is no normal Linux entry in it")]
 
 
 def test_a_torn_menu_is_not_whole() -> None:
-    assert grubcfg.whole(CFG)
+    assert menu.whole(CFG)
     for cut in range(10, len(CFG) - 1, 97):
         torn = CFG[:cut]
-        assert not grubcfg.whole(torn) or torn.endswith("###\n"), torn[-80:]
+        assert not menu.whole(torn) or torn.endswith("###\n"), torn[-80:]
 
 
 def test_quotes_as_grub_reads_them() -> None:
-    assert grubcfg.split_words(r"""linux /k a="b c" 'd e' f\ g "h\"i" j\!k "x\n" # no comment""") == [
+    assert menu.split_words(r"""linux /k a="b c" 'd e' f\ g "h\"i" j\!k "x\n" # no comment""") == [
         "linux", "/k", "a=b c", "d e", "f g", 'h"i', "j!k", r"x\n",
     ]  # fmt: skip
 
 
 def test_a_word_with_a_blank_is_one_word_for_the_kernel() -> None:
     text = "menuentry x {\nlinux /vmlinuz-1 'acpi_osi=!Windows 2012' memmap=1G!4G\n}\n"
-    line = grubcfg.entries(text)[0].command_line
+    line = menu.entries(text)[0].command_line
     assert line.words == ("acpi_osi=!Windows 2012", "memmap=1G!4G")
 
 
 def test_kernels_outside_boot_tell_their_release_too() -> None:
     text = "menuentry x {\nlinux /usr/lib/modules/7.2.1-amd64/vmlinuz ro\n}\n"
-    assert grubcfg.entries(text)[0].release == "7.2.1-amd64"
+    assert menu.entries(text)[0].release == "7.2.1-amd64"
 
 
 def test_the_language_of_a_menu() -> None:
-    assert grubcfg.language("  set lang=de_DE\n") == "de_DE.UTF-8"
-    assert grubcfg.language("  set lang=C\n") == "C.UTF-8"
-    assert grubcfg.language(CFG) == "C"
-    assert grubcfg.language("set lang=$(reboot)\n") == "C"
+    assert menu.language("  set lang=de_DE\n") == "de_DE.UTF-8"
+    assert menu.language("  set lang=C\n") == "C.UTF-8"
+    assert menu.language(CFG) == "C"
+    assert menu.language("set lang=$(reboot)\n") == "C"
 
 
 def test_bls_is_seen() -> None:
-    assert grubcfg.uses_bls("insmod blscfg\nblscfg\n")
-    assert not grubcfg.uses_bls(CFG)
+    assert menu.uses_bls("insmod blscfg\nblscfg\n")
+    assert not menu.uses_bls(CFG)
 
 
 @given(st.text(max_size=300))
 def test_no_text_breaks_it(text: str) -> None:
-    grubcfg.entries(text)
-    grubcfg.default_entry(text, {})
-    grubcfg.entries("menuentry {\n" + text)
+    menu.entries(text)
+    menu.default_entry(text, {})
+    menu.entries("menuentry {\n" + text)
 
 
 def test_many_blank_lines_are_read_at_once() -> None:
     """A pattern that crosses lines took the square of their number: minutes for such a menu."""
     text = "\n" * 300_000 + "set lang=de_DE\n"
-    assert grubcfg.language(text) == "de_DE.UTF-8"
+    assert menu.language(text) == "de_DE.UTF-8"
 
 
 def test_blocks_in_blocks_do_not_take_the_square_of_their_number() -> None:
     text = "submenu a {\n" * 30_000 + "linux /vmlinuz ro\n" * 30_000 + "}\n" * 30_000
-    found = grubcfg.entries(text + "menuentry b {\nlinux /vmlinuz ro\n}\n")
+    found = menu.entries(text + "menuentry b {\nlinux /vmlinuz ro\n}\n")
     assert len(found) == 30_001
     assert len(found[0].titles) == 64
     assert found[-1].titles == ("b",)
 
 
 def test_a_word_of_a_million_characters_is_read_at_once() -> None:
-    assert grubcfg.split_words("a" + "${" * 500_000) == ["a" + "${" * 500_000]
-    assert grubcfg.split_words('"' + "$" * 900_000 + "-", expand=True)[0].endswith("$-")
+    assert menu.split_words("a" + "${" * 500_000) == ["a" + "${" * 500_000]
+    assert menu.split_words('"' + "$" * 900_000 + "-", expand=True)[0].endswith("$-")

@@ -15,13 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import bls, change, loader, obstacles, survey
+from emupmem.boot import change, detect, grub_bls, loader, obstacles, prepare, rpm_ostree, transaction
+from emupmem.boot import systemd_boot as boot_systemd_boot
+from emupmem.boot.bls import text as bls_text
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, EmupmemError, Request
+from emupmem.planner import survey
 from emupmem.planner.situation import Situation
 from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
-from emupmem.verifier import ladder
+from emupmem.verifier import ladder, observe
 from tests import fake
 from tests.fake import RELEASE, FakeMachine, put, script
 
@@ -280,20 +283,23 @@ def ostree(root: Path, head: str = "") -> FakeMachine:
 
 
 MACHINES: dict[str, tuple[Callable[[Path], FakeMachine], type[loader.Loader]]] = {
-    "systemd-boot": (systemd_boot, loader.SystemdBoot),
-    "grub-bls": (fedora, loader.GrubBls),
-    "grub-bls-old-grubby": (lambda root: fedora(root, quiet=False), loader.GrubBls),
+    "systemd-boot": (systemd_boot, boot_systemd_boot.SystemdBoot),
+    "grub-bls": (fedora, grub_bls.GrubBls),
+    "grub-bls-old-grubby": (lambda root: fedora(root, quiet=False), grub_bls.GrubBls),
     "grub-bls-kernelopts": (
         lambda root: fedora(root, "$kernelopts $tuned_params", env=f"kernelopts={ROOT}\n"),
-        loader.GrubBls,
+        grub_bls.GrubBls,
     ),
-    "grub-bls-without-cmdline": (fedora_without_cmdline, loader.GrubBls),
-    "grub-bls-rhel8-uefi": (rhel8_uefi, loader.GrubBls),
-    "sdbootutil": (opensuse, loader.SdBootUtil),
-    "sdbootutil-grub2": (lambda root: opensuse(root, first=("snapper-", "system-")), loader.SdBootUtil),
-    "sdbootutil-old": (lambda root: opensuse(root, new=False), loader.SdBootUtil),
-    "rpm-ostree": (ostree, loader.RpmOstree),
-    "rpm-ostree-old": (lambda root: ostree(root, "The kernel arguments are:\n"), loader.RpmOstree),
+    "grub-bls-without-cmdline": (fedora_without_cmdline, grub_bls.GrubBls),
+    "grub-bls-rhel8-uefi": (rhel8_uefi, grub_bls.GrubBls),
+    "sdbootutil": (opensuse, boot_systemd_boot.SdBootUtil),
+    "sdbootutil-grub2": (
+        lambda root: opensuse(root, first=("snapper-", "system-")),
+        boot_systemd_boot.SdBootUtil,
+    ),
+    "sdbootutil-old": (lambda root: opensuse(root, new=False), boot_systemd_boot.SdBootUtil),
+    "rpm-ostree": (ostree, rpm_ostree.RpmOstree),
+    "rpm-ostree-old": (lambda root: ostree(root, "The kernel arguments are:\n"), rpm_ostree.RpmOstree),
 }
 
 
@@ -303,25 +309,25 @@ def here(request: pytest.FixtureRequest, tmp_path: Path) -> FakeMachine:
 
 
 def survey_of(machine: FakeMachine) -> survey.Survey:
-    return survey.of_machine(machine, boots=change.next_line(machine))
+    return survey.of_machine(machine, boots=prepare.next_line(machine))
 
 
 def apply(
     machine: FakeMachine, size: int = GIB, *, add: bool = False, replace: bool = False, nokaslr: bool = False
 ) -> change.Outcome | None:
     options = change.Options(add=add, replace=replace, nokaslr=nokaslr)
-    prepared = change.prepare_apply(machine, survey_of(machine), Request(size), options)
-    return change.carry_out(machine, prepared) if prepared.needed else None
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(size), options)
+    return transaction.carry_out(machine, prepared) if prepared.needed else None
 
 
 def remove(machine: FakeMachine) -> change.Outcome | None:
-    prepared = change.prepare_remove(machine)
-    return change.carry_out(machine, prepared) if prepared.needed else None
+    prepared = prepare.prepare_remove(machine)
+    return transaction.carry_out(machine, prepared) if prepared.needed else None
 
 
 def lines(machine: FakeMachine) -> dict[str, str]:
     """The command line of every entry, as its loader hands it to the kernel."""
-    other = loader.of(machine)
+    other = detect.of(machine)
     assert other is not None
     return {
         f"{e.ids[0] or e.title}{'' if e.ours else ' (other)'}": e.text
@@ -339,7 +345,7 @@ def content(machine: FakeMachine) -> dict[str, bytes]:
 def test_each_machine_has_its_loader(name: str, tmp_path: Path) -> None:
     build, kind = MACHINES[name]
     machine = build(tmp_path)
-    assert type(loader.of(machine)) is kind
+    assert type(detect.of(machine)) is kind
     obstacles.refuse(machine)
     kernel = obstacles.target(machine)
     assert kernel is not None
@@ -356,10 +362,10 @@ def test_apply_and_remove_leave_all_other_words_alone(here: FakeMachine) -> None
         words = [] if "(other)" in name else ["1G!4G"]
         parsed = parse_command_line(line)
         assert [i.text for i in parsed.reservations] == words
-        assert sorted(bls.foreign_words(parsed)) == sorted(
-            bls.foreign_words(parse_command_line(before[name]))
+        assert sorted(bls_text.foreign_words(parsed)) == sorted(
+            bls_text.foreign_words(parse_command_line(before[name]))
         )
-    verdict = ladder.verify(survey.observe(here, 0))
+    verdict = ladder.verify(observe.observe(here, 0))
     assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
     assert {c.name: c.status for c in verdict.checks}["booted"] == "pending", verdict
     assert apply(here) is None, "the same again changes nothing"
@@ -378,32 +384,32 @@ def test_replace_add_and_a_different_size(here: FakeMachine) -> None:
     with pytest.raises(EmupmemError, match="there is a different reservation already: memmap=1G!4G"):
         apply(here, 2 * GIB)
     apply(here, 2 * GIB, replace=True)
-    assert [i.text for i in change.next_line(here).reservations] == ["2G!4G"]
+    assert [i.text for i in prepare.next_line(here).reservations] == ["2G!4G"]
     apply(here, GIB, add=True)
-    assert [i.text for i in change.next_line(here).reservations] == ["2G!4G", "1G!6G"]
-    prepared = change.prepare_remove(here, ["memmap=2G!4G"])
-    change.carry_out(here, prepared)
-    assert [i.text for i in change.next_line(here).reservations] == ["1G!6G"]
+    assert [i.text for i in prepare.next_line(here).reservations] == ["2G!4G", "1G!6G"]
+    prepared = prepare.prepare_remove(here, ["memmap=2G!4G"])
+    transaction.carry_out(here, prepared)
+    assert [i.text for i in prepare.next_line(here).reservations] == ["1G!6G"]
     with pytest.raises(EmupmemError, match=r"there is no reservation 9G!4G"):
-        change.prepare_remove(here, ["9G!4G"])
+        prepare.prepare_remove(here, ["9G!4G"])
 
 
 def test_nokaslr_comes_and_goes_with_the_reservation(here: FakeMachine) -> None:
     apply(here, nokaslr=True)
-    assert change.next_line(here).nokaslr
+    assert prepare.next_line(here).nokaslr
     remove(here)
-    assert not change.next_line(here).nokaslr
+    assert not prepare.next_line(here).nokaslr
 
 
 def test_variable_is_a_matter_of_grub_mkconfig(here: FakeMachine) -> None:
     options = change.Options("GRUB_CMDLINE_LINUX_DEFAULT")
     with pytest.raises(EmupmemError, match="--variable names a variable of GRUB's"):
-        change.prepare_apply(here, survey_of(here), Request(GIB), options)
+        prepare.prepare_apply(here, survey_of(here), Request(GIB), options)
 
 
 def test_a_dry_run_changes_nothing(here: FakeMachine) -> None:
     files = content(here)
-    prepared = change.prepare_apply(here, survey_of(here), Request(GIB), change.Options())
+    prepared = prepare.prepare_apply(here, survey_of(here), Request(GIB), change.Options())
     assert prepared.needed
     assert content(here) == files
 
@@ -533,7 +539,7 @@ def test_a_unified_image_is_known_by_the_chosen_entry(tmp_path: Path) -> None:
 def test_the_default_entry_is_the_one_that_started_this_boot(tmp_path: Path, selected: str) -> None:
     machine = systemd_boot(tmp_path)
     efi(machine, "LoaderEntrySelected", selected)
-    standing = loader.SystemdBoot().standing(machine)
+    standing = boot_systemd_boot.SystemdBoot().standing(machine)
     assert standing.default is not None
     assert standing.default.ids == (selected.removesuffix(".conf"),)
 
@@ -542,12 +548,12 @@ def test_bootctl_has_the_last_word_on_the_default(tmp_path: Path) -> None:
     machine = systemd_boot(tmp_path)
     listed = f'[{{"id":"x.conf"}},{{"id":"{ID}-6.1.0-9.conf","isDefault":true}}]'
     script(machine, "bootctl", f"#!/bin/sh\necho '{listed}'\n")
-    standing = loader.SystemdBoot().standing(machine)
+    standing = boot_systemd_boot.SystemdBoot().standing(machine)
     assert standing.default is not None
     assert standing.default.release == "6.1.0-9"
     for rubbish in ("", "[", "{}", "[1]", '[{"isDefault":true}]'):
         script(machine, "bootctl", f"#!/bin/sh\necho '{rubbish}'\n")
-        assert loader.SystemdBoot().standing(machine).default is not None
+        assert boot_systemd_boot.SystemdBoot().standing(machine).default is not None
 
 
 def test_a_line_that_gets_too_long_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -563,7 +569,7 @@ def test_half_of_the_entries_is_finished(tmp_path: Path) -> None:
     """As after a power cut: one entry has it, the others and the source have not."""
     machine = systemd_boot(tmp_path)
     name = f"/boot/efi/loader/entries/{ID}-{RELEASE}.conf"
-    put(machine, name, bls.rework_entry(ENTRY, ["1G!4G"]))
+    put(machine, name, bls_text.rework_entry(ENTRY, ["1G!4G"]))
     put(machine, "/boot/efi/loader/entries/.x.conf.emupmem-new", "half")
     apply(machine)
     ours = [line for entry, line in lines(machine).items() if "(other)" not in entry]
@@ -574,11 +580,11 @@ def test_half_of_the_entries_is_finished(tmp_path: Path) -> None:
 
 def test_an_edit_meanwhile_is_respected(tmp_path: Path) -> None:
     machine = systemd_boot(tmp_path)
-    prepared = change.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
     put(machine, "/etc/kernel/cmdline", "root=LABEL=new\n")
     files = content(machine)
     with pytest.raises(EmupmemError, match="was changed by somebody else meanwhile"):
-        change.carry_out(machine, prepared)
+        transaction.carry_out(machine, prepared)
     assert content(machine) == files
 
 
@@ -586,8 +592,8 @@ def test_a_tree_is_edited_without_running_anything(tmp_path: Path) -> None:
     machine = systemd_boot(tmp_path)
     script(machine, "bootctl", "#!/bin/sh\ntouch /nonexistent/never\n")
     machine.live = False
-    prepared = change.prepare_apply(machine, _planned(machine), Request(GIB), change.Options())
-    change.carry_out(machine, prepared)
+    prepared = prepare.prepare_apply(machine, _planned(machine), Request(GIB), change.Options())
+    transaction.carry_out(machine, prepared)
     assert "memmap=1G!4G" in lines(machine)[f"{ID}-{RELEASE}"]
 
 
@@ -693,12 +699,12 @@ def test_an_sdbootutil_that_fails_is_rolled_back(tmp_path: Path) -> None:
 
 def test_rpm_ostree_is_told_only_what_differs(tmp_path: Path) -> None:
     machine = ostree(tmp_path)
-    prepared = change.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
     assert prepared.elsewhere is not None
     (command,) = prepared.elsewhere.steps.commands
     assert command.argv == ("rpm-ostree", "kargs", "--append=memmap=1G!4G")
-    change.carry_out(machine, prepared)
-    prepared = change.prepare_apply(
+    transaction.carry_out(machine, prepared)
+    prepared = prepare.prepare_apply(
         machine, survey_of(machine), Request(2 * GIB), change.Options(replace=True)
     )
     assert prepared.elsewhere is not None
@@ -744,9 +750,9 @@ def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) ->
     masked = collect.of_machine(here).archive
     assert not any(ID in name or ID.encode() in data for name, data in masked.members.items())
     there = collect.Collected(masked)
-    assert type(loader.of(there)) is type(loader.of(here))
+    assert type(detect.of(there)) is type(detect.of(here))
     before = [line for name, line in lines(here).items() if "(other)" not in name]
-    other = loader.of(there)
+    other = detect.of(there)
     assert other is not None
     after = [e.text for e in other.standing(there).entries if e.ours]
     assert len(after) == len(before)
@@ -761,4 +767,4 @@ def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) ->
 
 def test_a_trial_is_refused_where_the_loader_cannot_forget_it(here: FakeMachine) -> None:
     with pytest.raises(EmupmemError, match=r"a trial is not known for|the boot loader does not say"):
-        change.prepare_trial(here, survey_of(here), Request(GIB), change.Options())
+        prepare.prepare_trial(here, survey_of(here), Request(GIB), change.Options())

@@ -11,7 +11,7 @@ from emupmem.model import GIB, MIB, Request
 from emupmem.parser.bootlog import parse_boot_log
 from emupmem.planner.plan import offers, plan
 from emupmem.planner.situation import NoPlan
-from emupmem.survey import NoMap, Survey, of_log, of_machine
+from emupmem.planner.survey import NoMap, Survey, of_log, of_machine
 from tests.fake import LOG, build, put
 
 OLD = """Linux version 4.19.0 (b@h) #1 SMP

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import emupmem.system.machine
-from emupmem import obstacles
+from emupmem.boot import obstacles
 from emupmem.cli import main
 from emupmem.model import EmupmemError, Request
 from emupmem.parser.bootlog import kernel_release, parse_boot_log
 from emupmem.planner.kernels import kernel_problem
 from emupmem.planner.plan import plan
-from emupmem.survey import Survey, for_kernel, of_log, of_machine
+from emupmem.planner.survey import Survey, for_kernel, of_log, of_machine
 from tests.fake import LOG, RELEASE, build, put
 
 EL7 = "3.10.0-{} (mockbuild@h) (gcc version 4.8.5 20150623 (Red Hat 4.8.5-44) (GCC) ) #1 SMP"

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import bls, change, loader, oneshot, trial
-from emupmem.change import Options, carry_out, prepare_abandon, prepare_confirm, prepare_trial
+from emupmem.boot import change, detect, systemd_boot, trial
+from emupmem.boot import efi as boot_efi
+from emupmem.boot.bls import entries
+from emupmem.boot.bls import text as bls_text
+from emupmem.boot.change import Options
+from emupmem.boot.prepare import prepare_abandon, prepare_confirm, prepare_trial
+from emupmem.boot.transaction import carry_out
 from emupmem.model import GIB, EmupmemError, Request
 from tests.fake import RELEASE, FakeMachine, put, script
 from tests.test_loader import (
@@ -34,7 +39,7 @@ BOOTCTL = f"""
 import pathlib, sys
 if sys.argv[1] != "set-oneshot" or (pathlib.Path(ROOT) / "fail").exists():
     sys.exit("Failed to update EFI variable: No space left on device")
-file = pathlib.Path(ROOT) / "{loader.ONE_SHOT.lstrip("/")}"
+file = pathlib.Path(ROOT) / "{boot_efi.ONE_SHOT.lstrip("/")}"
 if sys.argv[2]:
     file.write_bytes(bytes((7, 0, 0, 0)) + (sys.argv[2] + chr(0)).encode("utf-16-le"))
 else:
@@ -47,7 +52,7 @@ def machine(tmp_path: Path) -> FakeMachine:
     made = build(tmp_path)
     put(made, f"/boot/efi/{ID}/{RELEASE}/linux", "")
     program(made, "bootctl", BOOTCTL)
-    put(made, oneshot.FEATURES, b"\x06\0\0\0\xff\x7f\0\0\0\0\0\0")
+    put(made, systemd_boot.FEATURES, b"\x06\0\0\0\xff\x7f\0\0\0\0\0\0")
     return made
 
 
@@ -60,7 +65,7 @@ def begin(machine: FakeMachine, **options: bool) -> change.Change:
 
 def starts(machine: FakeMachine, words: str = "memmap=1G!4G") -> None:
     """The machine is started: the loader forgets the choice first."""
-    (machine.root / loader.ONE_SHOT.lstrip("/")).unlink(missing_ok=True)
+    (machine.root / boot_efi.ONE_SHOT.lstrip("/")).unlink(missing_ok=True)
     put(machine, "/proc/cmdline", f"initrd=\\x {ROOT} systemd.machine_id={ID} {words}\n")
     put(machine, "/proc/stat", "cpu 0\nbtime 4000000000\n")
 
@@ -74,11 +79,11 @@ def test_one_extra_entry_is_chosen_once_and_all_else_stays(machine: FakeMachine)
     assert before.items() <= after.items()
     text = after[FILE.lstrip("/")].decode()
     default = before[f"{ENTRIES}/{ID}-{RELEASE}.conf".lstrip("/")].decode()
-    assert bls.options(text) == f"{bls.options(default)} memmap=1G!4G nokaslr"
-    assert bls.value(text, "title") == "Trial of emupmem: memmap=1G!4G nokaslr"
-    assert bls.value(text, "sort-key") > "zz", "the last one: the first boots by default"
+    assert bls_text.options(text) == f"{bls_text.options(default)} memmap=1G!4G nokaslr"
+    assert bls_text.value(text, "title") == "Trial of emupmem: memmap=1G!4G nokaslr"
+    assert bls_text.value(text, "sort-key") > "zz", "the last one: the first boots by default"
     for key in ("linux", "initrd", "machine-id"):
-        assert bls.value(text, key) == bls.value(default, key)
+        assert bls_text.value(text, key) == bls_text.value(default, key)
     state = trial.state(machine)
     assert state is not None
     assert (state.words, state.chosen, state.running) == (("memmap=1G!4G", "nokaslr"), True, False)
@@ -96,10 +101,10 @@ def test_a_trial_that_failed_can_be_tried_again_or_abandoned(machine: FakeMachin
     with pytest.raises(EmupmemError, match="this boot is not the trial"):
         prepare_confirm(machine)
     assert begin(machine).needed, "the entry is as it was, but not chosen"
-    assert loader.trial_chosen(machine)
+    assert entries.trial_chosen(machine)
     carry_out(machine, prepare_abandon(machine))
     assert content(machine) == before
-    assert not loader.trial_chosen(machine)
+    assert not entries.trial_chosen(machine)
     with pytest.raises(EmupmemError, match="no trial to abandon"):
         prepare_abandon(machine)
     with pytest.raises(EmupmemError, match="no trial to confirm"):
@@ -128,7 +133,7 @@ def test_apply_and_remove_take_the_trial_away(machine: FakeMachine, end: object)
     assert callable(end)
     end(machine)
     assert not machine.exists(FILE)
-    assert not loader.trial_chosen(machine)
+    assert not entries.trial_chosen(machine)
 
 
 def test_new_kernels_do_not_take_the_words_of_the_trial(machine: FakeMachine) -> None:
@@ -170,13 +175,13 @@ def test_what_goes_wrong_after_the_choice_takes_it_back(machine: FakeMachine) ->
     program(machine, "bootctl", BOOTCTL + torn)
     with pytest.raises(EmupmemError, match="entries are gone"):
         begin(machine)
-    assert not loader.trial_chosen(machine)
+    assert not entries.trial_chosen(machine)
     assert FILE.lstrip("/") not in content(machine)
     assert content(machine).items() <= before.items()
 
 
 def test_where_the_loader_cannot_forget_it_a_trial_is_refused(machine: FakeMachine) -> None:
-    put(machine, oneshot.FEATURES, b"\x06\0\0\0\xf7\x7f\0\0\0\0\0\0")
+    put(machine, systemd_boot.FEATURES, b"\x06\0\0\0\xf7\x7f\0\0\0\0\0\0")
     with pytest.raises(EmupmemError, match="does not say that it knows a choice for one start"):
         begin(machine)
 
@@ -226,7 +231,7 @@ def test_sdbootutil_has_no_trial(tmp_path: Path) -> None:
 
 def test_the_trial_is_no_entry_that_a_change_is_about(machine: FakeMachine) -> None:
     begin(machine)
-    other = loader.of(machine)
+    other = detect.of(machine)
     assert other is not None
     assert all("trial" not in e.ids[0] for e in other.standing(machine).entries)
     script(machine, "kernel-install", "#!/bin/sh\nexit 1\n")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import survey
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, Request
 from emupmem.parser.bootlog import parse_boot_log
 from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
+from emupmem.planner import survey
 from emupmem.planner.plan import plan
 from emupmem.verifier.ladder import verify
 from emupmem.verifier.observation import Observation, SeenRegion

@@ -16,7 +16,7 @@ import pytest
 import emupmem
 import emupmem.system.backups
 import emupmem.system.files
-from emupmem import change, loader
+from emupmem.boot import change, prepare, systemd_boot, transaction
 from emupmem.boot.grub import environment
 from emupmem.model import GIB, EmupmemError, Request
 from tests import fake, test_loader
@@ -44,12 +44,12 @@ def tree(machine: FakeMachine) -> dict[str, tuple[object, ...]]:
 
 def apply(machine: FakeMachine, size: int = GIB, *, replace: bool = False, nokaslr: bool = False) -> None:
     options = change.Options(replace=replace, nokaslr=nokaslr)
-    prepared = change.prepare_apply(machine, survey_of(machine), Request(size), options)
-    change.carry_out(machine, prepared)
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(size), options)
+    transaction.carry_out(machine, prepared)
 
 
 def remove(machine: FakeMachine) -> None:
-    change.carry_out(machine, change.prepare_remove(machine))
+    transaction.carry_out(machine, prepare.prepare_remove(machine))
 
 
 def replace(machine: FakeMachine) -> None:
@@ -220,12 +220,12 @@ def test_after_a_snapshot_a_change_is_possible(tmp_path: Path) -> None:
     apply(machine)
     with_a_snapshot(machine)
     replace(machine)
-    assert [i.text for i in change.next_line(machine).reservations] == ["2G!4G"]
+    assert [i.text for i in prepare.next_line(machine).reservations] == ["2G!4G"]
     with_a_snapshot(machine, 7)
-    prepared = change.prepare_remove(machine)
+    prepared = prepare.prepare_remove(machine)
     assert "3 entries of other snapshots keep their words" in prepared.warnings
-    change.carry_out(machine, prepared)
-    assert not change.next_line(machine).reservations
+    transaction.carry_out(machine, prepared)
+    assert not prepare.next_line(machine).reservations
     assert "memmap=1G!4G" in machine.peek(f"/boot/efi/loader/entries/opensuse-{RELEASE}-6.conf")
 
 
@@ -237,7 +237,7 @@ def test_the_snapshot_that_runs_is_the_one_that_is_mounted(tmp_path: Path) -> No
         "/proc/self/mountinfo",
         "23 1 0:25 / / rw - rootfs none rw\n64 23 0:35 /@/.snapshots/5/snapshot / rw,noatime - btrfs /dev/vda2 rw\n",
     )
-    entries = loader.SdBootUtil().standing(machine).entries
+    entries = systemd_boot.SdBootUtil().standing(machine).entries
     assert [e.ids[0] for e in entries if e.ours] == [f"opensuse-{RELEASE}-5"]
 
 
@@ -252,5 +252,5 @@ def test_the_snapshot_of_a_tree(tmp_path: Path, file: str) -> None:
         "fstab": ("/etc/fstab", "UUID=0 / btrfs defaults,subvol=@/.snapshots/4/snapshot 0 0\n"),
     }
     put(machine, *names[file])
-    entries = loader.SystemdBoot().standing(machine).entries
+    entries = systemd_boot.SystemdBoot().standing(machine).entries
     assert [e.ids[0] for e in entries if e.ours] == [f"opensuse-{RELEASE}-4"]

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import collect, dropin, mount, render, units
-from emupmem.change import Options, carry_out, prepare_apply
+from emupmem import collect, mount, render, units
+from emupmem.boot.change import Options
+from emupmem.boot.grub import dropin
+from emupmem.boot.prepare import prepare_apply
+from emupmem.boot.transaction import carry_out
 from emupmem.doctor import Finding
 from emupmem.editor import text as editor_text
 from emupmem.model import GIB, Check, EmupmemError, Request

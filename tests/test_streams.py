@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import change, survey
-from emupmem.change import Options
+from emupmem.boot import prepare, transaction
+from emupmem.boot.change import Options
 from emupmem.model import GIB, MIB, Request
+from emupmem.planner import survey
 from tests import fake, test_mount, test_nvdimm, test_trial
 from tests.fake import LOG, STOCK, FakeMachine, put
 
@@ -50,7 +51,7 @@ def build_reserved(folder: Path) -> FakeMachine:
     """A machine that has a reservation in its menu."""
     machine = build_grub(folder)
     found = survey.of_machine(machine)
-    change.carry_out(machine, change.prepare_apply(machine, found, Request(GIB), Options()))
+    transaction.carry_out(machine, prepare.prepare_apply(machine, found, Request(GIB), Options()))
     return machine
 
 
@@ -62,7 +63,7 @@ def build_tried(folder: Path) -> FakeMachine:
     """A machine whose next start is a trial."""
     machine = build_triable(folder)
     found = survey.of_machine(machine)
-    change.carry_out(machine, change.prepare_trial(machine, found, Request(GIB), Options()))
+    transaction.carry_out(machine, prepare.prepare_trial(machine, found, Request(GIB), Options()))
     return machine
 
 

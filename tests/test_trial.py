@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import change, survey, trial
+from emupmem.boot import prepare as boot_prepare
+from emupmem.boot import trial
+from emupmem.boot.change import Change, Options
 from emupmem.boot.grub import environment
-from emupmem.change import Change, Options, carry_out, prepare_abandon, prepare_confirm, prepare_trial
+from emupmem.boot.grub import trial as grub_trial
+from emupmem.boot.prepare import prepare_abandon, prepare_confirm, prepare_trial
+from emupmem.boot.transaction import carry_out
 from emupmem.kernel.cmdline import COMMAND_LINE_MAX
 from emupmem.model import GIB, EmupmemError, Request
-from emupmem.verifier import ladder
+from emupmem.verifier import ladder, observe
 from tests.fake import GENERATOR, RELEASE, STOCK, FakeMachine, build, leftovers, menu, put, script
 from tests.test_change import FOUND
 from tests.test_cli import Run
@@ -123,7 +127,7 @@ def test_confirm_makes_it_permanent_and_takes_the_entry_away(machine: FakeMachin
     )
     assert "Trial" not in menu(machine)
     assert menu(machine).count("memmap=1G!4G") == 3
-    assert not machine.exists(trial.SCRIPT)
+    assert not machine.exists(grub_trial.SCRIPT)
     assert trial.state(machine) is None
     assert leftovers(machine) == ["grubenv"]
 
@@ -133,7 +137,7 @@ def test_abandon_takes_only_the_entry_away(machine: FakeMachine) -> None:
     begin(machine)
     carry_out(machine, prepare_abandon(machine))
     assert menu(machine) == before
-    assert not machine.exists(trial.SCRIPT)
+    assert not machine.exists(grub_trial.SCRIPT)
     assert "next_entry" not in environment.grubenv(machine)
     with pytest.raises(EmupmemError, match="there is no trial to abandon"):
         prepare_abandon(machine)
@@ -141,8 +145,8 @@ def test_abandon_takes_only_the_entry_away(machine: FakeMachine) -> None:
 
 def test_a_permanent_apply_ends_the_trial(machine: FakeMachine) -> None:
     begin(machine)
-    carry_out(machine, change.prepare_apply(machine, FOUND, Request(GIB), Options()))
-    assert not machine.exists(trial.SCRIPT)
+    carry_out(machine, boot_prepare.prepare_apply(machine, FOUND, Request(GIB), Options()))
+    assert not machine.exists(grub_trial.SCRIPT)
     assert menu(machine).count("memmap=1G!4G") == 3
     assert "next_entry" not in environment.grubenv(machine)
 
@@ -166,7 +170,7 @@ def test_another_size_replaces_the_trial(machine: FakeMachine) -> None:
 
 
 def test_what_is_reserved_already_is_not_tried(machine: FakeMachine) -> None:
-    carry_out(machine, change.prepare_apply(machine, FOUND, Request(GIB), Options()))
+    carry_out(machine, boot_prepare.prepare_apply(machine, FOUND, Request(GIB), Options()))
     with pytest.raises(EmupmemError, match=r"memmap=1G!4G is reserved already"):
         prepare_trial(machine, FOUND, Request(GIB), Options())
 
@@ -268,19 +272,21 @@ submenu 'Advanced' $menuentry_id_option 'gnulinux-advanced-x' {{
 def test_the_default_may_be_anywhere_in_the_menu(default: str, grubenv: dict[str, str]) -> None:
     cfg = ENTRY.format(default=default.format(), users="--class os --unrestricted")
     there = {"/boot/vmlinuz-OLD", "/boot/initrd.img-OLD"}
-    text = trial.script(cfg, grubenv, ["memmap=1G!4G", "nokaslr"], "GRUB_CMDLINE_LINUX", there.__contains__)
+    text = grub_trial.script(
+        cfg, grubenv, ["memmap=1G!4G", "nokaslr"], "GRUB_CMDLINE_LINUX", there.__contains__
+    )
     assert "for file in /boot/vmlinuz-OLD /boot/initrd.img-OLD; do" in text
     assert "menuentry 'Trial of emupmem: memmap=1G!4G nokaslr' --unrestricted --id emupmem-trial {" in text
-    assert trial.read_script(text) == ("GRUB_CMDLINE_LINUX", ("memmap=1G!4G", "nokaslr"))
+    assert grub_trial.read_script(text) == ("GRUB_CMDLINE_LINUX", ("memmap=1G!4G", "nokaslr"))
     # every kernel of the entry, before what is init's; nothing that would choose it again
     assert "root=UUID=0 ro quiet memmap=1G!4G nokaslr -- single\n" in text
     assert "root=PARTUUID=0 ro quiet panic=-1 memmap=1G!4G nokaslr\n" in text
     assert "savedefault" not in text
     assert "\n\tset initrdfail=1\n" in text
     assert "    initrdfail\n" not in text
-    assert trial.problem(text, ("memmap=1G!4G", "nokaslr")) == ""
-    assert "should have memmap=2G!4G" in trial.problem(text, ("memmap=2G!4G",))
-    assert "more than once" in trial.problem(text + text, ("memmap=1G!4G",))
+    assert grub_trial.problem(text, ("memmap=1G!4G", "nokaslr")) == ""
+    assert "should have memmap=2G!4G" in grub_trial.problem(text, ("memmap=2G!4G",))
+    assert "more than once" in grub_trial.problem(text + text, ("memmap=1G!4G",))
 
 
 @pytest.mark.parametrize(
@@ -294,7 +300,7 @@ def test_the_default_may_be_anywhere_in_the_menu(default: str, grubenv: dict[str
 )
 def test_who_may_start_the_default_may_start_the_trial(users: str, expected: str) -> None:
     cfg = ENTRY.format(default="0>0", users=users)
-    text = trial.script(cfg, {}, ["memmap=1G!4G"], "GRUB_CMDLINE_LINUX")
+    text = grub_trial.script(cfg, {}, ["memmap=1G!4G"], "GRUB_CMDLINE_LINUX")
     assert expected in next(line for line in text.splitlines() if line.startswith("menuentry"))
 
 
@@ -363,7 +369,7 @@ def test_a_trial_that_grub_did_not_forget(machine: FakeMachine) -> None:
     begin(machine)
     boots(machine)
     put(machine, "/boot/grub/grubenv", env("next_entry=emupmem-trial\n"))
-    verdict = ladder.verify(survey.observe(machine, 0))
+    verdict = ladder.verify(observe.observe(machine, 0))
     assert "the next start is chosen to be one as well" in verdict.checks[0].found
 
 
@@ -396,7 +402,7 @@ def test_what_fails_leaves_nothing(machine: FakeMachine, break_it: Callable[[Fak
         begin(machine)
     assert "the old configuration is back" in caught.value.hint
     assert menu(machine) == before
-    assert not machine.exists(trial.SCRIPT)
+    assert not machine.exists(grub_trial.SCRIPT)
     assert "next_entry" not in environment.grubenv(machine)
 
 
@@ -477,7 +483,7 @@ def test_kexec_goes_straight_into_it(run: Run, here: FakeMachine) -> None:
         script(here, name, f"#!/bin/sh\necho {name} \"$@\" >> '{log}'\n")
     load, start = kexec(run, "--variable", "GRUB_CMDLINE_LINUX_DEFAULT")
     line = f"BOOT_IMAGE=/boot/vmlinuz-{RELEASE} root=UUID=0 ro quiet splash"
-    line += " emupmem.trial=kexec,GRUB_CMDLINE_LINUX_DEFAULT memmap=1G!4G"
+    line += " emupmem.boot.grub.trial=kexec,GRUB_CMDLINE_LINUX_DEFAULT memmap=1G!4G"
     kernel, initrd = f"/boot/vmlinuz-{RELEASE}", f"--initrd=/boot/initrd.img-{RELEASE}"
     assert load == ["kexec", "-a", "-l", kernel, initrd, f"--command-line={line}"]
     assert start == ["systemctl", "kexec"]

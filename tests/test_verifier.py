@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from emupmem import grubcfg
+from emupmem.boot import entry
+from emupmem.boot.grub import menu as grub_menu
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, MIB, BootLog, FirmwareMap, IomemLine, Kind, MapEntry
 from emupmem.verifier.ladder import LEGACY, complete, verify
@@ -16,8 +17,8 @@ FIRMWARE = FirmwareMap((MapEntry(0, 3 * GIB, Kind.RAM), MapEntry(4 * GIB, 8 * GI
 LINE = parse_command_line("BOOT_IMAGE=/vmlinuz ro memmap=1G!4G quiet")
 
 
-def menu(words: str) -> tuple[grubcfg.BootEntry, ...]:
-    return grubcfg.entries(
+def menu(words: str) -> tuple[entry.BootEntry, ...]:
+    return grub_menu.entries(
         f"menuentry 'Debian' {{\nlinux /vmlinuz-6 ro {words} quiet\n}}\n"
         f"menuentry 'Debian (recovery mode)' {{\nlinux /vmlinuz-6 ro single {words}\n}}\n"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from emupmem import grubcfg
+from emupmem.boot import entry as boot_entry
 from emupmem.model import Check, Device, FirmwareMap, Kind, MemmapItem, Span
 from emupmem.units import human, span_text
 from emupmem.verifier.observation import Observation, SeenMount, SeenRegion, SeenTrial, Verdict
@@ -109,7 +109,7 @@ def _generated(seen: Observation, wanted: Sequence[str]) -> Check:
     if seen.entries is None:
         return Check("generated", "skipped", _words(wanted), seen.why_unseen("generated"))
     ours = [e for e in seen.entries if e.ours]
-    wrong = grubcfg.problems(seen.entries, wanted, seen.recovery)
+    wrong = boot_entry.problems(seen.entries, wanted, seen.recovery)
     if not wrong and not seen.whole:
         wrong = [(None, "it is not written to its end")]
     if wrong:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from emupmem import grubcfg
+from emupmem.boot import entry
 from emupmem.model import BootLog, Check, CommandLine, Device, FirmwareMap, IomemLine
 
 
@@ -79,7 +79,7 @@ class Observation:
     variable: str
     command_line: CommandLine
     recovery: tuple[str, ...] = ()
-    entries: tuple[grubcfg.BootEntry, ...] | None = None
+    entries: tuple[entry.BootEntry, ...] | None = None
     menu: str = "/boot/grub/grub.cfg"
     whole: bool = True
     menu_is_newer: bool | None = None

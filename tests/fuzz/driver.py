@@ -129,10 +129,7 @@ def child(name: str, seconds: int) -> None:
     import atheris  # type: ignore[import-untyped,unused-ignore]
 
     with atheris.instrument_imports(include=["emupmem"]):
-        import emupmem.collect
-        import emupmem.editor
-        import emupmem.planner
-        import emupmem.survey  # noqa: F401
+        import emupmem.planner.survey  # noqa: F401
         from tests.fuzz.targets import TARGETS
     from tests.fuzz.mutate import Mutator
 

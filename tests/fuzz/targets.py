@@ -23,14 +23,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from emupmem import bls, collect, grubcfg, survey, unit
+from emupmem import collect, unit
+from emupmem.boot import entry as boot_entry
+from emupmem.boot.bls import text as bls_text
+from emupmem.boot.grub import menu as grub_menu
 from emupmem.editor import defaults, edits, lens, quoting
 from emupmem.editor import shell as editor_shell
 from emupmem.editor import text as editor_text
 from emupmem.kernel import cmdline, e820
 from emupmem.model import GIB, BootLog, EmupmemError, FirmwareMap, Kind, Request, Span
 from emupmem.parser import bootlog, sources
-from emupmem.planner import plan
+from emupmem.planner import plan, survey
 from emupmem.planner import situation as planner_situation
 from emupmem.units import plain
 from tests.fuzz import shell
@@ -409,7 +412,7 @@ def menu(data: bytes) -> None:
     """grub.cfg: the entries, the default one, what of a value reaches the kernel."""
     words, body = _headed(data)
     text = body.decode("utf-8", "surrogateescape")
-    found = grubcfg.entries(text)
+    found = grub_menu.entries(text)
     lines = text.splitlines()
     for entry in found:
         assert entry.kernel
@@ -418,17 +421,17 @@ def menu(data: bytes) -> None:
         assert isinstance(entry.release, str)
         assert entry.command_line.text == entry.text
     grubenv = dict(w.split("=", 1) for w in words if "=" in w)
-    chosen = grubcfg.default_entry(text, grubenv)
+    chosen = grub_menu.default_entry(text, grubenv)
     assert chosen is None or chosen in found
-    grubcfg.whole(text)
-    grubcfg.uses_bls(text)
-    assert re.fullmatch(r"C|C\.UTF-8|[A-Za-z_@]+\.UTF-8", grubcfg.language(text))
+    grub_menu.whole(text)
+    grub_menu.uses_bls(text)
+    assert re.fullmatch(r"C|C\.UTF-8|[A-Za-z_@]+\.UTF-8", grub_menu.language(text))
     items = [w for w in words if "!" in w]
-    for _, why in grubcfg.problems(found, items, items[:1]):
+    for _, why in boot_entry.problems(found, items, items[:1]):
         assert why
     line = " ".join(words)
     if not any(c in line for c in "'\"\\#$"):
-        assert grubcfg.kernel_text(line) == line
+        assert grub_menu.kernel_text(line) == line
 
 
 def boot_unit(data: bytes) -> None:
@@ -469,12 +472,15 @@ def entry(data: bytes) -> None:
     extra = tuple(
         w for w in wish.extra if re.fullmatch(r"[a-z.=]+", w) and w not in wish.drop and "memmap" not in w
     )
-    bls.grub_line(bls.options(text), [("kernelopts", "ro quiet")])
-    for rework, line_of in ((bls.rework_entry, bls.options), (bls.rework_file, bls.file_line)):
+    bls_text.grub_line(bls_text.options(text), [("kernelopts", "ro quiet")])
+    for rework, line_of in (
+        (bls_text.rework_entry, bls_text.options),
+        (bls_text.rework_file, bls_text.file_line),
+    ):
         after = rework(text, items, extra, wish.drop)
         before_line, line = line_of(text), line_of(after)
         try:
-            bls.prove(before_line, line, items, extra, wish.drop)
+            bls_text.prove(before_line, line, items, extra, wish.drop)
         except EmupmemError as exc:
             refused(exc)
             continue
@@ -487,7 +493,7 @@ def entry(data: bytes) -> None:
         got = [left for w in now if (left := _left_of(w))]
         assert sorted(got) == sorted(wanted), "other words"
         assert rework(after, items, extra, wish.drop) == after, "a second time changes more"
-        if line_of is bls.options:
+        if line_of is bls_text.options:
             mine = re.compile(r"\s*options[ \t]")
             kept = [[x for x in t.split("\n") if not mine.match(x)] for t in (text, after)]
             assert kept[0] == kept[1], "another line of the entry was touched"
@@ -653,13 +659,13 @@ def _quietly(call: Callable[[], object]) -> None:
 
 
 def _whole_menu(text: str) -> None:
-    found = grubcfg.entries(text)
-    grubcfg.default_entry(text, {})
-    grubcfg.whole(text)
-    grubcfg.uses_bls(text)
-    grubcfg.language(text)
-    grubcfg.kernel_text(text)
-    grubcfg.problems(found[:50], [], [])
+    found = grub_menu.entries(text)
+    grub_menu.default_entry(text, {})
+    grub_menu.whole(text)
+    grub_menu.uses_bls(text)
+    grub_menu.language(text)
+    grub_menu.kernel_text(text)
+    boot_entry.problems(found[:50], [], [])
 
 
 def _said(text: str) -> None:

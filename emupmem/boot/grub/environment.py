@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
-from emupmem import grubcfg
+from emupmem.boot.grub import menu as grub_menu
 from emupmem.model import Command, EmupmemError
 from emupmem.system.backups import is_aside, read_aside
 from emupmem.system.errors import write_hint
@@ -38,7 +39,7 @@ def _esp_menu(machine: Machine) -> str:
     """The menu in the EFI system partition that belongs to this system, empty where there is none."""
     names = [f"{ESP_FOLDERS}/{n}/grub.cfg" for n in machine.names(ESP_FOLDERS)]
     folders = {machine.real(m).rpartition("/")[0] for m in ESP_MARKS if machine.exists(m)}
-    full = [n for n in names if (text := machine.peek(n)) and not grubcfg.is_stub(text)]
+    full = [n for n in names if (text := machine.peek(n)) and not grub_menu.is_stub(text)]
     own = [n for n in full if machine.real(n).rpartition("/")[0] in folders]
     alone = len(full) == 1 and not any(machine.exists(n) for n in GRUB_CFGS)
     return next(iter(own or (full if alone else [])), "")
@@ -112,3 +113,15 @@ def _variables(text: str) -> dict[str, str]:
     """What an environment block of GRUB's says."""
     pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
     return {key: value for key, eq, value in pairs if eq}
+
+
+def grub_reads_bls(machine: Machine) -> bool:
+    """Whether GRUB takes its entries from files of the Boot Loader Specification."""
+    try:
+        menu = (machine.read(grub_cfg(machine)) or b"").decode("utf-8", "surrogateescape")
+    except EmupmemError:
+        menu = ""
+    asked = re.search(
+        r"^\s*(?:export\s+)?GRUB_ENABLE_BLSCFG=[\"']?true", machine.peek(GRUB_DEFAULT), re.MULTILINE
+    )
+    return grub_menu.uses_bls(menu) or asked is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from emupmem import grubcfg
+from emupmem.boot.grub import menu
 from emupmem.editor import quoting
 from emupmem.kernel.cmdline import is_cut, parse_command_line
 from emupmem.model import UNCHANGED, CommandLine, EmupmemError
@@ -167,7 +167,7 @@ def grub_line(text: str, variables: Sequence[tuple[str, str]]) -> str:
     def expanded(found: re.Match[str]) -> str:
         return known.get(found[1] or found[2], "")
 
-    return grubcfg.kernel_text(_VARIABLE.sub(expanded, text))
+    return menu.kernel_text(_VARIABLE.sub(expanded, text))
 
 
 def _replaced(line: str, items: Sequence[str], drop: Sequence[str]) -> tuple[str, bool]:

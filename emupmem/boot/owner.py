@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
-from emupmem import bls, foreign, loader
+from emupmem.boot import efi, foreign
+from emupmem.boot.bls import entries as bls_entries
+from emupmem.boot.bls import files, text
+from emupmem.boot.bls.files import unified_images
+from emupmem.boot.bls.menu import menu
+from emupmem.boot.foreign import Owner
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
-from emupmem.foreign import Owner
+from emupmem.boot.programs import has_program
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.system.machine import Machine
 
-BIN_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LOADER_MAGIC = b"#### LoaderInfo: systemd-boot "
 """What systemd-boot has in its binary to be known by (src/boot/boot.c, SD_MAGIC)."""
 
-_EFIVARS = loader.LOADER_INFO.rpartition("/")[0]
+_EFIVARS = efi.LOADER_INFO.rpartition("/")[0]
 _NOT_PASSED_ON = ("BOOT_IMAGE=", "initrd=")
 
 
@@ -38,9 +41,7 @@ def by_grub(machine: Machine) -> bool:
     if not words or not words[0].startswith("BOOT_IMAGE="):
         return False
     # A command line that was once copied from /proc/cmdline into the entries of another loader has it as well.
-    return not any(
-        "BOOT_IMAGE=" in machine.peek(n) for n in (*loader.entry_files(machine), *_others(machine))
-    )
+    return not any("BOOT_IMAGE=" in machine.peek(n) for n in (*files.entry_files(machine), *_others(machine)))
 
 
 def _of_boot(machine: Machine) -> Owner | None:
@@ -51,10 +52,10 @@ def _of_boot(machine: Machine) -> Owner | None:
         return None
     if machine.exists(foreign.PROXMOX_ESPS):
         return foreign.PROXMOX
-    name = loader.loader_name(machine).strip()[:64]
+    name = efi.loader_name(machine).strip()[:64]
     if "limine" in name.lower():
         return limine(machine)
-    if machine.exists(loader.STUB_INFO) or "systemd-stub" in name.lower():
+    if machine.exists(efi.STUB_INFO) or "systemd-stub" in name.lower():
         return unified(machine, started=True)
     return _named(machine, name) if name else _nameless(machine)
 
@@ -79,7 +80,7 @@ def _nameless(machine: Machine) -> Owner | None:
         return there
     if machine.exists(environment.grub_cfg(machine)) or machine.exists(GRUB_DEFAULT):
         return None  # GRUB's own checks say what is wrong
-    if loader.entry_files(machine):
+    if files.entry_files(machine):
         return foreign.unnamed(machine.exists("/sys/firmware/efi"), bool(machine.names(_EFIVARS)))
     return foreign.NOTHING_KNOWN
 
@@ -88,25 +89,25 @@ def _of_tree(machine: Machine) -> Owner | None:
     """The owner in a tree."""
     if machine.exists(foreign.PROXMOX_ESPS):
         return foreign.PROXMOX_TREE
-    entries = bool(loader.entry_files(machine))
+    entries = bool(files.entry_files(machine))
     if entries and (found := _generator(machine)) is not None:
         return found
     grub, systemd_boot = machine.exists(environment.grub_cfg(machine)), has_systemd_boot(machine)
     other = _configured(machine)
     have = [t for t, there in (("GRUB", grub), ("systemd-boot", systemd_boot and entries)) if there]
     have += [other.title] if other is not None else []
-    if len(have) > 1 and not loader.grub_reads_bls(machine):
+    if len(have) > 1 and not environment.grub_reads_bls(machine):
         return foreign.several(" and ".join(have))
     return other or _of_tree_by_entries(machine, entries, grub, systemd_boot)
 
 
 def _of_tree_by_entries(machine: Machine, entries: bool, grub: bool, systemd_boot: bool) -> Owner | None:
-    if grub or loader.grub_reads_bls(machine):
+    if grub or environment.grub_reads_bls(machine):
         return None
     if entries:
-        known = systemd_boot or any(machine.exists(f"{f}/loader/loader.conf") for f in loader.BOOT_FOLDERS)
+        known = systemd_boot or any(machine.exists(f"{f}/loader/loader.conf") for f in files.BOOT_FOLDERS)
         return None if known else foreign.TREE_UNKNOWN
-    if images(machine):
+    if unified_images(machine):
         return unified(machine, started=False)
     return None if machine.exists(GRUB_DEFAULT) else foreign.NOTHING_KNOWN
 
@@ -139,7 +140,7 @@ def _first(machine: Machine, names: Sequence[str]) -> str:
 def limine(machine: Machine) -> Owner:
     """Limine, with or without the tool that writes its entries."""
     config = _first(machine, foreign.LIMINE_CONFIGS) or "limine.conf"
-    tool = next((t for t in foreign.LIMINE_TOOLS if has(machine, t)), "")
+    tool = next((t for t in foreign.LIMINE_TOOLS if has_program(machine, t)), "")
     if not tool and machine.exists(foreign.LIMINE_DEFAULTS):
         tool = foreign.LIMINE_TOOLS[0]
     set_up = re.compile(r"^\s*KERNEL_CMDLINE\[[\"']?default[\"']?\]\s*\+?=.*\broot=", re.MULTILINE)
@@ -157,35 +158,19 @@ def _limine_layers(machine: Machine) -> list[str]:
 def _passed_on(machine: Machine) -> str:
     """The words of this boot without those that a loader adds, and without ours."""
     line = parse_command_line(machine.peek("/proc/cmdline"))
-    return " ".join(w for w in bls.foreign_words(line) if not w.startswith(_NOT_PASSED_ON))
-
-
-def has(machine: Machine, program: str) -> bool:
-    """Whether a program is installed on the machine, or in the tree."""
-    if machine.running:
-        return machine.find(program) is not None
-    return any(machine.exists(f"{folder}/{program}") for folder in BIN_FOLDERS)
+    return " ".join(w for w in text.foreign_words(line) if not w.startswith(_NOT_PASSED_ON))
 
 
 def has_systemd_boot(machine: Machine) -> bool:
     """Whether systemd-boot is on a boot partition of the tree."""
     names = ("EFI/systemd/systemd-bootx64.efi", "EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/bootx64.efi")
-    places = [f"{folder}/{name}" for folder in loader.BOOT_FOLDERS for name in names]
+    places = [f"{folder}/{name}" for folder in files.BOOT_FOLDERS for name in names]
     return any(LOADER_MAGIC in (machine.read(p) or b"") for p in places)
-
-
-# Unified kernel images -----------------------------------------------------------------------------
-
-
-def images(machine: Machine) -> list[str]:
-    """The unified kernel images that systemd-boot finds by itself."""
-    found = [n for folder in loader.BOOT_FOLDERS for n in machine.names(f"{folder}/EFI/Linux")]
-    return sorted({n for n in found if n.lower().endswith(".efi")})
 
 
 def unified(machine: Machine, started: bool) -> Owner:
     """A unified kernel image, with the partition that it is on."""
-    esps = [f for f in loader.BOOT_FOLDERS if machine.exists(f"{f}/EFI")]
+    esps = [f for f in files.BOOT_FOLDERS if machine.exists(f"{f}/EFI")]
     return foreign.unified(next(iter(esps), "/boot"), started)
 
 
@@ -193,70 +178,6 @@ def boots_image(machine: Machine) -> bool:
     """Whether a unified kernel image boots by default, although boot entries are here."""
     if machine.running and by_grub(machine):
         return False
-    told = loader.default_id(machine)
+    told = bls_entries.default_id(machine)
     first = told or next(iter(menu(machine)), "")
     return first.lower().endswith(".efi")
-
-
-# The menu of systemd-boot ----------------------------------------------------------------------------
-
-
-def menu(machine: Machine) -> list[str]:
-    """The names of systemd-boot's menu in its order, that which boots by default first, as far as files tell.
-
-    An image of this distribution comes before its entries: it has a sort key always and no machine id
-    (boot_entry_compare, config_select_default_entry, src/boot/boot.c).
-    """
-    names = [*images(machine), *_entries(machine)]
-    for pattern in _patterns(machine):
-        first = [n for n in names if fnmatchcase(n.lower(), pattern) or n.lower() == f"{pattern}.conf"]
-        if first:
-            return [*first, *(n for n in names if n not in first)]
-    return names
-
-
-def _patterns(machine: Machine) -> list[str]:
-    """What is to boot by default, in lower case, the first to be found wins."""
-    config = next((t for f in loader.BOOT_FOLDERS if (t := machine.peek(f"{f}/loader/loader.conf"))), "")
-    values = dict(bls.fields(config))
-    told = [loader.efi_text(machine, loader.efi_variable("LoaderEntryDefault"))] if machine.running else []
-    told += [values.get("preferred", ""), values.get("default", "")]
-    last = loader.efi_text(machine, loader.efi_variable("LoaderEntryLastBooted")) if machine.running else ""
-    return [p.lower() for t in told if (p := last if t == "@saved" else t)]
-
-
-def _entries(machine: Machine) -> list[str]:
-    """The names of the entries, sorted as systemd-boot does."""
-    found = [(n, loader.entry_text(machine, n)) for n in loader.entry_files(machine)]
-    found = [(n, t) for n, t in found if not n.rpartition("/")[2].startswith("auto-")]
-    found.sort(key=lambda e: _natural(id_of(e[0])), reverse=True)
-    found.sort(
-        key=lambda e: _natural(bls.value(e[1], "version") if bls.value(e[1], "sort-key") else ""),
-        reverse=True,
-    )
-    found.sort(key=_group)
-    return [id_of(n) for n, _ in found]
-
-
-def _group(entry: tuple[str, str]) -> tuple[bool, bool, str, str]:
-    """What entries are sorted by before their versions: those without a try left and without a key come last."""
-    name, text = entry
-    key = bls.value(text, "sort-key")
-    return (
-        bool(re.search(r"\+0(-\d+)?\.conf\Z", name)),
-        not key,
-        key,
-        bls.value(text, "machine-id") if key else "",
-    )
-
-
-def id_of(name: str) -> str:
-    """The name of an entry as the loader has it: without the counter of its tries."""
-    return re.sub(r"\+\d+(?:-\d+)?(?=\.conf\Z)", "", name.rpartition("/")[2])
-
-
-def _natural(text: str) -> list[tuple[int, int, str]]:
-    """Text in the order of versions: numbers by their value (strverscmp_improved, src/fundamental)."""
-    ranks = {"-": 0, "^": 1, ".": 2}
-    parts = re.findall(r"[0-9]+|[A-Za-z]+|[-^.]", text)
-    return [(4, int(p), "") if p.isdecimal() else (ranks.get(p, 3), 0, p) for p in parts]

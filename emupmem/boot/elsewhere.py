@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from emupmem import loader
+from emupmem.boot import loader
+from emupmem.boot.bls import files as bls_files
+from emupmem.boot.bls import sources
 from emupmem.boot.grub import environment
 from emupmem.model import UNCHANGED, Command, EmupmemError
 from emupmem.system import backups
@@ -152,11 +154,11 @@ def _write(machine: Machine, what: Elsewhere, former: _Former) -> None:
         backups.back_up(machine, KERNEL_FOLDER, former.moment, b"", ".made")
     for edit in what.steps.edits:
         data = edit.after
-        if edit.name == loader.KERNEL_CMDLINE:
-            made = edit.before is None or loader.made_by_us(machine, edit.before)
+        if edit.name == sources.KERNEL_CMDLINE:
+            made = edit.before is None or sources.made_by_us(machine, edit.before)
             if data is None and edit.before is not None and what.steps.commands:
                 # grubby would make another: it goes when all is done, and the record tells a killed run that it may
-                data = loader.bare(edit.before, what.drop)
+                data = sources.bare(edit.before, what.drop)
             if data is not None and made:
                 backups.back_up(machine, edit.name, former.moment, data, ".made")
         put(machine, edit.name, data, edit.mode)
@@ -169,7 +171,7 @@ def _forget_records(machine: Machine) -> None:
     folders = [n for n in machine.names(BACKUPS) if n.startswith("kernel.") and n.endswith(".made")]
     if folders:
         system_files.drop_folder(machine, KERNEL_FOLDER)
-    for name in (WORDS_RECORD, *loader.made_records(machine), *(f"{BACKUPS}/{n}" for n in folders)):
+    for name in (WORDS_RECORD, *sources.made_records(machine), *(f"{BACKUPS}/{n}" for n in folders)):
         system_files.discard_file(machine, name)
 
 
@@ -179,8 +181,8 @@ def unfinished(machine: Machine, steps: loader.Steps) -> bool:
 
 
 def _files(machine: Machine, steps: loader.Steps) -> tuple[str, ...]:
-    names = [*loader.entry_files(machine), environment.grubenv_name(machine), *loader.SOURCES]
-    names += [f"{folder}/loader/entries/{loader.TRIAL_ENTRY}" for folder in loader.BOOT_FOLDERS]
+    names = [*bls_files.entry_files(machine), environment.grubenv_name(machine), *sources.SOURCES]
+    names += [f"{folder}/loader/entries/{bls_files.TRIAL_ENTRY}" for folder in bls_files.BOOT_FOLDERS]
     names += [*steps.owned, *(e.name for e in steps.edits)]
     return tuple(dict.fromkeys(names))
 
@@ -275,7 +277,7 @@ def _clear_new(machine: Machine, former: _Former) -> None:
                 system_files.discard_file(machine, f"{folder}/{name}")
     for folder in former.missing:
         system_files.drop_folder(machine, folder)
-    for name in (loader.KERNEL_CMDLINE, KERNEL_FOLDER):
+    for name in (sources.KERNEL_CMDLINE, KERNEL_FOLDER):
         system_files.discard_file(machine, f"{BACKUPS}/{name.rpartition('/')[2]}.{former.moment}.made")
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from emupmem import foreign, loader, survey
+from emupmem.boot import detect, foreign, loader
+from emupmem.boot import kernel as boot_kernel
+from emupmem.boot.foreign import Refused
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
-from emupmem.foreign import Refused
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError, Plan
+from emupmem.planner import survey
 from emupmem.planner.kernels import kernel_problem
-from emupmem.survey import ELSEWHERE, WSL
+from emupmem.planner.survey import ELSEWHERE, WSL
 from emupmem.system.machine import Machine
 
 
@@ -50,7 +52,7 @@ def checks(machine: Machine) -> dict[str, Check]:
         "container": _refuse_container,
         "xen": _refuse_xen,
     }
-    other = loader.of(machine)
+    other = detect.of(machine)
     if other is not None:
         own: dict[str, Check] = {"loader": lambda m: _refuse_other(m, other)}
     else:
@@ -192,17 +194,17 @@ def _copies(machine: Machine) -> tuple[str, ...]:
     )
 
 
-def target(machine: Machine) -> survey.Target | None:
+def target(machine: Machine) -> boot_kernel.Target | None:
     """The kernel that boots by default, None where that cannot be told."""
-    other = loader.of(machine)
+    other = detect.of(machine)
     if other is not None:
         try:
             default = other.standing(machine).default
         except EmupmemError:
             return None
-        return survey.kernel_of(machine, default) if default is not None else None
+        return boot_kernel.kernel_of(machine, default) if default is not None else None
     cfg = menu(machine)
-    return survey.target_kernel(machine, cfg) if cfg else None
+    return boot_kernel.target_kernel(machine, cfg) if cfg else None
 
 
 def planned_for(machine: Machine, found: survey.Survey) -> survey.Survey:
@@ -225,7 +227,7 @@ def _refuse_kernel(machine: Machine) -> tuple[str, ...]:
     problem = kernel_problem(kernel.kernel)
     if problem is not None:
         raise EmupmemError(f"the kernel that boots by default: {problem.message}", problem.hint)
-    name, lacks = survey.kernel_lacks(machine, kernel.release)
+    name, lacks = boot_kernel.kernel_lacks(machine, kernel.release)
     if lacks:
         raise EmupmemError(
             f"the kernel that boots by default, {kernel.release}, is built without {lacks[0]} ({name})",
@@ -245,9 +247,9 @@ def _refuse_kernel(machine: Machine) -> tuple[str, ...]:
 def _refuse_modules(machine: Machine) -> tuple[str, ...]:
     """And it must have the drivers; where its configuration is not kept, that cannot be told."""
     kernel = target(machine)
-    if kernel is None or not survey.kernel_lacks(machine, kernel.release)[0]:
+    if kernel is None or not boot_kernel.kernel_lacks(machine, kernel.release)[0]:
         return ()
-    states = dict(survey.module_states(machine, kernel.release, parse_command_line("")))
+    states = dict(boot_kernel.module_states(machine, kernel.release, parse_command_line("")))
     missing = [m for m in ("nd_e820", "nd_pmem") if states[m] == "missing"]
     if missing and machine.running:
         raise EmupmemError(

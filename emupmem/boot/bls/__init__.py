@@ -1,0 +1,1 @@
+"""The Boot Loader Specification: texts, entries and sources that three loaders share."""

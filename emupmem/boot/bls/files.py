@@ -1,0 +1,67 @@
+"""The files of the Boot Loader Specification: where they lie, what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emupmem.boot.bls import text as bls_text
+from emupmem.model import FileEdit
+from emupmem.system import backups
+from emupmem.system.machine import Machine
+
+BOOT_FOLDERS = ("/efi", "/boot/efi", "/boot")
+"""Where an EFI system partition or an extended boot partition is mounted (bootctl(1))."""
+
+TRIAL_ENTRY = "emupmem-trial.conf"
+"""The entry of a trial boot (see `oneshot`): no one of those that a change is about."""
+
+
+# Entries of the Boot Loader Specification ------------------------------------------------------------
+
+
+def entry_files(machine: Machine, folders: Sequence[str] = BOOT_FOLDERS) -> list[str]:
+    """The entries that lie here, one name for each file."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for name in machine.names(f"{folder}/loader/entries"):
+            if name.endswith(".conf") and name != TRIAL_ENTRY:
+                file = f"{folder}/loader/entries/{name}"
+                found.setdefault(machine.real(file), file)
+    return list(found.values())
+
+
+def trial_file(machine: Machine) -> str:
+    """The entry of a trial boot, empty where there is none."""
+    names = [f"{folder}/loader/entries/{TRIAL_ENTRY}" for folder in BOOT_FOLDERS]
+    return next((n for n in names if machine.exists(n)), "")
+
+
+def file_text(machine: Machine, name: str) -> str:
+    return (machine.read(name) or b"").decode("utf-8", "surrogateescape")
+
+
+def entry_text(machine: Machine, name: str) -> str:
+    """An entry; of one that a program tore when it was killed, the copy that lies beside it."""
+    text = file_text(machine, name)
+    if any(key in ("linux", "efi") for key, _ in bls_text.fields(text)):
+        return text
+    aside = backups.read_aside(machine, name)
+    return aside.decode("utf-8", "surrogateescape") if aside is not None else text
+
+
+def edit_of(machine: Machine, name: str, text: str) -> FileEdit:
+    before = entry_text(machine, name)
+    return FileEdit(name, before.encode("utf-8", "surrogateescape"), text.encode("utf-8", "surrogateescape"))
+
+
+def real_edits(edits: Sequence[FileEdit]) -> tuple[FileEdit, ...]:
+    return tuple(e for e in edits if e.before != e.after)
+
+
+# Unified kernel images -----------------------------------------------------------------------------
+
+
+def unified_images(machine: Machine) -> list[str]:
+    """The unified kernel images that systemd-boot finds by itself."""
+    found = [n for folder in BOOT_FOLDERS for n in machine.names(f"{folder}/EFI/Linux")]
+    return sorted({n for n in found if n.lower().endswith(".efi")})

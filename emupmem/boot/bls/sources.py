@@ -1,0 +1,144 @@
+"""What new kernels take their command line from: /etc/kernel/cmdline and its like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emupmem.boot.bls import text as bls_text
+from emupmem.boot.bls.files import entry_text, file_text
+from emupmem.boot.entry import BootEntry
+from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.boot.loader import Standing
+from emupmem.kernel.cmdline import parse_command_line
+from emupmem.model import EmupmemError, FileEdit
+from emupmem.system import backups
+from emupmem.system.backups import BACKUPS
+from emupmem.system.machine import Machine
+
+
+def torn_files(machine: Machine, names: Sequence[str]) -> tuple[str, ...]:
+    """The entries, and the source of new kernels' words, that a program which was killed left half-written."""
+    torn = [n for n in names if file_text(machine, n) != entry_text(machine, n)]
+    return (*torn, *([KERNEL_CMDLINE] if source_is_torn(machine) else []))
+
+
+KERNEL_CMDLINE = "/etc/kernel/cmdline"
+VENDOR_CMDLINE = "/usr/lib/kernel/cmdline"
+CMDLINE_D = "/etc/kernel/cmdline.d"
+FORMER_DROPIN = f"{CMDLINE_D}/zz-emupmem."
+"""What an emupmem before this one wrote there: sdbootutil joins that folder and /etc/kernel/cmdline, and
+kernel-install's plug-ins do not read it at all (systemd issue 23308)."""
+
+SOURCES = (GRUB_DEFAULT, KERNEL_CMDLINE)
+
+KERNEL_INSTALL_ADDS = ("systemd.machine_id=",)
+"""Words that kernel-install adds by itself (90-loaderentry.install): they do not belong into its source."""
+
+
+def source_items(machine: Machine, default: BootEntry | None) -> tuple[tuple[str, ...], str]:
+    """Our items where new kernels take them from, and its name; without such a file the default entry itself."""
+    data = _source(machine)
+    if data is not None:
+        text = data.decode("utf-8", "surrogateescape")
+        return tuple(
+            i.text for i in parse_command_line(bls_text.file_line(text)).reservations
+        ), KERNEL_CMDLINE
+    items = tuple(i.text for i in default.command_line.reservations) if default is not None else ()
+    return items, "the boot entries"
+
+
+def source_files(machine: Machine) -> list[str]:
+    """The files that new kernels' words come from, where they are not GRUB's."""
+    names = (KERNEL_CMDLINE, VENDOR_CMDLINE, *_dropins(machine), "/etc/kernel/entry-token", "/etc/machine-id")
+    return [n for n in names if machine.exists(n)]
+
+
+def _dropins(machine: Machine) -> list[str]:
+    return [f"{CMDLINE_D}/{n}" for n in machine.names(CMDLINE_D) if n.endswith((".conf", ".cfg"))]
+
+
+def _source(machine: Machine) -> bytes | None:
+    """/etc/kernel/cmdline; of one that a program tore when it was killed, what it was before."""
+    torn = source_is_torn(machine)
+    return backups.read_aside(machine, KERNEL_CMDLINE) if torn else machine.read(KERNEL_CMDLINE)
+
+
+def source_is_torn(machine: Machine) -> bool:
+    """Whether it is empty, and a copy or a record says that it was not."""
+    data = machine.read(KERNEL_CMDLINE)
+    empty = data is not None and not data.strip(b"\0 \t\r\n")
+    return empty and (backups.is_aside(machine, KERNEL_CMDLINE) or bool(made_records(machine)))
+
+
+def source_edits(
+    machine: Machine, made: str | None, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+) -> list[FileEdit]:
+    """What keeps the source of new kernels' command lines in step with the entries.
+
+    `made` are the words to make it of where there is none, None where it is not needed.
+    """
+    edits = []
+    for name in _dropins(machine):
+        if name.startswith(FORMER_DROPIN):
+            edits.append(FileEdit(name, machine.read(name), None))
+        elif parse_command_line(bls_text.file_line(file_text(machine, name))).reservations:
+            raise EmupmemError(f"{name} reserves memory already", "take that out of it first")
+    return edits + _main_source_edits(machine, made, items, extra, drop)
+
+
+def _main_source_edits(
+    machine: Machine, made: str | None, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+) -> list[FileEdit]:
+    data = _source(machine)
+    if data is None:
+        return [_made_source(machine, made, items, extra, drop)] if made is not None and items else []
+    # While this boot still has the reservation, kernel-install would take it from /proc/cmdline.
+    booted = parse_command_line(machine.peek("/proc/cmdline")).reservations if machine.running else ()
+    if not items and not booted and made_by_us(machine, data):
+        return [FileEdit(KERNEL_CMDLINE, data, None)]
+    return [FileEdit(KERNEL_CMDLINE, data, _reworked_file(data, items, extra, drop))]
+
+
+def kept_source(machine: Machine, standing: Standing) -> list[FileEdit]:
+    """What keeps new kernels from taking their words from the boot that runs, where they would."""
+    default = standing.default
+    from emupmem.boot import programs
+
+    needed = programs.has_program(machine, "kernel-install") and machine.read(VENDOR_CMDLINE) is None
+    if default is None or not needed or machine.exists(KERNEL_CMDLINE):
+        return []
+    return [_made_source(machine, default.text, ())]
+
+
+def _made_source(
+    machine: Machine, line: str, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+) -> FileEdit:
+    """An /etc/kernel/cmdline where there is none: without it new kernels take the words of the running boot."""
+    vendor = machine.read(VENDOR_CMDLINE)
+    text = vendor.decode("utf-8", "surrogateescape") if vendor is not None else line
+    kept = [w for w in bls_text.raw_words(bls_text.file_line(text)) if not w.startswith(KERNEL_INSTALL_ADDS)]
+    text = bls_text.reworked(" ".join(kept), items, extra, drop) + "\n"
+    return FileEdit(KERNEL_CMDLINE, None, text.encode("utf-8", "surrogateescape"))
+
+
+def _reworked_file(data: bytes, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]) -> bytes:
+    before = data.decode("utf-8", "surrogateescape")
+    after = bls_text.rework_file(before, items, extra, drop)
+    bls_text.prove(bls_text.file_line(before), bls_text.file_line(after), items, extra, drop)
+    return after.encode("utf-8", "surrogateescape")
+
+
+def bare(data: bytes, drop: Sequence[str]) -> bytes:
+    """What such a file is without our words."""
+    return _reworked_file(data, (), (), drop)
+
+
+def made_by_us(machine: Machine, data: bytes) -> bool:
+    """Whether /etc/kernel/cmdline is a file that an apply of ours made where there was none."""
+    return any(machine.read(n) == data for n in made_records(machine))
+
+
+def made_records(machine: Machine) -> list[str]:
+    """The records of such files."""
+    names = machine.names(BACKUPS)
+    return [f"{BACKUPS}/{n}" for n in names if n.startswith("cmdline.") and n.endswith(".made")]

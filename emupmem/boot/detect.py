@@ -1,0 +1,34 @@
+"""Which boot loader starts a machine."""
+
+from __future__ import annotations
+
+from emupmem.boot.bls.files import entry_files
+from emupmem.boot.efi import loader_name
+from emupmem.boot.grub import environment
+from emupmem.boot.grub.environment import grub_reads_bls
+from emupmem.boot.grub_bls import GrubBls
+from emupmem.boot.loader import Loader, Owned
+from emupmem.boot.rpm_ostree import RpmOstree
+from emupmem.boot.systemd_boot import SdBootUtil, SystemdBoot
+from emupmem.system.machine import Machine
+
+
+def of(machine: Machine) -> Loader | None:
+    """What starts the machine, None for GRUB with a menu by grub-mkconfig (and where nothing is to be seen)."""
+    from emupmem.boot import owner
+
+    if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
+        return RpmOstree()
+    by = owner.owner(machine)
+    if by is not None:
+        return Owned(by)
+    entries = bool(entry_files(machine))
+    if entries and machine.find("sdbootutil") is not None and machine.running:
+        return SdBootUtil()
+    if machine.running and "systemd-boot" in loader_name(machine).lower() and not owner.by_grub(machine):
+        return SystemdBoot()
+    if grub_reads_bls(machine):
+        return GrubBls()
+    if entries and not machine.running and not machine.exists(environment.grub_cfg(machine)):
+        return SystemdBoot()
+    return None

@@ -1,0 +1,212 @@
+"""GRUB's defaults on a machine: all their files, what they come to, what of it is ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from emupmem.boot.change import OUR_WORDS
+from emupmem.boot.grub import dropin, menu
+from emupmem.boot.grub.environment import GRUB_DEFAULT, GRUB_DROPINS
+from emupmem.editor import defaults, edits, quoting
+from emupmem.editor import text as editor_text
+from emupmem.kernel.cmdline import mangled, parse_command_line
+from emupmem.model import CommandLine, EmupmemError, FileEdit
+from emupmem.planner.survey import GRUB_MKCONFIGS
+from emupmem.system.backups import BACKUPS
+from emupmem.system.machine import Machine
+from emupmem.units import human
+
+if TYPE_CHECKING:
+    from emupmem.editor.shell import Judge
+
+
+# What to change -----------------------------------------------------------------------------------
+
+
+def read_defaults(machine: Machine) -> bytes:
+    """The text of /etc/default/grub. Raises EmupmemError where there is none."""
+    data = machine.read(GRUB_DEFAULT)
+    if data is None:
+        raise EmupmemError(
+            f"there is no {GRUB_DEFAULT}: this machine is not started by a GRUB that grub-mkconfig sets up",
+            "emupmem changes such machines only",
+        )
+    return data
+
+
+def effective_line(machine: Machine, main: bytes) -> CommandLine:
+    """The kernel command line that GRUB's defaults give a normal entry, drop-ins included."""
+    values = effective_defaults(machine, main)
+    return parse_command_line(
+        " ".join(menu.kernel_text(values[v].value or "") for v in editor_text.VARIABLES)
+    )
+
+
+def effective_defaults(
+    machine: Machine, main: bytes, own: bytes | bool | None = True
+) -> dict[str, defaults.Effective]:
+    """What GRUB's defaults come to with `main` as /etc/default/grub, and `own` as our drop-in.
+
+    `own` is True for the one that is there, None for none.
+    """
+    texts = dict(grub_texts(machine)) | {GRUB_DEFAULT: main}
+    if own is not True:
+        texts.pop(dropin.NAME, None)
+        texts |= {dropin.NAME: own} if isinstance(own, bytes) else {}
+    order = [GRUB_DEFAULT, *sorted(n for n in texts if n != GRUB_DEFAULT)]
+    return defaults.effective([(n, texts[n]) for n in order], sh=judge(machine))
+
+
+def refuse_mangled(line: CommandLine) -> None:
+    """Raise EmupmemError for an item that would make the kernel leave almost all memory unused."""
+    item = mangled(line)
+    if item:
+        size = human(next(i.size for i in line.items if i.text == item))
+        raise EmupmemError(
+            f"memmap={item} on the kernel command line is a limit of {size} for all memory, as the kernel reads it",
+            r"take it out or write it right (memmap=SIZE!START; a $ as \\\$) in the boot configuration",
+        )
+
+
+def read_own_dropin(machine: Machine) -> tuple[str, tuple[str, ...]] | None:
+    """(variable, words) of our drop-in, None where there is none. Raises EmupmemError for one that was edited."""
+    data = machine.read(dropin.NAME)
+    if data is None or not reads_dropins(machine):
+        return None
+    found = dropin.read(data.decode("utf-8", "replace"))
+    if found is None:
+        raise EmupmemError(
+            f"{dropin.NAME} is not as emupmem wrote it", "take it away by hand, then try again"
+        )
+    return found
+
+
+def unread_dropin(machine: Machine) -> tuple[FileEdit, ...]:
+    """What takes our drop-in away where no grub-mkconfig reads it."""
+    data = machine.read(dropin.NAME)
+    if data is None or not data.startswith(dropin.MARK.encode()) or reads_dropins(machine):
+        return ()
+    return (FileEdit(dropin.NAME, data, None),)
+
+
+def items_of_words(words: Sequence[str]) -> tuple[str, ...]:
+    return tuple(i for w in words for i in quoting.items_of(w))
+
+
+def items_of_all(held: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(item for items in held.values() for item in items)
+
+
+def reserved_twice(held: dict[str, tuple[str, ...]], hint: str) -> EmupmemError:
+    places = " and ".join(f"memmap={','.join(items)} in {name}" for name, items in held.items())
+    return EmupmemError(f"{GRUB_DEFAULT} reserves in two places: {places}", hint)
+
+
+def words_to_take_out(machine: Machine, before: bytes, after: bytes) -> tuple[str, ...]:
+    """Words other than memmap= that an undo takes away: what apply had added beside it (nokaslr)."""
+    old, new = (defaults.read(t, GRUB_DEFAULT, sh=judge(machine)) for t in (before, after))
+    gone = (set(old.variable(v).words) - set(new.variable(v).words) for v in editor_text.VARIABLES)
+    return tuple(w for words in gone for w in sorted(words) if w in OUR_WORDS)
+
+
+def undone_defaults(machine: Machine, current: bytes) -> bytes:
+    """The text without our items: former bytes from the backups of the applies that made it."""
+    text = current
+    for name in _records(machine):
+        former, written = machine.read(name), machine.read(f"{name}.written")
+        if former is None or written is None or not configured_items(machine, written):
+            continue
+        candidate = edits.undo_lines(text, former, written)
+        if candidate is None:
+            continue  # its lines are not in force: an apply that did not come to its end, or was changed since
+        text = candidate
+        if not configured_items(machine, text):
+            return text
+        # that apply replaced an earlier one of ours: go on with the one before it
+    return defaults.remove_items(text, None, sh=judge(machine))
+
+
+def _records(machine: Machine) -> list[str]:
+    """Backups of /etc/default/grub that an apply or remove of ours made, newest first."""
+    names = [n for n in machine.names(BACKUPS) if n.startswith("grub.") and n.endswith(".written")]
+    return [f"{BACKUPS}/{n.removesuffix('.written')}" for n in sorted(names, reverse=True)]
+
+
+def refuse_dropin_items(machine: Machine, main: bytes, present: Sequence[str]) -> None:
+    """Reservations made in a drop-in are somebody's own; two places that reserve are a trap."""
+    for name, text in grub_texts(machine):
+        if name in (GRUB_DEFAULT, dropin.NAME):
+            continue
+        for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
+            code = line.split("#")[0]
+            if "memmap=" in code and "!" in code:
+                raise EmupmemError(
+                    f"{name}:{number} reserves memory already: {code.strip()}",
+                    "take that line away first, or leave the reservation to it",
+                )
+
+
+def reads_dropins(machine: Machine) -> bool:
+    """Whether the machine's grub-mkconfig sources /etc/default/grub.d: Debian's family patches it so.
+
+    By the program itself, else by /etc/os-release; where neither is there, it is taken to.
+    """
+    for name in GRUB_MKCONFIGS:
+        program = _readable(machine, name)
+        if program is not None:
+            return b"default/grub.d" in program
+    release = machine.peek("/etc/os-release")
+    family = re.findall(r"^ID(?:_LIKE)?=[\"']?([^\"'\n]*)", release, re.MULTILINE)
+    return not release or bool({"debian", "ubuntu"} & set(" ".join(family).split()))
+
+
+def _readable(machine: Machine, name: str) -> bytes | None:
+    try:
+        return machine.read(name)
+    except EmupmemError:
+        return None
+
+
+def grub_texts(machine: Machine) -> list[tuple[str, bytes]]:
+    """The files that grub-mkconfig sources, in its order: (name, content)."""
+    dropins = machine.names(GRUB_DROPINS) if reads_dropins(machine) else []
+    names = [GRUB_DEFAULT, *(f"{GRUB_DROPINS}/{n}" for n in dropins if n.endswith(".cfg"))]
+    return [(n, data) for n in names if (data := machine.read(n)) is not None]
+
+
+def items_by_variable(
+    machine: Machine, unseen: list[tuple[str, str]]
+) -> tuple[tuple[str, ...] | None, tuple[str, ...], str]:
+    """Our items in GRUB's defaults, drop-ins included: of normal entries, of recovery entries, and where."""
+    from emupmem.editor import defaults
+    from emupmem.editor import text as editor_text
+
+    try:
+        if machine.read(GRUB_DEFAULT) is None:
+            raise EmupmemError(f"there is no {GRUB_DEFAULT}")
+        values = defaults.effective(grub_texts(machine), sh=judge(machine))
+    except EmupmemError as exc:
+        unseen.append(("configured", exc.message))
+        return None, (), editor_text.LINUX
+    linux, default = values[editor_text.LINUX].items, values[editor_text.DEFAULT].items
+    return (*linux, *default), linux, editor_text.DEFAULT if default and not linux else editor_text.LINUX
+
+
+def judge(machine: Machine) -> Judge:
+    """The sh that reads GRUB's defaults: for the tree of another machine it sees no programs and no files."""
+    from emupmem.editor import shell
+
+    if machine.replay is not None:
+        return machine.replay
+    return shell.judge(with_programs=machine.live)
+
+
+def configured_items(machine: Machine, data: bytes) -> dict[str, tuple[str, ...]]:
+    """Our items in a text of /etc/default/grub, for each variable that has any."""
+    from emupmem.editor import defaults
+    from emupmem.editor import text as editor_text
+
+    found = defaults.read(data, GRUB_DEFAULT, sh=judge(machine))
+    return {v: found.variable(v).items for v in editor_text.VARIABLES if found.variable(v).items}

@@ -1,0 +1,125 @@
+"""The kernel that will boot: its version, its configuration, its modules."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from emupmem.boot import entry as boot_entry
+from emupmem.boot.grub import environment, menu
+from emupmem.model import CommandLine, KernelRelease
+from emupmem.parser.bootlog import kernel_release
+from emupmem.system.machine import Machine
+
+# What will boot ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The kernel that boots by default: its release, image path, and version as far as it can be told."""
+
+    release: str
+    image: str
+    version: KernelRelease | None
+
+    @property
+    def kernel(self) -> KernelRelease | None:
+        """The version, of the release alone where there is no banner."""
+        return self.version or kernel_release(self.release)
+
+
+def target_kernel(machine: Machine, cfg: str) -> Target | None:
+    """The kernel of the default entry of a grub.cfg, None where that cannot be told."""
+    entry = menu.default_entry(cfg, environment.grubenv(machine))
+    if entry is None:
+        entry = next((e for e in menu.entries(cfg) if e.ours and not e.recovery), None)
+    return kernel_of(machine, entry) if entry is not None else None
+
+
+def kernel_of(machine: Machine, entry: boot_entry.BootEntry) -> Target:
+    """The kernel that an entry starts."""
+    # With a /boot or an ESP of its own the loader's paths begin below it.
+    folders = ("", "/boot", "/efi", "/boot/efi")
+    places = [f"{folder}{entry.kernel}" for folder in folders] if entry.kernel else []
+    image = next((p for p in places if machine.exists(p)), entry.kernel)
+    release = entry.release
+    banner = machine.kernel_banner(image)
+    if banner and not release:
+        release = banner.split()[2]
+    running = machine.peek("/proc/version") if machine.running else ""
+    if running.startswith(f"Linux version {release} "):
+        return Target(release, image, kernel_release(running, machine.peek("/proc/version_signature")))
+    return Target(release, image, kernel_release(banner) if banner else None)
+
+
+MODULES = ("nd_e820", "nd_pmem", "libnvdimm")
+"""The drivers between a reserved range and its block device (a file system needs no module for DAX)."""
+
+OPTIONS = {
+    "CONFIG_X86_PMEM_LEGACY": ("ym", "makes a device of the reserved range"),
+    "CONFIG_BLK_DEV_PMEM": ("ym", "makes /dev/pmem0"),
+    "CONFIG_FS_DAX": ("y", "lets file systems map it directly"),
+}
+
+
+def kernel_lacks(machine: Machine, release: str) -> tuple[str, list[str]]:
+    """(configuration file, options that the kernel lacks); ("", []) where no configuration is kept."""
+    name, text = machine.kernel_config(release)
+    if not text:
+        return "", []
+    values = dict(re.findall(r"^(CONFIG_\w+)=(\w)", text, re.MULTILINE))
+    return name, [f"{o} ({why})" for o, (good, why) in OPTIONS.items() if values.get(o, "n") not in good]
+
+
+def module_states(machine: Machine, release: str, cmdline: CommandLine) -> tuple[tuple[str, str], ...]:
+    """For each module of the driver chain: loaded, built in, available, missing, or blocked and where."""
+    base = next(
+        (b for b in (f"/lib/modules/{release}", f"/usr/lib/modules/{release}") if machine.exists(b)), ""
+    )
+    listed = machine.peek(f"{base}/modules.dep") if base else ""
+    builtin = machine.peek(f"{base}/modules.builtin") if base else ""
+    blocked = _blacklist(machine, cmdline)
+    running = machine.running and machine.peek("/proc/sys/kernel/osrelease") == release
+    return tuple(
+        (
+            n,
+            "loaded"
+            if running and machine.exists(f"/sys/module/{n}")
+            else _module_state(n, listed, builtin, blocked, bool(base)),
+        )
+        for n in MODULES
+    )
+
+
+def _module_state(name: str, listed: str, builtin: str, blocked: dict[str, str], known: bool) -> str:
+    if f"/{name}.ko" in builtin:
+        return "built in"
+    if name in blocked:
+        return f"blocked by {blocked[name]}"
+    if not known:
+        return "unknown"
+    return "available" if f"/{name}.ko" in listed else "missing"
+
+
+def _blacklist(machine: Machine, cmdline: CommandLine) -> dict[str, str]:
+    """Modules that must not be loaded by themselves, and the place that says so."""
+    blocked: dict[str, str] = {}
+    for folder in ("/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"):
+        for name in machine.names(folder):
+            if not name.endswith(".conf"):
+                continue
+            for number, line in enumerate(machine.peek(f"{folder}/{name}").splitlines(), 1):
+                words = line.split("#")[0].split()
+                off = (
+                    len(words) > 2
+                    and words[0] == "install"
+                    and words[2] in ("/bin/false", "/bin/true", "false", "true")
+                )
+                if len(words) > 1 and (words[0] == "blacklist" or off):
+                    blocked.setdefault(words[1].replace("-", "_"), f"{folder}/{name}:{number}")
+    for word in cmdline.words:
+        key, _, value = word.partition("=")
+        if key in ("modprobe.blacklist", "module_blacklist", "rd.driver.blacklist"):
+            for module in value.split(","):
+                blocked.setdefault(module.replace("-", "_"), f"the kernel command line ({key}=)")
+    return blocked

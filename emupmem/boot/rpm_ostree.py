@@ -1,0 +1,81 @@
+"""rpm-ostree: kernel arguments that belong to a deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from emupmem.boot.bls import text
+from emupmem.boot.entry import BootEntry
+from emupmem.boot.foreign import BOOTC, Refused
+from emupmem.boot.loader import Loader, Standing, Steps
+from emupmem.kernel.cmdline import parse_command_line
+from emupmem.model import Command, EmupmemError
+from emupmem.system.machine import Machine
+
+KARGS = ("rpm-ostree", "kargs")
+
+
+class RpmOstree(Loader):
+    """rpm-ostree: kernel arguments belong to a deployment; a change makes a new one, the old one stays in the menu."""
+
+    title = "rpm-ostree"
+    back = "in the boot menu choose the deployment before this one"
+
+    def standing(self, machine: Machine) -> Standing:
+        line = self._arguments(machine)
+        words = parse_command_line(line).words
+        entry = BootEntry(("next deployment",), ("",), (0,), "", words, 1, False, True)
+        items = tuple(i.text for i in entry.command_line.reservations)
+        kernel = machine.peek("/proc/sys/kernel/osrelease")
+        entry = replace(entry, version=kernel)
+        return Standing(items, "rpm-ostree kargs", "rpm-ostree kargs", (entry,), entry)
+
+    def _arguments(self, machine: Machine) -> str:
+        done = machine.output(*KARGS, timeout=60)
+        if done is None:
+            raise Refused(BOOTC)
+        lines = [x for x in done.stdout.decode("utf-8", "surrogateescape").splitlines() if x.strip()]
+        if done.status or not lines:
+            raise EmupmemError(f"rpm-ostree kargs failed with status {done.status}: {done.last_words}")
+        return lines[-1]  # versions before 2020 print a heading first
+
+    def steps(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> Steps:
+        old = self._arguments(machine)
+        new = text.reworked(old, items, extra, drop)
+        text.prove(old, new, items, extra, drop)
+        gone, added = _difference(text.raw_words(old), text.raw_words(new))
+        if not gone and not added:
+            return Steps()
+        return Steps(
+            (),
+            (_kargs(gone, added, "make a deployment with the new arguments"),),
+            (),
+            (_kargs(added, gone, "take that back"),),
+        )
+
+    def refuse(self, machine: Machine) -> None:
+        if not machine.running:
+            raise EmupmemError(
+                "this is the tree of an ostree system: kernel arguments belong to its deployments",
+                "run emupmem on that machine",
+            )
+        self._arguments(machine)
+
+
+def _difference(old: Sequence[str], new: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(words only in old, words only in new), each as often as it is there more often."""
+    gone, added = list(old), []
+    for word in new:
+        if word in gone:
+            gone.remove(word)
+        else:
+            added.append(word)
+    return gone, added
+
+
+def _kargs(gone: Sequence[str], added: Sequence[str], why: str) -> Command:
+    argv = ("rpm-ostree", "kargs", *(f"--delete={w}" for w in gone), *(f"--append={w}" for w in added))
+    return Command(argv, why)

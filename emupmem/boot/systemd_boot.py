@@ -1,0 +1,244 @@
+"""systemd-boot, and sdbootutil, which keeps its entries on openSUSE; a trial is one extra entry, chosen for one start.
+
+
+systemd-boot deletes the UEFI variable LoaderEntryOneShot before it starts the kernel (src/boot/boot.c,
+config_load_defaults), so whatever happens to that kernel, the start after it is the old configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emupmem.boot import efi
+from emupmem.boot.bls import entries as bls_entries
+from emupmem.boot.bls import files as bls_files
+from emupmem.boot.bls import sources as bls_sources
+from emupmem.boot.bls import text as bls_text
+from emupmem.boot.bls.entries import (
+    FORGET_TRIAL,
+    bls_entry,
+    default_entry_of,
+    is_of_another_snapshot,
+    is_of_this_system,
+    no_entries_error,
+    own_line,
+    snapshots_kept,
+    trial_chosen,
+)
+from emupmem.boot.bls.files import (
+    TRIAL_ENTRY,
+    edit_of,
+    entry_files,
+    entry_text,
+    file_text,
+    real_edits,
+    trial_file,
+)
+from emupmem.boot.bls.sources import source_edits, source_items, torn_files
+from emupmem.boot.efi import SELECTED, efi_text
+from emupmem.boot.entry import BootEntry
+from emupmem.boot.foreign import Refused
+from emupmem.boot.loader import Loader, Standing, Steps
+from emupmem.kernel.cmdline import parse_command_line
+from emupmem.model import Command, EmupmemError, FileEdit
+from emupmem.system.machine import Machine
+
+
+class SystemdBoot(Loader):
+    """systemd-boot, its entries as kernel-install or a person wrote them.
+
+    The entries are rewritten by rename, one after the other: each is whole at every moment. What new kernels
+    take their words from is kept in step: /etc/kernel/cmdline.
+    """
+
+    title = "systemd-boot"
+    back = "in the boot menu (hold Space at the start) press e on the entry, delete {memmap}, press Enter"
+
+    def standing(self, machine: Machine) -> Standing:
+        running = own_line(machine)
+        entries: list[BootEntry] = []
+        menu, others = "", 0
+        for name in entry_files(machine):
+            text = entry_text(machine, name)
+            ours = is_of_this_system(machine, name, text, running)
+            menu = menu or name.rpartition("/")[0]
+            others += not ours and is_of_another_snapshot(machine, text)
+            if bls_text.value(text, "linux"):
+                entries.append(bls_entry(name, text, bls_text.options(text), ours))
+        if not any(e.ours for e in entries):
+            raise no_entries_error(machine, "systemd-boot")
+        default = default_entry_of(machine, entries)
+        items, where = source_items(machine, default)
+        text = bls_text.options(file_text(machine, file)) if (file := trial_file(machine)) else ""
+        words = parse_command_line(text).words
+        chosen = trial_chosen(machine)
+        return Standing(items, where, menu, tuple(entries), default, words, chosen, snapshots_kept(others))
+
+    def steps(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> Steps:
+        from emupmem.boot import programs
+
+        standing = self.standing(machine)
+        made = (
+            standing.default.text
+            if standing.default and programs.has_program(machine, "kernel-install")
+            else None
+        )
+        edits = list(source_edits(machine, made, items, extra, drop))
+        ours = self._ours(machine)
+        for name in ours:
+            before = entry_text(machine, name)
+            after = bls_text.rework_entry(before, items, extra, drop)
+            bls_text.prove(bls_text.options(before), bls_text.options(after), items, extra, drop)
+            edits.append(edit_of(machine, name, after))
+        trial = trial_file(machine)  # the last one: while it is there, a confirm can be finished
+        edits += [FileEdit(trial, machine.read(trial), None)] if trial else []
+        forget = (FORGET_TRIAL,) if trial_chosen(machine) else ()
+        return Steps(real_edits(edits), forget, torn=torn_files(machine, ours))
+
+    def _ours(self, machine: Machine) -> list[str]:
+        running = own_line(machine)
+        return [
+            n for n in entry_files(machine) if is_of_this_system(machine, n, entry_text(machine, n), running)
+        ]
+
+    def refuse(self, machine: Machine) -> None:
+        from emupmem.boot import owner
+
+        if machine.running and efi_text(machine, SELECTED).endswith(".efi"):
+            raise Refused(owner.unified(machine, started=True))
+        if owner.boots_image(machine):
+            raise Refused(owner.unified(machine, started=False))
+
+    def refuse_trial(self, machine: Machine) -> None:
+
+        refuse_trial(machine)
+
+
+class SdBootUtil(SystemdBoot):
+    """openSUSE with systemd-boot or grub2-bls: sdbootutil writes the entries from /etc/kernel/cmdline.
+
+    By its own program, since that also renews what a TPM is told of the command line.
+    """
+
+    title = "sdbootutil"
+    back = "in the boot menu press e on the entry, delete {memmap}, go on; or choose an older snapshot"
+
+    def refuse_trial(self, machine: Machine) -> None:
+        Loader.refuse_trial(self, machine)  # its entries may be GRUB's
+
+    def steps(
+        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> Steps:
+        wanted = super().steps(machine, items, extra, drop)
+        sources = tuple(e for e in wanted.edits if e.name.startswith("/etc/kernel/"))
+        if not wanted.edits:
+            return Steps(torn=wanted.torn)
+        command = Command(("sdbootutil", _sdbootutil_verb(machine)), "write the boot entries anew")
+        # Of the older verb, and of one that goes wrong, no entry is safe.
+        return Steps(sources, (command,), tuple(entry_files(machine)), (command,), wanted.torn)
+
+
+def _sdbootutil_verb(machine: Machine) -> str:
+    """`update-all-entries` writes the options only; versions before it write whole entries."""
+    done = machine.output("sdbootutil", "--help")
+    has = done is not None and b"update-all-entries" in done.stdout + done.stderr
+    return "update-all-entries" if has else "add-all-kernels"
+
+
+MARK = "# emupmem-trial:"
+FEATURES = efi.efi_variable("LoaderFeatures")
+ONE_SHOT_BIT = 1 << 3
+"""EFI_LOADER_FEATURE_ENTRY_ONESHOT: the loader knows that variable, and deletes it (since version 240)."""
+
+SORT_KEY = "zz-emupmem-trial"
+"""Sorted after all distributions: the first entry boots by default (Boot Loader Specification, Sorting)."""
+
+CHOOSE = Command(("bootctl", "set-oneshot", TRIAL_ENTRY), "choose it for the next start only")
+FORGET = bls_entries.FORGET_TRIAL
+
+
+def refuse_trial(machine: Machine) -> None:
+    """Raise EmupmemError where systemd-boot could not forget the choice by itself, with the reason."""
+    features = (machine.read(FEATURES) or b"")[4:12]  # after the attributes
+    if "systemd-boot" not in efi.loader_name(machine).lower() or not (
+        int.from_bytes(features, "little") & ONE_SHOT_BIT
+    ):
+        raise EmupmemError(
+            "the boot loader does not say that it knows a choice for one start",
+            "bootctl status lists what it knows; apply without --trial",
+        )
+    if machine.find("bootctl") is None:
+        raise EmupmemError(
+            "bootctl is not installed: nothing could choose the entry", "apply without --trial"
+        )
+    default = _default_text_name(machine)
+    if not bls_text.value(_trial_text(machine, default), "sort-key"):
+        raise EmupmemError(
+            f"{default} has no sort-key: an entry of ours beside it could become the one that boots by default",
+            "apply without --trial, or give it a line like “sort-key debian”",
+        )
+
+
+def trial_steps(machine: Machine, standing: Standing, words: Sequence[str]) -> Steps:
+    """What makes the entry and chooses it: the one that boots by default, with `words` added.
+
+    The words of new kernels are written down where kernel-install would take those of the running boot: of the
+    trial. Raises EmupmemError.
+    """
+    default = _default_text_name(machine)
+    name = f"{default.rpartition('/')[0]}/{TRIAL_ENTRY}"
+    before = machine.read(name)
+    after = trial_entry(_trial_text(machine, default), words).encode("utf-8", "surrogateescape")
+    edits = [*bls_sources.kept_source(machine, standing), FileEdit(name, before, after)]
+    chosen = () if standing.chosen else (CHOOSE,)
+    return Steps(tuple(e for e in edits if e.before != e.after), chosen, (), (FORGET,) if chosen else ())
+
+
+def trial_entry(text: str, words: Sequence[str]) -> str:
+    """The trial's entry, made of the one that boots by default."""
+    items = [i for w in words if w.startswith("memmap=") for i in w.removeprefix("memmap=").split(",")]
+    extra = [w for w in words if not w.startswith("memmap=")]
+    after = bls_text.rework_entry(text, items, extra)
+    bls_text.prove(bls_text.options(text), bls_text.options(after), items, extra)
+    kept = [x for x in after.split("\n") if not re.match(r"\s*(#|title\s|sort-key\s)", x)]
+    head = [f"{MARK} {' '.join(words)}", f"title Trial of emupmem: {' '.join(words)}", f"sort-key {SORT_KEY}"]
+    return "\n".join([*head, *kept])
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEntry:
+    """The trial's entry: its file, the added words, and whether its kernel is there."""
+
+    file: str
+    words: tuple[str, ...]
+    starts: bool
+
+
+def read_trial_entry(machine: Machine) -> TrialEntry | None:
+    """The trial's entry, None where there is none."""
+    name = bls_files.trial_file(machine)
+    text = machine.peek(name) if name else ""
+    found = re.search(rf"^{re.escape(MARK)} (memmap=\S+(?: \S+)*)$", text, re.MULTILINE)
+    if found is None:
+        return None
+    kernel = (
+        f"{name.removesuffix(f'/loader/entries/{TRIAL_ENTRY}')}/{bls_text.value(text, 'linux').lstrip('/')}"
+    )
+    return TrialEntry(name, tuple(found[1].split(" ")), machine.exists(kernel))
+
+
+def _default_text_name(machine: Machine) -> str:
+    """The file of the entry that boots by default."""
+    default = SystemdBoot().standing(machine).default
+    files = [n for n in bls_files.entry_files(machine) if default and n.endswith(f"/{default.ids[0]}.conf")]
+    if len(files) != 1:
+        raise EmupmemError("which entry boots by default cannot be told", "apply without --trial")
+    return files[0]
+
+
+def _trial_text(machine: Machine, name: str) -> str:
+    return (machine.read(name) or b"").decode("utf-8", "surrogateescape")

@@ -1,0 +1,253 @@
+"""Looks at a machine through `Machine` and makes the values that the pure stages work on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from emupmem.kernel.cmdline import parse_command_line
+from emupmem.model import (
+    BootLog,
+    CommandLine,
+    EmupmemError,
+    FirmwareMap,
+    IomemLine,
+    KernelRelease,
+    Kind,
+    Loss,
+    MapEntry,
+    Span,
+)
+from emupmem.parser.bootlog import Source, kernel_release, parse_boot_log
+from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
+from emupmem.planner.kernels import KERNEL_NEEDED, kernel_problem
+from emupmem.planner.places import disagreements, high_losses
+from emupmem.planner.situation import Situation
+from emupmem.system.machine import Machine
+from emupmem.units import span_text
+
+# editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
+
+SOURCES = ("auto", "dmesg", "journal", "sysfs")
+SYSFS = "/sys/firmware/memmap"
+_MOST_NOTES = 8
+
+WSL = re.compile(r"microsoft.*wsl|wsl2", re.IGNORECASE)
+"""What the version of a kernel that Windows starts looks like."""
+ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM instead"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A situation to plan in, where its map came from, and what a person should know of that.
+
+    `plan_refused` is why a plan for this system would be worth nothing, as far as its log shows; `apply_refused`
+    is why apply does not change that machine, as far as that was asked; `reserved` are the `memmap=…!…` items
+    that the next boot has anyway: a plan takes their place.
+    """
+
+    situation: Situation
+    source: str
+    notes: tuple[str, ...] = ()
+    plan_refused: EmupmemError | None = None
+    apply_refused: EmupmemError | None = None
+    reserved: tuple[str, ...] = ()
+
+
+class NoMap(EmupmemError):
+    """No source gives a firmware map that can be trusted."""
+
+
+def of_log(source: Source, name: str) -> Survey:
+    """What a log alone tells, nothing of the machine that we run on. Raises NoMap."""
+    log = parse_boot_log(source, name)
+    if log.firmware is None:
+        problem = log.problem or EmupmemError(f"{name}: no firmware map in it")
+        raise NoMap(problem.message, problem.hint)
+    _refuse_unplaced(log)
+    line = without_reservations(log.command_line) if log.command_line else None
+    release = kernel_release(log.linux_version) if log.linux_version else None
+    vetoes = (("the kernel's modified map", _ram(log.modified)),) if log.modified else ()
+    situation = Situation(log.firmware, vetoes, log.nodes, line, log.efi, release, losses=_losses(log))
+    notes = (*log.warnings, *_veto_notes(situation))
+    return Survey(situation, name, notes, refusal(log), reserved=_reserved(log.command_line))
+
+
+def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None = None) -> Survey:
+    """What the running machine tells, from the first source that can be trusted.
+
+    Every other readable source has a veto: a place must be RAM for all of them. `boots` are the
+    words that the next boot will have beside ours; without it those of this boot.
+    Raises NoMap where no source can be trusted, EmupmemError where the named one cannot be read.
+    """
+    logs = _logs(machine, source)
+    broken: list[str] = []
+    unseen: list[tuple[str, str]] = []
+    maps: list[tuple[str, FirmwareMap]] = [(n, log.firmware) for n, log in logs if log.firmware is not None]
+    if source in ("auto", "sysfs"):
+        entries = machine.firmware_entries()
+        try:
+            if entries:
+                maps.append((SYSFS, parse_sysfs_memmap(entries)))
+        except EmupmemError as exc:
+            broken.append(exc.message)
+    if not maps:
+        raise _no_map(source, logs)
+    for _, log in logs:
+        _refuse_unplaced(log)
+    name, firmware = maps[0]
+    vetoes = [(other, found.ram) for other, found in maps[1:]]
+    vetoes += [(f"the kernel's modified map ({n})", _ram(log.modified)) for n, log in logs if log.modified]
+    iomem = read_iomem(machine, unseen)
+    if iomem:
+        usable = [
+            Span(x.start, x.end) for x in iomem if x.name in ("System RAM", "Persistent Memory (legacy)")
+        ]
+        vetoes.append(("/proc/iomem", tuple(usable)))
+    nodes = next((log.nodes for _, log in logs if log.nodes), ()) or machine.nodes()
+    next_line = boots or parse_command_line(machine.peek("/proc/cmdline"))
+    line = without_reservations(next_line)
+    banner = machine.peek("/proc/version")
+    release = kernel_release(banner, machine.peek("/proc/version_signature")) if banner else None
+    situation = Situation(
+        firmware,
+        tuple(vetoes),
+        nodes,
+        line,
+        machine.exists("/sys/firmware/efi"),
+        release,
+        machine.huge_page_bytes(),
+        tuple(loss for _, log in logs for loss in _losses(log)),
+    )
+    notes = [*broken, *(why for _, why in unseen if machine.is_root)]
+    notes += [
+        f"{n}: {log.problem.message}" for n, log in logs if log.problem is not None and source == "auto"
+    ]
+    notes += [f"{n}: {warning}" for n, log in logs if log.firmware is not None for warning in log.warnings]
+    agreeing = [other for other, found in maps[1:] if found.ram == firmware.ram]
+    shown = name + (f", agrees with {' and '.join(agreeing)}" if agreeing else "")
+    refused = next((why for _, log in logs if (why := refusal(log)) is not None), None)
+    all_notes = (*notes, *_veto_notes(situation))
+    return Survey(situation, shown, all_notes, refused, reserved=_reserved(next_line))
+
+
+def _logs(machine: Machine, source: str) -> list[tuple[str, BootLog]]:
+    """The boot logs that can be read and were asked for; the journal only where dmesg does not serve."""
+    found: list[tuple[str, BootLog]] = []
+    for name, argv in (
+        ("dmesg", ("dmesg",)),
+        ("journal", ("journalctl", "-k", "-b", "0", "-o", "cat", "--no-pager")),
+    ):
+        if source not in ("auto", name) or any(log.firmware is not None for _, log in found):
+            continue
+        done = machine.output(*argv)
+        if done is not None and done.status == 0 and done.stdout:
+            found.append((name, parse_boot_log(done.stdout, name)))
+        elif source == name:
+            why = done.last_words if done is not None else f"{argv[0]} is not installed"
+            raise EmupmemError(f"{name} cannot be read: {why}", "run it with sudo, or leave --source away")
+    return found
+
+
+def _no_map(source: str, logs: Sequence[tuple[str, BootLog]]) -> NoMap:
+    for name, log in logs:
+        if log.problem is not None:
+            return NoMap(f"{name}: {log.problem.message}", log.problem.hint)
+    what = SYSFS if source == "sysfs" else "the firmware's memory map"
+    return NoMap(f"{what} cannot be read here", "run it with sudo, or give a saved log: --from FILE")
+
+
+def _ram(entries: Sequence[MapEntry] | None) -> tuple[Span, ...]:
+    """RAM of a map, what is reserved already counted as RAM."""
+    return tuple(e.span for e in entries or () if e.kind in (Kind.RAM, Kind.PRAM))
+
+
+def _reserved(line: CommandLine | None) -> tuple[str, ...]:
+    return tuple(i.text for i in line.reservations) if line is not None else ()
+
+
+def refusal(log: BootLog) -> EmupmemError | None:
+    """Why a plan for the system of a log would be worth nothing, None where nothing in the log says so."""
+    if WSL.search(log.linux_version):
+        return EmupmemError("the log is of WSL: Windows starts its kernel, not GRUB", ELSEWHERE)
+    if log.xen:
+        return EmupmemError("the log is of a Xen dom0 or PV guest: its memory map is Xen's", ELSEWHERE)
+    if log.i386:
+        return EmupmemError("the log is of a 32-bit kernel, which has no /dev/pmem", KERNEL_NEEDED)
+    return None
+
+
+def for_kernel(found: Survey, kernel: KernelRelease | None) -> Survey:
+    """The survey for the kernel that will boot, that of the survey itself where it is None.
+
+    Raises EmupmemError where a reservation would be worth nothing or do harm: see refusal and kernel_problem.
+    """
+    if kernel is not None:
+        found = replace(found, situation=replace(found.situation, kernel=kernel))
+    problem = found.plan_refused or kernel_problem(found.situation.kernel)
+    if problem is not None:
+        raise problem
+    if found.situation.kernel is None:
+        return replace(
+            found, notes=(*found.notes, "the version of the kernel is not known here: " + KERNEL_NEEDED)
+        )
+    return found
+
+
+def _losses(log: BootLog) -> tuple[Loss, ...]:
+    """What the kernel took by itself: a `%` item of its command line is the planner's to know, by the word."""
+    items = log.command_line.items if log.command_line is not None else ()
+    asked = {(i.start, i.start + i.size) for i in items if i.op == "%"}
+    return tuple(x for x in log.losses if (x.start, x.end) not in asked)
+
+
+def _refuse_unplaced(log: BootLog) -> None:
+    """Raise NoMap where RAM was lost and nothing says which: any place may be in it."""
+    if log.unplaced:
+        raise NoMap(
+            f'the kernel lost RAM, and the log does not say which: "{log.unplaced}"',
+            "give the whole log, not through grep or head: sudo dmesg > FILE, or journalctl -k -b -o cat > FILE",
+        )
+
+
+def _veto_notes(situation: Situation) -> list[str]:
+    """Say what the kernel took of the RAM of the map, and what another source does not call RAM.
+
+    Only at or above 4 GiB, and of other sources from 2 MiB on.
+    """
+    lost = [
+        f"the kernel took {span_text(x.start, x.end)} away: {x.why}"
+        for x in high_losses(situation)[:_MOST_NOTES]
+    ]
+    return lost + [
+        f"{name} does not call {span_text(s.start, s.end)} RAM: nothing is planned there"
+        for name, spans in disagreements(situation)
+        for s in spans[:3]
+    ]
+
+
+def without_reservations(line: CommandLine, keep: Sequence[str] = ()) -> CommandLine:
+    """The command line without its `memmap=…!…` items, but for those in `keep`."""
+    return replace(line, items=tuple(i for i in line.items if i.op != "!" or i.text in keep))
+
+
+# GRUB defaults ----------------------------------------------------------------------------------
+
+
+GRUB_MKCONFIGS = tuple(
+    f"{folder}/{name}"
+    for folder in ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+    for name in ("grub-mkconfig", "grub2-mkconfig")
+)
+
+
+def read_iomem(machine: Machine, unseen: list[tuple[str, str]]) -> tuple[IomemLine, ...] | None:
+    try:
+        lines = parse_iomem(machine.peek("/proc/iomem"))
+    except EmupmemError as exc:
+        unseen.append(("iomem", exc.message))
+        return None
+    if lines is None:
+        unseen.append(("iomem", "/proc/iomem shows its addresses to root only"))
+    return lines
