@@ -50,7 +50,7 @@ from emupmem.units import parse_size
 
 if TYPE_CHECKING:
     from emupmem.boot.foreign import Refused
-    from emupmem.mount import Wish
+    from emupmem.device.boot_unit import Wish
     from emupmem.planner.survey import Survey
     from emupmem.system.machine import Machine
 
@@ -401,7 +401,7 @@ def _wishes(folders: list[str], fs: FileSystem | None, owner: str, mode: str, ke
         usage("--keep is given more often than --mount")
     if not folders:
         return []
-    from emupmem.mount import Wish
+    from emupmem.device.boot_unit import Wish
 
     files = [*keep, *[""] * (len(folders) - len(keep))]
     kind = (fs or FileSystem.EXT4).value
@@ -430,9 +430,9 @@ def _survey(from_: str | None, source: Source, machine: Machine | None = None) -
         name = "standard input" if from_ == "-" else from_
         with given_file(from_) as file:
             if is_gzip(file):
-                from emupmem import collect
+                from emupmem.report import archive, collected
 
-                found = collect.plan_from(collect.unpack(file, name), name, source.value)
+                found = collected.plan_from(archive.unpack(file, name), name, source.value)
             else:
                 found = survey.of_log(file, name)
         if machine is None:

@@ -130,7 +130,7 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
     if outcome.generator:
         print(f"✓ {outcome.generator} · {what}")
     if prepared.unit.needed and not outcome.problem:
-        from emupmem.unit import FILE
+        from emupmem.device.unit import FILE
 
         mounts = ", ".join(m["dir"] for m in _mounts(prepared))
         print(f"✓ {FILE} " + (f"written: mounts {mounts} at every boot" if mounts else "removed"))

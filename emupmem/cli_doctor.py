@@ -12,8 +12,8 @@ from emupmem.model import EmupmemError
 from emupmem.streams import changing
 
 if TYPE_CHECKING:
-    from emupmem.collect import Masked
-    from emupmem.doctor import Finding
+    from emupmem.doctor.finding import Finding
+    from emupmem.report.masking import Masked
 
 
 def register(app: typer.Typer) -> None:
@@ -34,12 +34,12 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Tell everything that decides whether this will work, before and after. Changes nothing, needs no root."""
-    from emupmem import doctor as doctors
+    from emupmem.doctor import finding
 
     result: dict[str, Any] = {"ok": False, "findings": []}
     with json_errors(as_json, result):
         findings = _findings(from_)
-        ok = doctors.good(findings)
+        ok = finding.good(findings)
         result |= {"ok": ok, "findings": [asdict(f) for f in findings]}
         if not as_json:
             from emupmem import render
@@ -49,13 +49,13 @@ def doctor(
 
 
 def _findings(from_: str | None) -> tuple[Finding, ...]:
-    from emupmem import doctor as doctors
+    from emupmem.doctor import look
     from emupmem.system.machine import Machine
     from emupmem.system.streams import given_file, is_gzip
 
     if from_ is None:
-        return doctors.look(Machine())
-    from emupmem import collect as collecting
+        return look.look(Machine())
+    from emupmem.report import archive, collected
 
     name = "standard input" if from_ == "-" else from_
     with given_file(from_) as file:
@@ -63,7 +63,7 @@ def _findings(from_: str | None) -> tuple[Finding, ...]:
             raise EmupmemError(
                 f"{name}: no archive of emupmem collect", "emupmem suggest --from plans from a log"
             )
-        return collecting.doctor_from(collecting.unpack(file, name), name)
+        return collected.doctor_from(archive.unpack(file, name), name)
 
 
 def collect(
@@ -75,7 +75,7 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """Write one archive with all that planning and diagnosing need, secrets masked: for --from elsewhere."""
-    from emupmem import collect as collecting
+    from emupmem.report import archive, gather
     from emupmem.system.machine import Machine
     from emupmem.system.streams import new_file, refuse_taken
 
@@ -87,8 +87,8 @@ def collect(
             changing()
             refuse_taken(file, force)
         machine = Machine()
-        made = collecting.of_machine(machine)
-        data = collecting.pack(made.archive)
+        made = gather.of_machine(machine)
+        data = archive.pack(made.archive)
         result |= {
             "files": [
                 {"name": name, "size": len(content), "masked": made.places.get(name, {})}

@@ -65,7 +65,8 @@ def mount(
     as_json: Json = False,
 ) -> None:
     """Make a DAX file system on the device if it is blank, mount it, and prove that it is DAX."""
-    from emupmem import mount as mounting
+    from emupmem.device import decide
+    from emupmem.device import mount as device_mount
 
     result: dict[str, Any] = {
         "device": device or "",
@@ -80,15 +81,15 @@ def mount(
         machine = root_machine("this makes and mounts file systems")
         if keep and not at_boot:
             usage("--keep belongs to --at-boot: what is saved at shutdown is brought back at boot")
-        request = mounting.MountRequest(device, folder, fs.value if fs else None, owner, mode, force, keep)
+        request = decide.MountRequest(device, folder, fs.value if fs else None, owner, mode, force, keep)
         if dry_run:
-            prepared = mounting.prepare(machine, request)
+            prepared = device_mount.prepare(machine, request)
             result |= _steps(prepared.steps)
             if not as_json:
                 _show_steps(prepared.steps, owner, mode)
             finish(as_json, result, Exit.OK)
         changing()
-        outcome, unit = mounting.mount(machine, request, at_boot)
+        outcome, unit = device_mount.mount(machine, request, at_boot)
         seen = outcome.seen
         result |= _steps(outcome.steps) | {
             "dax_file": seen.dax_file,
@@ -106,17 +107,18 @@ def umount(
     as_json: Json = False,
 ) -> None:
     """Unmount persistent memory; where it is in use, tell by whom. The content stays until the power goes."""
-    from emupmem import mount as mounting
+    from emupmem.device import boot_unit
+    from emupmem.device import mount as device_mount
 
     result: dict[str, Any] = {"device": "", "dir": folder, "changed": False}
     with json_errors(as_json, result):
         machine = root_machine("this unmounts")
         changing()
-        gone = mounting.umount(machine, folder)
+        gone = device_mount.umount(machine, folder)
         result |= {"device": gone.source, "dir": gone.dir, "changed": True}
         if not as_json:
             print(f"✓ {gone.source} is no longer mounted at {gone.dir}")
-            if mounting.is_at_boot(machine, gone.dir):
+            if boot_unit.is_at_boot(machine, gone.dir):
                 print("It is mounted again at the next boot.")
     finish(as_json, result, Exit.OK)
 
@@ -130,14 +132,14 @@ def save(
     as_json: Json = False,
 ) -> None:
     """Save the content of a device: a sparse raw image with a checksum. A mounted one is frozen meanwhile."""
-    from emupmem import snapshot
+    from emupmem.device import image
 
     result: dict[str, Any] = {}
     with json_errors(as_json, result):
         machine = root_machine("this reads a device")
         changing()
         with _progress() as progress:
-            done = snapshot.save(machine, file, source, progress)
+            done = image.save(machine, file, source, progress)
         _tell_snapshot(f"{done.device} saved to {done.file}", done, result, as_json)
 
 
@@ -153,16 +155,16 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Put a saved image back onto a device. It is checked as a whole before anything is written."""
-    from emupmem import snapshot
+    from emupmem.device import image
 
     result: dict[str, Any] = {}
     with json_errors(as_json, result):
         machine = root_machine("this writes a device")
         changing()
-        if not yes and not snapshot.is_blank(machine, device):
-            ask(f"{snapshot.choose(machine, device).dev} is not blank: overwrite all of it?")
+        if not yes and not image.is_blank(machine, device):
+            ask(f"{image.choose(machine, device).dev} is not blank: overwrite all of it?")
         with _progress() as progress:
-            done = snapshot.restore(machine, file, device, force, progress)
+            done = image.restore(machine, file, device, force, progress)
         if not done.checksum:
             say("! it was restored without a valid checksum")
         _tell_snapshot(f"{done.device} restored from {done.file}", done, result, as_json)
@@ -227,22 +229,24 @@ def _progress() -> Iterator[Any]:
 
 def boot_mount(words: Annotated[list[str], typer.Argument()]) -> None:
     """What emupmem.service runs: RANGE DIR FS OWNER MODE KEEP for each mount."""
-    from emupmem import mount as mounting
-    from emupmem import unit
+    from emupmem.device import at_boot as device_at_boot
+    from emupmem.device import unit as device_unit
 
     machine = root_machine("this is for emupmem.service")
     changing()
-    raise typer.Exit(mounting.boot(machine, unit.from_words(words), lambda line: print(line, flush=True)))
+    raise typer.Exit(
+        device_at_boot.boot(machine, device_unit.from_words(words), lambda line: print(line, flush=True))
+    )
 
 
 def boot_save(words: Annotated[list[str], typer.Argument()]) -> None:
     """What emupmem.service runs when it is stopped: the same words."""
-    from emupmem import keep as keeping
-    from emupmem import unit
+    from emupmem.device import keep as device_keep
+    from emupmem.device import unit as device_unit
 
     machine = root_machine("this is for emupmem.service")
     changing()
-    well = keeping.save_all(machine, unit.from_words(words), lambda line: print(line, flush=True))
+    well = device_keep.save_all(machine, device_unit.from_words(words), lambda line: print(line, flush=True))
     raise typer.Exit(Exit.OK if well else Exit.ERROR)
 
 

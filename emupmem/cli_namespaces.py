@@ -26,7 +26,7 @@ from emupmem.streams import changing
 from emupmem.system import lock
 
 if TYPE_CHECKING:
-    from emupmem.namespaces import RamdaxRegion
+    from emupmem.device.ramdax import RamdaxRegion
     from emupmem.system.machine import Machine
 
 
@@ -62,15 +62,15 @@ def unbind(at_boot: AtBoot = False, dry_run: DryRun = False, yes: Yes = False, a
 
 
 def _rebind(wanted: str, at_boot: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    from emupmem import namespaces as ns
+    from emupmem.device import ramdax
 
     result: dict[str, Any] = {"changed": False, "driver": "", "at_boot": False}
     with json_errors(as_json, result):
         machine = root_machine("this changes the driver of a device")
-        binds = wanted == ns.DRIVER
-        steps = ns.bind_steps(machine, wanted)
+        binds = wanted == ramdax.DRIVER
+        steps = ramdax.bind_steps(machine, wanted)
         if at_boot and binds:
-            ns.require_at_boot(machine)
+            ramdax.require_at_boot(machine)
         if steps or dry_run:
             question = f"All content of the reserved ranges is lost. Give them to {wanted}?"
             _carry_out_steps(steps, question, dry_run, yes)
@@ -78,15 +78,15 @@ def _rebind(wanted: str, at_boot: bool, dry_run: bool, yes: bool, as_json: bool)
             changing()
             if steps:
                 with lock.change_lock(machine):
-                    ns.rebind(machine, steps, wanted)
+                    ramdax.rebind(machine, steps, wanted)
             if at_boot and binds:
-                ns.at_boot(machine)
+                ramdax.at_boot(machine)
             elif at_boot:
-                ns.remove_at_boot(machine)
-        result |= {"changed": bool(steps) and not dry_run, "driver": ns.driver(machine)}
-        result["at_boot"] = machine.exists(ns.RULE)
+                ramdax.remove_at_boot(machine)
+        result |= {"changed": bool(steps) and not dry_run, "driver": ramdax.driver(machine)}
+        result["at_boot"] = machine.exists(ramdax.RULE)
         if not as_json and not dry_run:
-            kept = f", at every boot ({ns.RULE})" if result["at_boot"] else ""
+            kept = f", at every boot ({ramdax.RULE})" if result["at_boot"] else ""
             print(f"✓ the reserved ranges belong to {result['driver']}{kept}")
             if binds:
                 print("Next:  sudo emupmem namespaces create --size SIZE")
@@ -98,18 +98,18 @@ def list_(as_json: Json = False) -> None:
     """Show the ranges that ramdax has and what is on them."""
     from dataclasses import asdict
 
-    from emupmem import namespaces as ns
+    from emupmem.device import ramdax
     from emupmem.units import human
 
     result: dict[str, Any] = {"driver": "", "regions": []}
     with json_errors(as_json, result):
         machine = root_machine("this asks ndctl")
-        ns.require(machine)
-        result["driver"] = ns.driver(machine)
-        there = ns.regions(machine)
+        ramdax.require(machine)
+        result["driver"] = ramdax.driver(machine)
+        there = ramdax.regions(machine)
         result["regions"] = [asdict(region) for region in there]
         if not as_json:
-            if result["driver"] != ns.DRIVER:
+            if result["driver"] != ramdax.DRIVER:
                 print(f"The reserved ranges belong to {result['driver'] or 'no driver'}.")
                 print("Next:  sudo emupmem namespaces bind")
             for region in there:
@@ -130,10 +130,10 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a namespace on the first range with room."""
-    from emupmem import namespaces as ns
+    from emupmem.device import ramdax
 
     _change_namespaces(
-        lambda machine: ns.create_steps(machine, size_of(size), mode.value), "", dry_run, True, as_json
+        lambda machine: ramdax.create_steps(machine, size_of(size), mode.value), "", dry_run, True, as_json
     )
 
 
@@ -146,11 +146,11 @@ def resize(
     as_json: Json = False,
 ) -> None:
     """Make a namespace anew with another size. Its content is lost, and its name may be another."""
-    from emupmem import namespaces as ns
+    from emupmem.device import ramdax
 
     question = f"All content of {name} is lost. Make it anew?"
     _change_namespaces(
-        lambda machine: ns.resize_steps(machine, name, size_of(size)), question, dry_run, yes, as_json
+        lambda machine: ramdax.resize_steps(machine, name, size_of(size)), question, dry_run, yes, as_json
     )
 
 
@@ -162,16 +162,16 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete a namespace and all on it."""
-    from emupmem import namespaces as ns
+    from emupmem.device import ramdax
 
     question = f"All content of {name} is lost. Delete it?"
-    _change_namespaces(lambda machine: ns.delete_steps(machine, name), question, dry_run, yes, as_json)
+    _change_namespaces(lambda machine: ramdax.delete_steps(machine, name), question, dry_run, yes, as_json)
 
 
 def _change_namespaces(plan: Any, question: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from emupmem import namespaces as ns
+    from emupmem.device import ramdax
     from emupmem.units import human
 
     result: dict[str, Any] = {"changed": False, "made": [], "regions": []}
@@ -180,9 +180,9 @@ def _change_namespaces(plan: Any, question: str, dry_run: bool, yes: bool, as_js
         with lock.change_lock(machine):
             steps = plan(machine)
             _carry_out_steps(steps, question, dry_run, yes)
-            before = {n for r in ns.regions(machine) for n in r.namespaces}
+            before = {n for r in ramdax.regions(machine) for n in r.namespaces}
             if not dry_run:
-                ns.run(machine, steps)
+                ramdax.run(machine, steps)
                 machine.settle()
             there = _seen_after(machine, dry_run)
         made = [n for r in there or () for n in r.namespaces if n not in before]
@@ -199,10 +199,10 @@ def _change_namespaces(plan: Any, question: str, dry_run: bool, yes: bool, as_js
 
 def _seen_after(machine: Machine, dry_run: bool) -> tuple[RamdaxRegion, ...] | None:
     """The regions as they are now; None where a change is made and ndctl does not say what came of it."""
-    from emupmem import namespaces as ns
+    from emupmem.device import ramdax
 
     try:
-        return tuple(ns.regions(machine))
+        return tuple(ramdax.regions(machine))
     except EmupmemError as exc:
         if dry_run:
             raise
@@ -212,7 +212,7 @@ def _seen_after(machine: Machine, dry_run: bool) -> tuple[RamdaxRegion, ...] | N
 
 def _carry_out_steps(steps: Any, question: str, dry_run: bool, yes: bool) -> None:
     """Show what would be done and ask; the caller does it."""
-    from emupmem.namespaces import Write
+    from emupmem.device.ramdax import Write
 
     if not dry_run:
         changing()

@@ -30,7 +30,9 @@ from emupmem.streams import changing
 from emupmem.system import lock
 
 if TYPE_CHECKING:
-    from emupmem.nvdimm import GoalPlan, Namespace, Plan
+    from emupmem.nvdimm.create import Plan
+    from emupmem.nvdimm.goal import GoalPlan
+    from emupmem.nvdimm.view import Namespace
     from emupmem.system.machine import Machine
 
 
@@ -71,16 +73,17 @@ app = typer.Typer(
 @app.command("show", epilog=EPILOG)
 def show(socket: Socket = None, as_json: Json = False) -> None:
     """Show modules, regions, namespaces, devices and mounts as one tree."""
-    from emupmem import nvdimm
+    from emupmem.nvdimm import show as nvdimm_show
+    from emupmem.nvdimm import view as nvdimm_view
 
     result: dict[str, Any] = {"dimms": [], "regions": [], "goal": [], "warnings": []}
     with json_errors(as_json, result):
-        view = nvdimm.look(root_machine("this asks ndctl"), socket)
+        view = nvdimm_view.look(root_machine("this asks ndctl"), socket)
         result |= asdict(view)
         for warning in view.warnings:
             say(f"warning: {warning}")
         if not as_json:
-            print("\n".join(nvdimm.tree(view)))
+            print("\n".join(nvdimm_show.tree(view)))
         finish(as_json, result, Exit.OK)
 
 
@@ -108,7 +111,10 @@ def goal(
     It can be given at any time: it tells where the modules are on the way, and does the next step. No
     namespace is ever deleted by it.
     """
-    from emupmem import ipmctl, nvdimm
+    from emupmem.nvdimm import create as nvdimm_create
+    from emupmem.nvdimm import goal as nvdimm_goal
+    from emupmem.nvdimm import ipmctl
+    from emupmem.nvdimm import show as nvdimm_show
 
     result: dict[str, Any] = {
         "changed": False,
@@ -126,7 +132,7 @@ def goal(
         except EmupmemError as exc:
             usage(exc.message, exc.hint)
         machine = root_machine("this asks ipmctl")
-        plan = nvdimm.plan_goal(machine, wanted)
+        plan = nvdimm_goal.plan_goal(machine, wanted)
         acts = plan.state == "needed" or (plan.state == "regions" and namespaces)
         if not dry_run:
             changing()
@@ -151,25 +157,25 @@ def goal(
         for warning in plan.warnings:
             say(f"warning: {warning}")
         if not as_json:
-            print("\n".join(nvdimm.goal_lines(plan)))
+            print("\n".join(nvdimm_show.goal_lines(plan)))
             for one in made:
-                print("\n".join(nvdimm.made_lines(one, nvdimm.remains(machine, one))))
+                print("\n".join(nvdimm_show.made_lines(one, nvdimm_create.remains(machine, one))))
         waits = plan.state == "pending" and not acts
         finish(as_json, result, Exit.NOT_AS_PLANNED if waits else Exit.OK)
 
 
 def _next_step(machine: Machine, plan: GoalPlan) -> tuple[GoalPlan, tuple[Namespace, ...]]:
     """Look again, now that nobody else of us is at work, and set the goal or make the namespaces."""
-    from emupmem import nvdimm
+    from emupmem.nvdimm import goal as nvdimm_goal
 
-    again = nvdimm.plan_goal(machine, plan.wanted)
+    again = nvdimm_goal.plan_goal(machine, plan.wanted)
     if again.state != plan.state or again.makes != plan.makes:
         raise EmupmemError("something changed meanwhile", "nothing was done; try it again")
     if again.state == "needed":
-        return nvdimm.set_goal(machine, again), ()
-    made = nvdimm.make_namespaces(machine, again)
+        return nvdimm_goal.set_goal(machine, again), ()
+    made = nvdimm_goal.make_namespaces(machine, again)
     try:
-        return nvdimm.plan_goal(machine, plan.wanted), made
+        return nvdimm_goal.plan_goal(machine, plan.wanted), made
     except EmupmemError as exc:  # they are made, whatever ipmctl says now
         return replace(again, warnings=(*again.warnings, one_line(exc))), made
 
@@ -195,28 +201,30 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a namespace and tell its device. Without labels: give the region's one namespace another mode."""
-    from emupmem import nvdimm
+    from emupmem.nvdimm import create as nvdimm_create
+    from emupmem.nvdimm import show as nvdimm_show
+    from emupmem.nvdimm import view as nvdimm_view
 
     result: dict[str, Any] = {"changed": False, "commands": [], "namespace": None, "device": "", "holds": ""}
     with json_errors(as_json, result):
         bytes_ = size_of(size) if size else None
         try:
-            step = nvdimm.check_options(mode.value, map_.value if map_ else "", align)
+            step = nvdimm_create.check_options(mode.value, map_.value if map_ else "", align)
         except EmupmemError as exc:
             usage(exc.message, exc.hint)
 
         def plan(machine: Machine) -> Plan:
-            view = nvdimm.look(machine)
-            return nvdimm.plan_create(
+            view = nvdimm_view.look(machine)
+            return nvdimm_create.plan_create(
                 machine, view, region, bytes_, mode.value, map_.value if map_ else "", step
             )
 
-        made = _change(plan, nvdimm.create, dry_run, yes, result)
+        made = _change(plan, nvdimm_create.create, dry_run, yes, result)
         if made is not None:
-            holds = nvdimm.remains(root_machine("this looks at a device"), made)
+            holds = nvdimm_create.remains(root_machine("this looks at a device"), made)
             result |= {"namespace": asdict(made), "device": made.dev, "holds": holds}
             if not as_json:
-                print("\n".join(nvdimm.made_lines(made, holds)))
+                print("\n".join(nvdimm_show.made_lines(made, holds)))
         finish(as_json, result, Exit.OK)
 
 
@@ -228,13 +236,14 @@ def destroy(
     as_json: Json = False,
 ) -> None:
     """Destroy a namespace and all on it."""
-    from emupmem import nvdimm
+    from emupmem.nvdimm import create as nvdimm_create
+    from emupmem.nvdimm import view as nvdimm_view
 
     result: dict[str, Any] = {"changed": False, "commands": [], "namespace": None, "device": ""}
     with json_errors(as_json, result):
         gone = _change(
-            lambda machine: nvdimm.plan_destroy(machine, nvdimm.look(machine), name),
-            nvdimm.destroy,
+            lambda machine: nvdimm_create.plan_destroy(machine, nvdimm_view.look(machine), name),
+            nvdimm_create.destroy,
             dry_run,
             yes,
             result,

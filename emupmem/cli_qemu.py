@@ -11,12 +11,13 @@ import typer
 
 from emupmem.cli_common import EPILOG, json_errors, print_json, say, size_of, usage
 from emupmem.model import EmupmemError
-from emupmem.qemu import Device, Persistence
 from emupmem.system import files, lock, processes
+from emupmem.vm.arguments import Device, Persistence
 
 if TYPE_CHECKING:
-    from emupmem.qemu import Guest, Options, Plan, Wish
     from emupmem.system.machine import Machine
+    from emupmem.vm.arguments import Options, Plan, Wish
+    from emupmem.vm.guest import Guest
 
     Prepared = tuple[Machine, str, Guest, list[Wish], Options, Plan]
 
@@ -179,8 +180,8 @@ def _form(as_line: bool, libvirt: bool, readconfig: bool, as_json: bool) -> str:
 
 
 def _print(form: str, prepare: Callable[[], Prepared], given: list[str]) -> None:
-    from emupmem import backends
-    from emupmem import qemu as making
+    from emupmem.vm import backend as vm_backend
+    from emupmem.vm import export
 
     result: dict[str, Any] = {"argv": [], "promises": [], "notes": []}
     with json_errors(form == "json", result):
@@ -191,13 +192,13 @@ def _print(form: str, prepare: Callable[[], Prepared], given: list[str]) -> None
             print_json(result)
             return
         if form == "readconfig":
-            if not backends.knows(here, program, "-readconfig"):
+            if not vm_backend.knows(here, program, "-readconfig"):
                 raise EmupmemError("this QEMU has no -readconfig", "--print gives a line")
-            print(making.readconfig(plan), end="")
+            print(export.readconfig(plan), end="")
         elif form == "libvirt":
-            print(making.libvirt(guest, wishes, options, plan), end="")
+            print(export.libvirt(guest, wishes, options, plan), end="")
         else:
-            print(making.shell_line(program, argv))
+            print(export.shell_line(program, argv))
         _tell(plan)
 
 
@@ -210,7 +211,7 @@ def _options(
     machine: MachineType | None,
     ram: str | None,
 ) -> Options:
-    from emupmem.qemu import Options
+    from emupmem.vm.arguments import Options
 
     return Options(
         device,
@@ -235,9 +236,10 @@ def _prepare(
 ) -> Prepared:
     from dataclasses import replace
 
-    from emupmem import backends
-    from emupmem import qemu as making
     from emupmem.system.machine import Machine
+    from emupmem.vm import arguments
+    from emupmem.vm import backend as vm_backend
+    from emupmem.vm import guest as vm_guest
 
     count = max(len(sizes or []), len(paths or []))
     if not count:
@@ -245,31 +247,31 @@ def _prepare(
     if len(nodes or []) > count:
         usage("--node is given more often than there are devices")
     here = Machine()
-    program = backends.program(here, qemu)
-    version = backends.version(here, program)
-    guest = making.read_guest(argv)
+    program = vm_backend.program(here, qemu)
+    version = vm_backend.version(here, program)
+    guest = vm_guest.read_guest(argv)
     if options.machine and guest.machine:
         usage(f"the machine type is given twice: --machine {options.machine} and -machine {guest.machine}")
     wishes = []
     for n in range(count):
         path = (paths or [])[n] if n < len(paths or []) else None
-        inside = backends.file_inside(guest.name, n)
+        inside = vm_backend.file_inside(guest.name, n)
         found = (
-            backends.look(here, str(Path(path).absolute()), shared or options.readonly, inside)
+            vm_backend.look(here, str(Path(path).absolute()), shared or options.readonly, inside)
             if path
-            else backends.MEMORY
+            else vm_backend.MEMORY
         )
         asked = size_of((sizes or [])[n]) if n < len(sizes or []) else None
         node = (nodes or [])[n] if n < len(nodes or []) else None
         wishes.append(
-            making.Wish(
-                found, making.choose_size(found, asked), node, size_of(label) if label is not None else 0
+            arguments.Wish(
+                found, arguments.choose_size(found, asked), node, size_of(label) if label is not None else 0
             )
         )
-    kinds = (making.Kind.DAX_FILE, making.Kind.DEVDAX)
-    if any(w.backend.kind in kinds for w in wishes) and backends.has_libpmem(here, program):
+    kinds = (arguments.Kind.DAX_FILE, arguments.Kind.DEVDAX)
+    if any(w.backend.kind in kinds for w in wishes) and vm_backend.has_libpmem(here, program):
         options = replace(options, pmem=True)
-    return here, program, guest, wishes, options, making.plan(guest, wishes, options, version)
+    return here, program, guest, wishes, options, arguments.plan(guest, wishes, options, version)
 
 
 def _tell(plan: Plan) -> None:

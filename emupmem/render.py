@@ -13,7 +13,7 @@ from emupmem.planner.situation import Situation
 from emupmem.units import human, plain, span_text, tight
 
 if TYPE_CHECKING:
-    from emupmem.doctor import Finding
+    from emupmem.doctor.finding import Finding
 
 STYLES = {"planned": "bold magenta", "usable": "green", "firmware": "yellow", "hole": "dim"}
 CELLS = {"planned": "█", "usable": "▒", "firmware": "░", "hole": "·"}

@@ -21,15 +21,19 @@ from hypothesis import strategies as st
 import emupmem
 import emupmem.system.machine
 import emupmem.system.streams
-from emupmem import collect, doctor
 from emupmem.cli import main
-from emupmem.collect import Archive, Collected, Masker, pack, unpack
+from emupmem.doctor import finding
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, EmupmemError, NodeRange, Request
 from emupmem.parser.bootlog import kernel_release, parse_boot_log
 from emupmem.parser.sources import parse_iomem
 from emupmem.planner import survey
 from emupmem.planner.plan import plan
+from emupmem.report import archive as report_archive
+from emupmem.report import collected, gather
+from emupmem.report.archive import Archive, pack, unpack
+from emupmem.report.collected import Collected
+from emupmem.report.masking import Masker
 from tests.fake import LOG, RELEASE, FakeMachine, build, put, script
 from tests.test_cli import Done, reboot
 
@@ -147,7 +151,7 @@ def whole(archive: Archive) -> str:
 
 
 def test_no_secret_survives(here: FakeMachine) -> None:
-    made = collect.of_machine(here)
+    made = gather.of_machine(here)
     text = whole(made.archive).lower()
     left = {kind: s for kind, s in SECRETS.items() if s.lower() in text}
     assert left == {}
@@ -158,7 +162,7 @@ def test_no_secret_survives(here: FakeMachine) -> None:
 
 
 def test_the_same_value_has_the_same_mask_everywhere(here: FakeMachine) -> None:
-    archive = collect.of_machine(here).archive
+    archive = gather.of_machine(here).archive
     defaults = archive.members["tree/etc/default/grub"].decode()
     log = archive.members["commands/dmesg"].decode()
     cmdline = archive.members["tree/proc/cmdline"].decode()
@@ -170,7 +174,7 @@ def test_the_same_value_has_the_same_mask_everywhere(here: FakeMachine) -> None:
 
 
 def test_what_planning_needs_stays(here: FakeMachine) -> None:
-    archive = collect.of_machine(here).archive
+    archive = gather.of_machine(here).archive
     line = parse_command_line(archive.members["tree/proc/cmdline"].decode())
     assert [i.text for i in line.reservations] == ["1G!4G"]
     assert line.crashkernel == ("256M",)
@@ -185,7 +189,7 @@ def test_what_planning_needs_stays(here: FakeMachine) -> None:
 
 def test_the_archive_is_deterministic(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(here, "room", lambda folder: 1 << 30)  # other programs write to this disk
-    first, second = (pack(collect.of_machine(here).archive) for _ in range(2))
+    first, second = (pack(gather.of_machine(here).archive) for _ in range(2))
     assert first == second
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         names = tar.getnames()
@@ -216,7 +220,9 @@ def test_without_root_it_says_what_is_missing(
     assert machine.exists("/boot/grub/grub.cfg")
     with pytest.raises(EmupmemError, match="could not be read where the archive was made"):
         machine.read("/boot/grub/grub.cfg")
-    found = {f.name: f for f in collect.doctor_from(unpack(io.BytesIO(Path(file).read_bytes()), file), file)}
+    found = {
+        f.name: f for f in collected.doctor_from(unpack(io.BytesIO(Path(file).read_bytes()), file), file)
+    }
     assert found["kernel"].status == "note"
 
 
@@ -224,9 +230,9 @@ def test_a_journal_where_dmesg_has_lost_the_map(here: FakeMachine) -> None:
     put(here, "/journal", (here.root / "log").read_bytes())
     put(here, "/log", "late line\n")
     script(here, "journalctl", f"#!/bin/sh\ncat '{here.root}/journal'\n")
-    archive = collect.of_machine(here).archive
+    archive = gather.of_machine(here).archive
     assert parse_boot_log(archive.members["commands/journalctl"]).firmware is not None
-    assert collect.plan_from(archive, "a").source.startswith("a: journal")
+    assert collected.plan_from(archive, "a").source.startswith("a: journal")
 
 
 # The command --------------------------------------------------------------------------------------
@@ -376,8 +382,8 @@ def test_a_reserved_machine_and_its_devices(here: FakeMachine, tmp_path: Path) -
     put(here, "/etc/default/grub", 'GRUB_CMDLINE_LINUX="memmap=1G!4G"\n')
     assert here.output("update-grub2") is not None
     reboot(here)
-    archive = unpack(io.BytesIO(pack(collect.of_machine(here).archive)), "a")
-    found = {f.name: f for f in collect.doctor_from(archive, "a")}
+    archive = unpack(io.BytesIO(pack(gather.of_machine(here).archive)), "a")
+    found = {f.name: f for f in collected.doctor_from(archive, "a")}
     assert found["ladder"].evidence == "/dev/pmem0 · emulated, volatile"
     assert archive.members["tree/sys/bus/nd/devices/region0/resource"] == b"0x100000000"
 
@@ -385,8 +391,8 @@ def test_a_reserved_machine_and_its_devices(here: FakeMachine, tmp_path: Path) -
 def test_nodes_and_vetoes_travel(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(here, "nodes", lambda: (NodeRange(0, 0, 12 * GIB), NodeRange(1, 12 * GIB, 21 * GIB)))
     put(here, "/proc/iomem", "00000000-bfffffff : System RAM\n180000000-53fffffff : System RAM\n")
-    archive = unpack(io.BytesIO(pack(collect.of_machine(here).archive)), "a")
-    there, found = survey.of_machine(here), collect.plan_from(archive, "a")
+    archive = unpack(io.BytesIO(pack(gather.of_machine(here).archive)), "a")
+    there, found = survey.of_machine(here), collected.plan_from(archive, "a")
     assert found.situation.nodes == here.nodes()
     assert found.situation.vetoes == there.situation.vetoes
     asked = Request(4 * GIB, numa_node=1)
@@ -394,15 +400,15 @@ def test_nodes_and_vetoes_travel(here: FakeMachine, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_archive_never_reaches_a_shell(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = collect.of_machine(here).archive
+    archive = gather.of_machine(here).archive
     monkeypatch.setattr("emupmem.editor.shell.run_sh", lambda *a, **k: pytest.fail("sh was started"))
     members = {**archive.members, "tree/etc/default/grub": b"kill -9 -1\n"}
-    collect.plan_from(Archive(archive.facts, members), "a")
-    collect.doctor_from(Archive(archive.facts, members), "a")
+    collected.plan_from(Archive(archive.facts, members), "a")
+    collected.doctor_from(Archive(archive.facts, members), "a")
 
 
 def test_programs_and_files_that_are_not_in_it(here: FakeMachine) -> None:
-    machine = Collected(collect.of_machine(here).archive)
+    machine = Collected(gather.of_machine(here).archive)
     assert machine.output("reboot") is None
     assert machine.read("/etc/shadow") is None
     assert machine.names("/root") == []
@@ -496,8 +502,8 @@ def test_what_is_there_twice_is_refused() -> None:
 
 
 def test_sizes_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "larger than 16 MiB" in refused(tar_of(("tree/a", bytes(collect.LARGEST_FILE + 1))))
-    monkeypatch.setattr(collect, "MOST_MEMBERS", 3)
+    assert "larger than 16 MiB" in refused(tar_of(("tree/a", bytes(report_archive.LARGEST_FILE + 1))))
+    monkeypatch.setattr(report_archive, "MOST_MEMBERS", 3)
     assert "more than 3 members" in refused(tar_of(*((f"tree/{n}", b"") for n in range(4))))
 
 
@@ -510,7 +516,7 @@ def test_a_bomb_is_refused_before_it_fills_the_memory() -> None:
         tar.addfile(info, io.BytesIO(marker))
     whole_tar = gzip.decompress(bomb.getvalue()).rstrip(b"\0")
     whole_tar += bytes(-len(whole_tar) % 512)
-    zeros = gzip.compress(bytes(collect.LARGEST_ARCHIVE + (1 << 20)), compresslevel=1)
+    zeros = gzip.compress(bytes(report_archive.LARGEST_ARCHIVE + (1 << 20)), compresslevel=1)
     data = gzip.compress(whole_tar) + zeros
     assert len(data) < 2 << 20
     assert "larger than 128 MiB once unpacked" in refused(data)
@@ -593,11 +599,11 @@ def test_what_is_no_archive(run: Callable[..., Done], tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_none_are_damage_not_a_crash(here: FakeMachine) -> None:
-    archive = collect.of_machine(here).archive
+    archive = gather.of_machine(here).archive
     members = {**archive.members, "tree/proc/meminfo": b"MemTotal: " + b"9" * 5000 + b" kB\n"}
     members["tree/sys/power/state"] = b"disk"
     with pytest.raises(EmupmemError, match="the archive is damaged"):
-        collect.doctor_from(Archive(archive.facts, members), "a")
+        collected.doctor_from(Archive(archive.facts, members), "a")
 
 
 @settings(max_examples=60, deadline=None)
@@ -767,8 +773,8 @@ def test_masking_a_long_log_comes_to_its_end() -> None:
 
 
 def test_what_is_too_long_is_cut_and_said(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "LARGEST_FILE", 1000)
-    archive = collect.gather(here, [doctor.Finding("x", "ok", "")])
+    monkeypatch.setattr(report_archive, "LARGEST_FILE", 1000)
+    archive = gather.gather(here, [finding.Finding("x", "ok", "")])
     assert "commands/dmesg" in archive.facts["cut"]
     assert max(map(len, archive.members.values())) == 1000
 

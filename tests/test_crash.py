@@ -27,10 +27,10 @@ from emupmem.boot.prepare import (
     prepare_trial,
 )
 from emupmem.boot.transaction import carry_out
+from emupmem.device.boot_unit import Wish
 from emupmem.editor import shell
 from emupmem.editor.shell import Sourced
 from emupmem.model import GIB, Busy, EmupmemError, Request
-from emupmem.mount import Wish
 from tests import test_trial, tracer, worlds
 from tests.fake import FakeMachine, build, put, script
 from tests.test_change import CLOUD, FOUND

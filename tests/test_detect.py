@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import collect, doctor
 from emupmem.boot import detect, systemd_boot
 from emupmem.boot.bls import menu
 from emupmem.boot.grub import defaults
+from emupmem.doctor import look
+from emupmem.report import archive, collected, gather
 from emupmem.system.machine import Machine
 from tests import fake, worlds
 from tests.fake import FakeMachine, put, script
@@ -317,7 +318,7 @@ def test_remove_gives_the_way_back(owned: tuple[FakeMachine, str, str], run: Run
 
 def test_the_doctor_says_the_same(owned: tuple[FakeMachine, str, str]) -> None:
     machine, reason, way = owned
-    for seen in (doctor.look(machine), doctor.look(collect.Collected(collect.of_machine(machine).archive))):
+    for seen in (look.look(machine), look.look(collected.Collected(gather.of_machine(machine).archive))):
         found = {f.name: f for f in seen}
         assert found["loader"].status == "stop"
         assert reason in found["loader"].evidence
@@ -333,7 +334,7 @@ def test_an_archive_is_planned_with_the_same_words(
     tmp_path: Path,
 ) -> None:
     machine, reason, way = owned
-    (tmp_path / "a.tar.gz").write_bytes(collect.pack(collect.of_machine(machine).archive))
+    (tmp_path / "a.tar.gz").write_bytes(archive.pack(gather.of_machine(machine).archive))
     done = run("suggest", "--size", "1G", "--from", str(tmp_path / "a.tar.gz"))
     assert "sudo emupmem apply" not in done.out
     assert reason in done.out

@@ -12,13 +12,16 @@ import pytest
 
 import emupmem
 import emupmem.system.machine
-from emupmem import doctor
-from emupmem.blocks import Mounted, stack
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot import obstacles
 from emupmem.boot.grub import menu
 from emupmem.cli import main
-from emupmem.doctor import Finding
+from emupmem.device.blocks import Mounted, stack
+from emupmem.doctor import boot as doctor_boot
+from emupmem.doctor import finding as doctor_finding
+from emupmem.doctor import host, look
+from emupmem.doctor import kernel as doctor_kernel
+from emupmem.doctor.finding import Finding
 from emupmem.editor.defaults import Effective
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import (
@@ -59,15 +62,15 @@ def is_(found: Finding | None, status: str, words: str = "", fix: str = "") -> N
 def test_an_obstacle_stops_and_says_all_reasons() -> None:
     fine = Finding("loader", "ok", "GRUB")
     errors = [EmupmemError("no GRUB"), EmupmemError("two menus", "move one")]
-    is_(doctor.refusal("loader", errors, [], fine, True), "stop", "no GRUB; two menus", "move one")
-    is_(doctor.refusal("loader", [], ["not told"], fine, True), "warn", "not told")
-    is_(doctor.refusal("loader", [], ["not told"], fine, False), "note", "not told", "sudo")
-    assert doctor.refusal("loader", [], [], fine, True) == fine
+    is_(doctor_finding.refusal("loader", errors, [], fine, True), "stop", "no GRUB; two menus", "move one")
+    is_(doctor_finding.refusal("loader", [], ["not told"], fine, True), "warn", "not told")
+    is_(doctor_finding.refusal("loader", [], ["not told"], fine, False), "note", "not told", "sudo")
+    assert doctor_finding.refusal("loader", [], [], fine, True) == fine
 
 
 def test_rights_are_mentioned_only_where_they_lack() -> None:
-    assert doctor.rights(True) is None
-    is_(doctor.rights(False), "note", "not root", "sudo emupmem doctor")
+    assert host.rights(True) is None
+    is_(host.rights(False), "note", "not root", "sudo emupmem doctor")
 
 
 @pytest.mark.parametrize(
@@ -80,45 +83,57 @@ def test_rights_are_mentioned_only_where_they_lack() -> None:
     ],
 )
 def test_host(kind: str, told: bool, status: str, words: str) -> None:
-    is_(doctor.host(kind, told), status, words)
+    is_(host.host(kind, told), status, words)
 
 
 def test_memory_map() -> None:
     found = survey.Survey(SITUATION, "dmesg, agrees with /sys/firmware/memmap")
-    is_(doctor.memory_map(found), "ok", "19 GiB of RAM, 16 GiB at or above 4 GiB, from dmesg, agrees with")
-    is_(doctor.memory_map(replace(found, notes=("iomem says no",))), "note", "iomem says no")
+    is_(host.memory_map(found), "ok", "19 GiB of RAM, 16 GiB at or above 4 GiB, from dmesg, agrees with")
+    is_(host.memory_map(replace(found, notes=("iomem says no",))), "note", "iomem says no")
 
 
 def test_nodes_and_real_memory_are_mentioned_where_they_matter() -> None:
     one, two = NodeRange(0, 0, 8 * GIB), NodeRange(1, 8 * GIB, 16 * GIB)
-    assert doctor.numa([one]) is None
-    is_(doctor.numa([one, two]), "note", "nodes 0, 1", "--numa-node")
-    assert doctor.real_pmem(False) is None
-    is_(doctor.real_pmem(True), "note", "need not begin at /dev/pmem0")
+    assert host.numa([one]) is None
+    is_(host.numa([one, two]), "note", "nodes 0, 1", "--numa-node")
+    assert host.real_pmem(False) is None
+    is_(host.real_pmem(True), "note", "need not begin at /dev/pmem0")
 
 
 def test_firmware() -> None:
-    is_(doctor.firmware(False, None, False), "ok", "BIOS")
-    is_(doctor.firmware(True, True, False), "ok", "Secure Boot on: memmap= is not restricted")
-    is_(doctor.firmware(True, False, False), "ok", "Secure Boot off")
-    is_(doctor.firmware(True, None, False), "ok", "Secure Boot not told")
-    is_(doctor.firmware(True, True, True), "warn", "unified kernel image", "build memmap= into the image")
+    is_(doctor_boot.firmware(False, None, False), "ok", "BIOS")
+    is_(doctor_boot.firmware(True, True, False), "ok", "Secure Boot on: memmap= is not restricted")
+    is_(doctor_boot.firmware(True, False, False), "ok", "Secure Boot off")
+    is_(doctor_boot.firmware(True, None, False), "ok", "Secure Boot not told")
+    is_(
+        doctor_boot.firmware(True, True, True), "warn", "unified kernel image", "build memmap= into the image"
+    )
 
 
 def test_lockdown() -> None:
-    assert doctor.lockdown("") is None
-    assert doctor.lockdown("[none] integrity confidentiality") is None
-    is_(doctor.lockdown("none [integrity] confidentiality"), "ok", "integrity: memmap= is not restricted")
+    assert host.lockdown("") is None
+    assert host.lockdown("[none] integrity confidentiality") is None
+    is_(host.lockdown("none [integrity] confidentiality"), "ok", "integrity: memmap= is not restricted")
 
 
 def test_modules() -> None:
     names = ("nd_e820", "nd_pmem", "libnvdimm")
     for state in ("loaded", "built in", "available"):
-        is_(doctor.modules([(n, state) for n in names]), "ok", f"nd_e820 {state}")
-    is_(doctor.modules([("nd_e820", "available"), ("nd_pmem", "missing")]), "warn", "", "linux-modules-extra")
+        is_(doctor_kernel.modules([(n, state) for n in names]), "ok", f"nd_e820 {state}")
+    is_(
+        doctor_kernel.modules([("nd_e820", "available"), ("nd_pmem", "missing")]),
+        "warn",
+        "",
+        "linux-modules-extra",
+    )
     blocked = [("nd_e820", "blocked by /etc/modprobe.d/x.conf:3")]
-    is_(doctor.modules(blocked), "warn", "nd_e820 blocked", "take nd_e820 out of /etc/modprobe.d/x.conf:3")
-    is_(doctor.modules([("nd_e820", "unknown")]), "note")
+    is_(
+        doctor_kernel.modules(blocked),
+        "warn",
+        "nd_e820 blocked",
+        "take nd_e820 out of /etc/modprobe.d/x.conf:3",
+    )
+    is_(doctor_kernel.modules([("nd_e820", "unknown")]), "note")
 
 
 @pytest.mark.parametrize(
@@ -138,11 +153,11 @@ def test_modules() -> None:
 def test_the_initramfs_matters_only_to_what_is_mounted_from_it(
     line: str, fstab: str, status: str, words: str
 ) -> None:
-    is_(doctor.initramfs(parse_command_line(line), fstab, ""), status, words)
+    is_(doctor_kernel.initramfs(parse_command_line(line), fstab, ""), status, words)
 
 
 def test_crypttab_counts_as_well() -> None:
-    is_(doctor.initramfs(PLAIN, "", "secret /dev/pmem0 none luks\n"), "warn", "/etc/crypttab:1")
+    is_(doctor_kernel.initramfs(PLAIN, "", "secret /dev/pmem0 none luks\n"), "warn", "/etc/crypttab:1")
 
 
 def kernel(text: str) -> KernelRelease:
@@ -171,28 +186,28 @@ def kernel(text: str) -> KernelRelease:
 )
 def test_randomisation_matrix(efi: bool | None, release: str, bad: bool | None) -> None:
     situation = replace(SITUATION, efi=efi, kernel=kernel(release), command_line=PLAIN)
-    found = doctor.randomisation(situation, True)
+    found = doctor_kernel.randomisation(situation, True)
     if efi is False or bad is False or (bad is None and efi is None):
         is_(found, "ok", f"Linux {release}")
     else:
         is_(found, "warn", "", "--nokaslr")
     is_(
-        doctor.randomisation(replace(situation, command_line=parse_command_line("nokaslr")), True),
+        doctor_kernel.randomisation(replace(situation, command_line=parse_command_line("nokaslr")), True),
         "ok",
         "nokaslr",
     )
-    is_(doctor.randomisation(situation, False), "ok", "built without it")
+    is_(doctor_kernel.randomisation(situation, False), "ok", "built without it")
 
 
 def test_randomisation_of_an_unknown_kernel() -> None:
     situation = replace(SITUATION, efi=True)
     is_(
-        doctor.randomisation(situation, None),
+        doctor_kernel.randomisation(situation, None),
         "warn",
         "the exact version of this kernel is unknown",
         "--nokaslr",
     )
-    is_(doctor.randomisation(replace(SITUATION, efi=False), None), "ok", "started by BIOS")
+    is_(doctor_kernel.randomisation(replace(SITUATION, efi=False), None), "ok", "started by BIOS")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +225,7 @@ def test_randomisation_of_an_unknown_kernel() -> None:
     ],
 )
 def test_regions(line: str, status: str, words: str) -> None:
-    is_(doctor.regions(parse_command_line(line)), status, words)
+    is_(doctor_boot.regions(parse_command_line(line)), status, words)
 
 
 @pytest.mark.parametrize(
@@ -227,35 +242,35 @@ def test_regions(line: str, status: str, words: str) -> None:
     ],
 )
 def test_words(line: str, status: str, words: str) -> None:
-    is_(doctor.words(parse_command_line(line)), status, words)
+    is_(doctor_boot.words(parse_command_line(line)), status, words)
 
 
 def test_variables_say_who_has_the_last_word() -> None:
     name = "GRUB_CMDLINE_LINUX_DEFAULT"
-    is_(doctor.variable(name, Effective(None, "", 0, ())), "ok", "assigned nowhere")
+    is_(doctor_boot.variable(name, Effective(None, "", 0, ())), "ok", "assigned nowhere")
     seen = Effective("quiet", "/etc/default/grub", 6, ())
-    is_(doctor.variable(name, seen), "ok", '"quiet", last word in /etc/default/grub:6')
+    is_(doctor_boot.variable(name, seen), "ok", '"quiet", last word in /etc/default/grub:6')
     seen = Effective("", "/etc/default/grub.d/50-cloud.cfg", 2, ())
-    is_(doctor.variable(name, seen), "note", "grub.d/50-cloud.cfg:2: it comes after /etc/default/grub")
+    is_(doctor_boot.variable(name, seen), "note", "grub.d/50-cloud.cfg:2: it comes after /etc/default/grub")
 
 
 def test_grubenv() -> None:
     name = "/boot/grub/grubenv"
-    is_(doctor.grubenv(name, "", "", ""), "ok", f"GRUB can write {name}")
+    is_(doctor_boot.grubenv(name, "", "", ""), "ok", f"GRUB can write {name}")
     is_(
-        doctor.grubenv(name, "it lies on btrfs", "", ""),
+        doctor_boot.grubenv(name, "it lies on btrfs", "", ""),
         "note",
         "no trial boots: it lies on btrfs",
         "without --trial",
     )
-    is_(doctor.grubenv(name, "there is none", "create it", ""), "note", "no trial boots", "create it")
+    is_(doctor_boot.grubenv(name, "there is none", "create it", ""), "note", "no trial boots", "create it")
     is_(
-        doctor.grubenv(name, "", "", "trial"),
+        doctor_boot.grubenv(name, "", "", "trial"),
         "note",
         "takes the entry “trial”, once",
         f"grub-editenv {name} unset",
     )
-    stuck = doctor.grubenv("/boot/grub2/grubenv", "it lies on btrfs", "", "trial")
+    stuck = doctor_boot.grubenv("/boot/grub2/grubenv", "it lies on btrfs", "", "trial")
     is_(stuck, "warn", "it lies on btrfs: it stays chosen", "grub2-editenv")
 
 
@@ -263,43 +278,45 @@ def test_what_boots_and_whether_the_menu_is_as_the_defaults() -> None:
     cfg = "menuentry 'Debian' {\n linux /boot/vmlinuz-1 root=UUID=0 ro a b $vt_handoff\n}\n"
     (entry,) = menu.entries(cfg)
     is_(
-        doctor.boots(entry, "/g.cfg", ["a", "b"], "", "update-grub2"),
+        doctor_boot.boots(entry, "/g.cfg", ["a", "b"], "", "update-grub2"),
         "ok",
         "“Debian” (/g.cfg:2): root=UUID=0 ro a b",
     )
     is_(
-        doctor.boots(entry, "/g.cfg", ["b", "a"], "", "update-grub2"),
+        doctor_boot.boots(entry, "/g.cfg", ["b", "a"], "", "update-grub2"),
         "warn",
         "it lacks a",
         "sudo update-grub2",
     )
     is_(
-        doctor.boots(entry, "/g.cfg", ["c"], "", ""),
+        doctor_boot.boots(entry, "/g.cfg", ["c"], "", ""),
         "warn",
         "older than the defaults: it lacks c",
         "update-grub",
     )
-    is_(doctor.boots(entry, "/g.cfg", ["c"], "x", ""), "note", "chosen for one start: “Debian”")
+    is_(doctor_boot.boots(entry, "/g.cfg", ["c"], "x", ""), "note", "chosen for one start: “Debian”")
 
 
 def test_a_command_line_that_is_compiled_in() -> None:
-    assert doctor.built_in('CONFIG_CMDLINE=""\nCONFIG_CMDLINE_BOOL=y\n') is None
-    assert doctor.built_in('CONFIG_CMDLINE="quiet"\n# CONFIG_CMDLINE_BOOL is not set\n') is None
-    is_(doctor.built_in('CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="quiet"\n'), "note", "of its own: quiet")
+    assert doctor_kernel.built_in('CONFIG_CMDLINE=""\nCONFIG_CMDLINE_BOOL=y\n') is None
+    assert doctor_kernel.built_in('CONFIG_CMDLINE="quiet"\n# CONFIG_CMDLINE_BOOL is not set\n') is None
+    is_(
+        doctor_kernel.built_in('CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="quiet"\n'), "note", "of its own: quiet"
+    )
     taken = 'CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="memmap=1M$5G"\n'
-    is_(doctor.built_in(taken), "warn", "does not keep clear of that memmap=", "--nokaslr")
+    is_(doctor_kernel.built_in(taken), "warn", "does not keep clear of that memmap=", "--nokaslr")
 
 
 def test_what_is_really_in_the_initramfs(here: FakeMachine) -> None:
     put(here, "/etc/fstab", "/dev/pmem0 /usr ext4 ro,nofail 0 0\n")
-    is_(by_name(doctor.look(here))["initramfs"], "warn", "must be in it", "volatile")
+    is_(by_name(look.look(here))["initramfs"], "warn", "must be in it", "volatile")
     put(here, f"/boot/initrd.img-{RELEASE}", "")
     script(here, "lsinitramfs", "#!/bin/sh\n[ -e ${0%/*}/..$1 ] && echo usr/lib/modules/x/nd_e820.ko.xz\n")
-    found = by_name(doctor.look(here))["initramfs"]
+    found = by_name(look.look(here))["initramfs"]
     is_(found, "warn", f"/boot/initrd.img-{RELEASE} lacks nd_pmem, libnvdimm", "add nd_pmem, libnvdimm to it")
     script(here, "lsinitramfs", "#!/bin/sh\nfor m in nd_e820 nd_pmem libnvdimm; do echo a/$m.ko; done\n")
     is_(
-        by_name(doctor.look(here))["initramfs"],
+        by_name(look.look(here))["initramfs"],
         "warn",
         f"and /boot/initrd.img-{RELEASE} has them",
         "volatile",
@@ -309,7 +326,7 @@ def test_what_is_really_in_the_initramfs(here: FakeMachine) -> None:
 def test_a_kernel_that_listens_to_no_boot_loader(here: FakeMachine) -> None:
     config = here.root / f"boot/config-{RELEASE}"
     config.write_text(config.read_text() + "CONFIG_CMDLINE_OVERRIDE=y\n")
-    is_(by_name(doctor.look(here))["kernel"], "stop", "takes nothing from a boot loader")
+    is_(by_name(look.look(here))["kernel"], "stop", "takes nothing from a boot loader")
     with pytest.raises(EmupmemError, match="CONFIG_CMDLINE_OVERRIDE"):
         obstacles.refuse(here)
 
@@ -318,75 +335,75 @@ def test_every_trouble_has_a_way_out(here: FakeMachine) -> None:
     put(here, "/boot/grub/grub.cfg", "")
     put(here, "/etc/fstab", "/dev/pmem0 /mnt ext4 dax 0 0\n")
     put(here, "/proc/swaps", "")
-    troubles = [f for f in doctor.look(here) if f.status in ("warn", "stop", "fail")]
+    troubles = [f for f in look.look(here) if f.status in ("warn", "stop", "fail")]
     assert len(troubles) >= 3
     assert [f.name for f in troubles if not f.fix] == []
 
 
 def test_the_mount_of_a_path() -> None:
     boot, over = replace(ROOT, dir="/boot", number="8:2"), replace(ROOT, dir="/boot", number="8:3")
-    assert doctor.mounted_for("/boot/grub/grubenv", [ROOT, boot]) is boot
-    assert doctor.mounted_for("/boot", [boot, ROOT]) is boot
-    assert doctor.mounted_for("/bootleg", [boot, ROOT]) is ROOT
-    assert doctor.mounted_for("/boot/grub", [ROOT, boot, over]) is over, "the last one hides the others"
-    assert doctor.mounted_for("/boot", []) is None
+    assert doctor_boot.mounted_for("/boot/grub/grubenv", [ROOT, boot]) is boot
+    assert doctor_boot.mounted_for("/boot", [boot, ROOT]) is boot
+    assert doctor_boot.mounted_for("/bootleg", [boot, ROOT]) is ROOT
+    assert doctor_boot.mounted_for("/boot/grub", [ROOT, boot, over]) is over, "the last one hides the others"
+    assert doctor_boot.mounted_for("/boot", []) is None
 
 
 def test_room() -> None:
-    is_(doctor.room([("/boot", GIB, False), ("/", GIB, False)], MIB), "ok", "/boot 1 GiB, / 1 GiB free")
-    is_(doctor.room([("/boot", 0, False), ("/", GIB, False)], MIB), "warn", "/boot 0", "make room")
-    is_(doctor.room([("/boot", GIB, True)], MIB), "stop", "mounted read-only: /boot", "remount,rw /boot")
+    is_(doctor_boot.room([("/boot", GIB, False), ("/", GIB, False)], MIB), "ok", "/boot 1 GiB, / 1 GiB free")
+    is_(doctor_boot.room([("/boot", 0, False), ("/", GIB, False)], MIB), "warn", "/boot 0", "make room")
+    is_(doctor_boot.room([("/boot", GIB, True)], MIB), "stop", "mounted read-only: /boot", "remount,rw /boot")
 
 
 def test_programs() -> None:
-    is_(doctor.generator("update-grub2", "grub-editenv"), "ok", "update-grub2 makes the menu")
-    is_(doctor.generator("update-grub2", ""), "note", "no trial boots", "grub-common")
-    is_(doctor.generator("", ""), "stop", "nothing could make grub.cfg", "grub2-common")
-    every = dict.fromkeys((*doctor.NEEDED, *doctor.WANTED), True)
-    is_(doctor.tools(every, True), "ok")
-    is_(doctor.tools(every | {"ipmctl": False}, False), "ok")
-    is_(doctor.tools(every | {"ipmctl": False}, True), "note", "ipmctl")
-    is_(doctor.tools(every | {"ndctl": False}, False), "note", "missing, optional: ndctl (ndctl)")
+    is_(doctor_boot.generator("update-grub2", "grub-editenv"), "ok", "update-grub2 makes the menu")
+    is_(doctor_boot.generator("update-grub2", ""), "note", "no trial boots", "grub-common")
+    is_(doctor_boot.generator("", ""), "stop", "nothing could make grub.cfg", "grub2-common")
+    every = dict.fromkeys((*host.NEEDED, *host.WANTED), True)
+    is_(host.tools(every, True), "ok")
+    is_(host.tools(every | {"ipmctl": False}, False), "ok")
+    is_(host.tools(every | {"ipmctl": False}, True), "note", "ipmctl")
+    is_(host.tools(every | {"ndctl": False}, False), "note", "missing, optional: ndctl (ndctl)")
     is_(
-        doctor.tools(every | {"mkfs.ext4": False}, False),
+        host.tools(every | {"mkfs.ext4": False}, False),
         "warn",
         "mkfs.ext4 (e2fsprogs)",
         "mount needs mkfs.ext4",
     )
-    is_(doctor.tools({}, False), "warn", "has none")
+    is_(host.tools({}, False), "warn", "has none")
 
 
 def test_hibernation() -> None:
-    is_(doctor.hibernation(False, "", 0, GIB, True), "ok", "does not hibernate")
-    is_(doctor.hibernation(True, "", GIB, 16 * GIB, True), "ok", "not set up")
-    is_(doctor.hibernation(True, "", 8 * GIB, 16 * GIB, False), "note", "not in the image", "umount")
-    is_(doctor.hibernation(True, "resume=/dev/sda2", GIB, 16 * GIB, True), "warn", "resume=/dev/sda2")
+    is_(host.hibernation(False, "", 0, GIB, True), "ok", "does not hibernate")
+    is_(host.hibernation(True, "", GIB, 16 * GIB, True), "ok", "not set up")
+    is_(host.hibernation(True, "", 8 * GIB, 16 * GIB, False), "note", "not in the image", "umount")
+    is_(host.hibernation(True, "resume=/dev/sda2", GIB, 16 * GIB, True), "warn", "resume=/dev/sda2")
 
 
 def test_the_ladder_in_one_line() -> None:
     ok = Check("configured", "ok")
     device = Check("device", "ok")
-    is_(doctor.ladder(Verdict((ok,), ())), "ok", "nothing is reserved")
+    is_(look.ladder(Verdict((ok,), ())), "ok", "nothing is reserved")
     is_(
-        doctor.ladder(Verdict((ok, Check("booted", "pending", "", "not yet", "reboot")), ())),
+        look.ladder(Verdict((ok, Check("booted", "pending", "", "not yet", "reboot")), ())),
         "note",
         "booted: not yet",
         "reboot",
     )
     is_(
-        doctor.ladder(Verdict((ok, Check("dax", "fail", "", "off", "repair")), ())),
+        look.ladder(Verdict((ok, Check("dax", "fail", "", "off", "repair")), ())),
         "fail",
         "dax: off",
         "repair",
     )
     seen = Verdict((ok, device, Check("iomem", "skipped")), (Device("/dev/pmem0", 4 * GIB, GIB),))
-    is_(doctor.ladder(seen), "ok", "/dev/pmem0 · emulated, volatile (not seen: iomem)")
+    is_(look.ladder(seen), "ok", "/dev/pmem0 · emulated, volatile (not seen: iomem)")
 
 
 def test_a_trial_is_told() -> None:
     tried = Check("trial", "ok", "", "this boot is the trial of memmap=1G!4G", "sudo emupmem confirm")
     is_(
-        doctor.ladder(Verdict((tried, Check("device", "ok")), ())),
+        look.ladder(Verdict((tried, Check("device", "ok")), ())),
         "note",
         "this boot is the trial of memmap=1G!4G",
         "emupmem confirm",
@@ -395,7 +412,7 @@ def test_a_trial_is_told() -> None:
 
 def test_stop_and_fail_are_not_good() -> None:
     for status, good in (("ok", True), ("note", True), ("warn", True), ("stop", False), ("fail", False)):
-        assert doctor.good([Finding("x", "ok", ""), Finding("y", status, "")]) is good
+        assert doctor_finding.good([Finding("x", "ok", ""), Finding("y", status, "")]) is good
 
 
 # Machines in a folder --------------------------------------------------------------------------------
@@ -416,13 +433,13 @@ def by_name(findings: Sequence[Finding]) -> dict[str, Finding]:
 
 
 def test_a_good_machine(here: FakeMachine) -> None:
-    for name in doctor.TOOLS:
+    for name in host.TOOLS:
         if not (here.root / "sbin" / name).exists():
             script(here, name, "#!/bin/sh\n")
     modules = "kernel/drivers/nvdimm/{}.ko.xz:\n"
     put(here, f"/lib/modules/{RELEASE}/modules.dep", "".join(modules.format(m) for m in boot_kernel.MODULES))
     test_trial.prepare(here)
-    findings = doctor.look(here)
+    findings = look.look(here)
     assert {f.status for f in findings} == {"ok"}, [f for f in findings if f.status != "ok"]
     found = by_name(findings)
     assert len(found) == len(findings), "names are unique"
@@ -435,7 +452,7 @@ def test_a_good_machine(here: FakeMachine) -> None:
 
 def test_nothing_is_changed(here: FakeMachine) -> None:
     before = {p: p.read_bytes() for p in here.root.rglob("*") if p.is_file()}
-    doctor.look(here)
+    look.look(here)
     assert before == {p: p.read_bytes() for p in here.root.rglob("*") if p.is_file()}
 
 
@@ -452,7 +469,7 @@ def test_systemd_boot_with_and_without_a_grub_behind_it(
     name = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
     put(here, name, b"\x06\0\0\0" + "systemd-boot".encode("utf-16-le"))
     put(here, "/proc/cmdline", line)
-    is_(by_name(doctor.look(here))["loader"], status, words)
+    is_(by_name(look.look(here))["loader"], status, words)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +514,7 @@ def test_what_apply_refuses_is_a_stop(
     here: FakeMachine, run: Callable[..., Done], name: str, text: str | bytes, finding: str, words: str
 ) -> None:
     put(here, name, text)
-    found = by_name(doctor.look(here))[finding]
+    found = by_name(look.look(here))[finding]
     is_(found, "stop", words)
     done = run("doctor", "--json")
     assert done.status == 3
@@ -508,26 +525,26 @@ def test_what_apply_refuses_is_a_stop(
 
 def test_another_processor_stops(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    is_(by_name(doctor.look(here))["processor"], "stop", "this machine is aarch64")
+    is_(by_name(look.look(here))["processor"], "stop", "this machine is aarch64")
 
 
 def test_without_a_generator_apply_would_refuse(here: FakeMachine) -> None:
     (here.root / "sbin/update-grub2").unlink()
-    is_(by_name(doctor.look(here))["generator"], "stop", "nothing could make grub.cfg")
+    is_(by_name(look.look(here))["generator"], "stop", "nothing could make grub.cfg")
 
 
 def test_the_drivers_of_the_kernel_that_boots_are_blocked(here: FakeMachine) -> None:
     put(here, "/etc/modprobe.d/x.conf", "# x\nblacklist nd_e820\n")
-    is_(by_name(doctor.look(here))["modules"], "warn", "nd_e820 blocked by /etc/modprobe.d/x.conf:2")
+    is_(by_name(look.look(here))["modules"], "warn", "nd_e820 blocked by /etc/modprobe.d/x.conf:2")
 
 
 def test_efi_with_a_kernel_that_may_land_anywhere(here: FakeMachine) -> None:
     banner = LOG.partition("\n")[0].replace("6.12.5-1", "6.7.9-1").replace("6.12.0", "6.7.0")
     put(here, "/proc/version", banner.replace("6.7.0-1-amd64", RELEASE).replace("6.12.0", "6.7.0"))
     put(here, "/sys/firmware/efi/fw_platform_size", "64")
-    put(here, doctor.SECURE_BOOT, b"\6\0\0\0\1")
+    put(here, doctor_boot.SECURE_BOOT, b"\6\0\0\0\1")
     put(here, "/proc/sys/kernel/osrelease", RELEASE)
-    found = by_name(doctor.look(here))
+    found = by_name(look.look(here))
     is_(found["firmware"], "ok", "UEFI, Secure Boot on")
     # The running kernel is not the one that boots: of that one the version is unknown.
     is_(found["randomisation"], "warn", "", "--nokaslr")
@@ -544,7 +561,7 @@ def test_grubenv_on_encrypted_lvm_on_raid(here: FakeMachine) -> None:
     put(here, f"{base}/9:0/md/level", "raid1\n")
     assert stack(here, "253:1") == ("LVM", "encrypted", "RAID")
     is_(
-        by_name(doctor.look(here))["grubenv"],
+        by_name(look.look(here))["grubenv"],
         "note",
         "(LVM, encrypted, RAID), which GRUB is not sure to write to",
     )
@@ -561,11 +578,11 @@ def test_hibernation_on_a_machine(here: FakeMachine) -> None:
     put(here, "/sys/power/disk", "[platform] shutdown reboot\n")
     put(here, "/proc/meminfo", "MemTotal:       20000000 kB\n")
     put(here, "/proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 9000000 0 -2\n")
-    is_(by_name(doctor.look(here))["hibernation"], "note", "8.5 GiB of swap")
+    is_(by_name(look.look(here))["hibernation"], "note", "8.5 GiB of swap")
     put(here, "/proc/swaps", "Filename Type Size Used Priority\n/dev/zram0 partition 9000000 0 -2\n")
-    is_(by_name(doctor.look(here))["hibernation"], "ok", "not set up")
+    is_(by_name(look.look(here))["hibernation"], "ok", "not set up")
     put(here, "/sys/power/disk", "[disabled]\n")
-    is_(by_name(doctor.look(here))["hibernation"], "ok", "does not hibernate")
+    is_(by_name(look.look(here))["hibernation"], "ok", "does not hibernate")
 
 
 def test_without_root_what_is_unseen_is_said(here: FakeMachine) -> None:
@@ -574,27 +591,27 @@ def test_without_root_what_is_unseen_is_said(here: FakeMachine) -> None:
     for number, (start, end) in enumerate((("0x0", "0xbfffffff"), ("0x100000000", "0x53fffffff"))):
         for key, value in (("start", start), ("end", end), ("type", "System RAM")):
             put(here, f"/sys/firmware/memmap/{number}/{key}", value)
-    found = by_name(doctor.look(here))
+    found = by_name(look.look(here))
     is_(found["rights"], "note")
     is_(found["memory-map"], "ok", "/sys/firmware/memmap")
-    assert doctor.good(tuple(found.values()))
+    assert doctor_finding.good(tuple(found.values()))
 
 
 def test_before_and_after_the_reboot(here: FakeMachine, run: Callable[..., Done]) -> None:
     run("apply", "--size", "1G", "--yes")
-    found = by_name(doctor.look(here))
+    found = by_name(look.look(here))
     is_(found["ladder"], "note", "booted:", "reboot")
     is_(found["plan"], "ok", "memmap=1G!4G is set up already")
     is_(found["regions"], "ok", "1 of 4")
     reboot(here)
-    found = by_name(doctor.look(here))
+    found = by_name(look.look(here))
     is_(found["ladder"], "ok", "/dev/pmem0 · emulated, volatile")
     done = run("doctor")
     assert done.status == 0
     assert "✓ ok   ladder" in done.out
     dax = here.path("/sys/class/block/pmem0/queue/dax")
     dax.write_text("0\n")
-    assert by_name(doctor.look(here))["ladder"].status == "fail"
+    assert by_name(look.look(here))["ladder"].status == "fail"
     assert run("doctor").status == 3
 
 
@@ -626,7 +643,7 @@ def test_json_has_the_documented_shape(here: FakeMachine, run: Callable[..., Don
 def test_one_line_each_and_plain_when_piped(here: FakeMachine, run: Callable[..., Done]) -> None:
     done = run("doctor")
     lines = [line for line in done.out.splitlines() if "→" not in line]
-    assert len(lines) == len(doctor.look(here))
+    assert len(lines) == len(look.look(here))
     assert "\x1b" not in done.out
     assert "✓ ok   processor" in done.out
     assert re.search(r"! warn tools .*\n +→ emupmem mount needs mkfs.ext4", done.out)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emupmem import ipmctl
 from emupmem.model import GIB, EmupmemError
+from emupmem.nvdimm import ipmctl
 
 # 1.x, early: columns apart by blanks
 V1 = """

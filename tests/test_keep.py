@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from emupmem import keep, snapshot, unit
+from emupmem.device import image as device_image
+from emupmem.device import keep, unit
+from emupmem.device.unit import BootMount
 from emupmem.model import GIB, MIB, EmupmemError
-from emupmem.unit import BootMount
 from tests.fake import put, script
 from tests.test_mount import PmemMachine, Run, calls, holds, mounted, rebooted, unit_text
 from tests.test_mount import here as here  # the fixtures
@@ -29,15 +30,15 @@ def kept(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
     script(here, "sync", "#!/bin/sh\n")
 
     def log(what: str) -> Any:
-        def call(machine: object, *words: object) -> snapshot.Snapshot:
+        def call(machine: object, *words: object) -> device_image.Snapshot:
             with (here.root / "calls").open("a") as file:
                 print(what, *words, file=file)
-            return snapshot.Snapshot(FILE, "/dev/pmem0", GIB, MIB, 1.0, "sum")
+            return device_image.Snapshot(FILE, "/dev/pmem0", GIB, MIB, 1.0, "sum")
 
         return call
 
-    monkeypatch.setattr(snapshot, "save", log("save"))
-    monkeypatch.setattr(snapshot, "restore", log("restore"))
+    monkeypatch.setattr(device_image, "save", log("save"))
+    monkeypatch.setattr(device_image, "restore", log("restore"))
     return here
 
 
@@ -164,7 +165,7 @@ def test_an_image_that_cannot_be_brought_back_is_never_saved_over(
     def damaged(*words: object) -> None:
         raise EmupmemError("its checksum differs")
 
-    monkeypatch.setattr(snapshot, "restore", damaged)
+    monkeypatch.setattr(device_image, "restore", damaged)
     done = boot(run)
     assert done.status == 1
     assert "emupmem: /mnt/pmem0 is not mounted: its checksum differs" in done.out
@@ -229,7 +230,7 @@ def test_a_save_that_fails_is_told(run: Run, kept: PmemMachine, monkeypatch: pyt
     def full(*words: object) -> None:
         raise EmupmemError("the image needs 1 GiB and there are 2 MiB")
 
-    monkeypatch.setattr(snapshot, "save", full)
+    monkeypatch.setattr(device_image, "save", full)
     done = boot(run, "boot-save")
     assert done.status == 1
     assert f"/mnt/pmem0 is not saved: the image needs 1 GiB and there are 2 MiB; {FILE} stays" in done.out

@@ -745,19 +745,20 @@ def test_the_tree_of_an_ostree_system_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) -> None:
-    from emupmem import collect, doctor
+    from emupmem.doctor import look
+    from emupmem.report import collected, gather
 
-    masked = collect.of_machine(here).archive
+    masked = gather.of_machine(here).archive
     assert not any(ID in name or ID.encode() in data for name, data in masked.members.items())
-    there = collect.Collected(masked)
+    there = collected.Collected(masked)
     assert type(detect.of(there)) is type(detect.of(here))
     before = [line for name, line in lines(here).items() if "(other)" not in name]
     other = detect.of(there)
     assert other is not None
     after = [e.text for e in other.standing(there).entries if e.ours]
     assert len(after) == len(before)
-    said = {f.name: (f.status, f.evidence.replace(ID, "")) for f in doctor.look(here)}
-    told = {f.name: (f.status, re.sub(r"0{20}\d+", "", f.evidence)) for f in doctor.look(there)}
+    said = {f.name: (f.status, f.evidence.replace(ID, "")) for f in look.look(here)}
+    told = {f.name: (f.status, re.sub(r"0{20}\d+", "", f.evidence)) for f in look.look(there)}
     for name in ("loader", "kernel", "regions", "randomisation"):
         assert told[name] == said[name]
 

@@ -22,16 +22,16 @@ import pytest
 
 import emupmem
 import emupmem.system.machine
-from emupmem import dax, mount, unit
-from emupmem.blocks import Mounted, Pmem, parse_blkid, parse_mountinfo
 from emupmem.cli import main
-from emupmem.dax import Proof
+from emupmem.device import dax, decide, unit
+from emupmem.device.blocks import Mounted, Pmem, parse_blkid, parse_mountinfo
+from emupmem.device.dax import Proof
+from emupmem.device.decide import Folder, MountRequest
+from emupmem.device.proof import SeenMount, mount_rungs
+from emupmem.kernel import release
 from emupmem.model import GIB, MIB, Busy, EmupmemError
-from emupmem.mount import Folder, MountRequest
 from emupmem.system import files, lock, processes
 from emupmem.system.programs import Completed
-from emupmem.verifier.ladder import mount_rungs
-from emupmem.verifier.observation import SeenMount
 from tests.fake import CONFIG, LOG, RELEASE, FakeMachine, build, menu, put, script
 
 GOOD = Proof(True, True, 2)
@@ -942,12 +942,12 @@ def test_a_bind_mount_of_a_part_is_not_what_is_asked() -> None:
     device = Pmem("/dev/pmem0", "259:0", GIB, 4 * GIB, True)
     part = Mounted("259:0", "/sub", "/mnt/pmem0", "ext4", "/dev/pmem0", ("dax=always",))
     with pytest.raises(EmupmemError, match="is mounted at /mnt/pmem0 already"):
-        mount.decide(device, MountRequest(), (part,), "", EMPTY, (6, 12))
+        decide.decide(device, MountRequest(), (part,), "", EMPTY, (6, 12))
 
 
 def test_kernel_versions() -> None:
-    assert mount.kernel_version("6.12.5-1-amd64") == (6, 12)
-    assert mount.kernel_version("unknown") == (99, 0)
+    assert release.kernel_version("6.12.5-1-amd64") == (6, 12)
+    assert release.kernel_version("unknown") == (99, 0)
 
 
 def test_blkid_words() -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 import emupmem
-from emupmem import namespaces
-from emupmem import namespaces as ns
 from emupmem.cli import main
+from emupmem.device import ramdax
 from emupmem.model import GIB, KIB, MIB, Command, EmupmemError
 from emupmem.system import files
 from emupmem.system.machine import Machine
@@ -89,29 +88,29 @@ def refused(call: Any) -> str:
 def test_older_kernels_are_told_since_when(machine: FakeMachine) -> None:
     for release in ("6.1.0-18-amd64", "6.18.9", "5.15.0-generic"):
         put(machine, "/proc/sys/kernel/osrelease", release)
-        message = refused(lambda: ns.bind_steps(machine))
+        message = refused(lambda: ramdax.bind_steps(machine))
         assert f"ramdax exists since Linux 6.19; this is {release}" in message
     put(machine, "/proc/sys/kernel/osrelease", "7.3.0-custom")
-    assert "built without ramdax (CONFIG_RAMDAX)" in refused(lambda: ns.require(machine))
+    assert "built without ramdax (CONFIG_RAMDAX)" in refused(lambda: ramdax.require(machine))
 
 
 def test_nothing_reserved(machine: FakeMachine) -> None:
     (machine.root / "sys/bus/platform/devices/e820_pmem").unlink()
-    assert "no memory is reserved in this boot" in refused(lambda: ns.bind_steps(machine))
+    assert "no memory is reserved in this boot" in refused(lambda: ramdax.bind_steps(machine))
 
 
 def test_bind_and_unbind_are_data(machine: FakeMachine) -> None:
     here = "/sys/bus/platform"
-    assert ns.bind_steps(machine) == (
+    assert ramdax.bind_steps(machine) == (
         Command(("modprobe", "ramdax")),
-        ns.Write(f"{here}/devices/e820_pmem/driver_override", "ramdax"),
-        ns.Write(f"{here}/drivers/e820_pmem/unbind", "e820_pmem"),
-        ns.Write(f"{here}/drivers_probe", "e820_pmem"),
+        ramdax.Write(f"{here}/devices/e820_pmem/driver_override", "ramdax"),
+        ramdax.Write(f"{here}/drivers/e820_pmem/unbind", "e820_pmem"),
+        ramdax.Write(f"{here}/drivers_probe", "e820_pmem"),
     )
-    assert ns.bind_steps(machine, ns.LEGACY) == ()
+    assert ramdax.bind_steps(machine, ramdax.LEGACY) == ()
     bind(machine, "ramdax")
-    assert ns.bind_steps(machine) == ()
-    assert [str(s) for s in ns.bind_steps(machine, ns.LEGACY)[1:]] == [
+    assert ramdax.bind_steps(machine) == ()
+    assert [str(s) for s in ramdax.bind_steps(machine, ramdax.LEGACY)[1:]] == [
         f"echo > {here}/devices/e820_pmem/driver_override",
         f"echo e820_pmem > {here}/drivers/ramdax/unbind",
         f"echo e820_pmem > {here}/drivers_probe",
@@ -120,16 +119,16 @@ def test_bind_and_unbind_are_data(machine: FakeMachine) -> None:
 
 def test_mounted_is_refused(machine: FakeMachine) -> None:
     put(machine, "/proc/self/mountinfo", "40 21 259:0 / /mnt rw - ext4 /dev/pmem0 rw\n")
-    assert "/dev/pmem0 is mounted on /mnt | umount /mnt" in refused(lambda: ns.bind_steps(machine))
+    assert "/dev/pmem0 is mounted on /mnt | umount /mnt" in refused(lambda: ramdax.bind_steps(machine))
 
 
 def test_a_mapped_devdax_is_refused(machine: FakeMachine) -> None:
     divided(machine, space("namespace0.1", 4 * GIB, 128 * MIB, "devdax"))
     put(machine, "/proc/77/comm", "database")
     put(machine, "/proc/77/maps", "7f00-7f01 rw-s 00000000 00:05 99      /dev/dax0.10\n")
-    assert ns.delete_steps(machine, "namespace0.1")
+    assert ramdax.delete_steps(machine, "namespace0.1")
     put(machine, "/proc/77/maps", "7f00-7f01 rw-s 00000000 00:05 99      /dev/dax0.1\n")
-    message = refused(lambda: ns.delete_steps(machine, "namespace0.1"))
+    message = refused(lambda: ramdax.delete_steps(machine, "namespace0.1"))
     assert "/dev/dax0.1 is in use by database (process 77)" in message
 
 
@@ -145,19 +144,21 @@ def test_a_driver_that_refuses_gives_the_range_back(
             (machine.root / f"{PLATFORM}/driver".lstrip("/")).unlink()
 
     monkeypatch.setattr(files, "write_sysfs", poke)
-    monkeypatch.setattr(ns, "wait_for", lambda ready, seconds: ready())
-    assert "ramdax did not take the range" in refused(lambda: ns.rebind(machine, ns.bind_steps(machine)))
+    monkeypatch.setattr(ramdax, "wait_for", lambda ready, seconds: ready())
+    assert "ramdax did not take the range" in refused(
+        lambda: ramdax.rebind(machine, ramdax.bind_steps(machine))
+    )
     assert pokes[-2:] == [("driver_override", ""), ("drivers_probe", "e820_pmem")]
 
 
 def test_only_what_ramdax_has_is_listed(machine: FakeMachine) -> None:
-    assert ns.regions(machine) == ()
+    assert ramdax.regions(machine) == ()
     divided(
         machine,
         space("namespace0.1", 4 * GIB + 128 * MIB, 64 * MIB),
         space("namespace0.0", 4 * GIB, 128 * MIB),
     )
-    (region,) = ns.regions(machine)
+    (region,) = ramdax.regions(machine)
     assert region.name == "region0"
     assert [n.name for n in region.namespaces] == ["namespace0.0", "namespace0.1"], "no seed, in order"
     assert region.namespaces[0].raw_size == 128 * MIB
@@ -166,13 +167,13 @@ def test_only_what_ramdax_has_is_listed(machine: FakeMachine) -> None:
 
 def test_create_needs_room_in_one_piece(machine: FakeMachine) -> None:
     assert "belongs to e820_pmem, not to ramdax | sudo emupmem namespaces bind" in refused(
-        lambda: ns.create_steps(machine, MIB, "fsdax")
+        lambda: ramdax.create_steps(machine, MIB, "fsdax")
     )
     divided(machine, free=256 * MIB)
-    (step,) = ns.create_steps(machine, 256 * MIB, "devdax")
+    (step,) = ramdax.create_steps(machine, 256 * MIB, "devdax")
     assert isinstance(step, Command)
     assert step.argv == ("ndctl", "create-namespace", "-r", "region0", "-m", "devdax", "-s", str(256 * MIB))
-    message = refused(lambda: ns.create_steps(machine, 257 * MIB, "fsdax"))
+    message = refused(lambda: ramdax.create_steps(machine, 257 * MIB, "fsdax"))
     assert "no range has room for 257 MiB in one piece | the most is 256 MiB" in message
 
 
@@ -181,54 +182,56 @@ def test_resize_proves_the_room_before_it_deletes(machine: FakeMachine) -> None:
     middle = space("namespace0.1", 4 * GIB + 256 * MIB, 128 * MIB, "devdax")
     divided(machine, first, middle)
     # a gap of 128 MiB behind the first, 640 MiB less the labels behind the second
-    steps = ns.resize_steps(machine, "/dev/pmem0.0", 624 * MIB)
+    steps = ramdax.resize_steps(machine, "/dev/pmem0.0", 624 * MIB)
     assert [s.argv[1] for s in steps if isinstance(s, Command)] == ["destroy-namespace", "create-namespace"]
-    assert "can have at most 624 MiB" in refused(lambda: ns.resize_steps(machine, "namespace0.0", 640 * MIB))
-    larger = ns.resize_steps(machine, "namespace0.1", 768 * MIB)
+    assert "can have at most 624 MiB" in refused(
+        lambda: ramdax.resize_steps(machine, "namespace0.0", 640 * MIB)
+    )
+    larger = ramdax.resize_steps(machine, "namespace0.1", 768 * MIB)
     assert "devdax" in larger[1].argv if isinstance(larger[1], Command) else False
     assert "there is no namespace namespace0.7 on the emulated memory | there is namespace0.0" in refused(
-        lambda: ns.resize_steps(machine, "namespace0.7", MIB)
+        lambda: ramdax.resize_steps(machine, "namespace0.7", MIB)
     )
 
 
 def test_largest_gap() -> None:
-    region = ns.RamdaxRegion("region0", 0, GIB, 0, ())
-    one = ns.Namespace("namespace0.0", "raw", GIB, GIB - 16 * MIB, 0, "pmem0", "region0")
-    assert ns.largest_gap(region, one) == GIB - 16 * MIB, "the labels take the last step"
-    assert ns.largest_gap(region, one, 128 * KIB) == GIB - 128 * KIB
+    region = ramdax.RamdaxRegion("region0", 0, GIB, 0, ())
+    one = ramdax.Namespace("namespace0.0", "raw", GIB, GIB - 16 * MIB, 0, "pmem0", "region0")
+    assert ramdax.largest_gap(region, one) == GIB - 16 * MIB, "the labels take the last step"
+    assert ramdax.largest_gap(region, one, 128 * KIB) == GIB - 128 * KIB
 
 
 def test_the_rule_for_every_boot(machine: FakeMachine) -> None:
-    ns.require_at_boot(machine)
-    assert not ns.remove_at_boot(machine)
-    ns.at_boot(machine)
-    text = (machine.root / ns.RULE.lstrip("/")).read_text()
-    assert text == ns.RULE_TEXT
+    ramdax.require_at_boot(machine)
+    assert not ramdax.remove_at_boot(machine)
+    ramdax.at_boot(machine)
+    text = (machine.root / ramdax.RULE.lstrip("/")).read_text()
+    assert text == ramdax.RULE_TEXT
     rules = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(rules) == 1
     assert 'DRIVER==""' in rules[0], "never takes a range from under a driver that has it"
     assert 'PROGRAM=="/sbin/modprobe -q ramdax"' in rules[0], "nothing where the kernel has no ramdax"
-    assert ns.remove_at_boot(machine)
-    assert not machine.exists(ns.RULE)
+    assert ramdax.remove_at_boot(machine)
+    assert not machine.exists(ramdax.RULE)
     put(machine, "/lib/modules/7.2.0-amd64/modules.builtin", "kernel/drivers/nvdimm/nd_e820.ko\n")
-    assert "nd_e820 is built in" in refused(lambda: ns.require_at_boot(machine))
+    assert "nd_e820 is built in" in refused(lambda: ramdax.require_at_boot(machine))
 
 
 def test_a_namespace_that_was_made_is_no_error(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     divided(machine, free=GIB)
-    look = ns.regions
+    look = ramdax.regions
     ran: list[object] = []
 
-    def fails_afterwards(here: Machine) -> tuple[ns.RamdaxRegion, ...]:
+    def fails_afterwards(here: Machine) -> tuple[ramdax.RamdaxRegion, ...]:
         if ran:
             raise EmupmemError("ndctl has gone", "look for it")
         return look(here)
 
     monkeypatch.setattr(emupmem.system.machine, "Machine", lambda: machine)
-    monkeypatch.setattr(namespaces, "run", lambda here, steps: ran.append(steps))
-    monkeypatch.setattr(namespaces, "regions", fails_afterwards)
+    monkeypatch.setattr(ramdax, "run", lambda here, steps: ran.append(steps))
+    monkeypatch.setattr(ramdax, "regions", fails_afterwards)
     monkeypatch.setattr(sys, "argv", ["emupmem", "namespaces", "create", "--size", "512M"])
     with pytest.raises(SystemExit) as caught:
         main()

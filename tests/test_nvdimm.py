@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 import emupmem
-from emupmem import ipmctl, nvdimm
 from emupmem.cli import main
 from emupmem.model import GIB, MIB, EmupmemError
+from emupmem.nvdimm import create as nvdimm_create
+from emupmem.nvdimm import goal, ipmctl, show
+from emupmem.nvdimm import view as nvdimm_view
 from tests.fake import FakeMachine, build, put, script
 
 NDCTL = """#!/bin/sh
@@ -115,16 +117,16 @@ def buses(
     bus = {"provider": provider, "dev": "ndbus0", "dimms": dimms, "regions": list(regions)}
     put(machine, f"/{file}", json.dumps([*there, bus]))
     for n in names:
-        put(machine, f"{nvdimm.BUS}/{n}/commands", "get_size get_data set_data cmd_call \n")
+        put(machine, f"{nvdimm_view.BUS}/{n}/commands", "get_size get_data set_data cmd_call \n")
     for r in regions:
-        kind = machine.root / f"{nvdimm.BUS}/{r['dev']}/nstype".lstrip("/")
+        kind = machine.root / f"{nvdimm_view.BUS}/{r['dev']}/nstype".lstrip("/")
         if not kind.exists() or provider == "e820":
-            put(machine, f"{nvdimm.BUS}/{r['dev']}/nstype", "4" if provider == "e820" else "5")
-            put(machine, f"{nvdimm.BUS}/{r['dev']}/resource", hex((int(r["dev"][6:]) + 4) * GIB))
+            put(machine, f"{nvdimm_view.BUS}/{r['dev']}/nstype", "4" if provider == "e820" else "5")
+            put(machine, f"{nvdimm_view.BUS}/{r['dev']}/resource", hex((int(r["dev"][6:]) + 4) * GIB))
 
 
 def labelless(machine: FakeMachine, name: str) -> None:
-    put(machine, f"{nvdimm.BUS}/{name}/nstype", "4\n")
+    put(machine, f"{nvdimm_view.BUS}/{name}/nstype", "4\n")
 
 
 def block(machine: FakeMachine, name: str, number: str) -> None:
@@ -176,15 +178,15 @@ def refused(call: Callable[[], Any]) -> str:
     return f"{caught.value.message} | {caught.value.hint}"
 
 
-def create(machine: FakeMachine, **options: Any) -> nvdimm.Plan:
-    return nvdimm.plan_create(machine, nvdimm.look(machine), **options)
+def create(machine: FakeMachine, **options: Any) -> nvdimm_create.Plan:
+    return nvdimm_create.plan_create(machine, nvdimm_view.look(machine), **options)
 
 
-def destroy(machine: FakeMachine, name: str) -> nvdimm.Plan:
-    return nvdimm.plan_destroy(machine, nvdimm.look(machine), name)
+def destroy(machine: FakeMachine, name: str) -> nvdimm_create.Plan:
+    return nvdimm_create.plan_destroy(machine, nvdimm_view.look(machine), name)
 
 
-def words(plan: nvdimm.Plan) -> list[str]:
+def words(plan: nvdimm_create.Plan) -> list[str]:
     return [" ".join(c.argv) for c in plan.commands]
 
 
@@ -213,7 +215,7 @@ def test_the_tree(machine: FakeMachine) -> None:
     block(machine, "pmem0", "259:0")
     put(machine, "/proc/self/mountinfo", "40 21 259:0 / /mnt/pmem0 rw - ext4 /dev/pmem0 rw,dax=always\n")
     optane(machine)
-    view = nvdimm.look(machine)
+    view = nvdimm_view.look(machine)
     real, reserved, ramdax = view.regions
     assert [n.dev for n in real.namespaces] == ["/dev/pmem0", "/dev/dax0.1", ""], "no seed, in order"
     assert [n.align for n in real.namespaces] == [2 * MIB, 2 * MIB, 0]
@@ -224,7 +226,7 @@ def test_the_tree(machine: FakeMachine) -> None:
     ]
     assert [d.optane is not None for d in view.dimms] == [True, True]
     assert (reserved.free, ramdax.free) == (0, GIB)
-    text = "\n".join(nvdimm.tree(view))
+    text = "\n".join(show.tree(view))
     assert (
         "region0  512 MiB · room for 384 MiB · ACPI.NFIT · node 0 · persistence domain memory_controller"
         in text
@@ -244,18 +246,18 @@ def test_sockets(machine: FakeMachine) -> None:
     buses(
         machine, region("region0", free=GIB, dimms=("nmem0",)), region("region1", free=GIB, dimms=("nmem1",))
     )
-    view = nvdimm.look(machine, 1)
+    view = nvdimm_view.look(machine, 1)
     assert [(r.name, [d.name for d in view.dimms]) for r in view.regions] == [("region1", ["nmem1"])]
     assert "no persistent memory on socket 5 | there is something on 0, 1" in refused(
-        lambda: nvdimm.look(machine, 5)
+        lambda: nvdimm_view.look(machine, 5)
     )
     optane(machine)  # where ipmctl knows the modules, it tells the socket
-    assert [r.name for r in nvdimm.look(machine, 0).regions] == ["region0", "region1"]
+    assert [r.name for r in nvdimm_view.look(machine, 0).regions] == ["region0", "region1"]
 
 
 def test_nothing_there(machine: FakeMachine) -> None:
     put(machine, "/buses", "")
-    assert nvdimm.tree(nvdimm.look(machine)) == ["There is no persistent memory."]
+    assert show.tree(nvdimm_view.look(machine)) == ["There is no persistent memory."]
     assert "there is no region | on Optane modules: sudo emupmem nvdimm goal" in refused(
         lambda: create(machine)
     )
@@ -264,26 +266,26 @@ def test_nothing_there(machine: FakeMachine) -> None:
 def test_ndctl_is_missing_or_talks_otherwise(machine: FakeMachine) -> None:
     for text in ("{not json", '[{"provider": "x", "regions": [{"size": 1}]}]', '["bus"]'):
         put(machine, "/buses", text)
-        assert "in a form that emupmem does not know" in refused(lambda: nvdimm.look(machine))
+        assert "in a form that emupmem does not know" in refused(lambda: nvdimm_view.look(machine))
     script(machine, "ndctl", "#!/bin/sh\necho 'no such bus' >&2\nexit 1\n")
-    assert "ndctl list failed: no such bus" in refused(lambda: nvdimm.look(machine))
+    assert "ndctl list failed: no such bus" in refused(lambda: nvdimm_view.look(machine))
     (machine.root / "sbin/ndctl").unlink()
-    assert "ndctl is not installed | apt-get install ndctl" in refused(lambda: nvdimm.look(machine))
+    assert "ndctl is not installed | apt-get install ndctl" in refused(lambda: nvdimm_view.look(machine))
 
 
 def test_an_ndctl_without_capabilities(machine: FakeMachine) -> None:
     text = NDCTL.replace("list)", "list) case $2 in *C*) echo usage >&2; exit 129 ;; esac;")
     script(machine, "ndctl", text.replace("ROOT", str(machine.root)))
-    assert nvdimm.look(machine).regions
+    assert nvdimm_view.look(machine).regions
 
 
 def test_an_ipmctl_without_modules_or_that_fails_is_no_obstacle_to_showing(machine: FakeMachine) -> None:
     optane(machine)
     put(machine, "/ipmctl/dimm", "No PMem modules in the system.\n")
     put(machine, "/ipmctl/status", "1")
-    assert nvdimm.look(machine).warnings == ()
+    assert nvdimm_view.look(machine).warnings == ()
     put(machine, "/ipmctl/dimm", "\nError: GetMemoryResourcesInfo Failed\n")
-    view = nvdimm.look(machine)
+    view = nvdimm_view.look(machine)
     assert view.regions
     assert view.warnings == ("ipmctl show failed: Error: GetMemoryResourcesInfo Failed",)
 
@@ -291,7 +293,7 @@ def test_an_ipmctl_without_modules_or_that_fails_is_no_obstacle_to_showing(machi
 # Create ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", nvdimm.MODES)
+@pytest.mark.parametrize("mode", nvdimm_view.MODES)
 def test_create_is_data(machine: FakeMachine, mode: str) -> None:
     plan = create(machine, size=64 * MIB, mode=mode)
     assert words(plan) == [f"ndctl create-namespace -r region0 -m {mode} -s {64 * MIB}"]
@@ -357,7 +359,7 @@ def test_create_looks_at_the_region(machine: FakeMachine) -> None:
         lambda: create(machine, region="region0")
     )
     buses(machine, region("region0", free=GIB))
-    put(machine, f"{nvdimm.BUS}/region0/resource", "0x11fe00000")
+    put(machine, f"{nvdimm_view.BUS}/region0/resource", "0x11fe00000")
     assert "starts at 0x11fe00000, which is no multiple of 16 MiB: no devdax there" in refused(
         lambda: create(machine, mode="devdax", size=64 * MIB)
     )
@@ -373,7 +375,7 @@ def test_sizes_are_multiples_over_all_interleaved_modules(machine: FakeMachine) 
         lambda: create(machine, size=128 * MIB)
     )
     buses(machine, region("region0", free=24 * MIB * 10, size=GIB, dimms=six, align=0))
-    put(machine, f"{nvdimm.BUS}/region0/align", "0x0")
+    put(machine, f"{nvdimm_view.BUS}/region0/align", "0x0")
     assert "no multiple of 12 MiB" in refused(lambda: create(machine, size=32 * MIB, align=2 * MIB))
     assert "fsdax needs at least 16 MiB" in refused(lambda: create(machine, size=12 * MIB, align=2 * MIB))
     assert create(machine, size=12 * MIB, mode="raw")
@@ -382,12 +384,12 @@ def test_sizes_are_multiples_over_all_interleaved_modules(machine: FakeMachine) 
 @pytest.mark.parametrize("mode", ["raw", "sector"])
 def test_options_that_exclude_each_other(mode: str) -> None:
     assert f"--map belongs to fsdax and devdax | {mode} has no page map" in refused(
-        lambda: nvdimm.check_options(mode, "mem", "")
+        lambda: nvdimm_create.check_options(mode, "mem", "")
     )
-    assert "--align belongs to" in refused(lambda: nvdimm.check_options(mode, "", "2M"))
-    assert nvdimm.check_options("fsdax", "dev", "2M") == 2 * MIB
-    assert "an alignment of 0 is none" in refused(lambda: nvdimm.check_options("fsdax", "", "0"))
-    assert "alignment 'x' is not a size" in refused(lambda: nvdimm.check_options("fsdax", "", "x"))
+    assert "--align belongs to" in refused(lambda: nvdimm_create.check_options(mode, "", "2M"))
+    assert nvdimm_create.check_options("fsdax", "dev", "2M") == 2 * MIB
+    assert "an alignment of 0 is none" in refused(lambda: nvdimm_create.check_options("fsdax", "", "0"))
+    assert "alignment 'x' is not a size" in refused(lambda: nvdimm_create.check_options("fsdax", "", "x"))
 
 
 def test_without_labels_only_the_mode_changes(machine: FakeMachine) -> None:
@@ -445,13 +447,13 @@ def test_create_tells_what_came_of_it(machine: FakeMachine) -> None:
     buses(machine, region("region0", space("namespace0.3", "sector"), dimms=("nmem0",)), file="then")
     put(machine, "/made", json.dumps({"dev": "namespace0.3", "size": "62.00 MiB (65.01 MB)"}))
     put(machine, "/dev/pmem0.3s", "")
-    made = nvdimm.create(machine, create(machine, mode="sector"))
+    made = nvdimm_create.create(machine, create(machine, mode="sector"))
     assert (made.dev, made.mode) == ("/dev/pmem0.3s", "sector")
-    assert nvdimm.remains(machine, made) == ""
-    assert nvdimm.made_lines(made, "") == ["✓ namespace0.3 · sector, 62 MiB, /dev/pmem0.3s"]
+    assert nvdimm_create.remains(machine, made) == ""
+    assert show.made_lines(made, "") == ["✓ namespace0.3 · sector, 62 MiB, /dev/pmem0.3s"]
     put(machine, "/holds", "TYPE=ext4\n")
-    assert nvdimm.remains(machine, made) == "ext4"
-    assert nvdimm.made_lines(made, "ext4")[1].startswith("It still holds ext4 of before: sudo wipefs -a")
+    assert nvdimm_create.remains(machine, made) == "ext4"
+    assert show.made_lines(made, "ext4")[1].startswith("It still holds ext4 of before: sudo wipefs -a")
 
 
 def test_create_fails_in_ndctls_words(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,17 +463,17 @@ def test_create_fails_in_ndctls_words(machine: FakeMachine, monkeypatch: pytest.
         "/fails",
         "  Error: namespace1.0 misaligned to 16M\n\nfailed to create namespace: Invalid argument\n",
     )
-    message = refused(lambda: nvdimm.create(machine, plan))
+    message = refused(lambda: nvdimm_create.create(machine, plan))
     assert message.startswith("ndctl create-namespace -r region0")
     assert "failed: namespace1.0 misaligned to 16M |" in message
     (machine.root / "fails").unlink()
-    assert "ndctl made no namespace" in refused(lambda: nvdimm.create(machine, plan)), (
+    assert "ndctl made no namespace" in refused(lambda: nvdimm_create.create(machine, plan)), (
         "status 0 and nothing done"
     )
     buses(machine, region("region0", space("namespace0.0"), dimms=("nmem0",)), file="then")
     put(machine, "/made", json.dumps({"dev": "namespace0.0"}))
-    monkeypatch.setattr(nvdimm, "wait_for", lambda ready, seconds: ready())
-    assert "namespace0.0 was made, but has no device" in refused(lambda: nvdimm.create(machine, plan))
+    monkeypatch.setattr(nvdimm_view, "wait_for", lambda ready, seconds: ready())
+    assert "namespace0.0 was made, but has no device" in refused(lambda: nvdimm_create.create(machine, plan))
 
 
 # Destroy --------------------------------------------------------------------------------------------
@@ -494,9 +496,9 @@ def test_destroy_by_each_name(machine: FakeMachine) -> None:
 def test_destroy_looks_whether_it_is_gone(machine: FakeMachine) -> None:
     buses(machine, region("region0", space("namespace0.0"), dimms=("nmem0",)))
     plan = destroy(machine, "namespace0.0")
-    assert "ndctl did not destroy namespace0.0" in refused(lambda: nvdimm.destroy(machine, plan))
+    assert "ndctl did not destroy namespace0.0" in refused(lambda: nvdimm_create.destroy(machine, plan))
     buses(machine, region("region0", free=512 * MIB, dimms=("nmem0",)), file="then")
-    assert nvdimm.destroy(machine, plan).name == "namespace0.0"
+    assert nvdimm_create.destroy(machine, plan).name == "namespace0.0"
 
 
 def test_destroy_without_labels_writes_them(machine: FakeMachine) -> None:
@@ -510,9 +512,9 @@ def test_destroy_without_labels_writes_them(machine: FakeMachine) -> None:
         "ndctl enable-region region0",
     ]
     put(machine, "/fails", "no")
-    assert "ndctl disable-region region0 failed" in refused(lambda: nvdimm.destroy(machine, plan))
+    assert "ndctl disable-region region0 failed" in refused(lambda: nvdimm_create.destroy(machine, plan))
     assert ran(machine)[-1] == "ndctl enable-region region0", "not left disabled"
-    put(machine, f"{nvdimm.BUS}/nmem1/commands", "get_size get_data")
+    put(machine, f"{nvdimm_view.BUS}/nmem1/commands", "get_size get_data")
     assert "has no labels and no room for them: it cannot be destroyed" in refused(
         lambda: destroy(machine, "namespace0.0")
     )
@@ -591,23 +593,23 @@ def test_the_way_of_a_goal(machine: FakeMachine) -> None:
     """No regions, the goal, a reboot, regions: the same command tells each time where it is."""
     optane(machine, direct=0)
     put(machine, "/buses", "[]")
-    plan = nvdimm.plan_goal(machine, asked())
+    plan = goal.plan_goal(machine, asked())
     assert (plan.state, plan.regions) == ("needed", ())
     assert plan.question == (
         "No region is there to lose. At the next boot the firmware lays out 2 modules anew. Set the goal?"
     )
-    done = nvdimm.set_goal(machine, plan)
+    done = goal.set_goal(machine, plan)
     assert ran(machine) == ["ipmctl create -f -goal PersistentMemoryType=AppDirect"]
     assert done.state == "pending"
-    assert "a reboot is required" in nvdimm.goal_lines(done)[0]
-    again = nvdimm.plan_goal(machine, asked())
+    assert "a reboot is required" in show.goal_lines(done)[0]
+    again = goal.plan_goal(machine, asked())
     assert (again.state, len(again.goal)) == ("pending", 2)
-    assert nvdimm.set_goal(machine, again) == again
+    assert goal.set_goal(machine, again) == again
     assert len(ran(machine)) == 1
     optane(machine)  # the reboot
     put(machine, "/ipmctl/region", SET)
     buses(machine, region("region0", free=252 * GIB, size=252 * GIB, dimms=("nmem0", "nmem1")))
-    there = nvdimm.plan_goal(machine, asked())
+    there = goal.plan_goal(machine, asked())
     assert there.state == "regions"
     assert [" ".join(c.argv) for c in there.commands] == [
         f"ndctl create-namespace -r region0 -m fsdax -s {252 * GIB}"
@@ -615,15 +617,15 @@ def test_the_way_of_a_goal(machine: FakeMachine) -> None:
     assert there.question == (
         "Nothing is lost. Make an fsdax namespace of all the room in region0 (252 GiB)?"
     )
-    assert nvdimm.goal_lines(there) == [
+    assert show.goal_lines(there) == [
         "✓ the modules are as asked: region0 (252 GiB)",
         "Next:  sudo emupmem nvdimm create",
     ]
     made = region("region0", space("namespace0.0", size=248 * GIB), size=252 * GIB, dimms=("nmem0", "nmem1"))
     buses(machine, made)
-    last = nvdimm.plan_goal(machine, asked())
+    last = goal.plan_goal(machine, asked())
     assert (last.state, last.commands) == ("done", ())
-    assert nvdimm.goal_lines(last) == [
+    assert show.goal_lines(last) == [
         "✓ the modules are as asked: region0 (252 GiB)",
         "  namespace0.0 (/dev/pmem0), fsdax",
     ]
@@ -642,21 +644,21 @@ def test_a_goal_makes_namespaces_only_where_none_is(machine: FakeMachine) -> Non
         region("region3", free=GIB, size=GIB),
         region("region4", free=GIB, size=GIB, dimms=("nmem1",), state="disabled"),
     )
-    assert [p.region for p in nvdimm.plan_goal(machine, asked()).makes] == ["region1"]
-    put(machine, f"{nvdimm.BUS}/region1/resource", "0x11fe00000")
-    assert nvdimm.plan_goal(machine, asked()).state == "done", "no fsdax at that address"
-    put(machine, f"{nvdimm.BUS}/region1/resource", hex(GIB))
-    assert nvdimm.plan_goal(machine, asked()).state == "regions"
+    assert [p.region for p in goal.plan_goal(machine, asked()).makes] == ["region1"]
+    put(machine, f"{nvdimm_view.BUS}/region1/resource", "0x11fe00000")
+    assert goal.plan_goal(machine, asked()).state == "done", "no fsdax at that address"
+    put(machine, f"{nvdimm_view.BUS}/region1/resource", hex(GIB))
+    assert goal.plan_goal(machine, asked()).state == "regions"
     labelless(machine, "region1")
-    assert nvdimm.plan_goal(machine, asked()).state == "done"
+    assert goal.plan_goal(machine, asked()).state == "done"
 
 
 def test_memory_needs_no_region(machine: FakeMachine) -> None:
     optane(machine, memory=126 * GIB, direct=0)
     put(machine, "/buses", "[]")
-    plan = nvdimm.plan_goal(machine, asked("memory"))
-    assert nvdimm.goal_lines(plan) == ["✓ the modules are RAM, as asked"]
-    assert nvdimm.plan_goal(machine, asked()).state == "needed"
+    plan = goal.plan_goal(machine, asked("memory"))
+    assert show.goal_lines(plan) == ["✓ the modules are RAM, as asked"]
+    assert goal.plan_goal(machine, asked()).state == "needed"
 
 
 def test_a_goal_deletes_no_namespace_that_was_not_named(machine: FakeMachine) -> None:
@@ -665,15 +667,15 @@ def test_a_goal_deletes_no_namespace_that_was_not_named(machine: FakeMachine) ->
     mine = region("region0", space("namespace0.0"), space("namespace0.1", "devdax"), dimms=("nmem0", "nmem1"))
     buses(machine, mine, region("region1", space("namespace1.0"), dimms=("nmem5",)))
     buses(machine, region("region2", space("namespace2.0")), provider="e820")
-    message = refused(lambda: nvdimm.plan_goal(machine, asked("memory")))
+    message = refused(lambda: goal.plan_goal(machine, asked("memory")))
     assert message == (
         "the goal would destroy namespace0.0 (/dev/pmem0), namespace0.1 (/dev/dax0.1), and emupmem deletes only"
         " what is named | sudo emupmem nvdimm destroy namespace0.0; sudo emupmem nvdimm destroy namespace0.1"
     )
     buses(machine, region("region0", free=GIB, dimms=("nmem0",)), region("region1", space("namespace1.0")))
-    assert "destroy namespace1.0" in refused(lambda: nvdimm.plan_goal(machine, asked("memory"))), "in doubt"
+    assert "destroy namespace1.0" in refused(lambda: goal.plan_goal(machine, asked("memory"))), "in doubt"
     buses(machine, region("region0", free=252 * GIB, size=252 * GIB, dimms=("nmem0", "nmem1")))
-    assert nvdimm.plan_goal(machine, asked("memory")).question.startswith(
+    assert goal.plan_goal(machine, asked("memory")).question.startswith(
         "This deletes region0 (252 GiB) and all content on it."
     )
     assert ran(machine) == []
@@ -684,7 +686,7 @@ def test_the_interleave_set_tells_too(machine: FakeMachine) -> None:
     put(machine, "/ipmctl/region", SET)
     signed = 0xB8C12120C7BD1110 - (1 << 64)  # as ndctl prints it
     buses(machine, region("region0", space("namespace0.0"), dimms=("nmem7",), iset_id=signed))
-    assert "destroy namespace0.0" in refused(lambda: nvdimm.plan_goal(machine, asked("memory")))
+    assert "destroy namespace0.0" in refused(lambda: goal.plan_goal(machine, asked("memory")))
 
 
 def test_goals_that_wait_or_failed(machine: FakeMachine) -> None:
@@ -692,7 +694,7 @@ def test_goals_that_wait_or_failed(machine: FakeMachine) -> None:
     put(machine, "/ipmctl/goal", GOAL)
     assert (
         "another goal waits for a reboot: 0 B RAM, 252 GiB App Direct | sudo ipmctl delete -goal drops it"
-        in refused(lambda: nvdimm.plan_goal(machine, asked("memory")))
+        in refused(lambda: goal.plan_goal(machine, asked("memory")))
     )
     put(
         machine,
@@ -700,46 +702,46 @@ def test_goals_that_wait_or_failed(machine: FakeMachine) -> None:
         "---DimmID=0x0001---\n   MemorySize=0 B\n   AppDirect1Size=126.000 GiB\n   Status=Failed - Bad request\n",
     )
     assert "the firmware did not take the goal of 0x0001: Failed - Bad request" in refused(
-        lambda: nvdimm.plan_goal(machine, asked())
+        lambda: goal.plan_goal(machine, asked())
     )
 
 
 def test_what_keeps_a_goal_from_being_set(machine: FakeMachine) -> None:
-    assert "ipmctl is not installed" in refused(lambda: nvdimm.plan_goal(machine, asked()))
+    assert "ipmctl is not installed" in refused(lambda: goal.plan_goal(machine, asked()))
     optane(machine, version="02.00.00.3809")
     assert "ipmctl 2.0.0.3809 writes goals that no firmware takes" in refused(
-        lambda: nvdimm.plan_goal(machine, asked())
+        lambda: goal.plan_goal(machine, asked())
     )
     optane(machine)
     put(machine, "/ipmctl/dimm", "No DIMMs in the system.\n")
     assert "ipmctl finds no Optane modules on socket 1 | other NVDIMMs" in refused(
-        lambda: nvdimm.plan_goal(machine, asked(socket=1))
+        lambda: goal.plan_goal(machine, asked(socket=1))
     )
     put(machine, "/ipmctl/dimm", DIMM.format(1, "Non-functional", 0, 0, 0))
     assert "no module is in order: 0x0001 is Non-functional" in refused(
-        lambda: nvdimm.plan_goal(machine, asked())
+        lambda: goal.plan_goal(machine, asked())
     )
     put(
         machine, "/ipmctl/dimm", "The ipmctl command you have attempted to execute requires root privileges\n"
     )
-    assert "ipmctl show failed: The ipmctl command" in refused(lambda: nvdimm.plan_goal(machine, asked()))
+    assert "ipmctl show failed: The ipmctl command" in refused(lambda: goal.plan_goal(machine, asked()))
     put(machine, "/ipmctl/dimm", '<?xml version="1.0"?>\n<DimmList>\n</DimmList>\n')
-    assert "ipmctl finds no Optane modules |" in refused(lambda: nvdimm.plan_goal(machine, asked()))
+    assert "ipmctl finds no Optane modules |" in refused(lambda: goal.plan_goal(machine, asked()))
     put(machine, "/ipmctl/dimm", DIMM.format(1, "Healthy", 0, 0, 0))
     put(machine, "/ipmctl/goal", "Goals are shown in a new way\n")
     assert "-goal answered in a form that emupmem does not know" in refused(
-        lambda: nvdimm.plan_goal(machine, asked())
+        lambda: goal.plan_goal(machine, asked())
     )
     put(machine, "/ipmctl/dimm", "")
     put(machine, "/ipmctl/status", "3")
-    assert "ipmctl show failed: status 3" in refused(lambda: nvdimm.plan_goal(machine, asked()))
+    assert "ipmctl show failed: status 3" in refused(lambda: goal.plan_goal(machine, asked()))
     (machine.root / "sbin/ndctl").unlink()
-    assert "ndctl is not installed" in refused(lambda: nvdimm.plan_goal(machine, asked()))
+    assert "ndctl is not installed" in refused(lambda: goal.plan_goal(machine, asked()))
 
 
 def test_ipmctl_refuses_the_goal(machine: FakeMachine) -> None:
     optane(machine, direct=0)
-    plan = nvdimm.plan_goal(machine, asked())
+    plan = goal.plan_goal(machine, asked())
     put(machine, "/ipmctl/goal.set", NO_GOAL)
     put(
         machine,
@@ -747,17 +749,17 @@ def test_ipmctl_refuses_the_goal(machine: FakeMachine) -> None:
         "Create region configuration goal failed: Error (118) - Platform does not.\n",
     )
     assert "ipmctl create failed: Create region configuration goal failed: Error (118)" in refused(
-        lambda: nvdimm.set_goal(machine, plan)
+        lambda: goal.set_goal(machine, plan)
     )
     put(machine, "/ipmctl/create", GOAL)
-    assert "ipmctl reports no goal after setting one" in refused(lambda: nvdimm.set_goal(machine, plan))
+    assert "ipmctl reports no goal after setting one" in refused(lambda: goal.set_goal(machine, plan))
 
 
 def test_secured_modules_are_told(machine: FakeMachine) -> None:
     optane(machine, direct=0)
     text = DIMM.format(1, "Healthy", 0, 0, 0).replace("Disabled", "Locked")
     put(machine, "/ipmctl/dimm", text)
-    (warning,) = nvdimm.plan_goal(machine, asked()).warnings
+    (warning,) = goal.plan_goal(machine, asked()).warnings
     assert warning.startswith("0x0001 is Locked")
 
 
@@ -769,7 +771,7 @@ def test_an_old_ipmctl_is_asked_the_plain_way(machine: FakeMachine) -> None:
     script(machine, "ipmctl", old.replace("ROOT", str(machine.root)))
     put(machine, "/ipmctl/dimm", "DimmID  Capacity   HealthState\n0x0001  126.4 GiB  Healthy\n")
     put(machine, "/buses", "[]")
-    assert [d.id for d in nvdimm.plan_goal(machine, asked()).dimms] == ["0x0001"]
+    assert [d.id for d in goal.plan_goal(machine, asked()).dimms] == ["0x0001"]
 
 
 # The commands ---------------------------------------------------------------------------------------
@@ -928,14 +930,14 @@ def test_namespaces_that_were_made_are_no_error(
     buses(machine, made, file="then")
     put(machine, "/made", json.dumps({"dev": "namespace0.0"}))
     put(machine, "/dev/pmem0", "")
-    look = nvdimm.plan_goal
+    look = goal.plan_goal
 
-    def fails_afterwards(*words: Any) -> nvdimm.GoalPlan:
+    def fails_afterwards(*words: Any) -> goal.GoalPlan:
         if (machine.root / "ran").exists():
             raise EmupmemError("ipmctl has gone", "look for it")
         return look(*words)
 
-    monkeypatch.setattr(nvdimm, "plan_goal", fails_afterwards)
+    monkeypatch.setattr(goal, "plan_goal", fails_afterwards)
     status, out, err = run("goal", "--mode", "appdirect", "--yes")
     assert status == 0
     assert "warning: ipmctl has gone; look for it" in err

@@ -24,29 +24,28 @@ from hypothesis import strategies as st
 
 import emupmem.system.machine
 import emupmem.system.streams
-from emupmem import backends, dax, keep, qemu, snapshot
 from emupmem.cli import main
-from emupmem.dax import Proof
+from emupmem.device import dax, keep
+from emupmem.device import image as device_image
+from emupmem.device.dax import Proof
 from emupmem.model import GIB, KIB, MIB, EmupmemError
-from emupmem.qemu import (
+from emupmem.system import lock
+from emupmem.system.machine import Machine
+from emupmem.vm import arguments, export
+from emupmem.vm import backend as vm_backend
+from emupmem.vm.arguments import (
     MAX_SLOTS,
     Backend,
     Device,
-    Guest,
     Kind,
     Options,
     Persistence,
     Wish,
     choose_size,
-    escaped,
     plan,
     promise,
-    qemu_size,
-    read_guest,
-    split_option,
 )
-from emupmem.system import lock
-from emupmem.system.machine import Machine
+from emupmem.vm.guest import Guest, escaped, qemu_size, read_guest, split_option
 from tests.fake import build, put
 from tests.test_mount import PmemMachine, add_device, device_stand_ins, mounted, reserve
 
@@ -299,13 +298,13 @@ def test_the_guests_memory_is_found_in_any_form() -> None:
 
 
 def test_versions() -> None:
-    assert qemu.parse_version("QEMU emulator version 10.0.3 (Debian)") == (10, 0)
-    refused("that is not QEMU", lambda: qemu.parse_version("true (GNU coreutils)"))
+    assert arguments.parse_version("QEMU emulator version 10.0.3 (Debian)") == (10, 0)
+    refused("that is not QEMU", lambda: arguments.parse_version("true (GNU coreutils)"))
 
 
 def test_readconfig_refuses_what_it_cannot_hold() -> None:
     made = plan(Guest(), [Wish(replace(FILE, path='/a"b'), GIB)], Options(), NEW)
-    refused("cannot be written into a file for -readconfig", lambda: qemu.readconfig(made))
+    refused("cannot be written into a file for -readconfig", lambda: export.readconfig(made))
 
 
 def test_libvirt_refuses_what_it_cannot_say() -> None:
@@ -314,7 +313,7 @@ def test_libvirt_refuses_what_it_cannot_say() -> None:
         (Wish(FILE, GIB), Options(persistence=Persistence.CPU)),
     ):
         made = plan(Guest(), [wish], options, NEW)
-        refused("libvirt", lambda w=wish, o=options, m=made: qemu.libvirt(Guest(), [w], o, m))  # type: ignore[misc]
+        refused("libvirt", lambda w=wish, o=options, m=made: export.libvirt(Guest(), [w], o, m))  # type: ignore[misc]
 
 
 # What is behind it -------------------------------------------------------------------------------------------
@@ -341,27 +340,27 @@ def on(machine: PmemMachine, folder: str, fs: str, source: str, monkeypatch: pyt
 def test_files_and_folders(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     on(here, "/", "ext4", "/dev/sda1", monkeypatch)
     put(here, "/vm/there.img", bytes(2 * MIB))
-    found = backends.look(here, "/vm/there.img")
+    found = vm_backend.look(here, "/vm/there.img")
     assert (found.kind, found.size, found.room) == (Kind.FILE, 2 * MIB, None)
-    new = backends.look(here, "/vm/new.img")
+    new = vm_backend.look(here, "/vm/new.img")
     assert (new.kind, new.size) == (Kind.FILE, None)
     assert new.room
-    assert backends.look(here, "/vm").path == "/vm/vnvdimm0.img"
+    assert vm_backend.look(here, "/vm").path == "/vm/vnvdimm0.img"
     put(here, "/vm/vnvdimm0.img", bytes(4 * MIB))
-    again = backends.look(here, "/vm/")
+    again = vm_backend.look(here, "/vm/")
     assert (again.path, again.size) == ("/vm/vnvdimm0.img", 4 * MIB), "the next start finds its content"
-    assert backends.file_inside("a b/../c", 2) == "a_b_.._c-vnvdimm2.img"
+    assert vm_backend.file_inside("a b/../c", 2) == "a_b_.._c-vnvdimm2.img"
     put(here, "/vm/empty", b"")
-    refused("/vm/empty is empty", lambda: backends.look(here, "/vm/empty"))
-    refused("/nowhere is not a folder", lambda: backends.look(here, "/nowhere/x"))
+    refused("/vm/empty is empty", lambda: vm_backend.look(here, "/vm/empty"))
+    refused("/nowhere is not a folder", lambda: vm_backend.look(here, "/nowhere/x"))
     os.mkfifo(here.root / "vm/pipe")
-    refused("neither a file nor a device", lambda: backends.look(here, "/vm/pipe"))
+    refused("neither a file nor a device", lambda: vm_backend.look(here, "/vm/pipe"))
 
 
 def test_memory_is_memory(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     for fs in ("tmpfs", "hugetlbfs"):
         on(here, "/vm", fs, fs, monkeypatch)
-        assert backends.look(here, "/vm/x").kind is Kind.VOLATILE_FILE
+        assert vm_backend.look(here, "/vm/x").kind is Kind.VOLATILE_FILE
 
 
 def test_a_dax_mount_is_proven(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,17 +372,17 @@ def test_a_dax_mount_is_proven(here: PmemMachine, monkeypatch: pytest.MonkeyPatc
         return Proof(True, True, 2)
 
     monkeypatch.setattr(dax, "prove", prove)
-    found = backends.look(here, "/vm")
+    found = vm_backend.look(here, "/vm")
     assert (found.kind, found.sync, found.emulated) == (Kind.DAX_FILE, True, True)
     reserve(here, "quiet")
-    assert not backends.look(here, "/vm").emulated, "a real NVDIMM"
+    assert not vm_backend.look(here, "/vm").emulated, "a real NVDIMM"
     monkeypatch.setattr(dax, "prove", lambda folder: Proof(False, False))
-    assert backends.look(here, "/vm").kind is Kind.FILE
+    assert vm_backend.look(here, "/vm").kind is Kind.FILE
     assert asked
     put(here, "/vm/f", bytes(4096))
     monkeypatch.setattr(dax, "is_dax_file", lambda name: True)
     monkeypatch.setattr(dax, "maps_sync", lambda name: False)
-    found = backends.look(here, "/vm/f")
+    found = vm_backend.look(here, "/vm/f")
     assert (found.kind, found.sync) == (Kind.DAX_FILE, False)
 
 
@@ -394,13 +393,13 @@ def test_images_that_are_not_raw(here: PmemMachine, tmp_path: Path, monkeypatch:
         argv = ["qemu-img", "create", "-q", "-f", form, str(image), "64M"]
         if not shutil.which("qemu-img") or subprocess.run(argv, capture_output=True, check=False).returncode:
             pytest.skip(f"no qemu-img that makes {form}")
-        refused(f"is a disk image of the form {form}", lambda n=form: backends.look(here, f"/vm/{n}"))  # type: ignore[misc]
+        refused(f"is a disk image of the form {form}", lambda n=form: vm_backend.look(here, f"/vm/{n}"))  # type: ignore[misc]
 
 
 def test_huge_pages_come_in_whole_ones(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     on(here, "/vm", "hugetlbfs", "none", monkeypatch)
     monkeypatch.setattr(here, "block_size", lambda folder: GIB)
-    found = backends.look(here, "/vm/x")
+    found = vm_backend.look(here, "/vm/x")
     refused("/vm/x maps in pieces of 1 GiB", lambda: plan(Guest(), [Wish(found, 64 * MIB)], Options(), NEW))
     assert here.block_size("/vm")
 
@@ -417,15 +416,15 @@ def put_mapped(machine: PmemMachine, name: str) -> None:
 def test_devices(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {"/dev/pmem0": "block", "/dev/sda": "block", "/dev/dax0.0": "character", "/dev/null": "character"}
     monkeypatch.setattr(here, "entry_kind", lambda name: kinds.get(name, "missing"))
-    found = backends.look(here, "/dev/pmem0")
+    found = vm_backend.look(here, "/dev/pmem0")
     assert (found.kind, found.size, found.emulated) == (Kind.BLOCK, GIB, True)
     mounted(here, "pmem0", "/mnt/pmem0")
-    refused("/dev/pmem0 is mounted on /mnt/pmem0", lambda: backends.look(here, "/dev/pmem0"))
+    refused("/dev/pmem0 is mounted on /mnt/pmem0", lambda: vm_backend.look(here, "/dev/pmem0"))
     put(here, "/proc/self/mountinfo", "")
     here.claimed = True
-    refused("is in use", lambda: backends.look(here, "/dev/pmem0"))
-    refused("emupmem gives no other disk", lambda: backends.look(here, "/dev/sda"))
-    refused("/dev/null is not a DAX device", lambda: backends.look(here, "/dev/null"))
+    refused("is in use", lambda: vm_backend.look(here, "/dev/pmem0"))
+    refused("emupmem gives no other disk", lambda: vm_backend.look(here, "/dev/sda"))
+    refused("/dev/null is not a DAX device", lambda: vm_backend.look(here, "/dev/null"))
     base = "/sys/devices/platform/e820_pmem/ndbus0/region0/dax0.0"
     put(here, f"{base}/size", f"{GIB - 2 * MIB}\n")
     put(here, f"{base}/align", "2097152\n")
@@ -434,10 +433,10 @@ def test_devices(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     link.symlink_to(base)
     put(here, "/sys/devices/platform/e820_pmem/ndbus0/provider", "e820\n")
     put_mapped(here, "/dev/dax0.0")
-    refused("/dev/dax0.0 is in use by qemu (process 7)", lambda: backends.look(here, "/dev/dax0.0"))
-    assert backends.look(here, "/dev/dax0.0", shared=True).kind is Kind.DEVDAX
+    refused("/dev/dax0.0 is in use by qemu (process 7)", lambda: vm_backend.look(here, "/dev/dax0.0"))
+    assert vm_backend.look(here, "/dev/dax0.0", shared=True).kind is Kind.DEVDAX
     (here.root / "proc/7/maps").unlink()
-    found = backends.look(here, "/dev/dax0.0")
+    found = vm_backend.look(here, "/dev/dax0.0")
     assert (found.kind, found.size, found.align, found.emulated) == (
         Kind.DEVDAX,
         GIB - 2 * MIB,
@@ -453,10 +452,10 @@ def test_a_file_that_is_mapped_is_in_use(tmp_path: Path) -> None:
     file = tmp_path / "image"
     file.write_bytes(bytes(2 * MIB))
     with file.open("r+b") as stream, mmap.mmap(stream.fileno(), 0):
-        error = refused("is in use by", lambda: backends.look(machine, str(file)))
+        error = refused("is in use by", lambda: vm_backend.look(machine, str(file)))
         assert f"process {os.getpid()}" in error.message
-        assert backends.look(machine, str(file), shared=True).size == 2 * MIB
-    assert backends.look(machine, str(file)).size == 2 * MIB
+        assert vm_backend.look(machine, str(file), shared=True).size == 2 * MIB
+    assert vm_backend.look(machine, str(file)).size == 2 * MIB
 
 
 # The command -------------------------------------------------------------------------------------------------
@@ -718,11 +717,11 @@ def test_libpmem_is_asked_for_and_not_guessed(tmp_path: Path) -> None:
     assert QEMU
     machine = emupmem.system.machine.Machine()
     linked = "libpmem" in subprocess.run(["ldd", QEMU], capture_output=True, text=True, check=False).stdout
-    assert backends.has_libpmem(machine, QEMU) is linked
+    assert vm_backend.has_libpmem(machine, QEMU) is linked
     without = tmp_path / "qemu"
     without.write_text("#!/bin/sh\necho 'Lack of libpmem support while setting the pmem=on' >&2\nexit 1\n")
     without.chmod(0o755)
-    assert not backends.has_libpmem(machine, str(without))
+    assert not vm_backend.has_libpmem(machine, str(without))
 
 
 @real
@@ -791,7 +790,7 @@ def test_the_domain_is_valid_by_libvirts_schema(tmp_path: Path, options: Options
     guest = two if options.machine else Guest()
     if options.machine:
         wishes = [replace(w, node=n) for n, w in enumerate(wishes)]
-    text = qemu.libvirt(guest, wishes, options, plan(guest, wishes, options, NEW))
+    text = export.libvirt(guest, wishes, options, plan(guest, wishes, options, NEW))
     assert text.count("<cell ") == max(len(guest.nodes), 1)
     (tmp_path / "domain.xml").write_text(text)
     argv = ["xmllint", "--noout", "--relaxng", str(SCHEMA), str(tmp_path / "domain.xml")]
@@ -827,20 +826,24 @@ def test_a_device_that_is_missing_does_not_become_a_file(
     if there:
         put(here, here.real(f"{name}/vnvdimm0.img" if name == "/dev" else name), "x" * 4096)
     found = f"in {top}" if there else f"makes no files in {top}"
-    error = refused(found, lambda: backends.look(here, name))
+    error = refused(found, lambda: vm_backend.look(here, name))
     assert error.hint
-    assert backends.look(here, "/dev/shm/x").size is None
+    assert vm_backend.look(here, "/dev/shm/x").size is None
 
 
 def test_relative_names_and_links_out_of_dev_are_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "shm").symlink_to("/dev/shm")
-    assert backends.look(Machine(), str(tmp_path / "shm/emupmem-none")).kind is Kind.VOLATILE_FILE
+    assert vm_backend.look(Machine(), str(tmp_path / "shm/emupmem-none")).kind is Kind.VOLATILE_FILE
     (tmp_path / "nodes").symlink_to("/dev")
-    refused("makes no files in /dev", lambda: backends.look(Machine(), str(tmp_path / "nodes/emupmem-none")))
+    refused(
+        "makes no files in /dev", lambda: vm_backend.look(Machine(), str(tmp_path / "nodes/emupmem-none"))
+    )
     monkeypatch.chdir("/dev")
-    refused("makes no files in /dev", lambda: backends.look(Machine(), str(Path("emupmem-none").absolute())))
+    refused(
+        "makes no files in /dev", lambda: vm_backend.look(Machine(), str(Path("emupmem-none").absolute()))
+    )
 
 
 @pytest.mark.parametrize("name", ["/dev/emupmem-none", "/sys/x", "/proc/x", "LINK/emupmem-none"])
@@ -850,7 +853,7 @@ def test_no_other_file_is_made_there_either(tmp_path: Path, name: str) -> None:
     for call in (
         lambda: emupmem.system.streams.new_file(name, b"x"),
         lambda: emupmem.system.streams.new_file(name, b"x", force=True),
-        lambda: snapshot._target(name),
+        lambda: device_image._target(name),
         lambda: keep.check(Machine(), name, MIB, "/mnt"),
     ):
         assert "emupmem makes no files in" in refused("", call).message

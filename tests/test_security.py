@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import collect, mount, render, units
+from emupmem import render, units
 from emupmem.boot.change import Options
 from emupmem.boot.grub import dropin
 from emupmem.boot.prepare import prepare_apply
 from emupmem.boot.transaction import carry_out
-from emupmem.doctor import Finding
+from emupmem.device import boot_unit
+from emupmem.doctor.finding import Finding
 from emupmem.editor import text as editor_text
 from emupmem.model import GIB, Check, EmupmemError, Request
+from emupmem.report import archive
 from emupmem.system import accounts
 from emupmem.system.machine import Machine
 from tests.fake import FakeMachine, build, put, script
@@ -79,10 +81,10 @@ def test_a_program_that_others_can_change_is_not_started_at_boot(tmp_path: Path)
     machine = FakeMachine(tmp_path)
     path = put(machine, "/usr/local/bin/emupmem", "")
     path.chmod(0o755)
-    assert mount.program(machine) == "/usr/local/bin/emupmem"
+    assert boot_unit.program(machine) == "/usr/local/bin/emupmem"
     path.chmod(0o775)
     with pytest.raises(EmupmemError, match="which others than root can change"):
-        mount.program(machine)
+        boot_unit.program(machine)
 
 
 # Words ------------------------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def test_headers_of_headers_without_end(kind: bytes) -> None:
     info.type, info.size = kind, len(body)
     data = (info.tobuf(tarfile.GNU_FORMAT) + body.ljust(512, b"\0")) * 3000
     with pytest.raises(EmupmemError, match="no archive of emupmem collect"):
-        collect.unpack(io.BytesIO(gzip.compress(data + bytes(1024))), "a")
+        archive.unpack(io.BytesIO(gzip.compress(data + bytes(1024))), "a")
 
 
 # Where we are started from -------------------------------------------------------------------------------------

@@ -66,7 +66,9 @@ def test_no_click_and_no_shell(path: Path) -> None:
 
 def test_pure_stages_do_not_import_the_machine() -> None:
     folders = ("kernel", "parser", "planner", "editor", "verifier")
-    pure = [PACKAGE / f"{name}.py" for name in ("model", "units", "boot/grub/menu", "boot/bls/text", "boot/entry")]
+    pure = [
+        PACKAGE / f"{name}.py" for name in ("model", "units", "boot/grub/menu", "boot/bls/text", "boot/entry")
+    ]
     for path in (*pure, *(p for folder in folders for p in (PACKAGE / folder).glob("*.py"))):
         tree = ast.parse(path.read_text())
         modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}

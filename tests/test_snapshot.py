@@ -19,9 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emupmem import cli, snapshot
+from emupmem import cli
+from emupmem.device import checksum as device_checksum
+from emupmem.device import freeze
+from emupmem.device import image as device_image
+from emupmem.device.checksum import ATTRIBUTE, SIDECAR
+from emupmem.device.image import restore, save
 from emupmem.model import GIB, KIB, MIB, EmupmemError
-from emupmem.snapshot import ATTRIBUTE, SIDECAR, restore, save
 from tests.fake import build, put
 
 SIZE = 9 * MIB + 12 * KIB
@@ -69,10 +73,10 @@ class Disk:
     def open(self, name: str, flags: int) -> int:
         return os.open(self.machine.path(name), flags & ~os.O_EXCL)
 
-    def save(self, source: str | None = None, **more: Any) -> snapshot.Snapshot:
+    def save(self, source: str | None = None, **more: Any) -> device_image.Snapshot:
         return save(self.machine, self.file, source, opener=self.open, **more)
 
-    def restore(self, name: str | None = None, **more: Any) -> snapshot.Snapshot:
+    def restore(self, name: str | None = None, **more: Any) -> device_image.Snapshot:
         return restore(self.machine, self.file, name, opener=self.open, **more)
 
 
@@ -106,7 +110,7 @@ def test_what_was_saved_comes_back(seed: int, blocks: int, attributes: bool) -> 
     size = blocks * 4096
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         if not attributes:
-            patch.setattr(snapshot, "_attach", lambda image, checksum: False)
+            patch.setattr(device_checksum, "attach_checksum", lambda image, checksum: False)
         disk = Disk(Path(name), size)
         data = content(seed, size)
         disk.path.write_bytes(data)
@@ -134,7 +138,7 @@ def test_one_changed_byte_is_refused_before_anything_is_written(
     disk: Disk, at: int, attributes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not attributes:
-        monkeypatch.setattr(snapshot, "_attach", lambda image, checksum: False)
+        monkeypatch.setattr(device_checksum, "attach_checksum", lambda image, checksum: False)
     disk.save()
     with Path(disk.file).open("r+b") as file:
         file.seek(at)
@@ -198,7 +202,7 @@ def test_a_crash_between_any_two_calls_pairs_no_image_with_a_wrong_sum(
     disk: Disk, where: int, attributes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not attributes:
-        monkeypatch.setattr(snapshot, "_attach", lambda image, checksum: False)
+        monkeypatch.setattr(device_checksum, "attach_checksum", lambda image, checksum: False)
     disk.save()
     old = disk.path.read_bytes()
     new = content(5, SIZE)
@@ -391,7 +395,7 @@ class Ioctl:
 
     def __call__(self, descriptor: int, what: int, argument: int = 0) -> int:
         self.calls.append(what)
-        if self.fails and what == snapshot.FIFREEZE:
+        if self.fails and what == freeze.FIFREEZE:
             raise OSError(self.fails, os.strerror(self.fails))
         return 0
 
@@ -401,20 +405,20 @@ def frozen_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> 
     disk.mount("/mnt")
     ioctl = Ioctl(fails)
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    monkeypatch.setattr(snapshot, "_same_disk", lambda path, where: False)
+    monkeypatch.setattr(device_image, "_same_disk", lambda path, where: False)
     return ioctl
 
 
 def test_a_mounted_file_system_is_frozen_and_thawed(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     ioctl = frozen_disk(disk, monkeypatch)
     disk.save("/mnt")
-    assert ioctl.calls == [snapshot.FIFREEZE, snapshot.FITHAW]
+    assert ioctl.calls == [freeze.FIFREEZE, freeze.FITHAW]
 
     def stop(what: str, done: int, size: int) -> None:
         raise EmupmemError("stopped by SIGTERM")
 
     refused(lambda: disk.save("/mnt", progress=stop))
-    assert ioctl.calls == [snapshot.FIFREEZE, snapshot.FITHAW] * 2
+    assert ioctl.calls == [freeze.FIFREEZE, freeze.FITHAW] * 2
 
 
 def test_a_file_system_that_cannot_be_frozen_is_refused(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,13 +434,13 @@ def test_never_onto_the_file_system_that_is_frozen(disk: Disk) -> None:
 
 def test_blank(disk: Disk) -> None:
     disk.path.write_bytes(bytes(SIZE))
-    assert snapshot.is_blank(disk.machine, None, disk.open)
+    assert device_image.is_blank(disk.machine, None, disk.open)
     disk.path.write_bytes(bytes(SIZE - 1) + b"x")
-    assert not snapshot.is_blank(disk.machine, None, disk.open)
+    assert not device_image.is_blank(disk.machine, None, disk.open)
 
 
 def test_a_copy_with_a_sidecar_is_as_good(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "_attach", lambda image, checksum: False)
+    monkeypatch.setattr(device_checksum, "attach_checksum", lambda image, checksum: False)
     saved = disk.save()
     assert Path(disk.file + SIDECAR).read_text() == saved.checksum + "\n"
     assert disk.restore().checksum == saved.checksum
@@ -529,6 +533,6 @@ def test_commands_need_root(disk: Disk, run: Callable[..., Any]) -> None:
 def test_what_is_there_is_named_before_its_folder() -> None:
     """A disk that is given for a file is called a disk, wherever it lies; a missing name in /dev is none of ours."""
     with pytest.raises(EmupmemError, match="/dev/null is not a regular file"):
-        snapshot._target("/dev/null")
+        device_image._target("/dev/null")
     with pytest.raises(EmupmemError, match="makes no files in /dev"):
-        snapshot._target("/dev/emupmem-none")
+        device_image._target("/dev/emupmem-none")

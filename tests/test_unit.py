@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emupmem import unit
+from emupmem.device import unit
+from emupmem.device.unit import BootMount, UnitChange, changed, quote, read, text
 from emupmem.model import GIB, MIB, EmupmemError
-from emupmem.unit import BootMount, UnitChange, changed, quote, read, text
 
 PROGRAM = "/usr/local/bin/emupmem"
 PLAIN = BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4", "dev", "0755")

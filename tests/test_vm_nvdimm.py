@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from emupmem.model import MIB
-from emupmem.qemu import Backend, Kind, Options, Wish, plan, read_guest
+from emupmem.vm.arguments import Backend, Kind, Options, Wish, plan
+from emupmem.vm.guest import read_guest
 from tests.vm.image import image
 from tests.vm.machine import Machine
 from tests.vm.nested import nested_guest

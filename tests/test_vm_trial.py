@@ -9,8 +9,9 @@ from dataclasses import asdict
 
 import pytest
 
-from emupmem import collect
 from emupmem.model import GIB
+from emupmem.report import archive as report_archive
+from emupmem.report import collected
 from tests.test_vm import FEWER, done, said
 from tests.vm.image import ROOT_UUID, image
 from tests.vm.machine import Machine
@@ -123,8 +124,8 @@ emupmem verify --json > /job/out/back.json
 
 def same_elsewhere(archive: bytes, there: list[dict[str, str]]) -> None:
     """Collected in the guest: the doctor says the same here, and what it must not tell is not in it."""
-    unpacked = collect.unpack(io.BytesIO(archive), "m.tar.gz")
-    here = [asdict(f) for f in collect.doctor_from(unpacked, "m.tar.gz")]
+    unpacked = report_archive.unpack(io.BytesIO(archive), "m.tar.gz")
+    here = [asdict(f) for f in collected.doctor_from(unpacked, "m.tar.gz")]
     assert here == json.loads(
         re.sub(ROOT_UUID, "0" * 8 + "-0000-0000-0000-" + "1".zfill(12), json.dumps(there))
     )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from emupmem.boot.elsewhere import Elsewhere
 from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.device.unit import NO_CHANGE, UnitChange
 from emupmem.editor import text
 from emupmem.model import FileEdit, Plan
-from emupmem.unit import NO_CHANGE, UnitChange
 
 OUR_WORDS = ("nokaslr",)
 """Words beside memmap= that apply adds when asked to."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from emupmem import mount
-from emupmem.blocks import mounts
 from emupmem.boot import detect, efi, elsewhere, loader, systemd_boot
 from emupmem.boot import trial as boot_trial
 from emupmem.boot.change import OUR_WORDS, Change, Options
@@ -35,6 +33,10 @@ from emupmem.boot.grub.defaults import (
 )
 from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.boot.transaction import has_leftovers, menu_problems
+from emupmem.device import boot_unit
+from emupmem.device.blocks import mounts
+from emupmem.device.unit import NO_CHANGE, BootMount, UnitChange
+from emupmem.device.unit import read as read_unit
 from emupmem.editor import defaults, quoting
 from emupmem.editor import text as editor_text
 from emupmem.kernel.cmdline import format_memmap, parse_command_line, parse_memmap_value
@@ -43,8 +45,6 @@ from emupmem.planner import survey
 from emupmem.planner.plan import plan, satisfied
 from emupmem.planner.situation import STEPS, Situation
 from emupmem.system.machine import Machine
-from emupmem.unit import NO_CHANGE, BootMount, UnitChange
-from emupmem.unit import read as read_unit
 
 
 def next_line(machine: Machine) -> CommandLine:
@@ -100,14 +100,14 @@ def prepare_apply(
     found: survey.Survey,
     request: Request,
     options: Options,
-    wishes: Sequence[mount.Wish] = (),
+    wishes: Sequence[boot_unit.Wish] = (),
 ) -> Change:
     """The change that makes the machine reserve what is asked, and mount it as `wishes` say, one for a device.
 
     Raises EmupmemError for a reservation that differs (without --replace or --add), for a drop-in
     that would override, and for everything that the planner and the editor refuse.
     """
-    mount.check_wishes(machine, wishes)
+    boot_unit.check_wishes(machine, wishes)
     other = detect.of(machine)
     if other is not None:
         change, made = _apply_elsewhere(machine, other, found, request, options)
@@ -169,7 +169,9 @@ def _decide(
     return made, items
 
 
-def _with_mounts(machine: Machine, change: Change, made: Plan | None, wishes: Sequence[mount.Wish]) -> Change:
+def _with_mounts(
+    machine: Machine, change: Change, made: Plan | None, wishes: Sequence[boot_unit.Wish]
+) -> Change:
     """The change with the unit that mounts the devices as wished, one wish for a device."""
     meant = sorted(made.reservations if made else _reservations(change.normal), key=_start)
     if len(wishes) > len(meant):
@@ -178,7 +180,7 @@ def _with_mounts(machine: Machine, change: Change, made: Plan | None, wishes: Se
             "give it once for each device",
         )
     pairs = [((r.start, r.size), wish) for r, wish in zip(meant, wishes, strict=False)]
-    return replace(change, unit=mount.unit_change(machine, _ranges(change), pairs))
+    return replace(change, unit=boot_unit.unit_change(machine, _ranges(change), pairs))
 
 
 def _apply_elsewhere(
@@ -332,7 +334,7 @@ def _ranges(change: Change) -> list[tuple[int, int]]:
 def _unit_left(machine: Machine, change: Change) -> UnitChange:
     """The unit without the mounts of what is given back. It never stops the giving back."""
     try:
-        return mount.unit_change(machine, _ranges(change))
+        return boot_unit.unit_change(machine, _ranges(change))
     except EmupmemError:
         return NO_CHANGE
 

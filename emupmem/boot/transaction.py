@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from emupmem import mount
 from emupmem.boot import elsewhere, foreign
 from emupmem.boot import entry as boot_entry
 from emupmem.boot.change import Change, Outcome, Tell
@@ -16,13 +15,14 @@ from emupmem.boot.grub import dropin, environment, trial
 from emupmem.boot.grub import menu as grub_menu
 from emupmem.boot.grub.defaults import effective_defaults
 from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.device import boot_unit
+from emupmem.device.unit import FILE as UNIT_FILE
 from emupmem.editor import edits
 from emupmem.model import UNCHANGED, Command, EmupmemError
 from emupmem.system import backups, files, lock
 from emupmem.system.backups import BACKUPS, stamp
 from emupmem.system.lock import Interrupts, interrupts
 from emupmem.system.machine import Machine
-from emupmem.unit import FILE as UNIT_FILE
 
 
 def grub_leftovers(machine: Machine, cfg: str) -> list[Path]:
@@ -72,7 +72,7 @@ def _carry_out_unit(machine: Machine, change: Change) -> str:
     if not change.unit.needed:
         return ""
     try:
-        mount.write_unit(machine, change.unit)
+        boot_unit.write_unit(machine, change.unit)
     except EmupmemError as exc:
         if change.unit.after is None:
             return f"{exc.message}: it does nothing without a reservation"

@@ -1,9 +1,23 @@
-"""The second line of an error of the operating system: what to do about it."""
+"""What to do about an error of the operating system."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
+
+from emupmem.model import EmupmemError
+
+
+@contextlib.contextmanager
+def os_failures(what: str) -> Iterator[None]:
+    """Turn the system's errors into words."""
+    try:
+        yield
+    except OSError as exc:
+        hints = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+        raise EmupmemError(f"{what}: {exc.strerror}", hints.get(exc.errno or 0, "")) from exc
 
 
 def sudo_hint(exc: OSError) -> str:

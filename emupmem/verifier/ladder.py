@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from emupmem.boot import entry as boot_entry
+from emupmem.device.proof import MOUNT_RUNGS, explained, left_over, mount_rungs
 from emupmem.model import Check, Device, FirmwareMap, Kind, MemmapItem, Span
 from emupmem.units import human, span_text
-from emupmem.verifier.observation import Observation, SeenMount, SeenRegion, SeenTrial, Verdict
+from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial, Verdict
 
 LEGACY = "Persistent Memory (legacy)"
 KERNEL_PARTS = ("Kernel code", "Kernel rodata", "Kernel data", "Kernel bss")
@@ -36,7 +37,7 @@ def verify(seen: Observation) -> Verdict:
         found = "nothing is reserved" if wanted is not None else seen.why_unseen("configured")
         first = Check("configured", "ok" if wanted is not None else "skipped", "", found)
         rungs = [first, _generated(seen, ()), Check("booted", "ok", "", "no memmap= on /proc/cmdline")]
-        rungs += [_left_over(m) for m in seen.mounts[:1]]
+        rungs += [left_over(m) for m in seen.mounts[:1]]
         return Verdict(tuple(rungs), ())
     items = seen.command_line.reservations
     steps: list[Callable[[], Check]] = [
@@ -55,13 +56,13 @@ def verify(seen: Observation) -> Verdict:
     checks: list[Check] = []
     broken = ""
     for name, step in zip(names, steps, strict=False):
-        check = _explained(name, broken) if broken else step()
+        check = explained(name, broken) if broken else step()
         checks.append(check)
         if check.status in ("fail", "pending"):
             broken = name
     if seen.mounts and len(steps) == len(names):
         if broken:
-            checks += [_explained(name, broken) for name in MOUNT_RUNGS]
+            checks += [explained(name, broken) for name in MOUNT_RUNGS]
         else:
             checks += mount_rungs(seen.mounts)
     return Verdict(tuple(checks), _devices(seen, items))
@@ -308,122 +309,6 @@ def _dax(seen: Observation, items: Sequence[MemmapItem]) -> Check:
             hint = "the namespace is not in fsdax mode: sudo ndctl create-namespace -f -e namespace… -m fsdax"
             return Check("dax", "fail", expected, f"off on /dev/{region.block}", hint)
     return Check("dax", "ok", expected, "on")
-
-
-def _explained(name: str, broken: str) -> Check:
-    return Check(name, "skipped", "", f"explained by {broken}", explained_by=broken)
-
-
-# From the device to a folder that a program can use -------------------------------------------------
-
-MOUNT_RUNGS = ("filesystem", "mounted", "dax-file", "map-sync", "huge-pages")
-
-
-def mount_rungs(mounts: Sequence[SeenMount]) -> tuple[Check, ...]:
-    """The five rungs above the device; on each the worst of the mounts speaks, and a good one for all."""
-    judges = (_filesystem, _mounted, _dax_file, _map_sync, _huge_pages)
-    checks: list[Check] = []
-    broken = ""
-    for name, judge in zip(MOUNT_RUNGS, judges, strict=True):
-        if broken:
-            checks.append(_explained(name, broken))
-            continue
-        found = [judge(m) for m in mounts]
-        worst = next((c for status in ("fail", "skipped") for c in found if c.status == status), None)
-        checks.append(worst or Check(name, "ok", found[0].expected, "; ".join(c.found for c in found)))
-        broken = name if checks[-1].status == "fail" else ""
-    return tuple(checks)
-
-
-def _left_over(mount: SeenMount) -> Check:
-    found = f"{mount.dir} is asked for at every boot, and nothing is reserved for it"
-    return Check("filesystem", "skipped", "", found, "sudo emupmem remove takes that away")
-
-
-def _again(mount: SeenMount, force: str = "") -> str:
-    return f"sudo emupmem mount {mount.device} {mount.dir}{force}"
-
-
-def _filesystem(mount: SeenMount) -> Check:
-    wanted = mount.wanted or "a file system"
-    if not mount.device:
-        found = f"the device that {mount.dir} is for is not there"
-        return Check("filesystem", "fail", wanted, found, "sudo emupmem apply --mount … plans it anew")
-    if mount.fs is None:
-        return Check("filesystem", "skipped", wanted, f"what {mount.device} holds is shown to root only")
-    if not mount.fs:
-        return Check("filesystem", "fail", wanted, f"{mount.device} is blank", _why_not(mount))
-    if mount.wanted and mount.fs != mount.wanted:
-        return Check(
-            "filesystem", "fail", wanted, f"{mount.device} holds {mount.fs}", _again(mount, " --force")
-        )
-    return Check("filesystem", "ok", wanted, f"{mount.fs} on {mount.device}")
-
-
-def _why_not(mount: SeenMount) -> str:
-    if mount.at_boot:
-        return f"journalctl -b -u emupmem.service tells why; {_again(mount)} does it now"
-    return _again(mount)
-
-
-def _mounted(mount: SeenMount) -> Check:
-    expected = f"{mount.device} at {mount.dir} with DAX"
-    if not mount.at:
-        return Check("mounted", "fail", expected, f"{mount.device} is not mounted", _why_not(mount))
-    if mount.at != mount.dir:
-        hint = f"sudo emupmem umount {mount.at}, then {_again(mount)}"
-        return Check("mounted", "fail", expected, f"{mount.device} is mounted at {mount.at}", hint)
-    if "dax=always" not in mount.options and "dax" not in mount.options:
-        found = f"{mount.dir} without dax: {','.join(mount.options)}"
-        return Check(
-            "mounted", "fail", expected, found, f"sudo emupmem umount {mount.dir}, then {_again(mount)}"
-        )
-    option = "dax=always" if "dax=always" in mount.options else "dax"
-    boot = ", at every boot" if mount.at_boot else ""
-    fate = f"saved to {mount.keep} at an orderly shutdown only" if mount.keep else "emulated, volatile"
-    return Check("mounted", "ok", expected, f"{mount.dir} with {option}{boot} · {fate}")
-
-
-def _dax_file(mount: SeenMount) -> Check:
-    expected = "files are mapped directly (statx: STATX_ATTR_DAX)"
-    if mount.dax_file is None:
-        return Check("dax-file", "skipped", expected, mount.why or "this kernel does not tell (before 5.8)")
-    if not mount.dax_file:
-        found = f"a new file in {mount.dir} has no DAX, whatever the option says"
-        hint = "sudo dmesg | grep -i dax tells why: block size, reflink, or the device"
-        return Check("dax-file", "fail", expected, found, hint)
-    return Check("dax-file", "ok", expected, "a new file has DAX (statx)")
-
-
-def _map_sync(mount: SeenMount) -> Check:
-    expected = "MAP_SYNC mappings"
-    if mount.map_sync is None:
-        return Check("map-sync", "skipped", expected, mount.why or "could not be tried")
-    if not mount.map_sync:
-        hint = (
-            "the device is not synchronous, or the kernel is older than 4.15; PMEM_IS_PMEM_FORCE=1 for tests"
-        )
-        return Check("map-sync", "fail", expected, "the kernel refuses MAP_SYNC", hint)
-    return Check("map-sync", "ok", expected, "the kernel maps with MAP_SYNC")
-
-
-def _huge_pages(mount: SeenMount) -> Check:
-    expected = "a fault maps 2 MiB"
-    if mount.faults is None:
-        return Check("huge-pages", "skipped", expected, mount.why or "could not be tried")
-    counted = f"{mount.faults} faults for 4 MiB"
-    if mount.huge:
-        return Check("huge-pages", "ok", expected, f"{counted}: 2 MiB each")
-    if mount.no_huge:
-        return Check("huge-pages", "skipped", expected, f"not supported: {mount.no_huge}; {counted}")
-    if not mount.aligned:
-        hint = "programs must choose an address that is a multiple of 2 MiB by themselves"
-        return Check("huge-pages", "fail", expected, f"{counted}; the kernel chose a crooked address", hint)
-    hint = (
-        f"the file system is not laid out for 2 MiB, or too full for it: sudo emupmem umount {mount.dir}, then "
-        f"{_again(mount, ' --force')} makes a new one (and destroys this one)"
-    )
-    return Check("huge-pages", "fail", expected, f"{counted}: 4 KiB each", hint)
 
 
 def _devices(seen: Observation, items: Sequence[MemmapItem]) -> tuple[Device, ...]:

@@ -5,34 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emupmem.boot import entry
+from emupmem.device.proof import SeenMount
 from emupmem.model import BootLog, Check, CommandLine, Device, FirmwareMap, IomemLine
-
-
-@dataclass(frozen=True, slots=True)
-class SeenMount:
-    """A mount that the boot unit asks for (`at_boot`) or that is there besides; None: could not be seen.
-
-    `fs` is what the device holds (empty: blank), `wanted` what was asked (empty: anything), `at`
-    where it is mounted, `keep` the image that its content is kept in. `faults` is what writing to 4 MiB
-    took, `huge` what that means, `no_huge` why the kernel has no huge pages for files at all, `why` why a
-    proof could not be made.
-    """
-
-    device: str
-    dir: str
-    wanted: str
-    fs: str | None
-    at: str
-    options: tuple[str, ...]
-    dax_file: bool | None = None
-    map_sync: bool | None = None
-    faults: int | None = None
-    huge: bool | None = None
-    no_huge: str = ""
-    aligned: bool = True
-    why: str = ""
-    at_boot: bool = False
-    keep: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from emupmem.system.machine import Machine
 from emupmem.system.sysfs import Region
 
 if TYPE_CHECKING:
-    from emupmem.verifier.observation import Observation, SeenMount, SeenRegion, SeenTrial
+    from emupmem.device.proof import SeenMount
+    from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial
 
 
 # Observation --------------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ def _trial(machine: Machine) -> SeenTrial | None:
 
 def _mounts(machine: Machine, wait: float) -> tuple[SeenMount, ...]:
     """The mounts of our devices and of the boot unit; while that is at work we wait."""
-    from emupmem import mount, unit
+    from emupmem.device import proof, unit
 
     data = machine.read(unit.FILE)
     text = data.decode("utf-8", "replace") if data is not None and machine.is_link(unit.LINK) else ""
@@ -122,7 +123,7 @@ def _mounts(machine: Machine, wait: float) -> tuple[SeenMount, ...]:
         wanted = ()  # not ours, or edited: what is mounted is judged all the same
     if wanted and wait and machine.live:
         wait_for(lambda: not _activating(machine, unit.NAME), wait)
-    return mount.look(machine, wanted)
+    return proof.look(machine, wanted)
 
 
 def _activating(machine: Machine, name: str) -> bool:

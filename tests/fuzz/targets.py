@@ -23,10 +23,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from emupmem import collect, unit
 from emupmem.boot import entry as boot_entry
 from emupmem.boot.bls import text as bls_text
 from emupmem.boot.grub import menu as grub_menu
+from emupmem.device import unit
 from emupmem.editor import defaults, edits, lens, quoting
 from emupmem.editor import shell as editor_shell
 from emupmem.editor import text as editor_text
@@ -35,6 +35,8 @@ from emupmem.model import GIB, BootLog, EmupmemError, FirmwareMap, Kind, Request
 from emupmem.parser import bootlog, sources
 from emupmem.planner import plan, survey
 from emupmem.planner import situation as planner_situation
+from emupmem.report import archive as report_archive
+from emupmem.report import collected, gather, masking
 from emupmem.units import plain
 from tests.fuzz import shell
 from tests.fuzz.texts import LOGS, TOKENS, fixtures
@@ -511,7 +513,7 @@ def _ours_of(word: str) -> list[str]:
 
 
 @cache
-def _base() -> collect.Archive:
+def _base() -> report_archive.Archive:
     """An archive of a machine in a folder, as `emupmem collect` makes it."""
     from tests.fake import build, put
 
@@ -522,10 +524,10 @@ def _base() -> collect.Archive:
         for number, (start, end) in enumerate((("0x0", "0xbfffffff"), ("0x100000000", "0x53fffffff"))):
             for key, value in (("start", start), ("end", end), ("type", "System RAM")):
                 put(machine, f"/sys/firmware/memmap/{number}/{key}", value + "\n")
-        return collect.of_machine(machine).archive
+        return gather.of_machine(machine).archive
 
 
-def recipe(data: bytes) -> collect.Archive:
+def recipe(data: bytes) -> report_archive.Archive:
     """The archive of a machine with some members replaced: `@NAME` begins one, `@facts` is merged as JSON."""
     base = _base()
     facts: dict[str, Any] = copy.deepcopy(dict(base.facts))
@@ -540,7 +542,7 @@ def recipe(data: bytes) -> collect.Archive:
             members.pop(name[1:], None)
         else:
             members[name] = body
-    return collect.Archive(facts, members)
+    return report_archive.Archive(facts, members)
 
 
 def _merge(old: dict[str, Any], new: Any) -> None:
@@ -559,18 +561,18 @@ def archive(data: bytes) -> None:
     if any("\0" in name for name in made.members):
         return  # no file system has such a name, and tar ends it there
     try:
-        packed = collect.pack(made)
+        packed = report_archive.pack(made)
     except (UnicodeError, ValueError):
         return  # a name that no archive can hold
     try:
-        read = collect.unpack(io.BytesIO(packed), "it")
+        read = report_archive.unpack(io.BytesIO(packed), "it")
     except EmupmemError as exc:
         refused(exc)
         return
     assert dict(read.members) == dict(made.members)
-    _check_plans(lambda: collect.plan_from(read, "it"))
+    _check_plans(lambda: collected.plan_from(read, "it"))
     try:
-        findings = collect.doctor_from(read, "it")
+        findings = collected.doctor_from(read, "it")
     except EmupmemError as exc:
         refused(exc)
         return
@@ -585,14 +587,16 @@ def tar(data: bytes) -> None:
     elif kind == b"g":
         body = b"\x1f\x8b" + body
     try:
-        read = collect.unpack(io.BufferedReader(_Drops(body, 1 + zlib.crc32(data) % 5000)), "it")
+        read = report_archive.unpack(io.BufferedReader(_Drops(body, 1 + zlib.crc32(data) % 5000)), "it")
     except EmupmemError as exc:
         refused(exc)
         return
     for name in read.members:
         assert not name.startswith("/")
         assert not {"", ".", ".."} & set(name.split("/"))
-    assert dict(collect.unpack(io.BytesIO(collect.pack(read)), "it").members) == dict(read.members)
+    assert dict(report_archive.unpack(io.BytesIO(report_archive.pack(read)), "it").members) == dict(
+        read.members
+    )
 
 
 def _summed(data: bytes) -> bytes:
@@ -614,7 +618,7 @@ def _summed(data: bytes) -> bytes:
 def masks(data: bytes) -> None:
     """What `emupmem collect` writes of a hostile log: the secrets are out of it, the map still in it."""
     text = data.decode("utf-8", "surrogateescape")
-    masker = collect.Masker(["thinkbox"], ["mallory"])
+    masker = masking.Masker(["thinkbox"], ["mallory"])
     masker.learn(text)
     shown, _ = masker.mask(text)
     assert not re.search(
@@ -722,7 +726,7 @@ def _tar_seeds() -> list[bytes]:
     facts = json.dumps(dict(_base().facts)).encode()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as made:
         for name, data in (
-            (collect.MARKER, facts),
+            (report_archive.MARKER, facts),
             ("tree/" + "n" * 120, b"x"),
             ("commands/dmesg", b"y" * 600),
         ):

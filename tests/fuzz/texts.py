@@ -79,7 +79,7 @@ def fixtures(kind: str) -> list[bytes]:
             for h in (head, "remove\n")
             for t in (f"{text}\n", line, f"# c\n{line}{line}", "")
         ]
-    from emupmem import unit
+    from emupmem.device import unit
 
     mount = unit.BootMount(4 << 30, 1 << 30, "/mnt/pmem0", "ext4", "alice", "0755", "")
     return [unit.text([mount], "/usr/local/bin/emupmem").encode()]

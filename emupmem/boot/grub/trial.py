@@ -14,11 +14,11 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
-from emupmem.blocks import Mounted, mount_of, mounts, stack
 from emupmem.boot import entry as boot_entry
 from emupmem.boot import foreign
 from emupmem.boot.grub import environment
 from emupmem.boot.grub import menu as grub_menu
+from emupmem.device.blocks import Mounted, mount_of, mounts, stack
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError
 from emupmem.system import backups

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from emupmem.blocks import devices, mount_of, mounted_at, mounts, signature
+from emupmem.device.blocks import devices, mount_of, mounted_at, mounts, signature
+from emupmem.device.unit import BootMount
 from emupmem.model import Command, EmupmemError
 from emupmem.system import files
 from emupmem.system.files import refuse_kernel_folder
 from emupmem.system.machine import Machine
-from emupmem.unit import BootMount
 from emupmem.units import human
 
 NOTES = "/run/emupmem"
@@ -89,9 +89,9 @@ def bring_back(machine: Machine, wanted: BootMount, dev: str) -> bool:
     """
     if machine.file_size(wanted.keep) is None:
         return False
-    from emupmem import snapshot  # threads and maps: apply and verify need none of it
+    from emupmem.device import image  # threads and maps: apply and verify need none of it
 
-    snapshot.restore(machine, wanted.keep, dev)
+    image.restore(machine, wanted.keep, dev)
     return True
 
 
@@ -123,9 +123,9 @@ def _save(machine: Machine, wanted: BootMount) -> str:
         where = mounted_at(machine, device)
     if not where and not signature(machine, device.dev):
         return f"{wanted.dir} is not saved: {device.dev} is blank, and {wanted.keep} stays as it was"
-    from emupmem import snapshot
+    from emupmem.device import image
 
-    done = snapshot.save(machine, wanted.keep, where or device.dev)
+    done = image.save(machine, wanted.keep, where or device.dev)
     machine.run(Command(("sync", "-f", wanted.keep), "have the image on the disk"))
     held = f" (mounted at {where} still, and frozen meanwhile)" if where else ""
     return (

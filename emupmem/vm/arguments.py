@@ -7,25 +7,20 @@ of QEMU 7.2 and 10.0, and what these programs did when they were asked.
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from xml.etree import ElementTree as ET
 
 from emupmem.model import KIB, MIB, EmupmemError
 from emupmem.units import human
+from emupmem.vm.guest import DEFAULT_RAM, Guest, escaped, join_continued
 
 ALIGN = 2 * MIB
 """Linux maps persistent memory in pieces of 2 MiB; a guest leaves an uneven rest unused, or refuses it."""
 
 LABEL_LEAST = 128 * KIB
 """What QEMU and the NVDIMM label specification ask for at least."""
-
-DEFAULT_RAM = 128 * MIB
-"""QEMU's own default of `-m`."""
 
 OLDEST = (4, 1)
 """The first QEMU with virtio-pmem, and with `nvdimm-persistence` under that name (4.0)."""
@@ -105,27 +100,6 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
-    """What the arguments of a virtual machine say of its memory: bytes; None where they say nothing.
-
-    `nodes` is the memory of each NUMA node, `bare` a word of `-machine` that has no `=`, `paths` the files
-    behind its memory objects.
-    """
-
-    ram: int | None = None
-    slots: int = 0
-    maxmem: int = 0
-    machine: str = ""
-    used_slots: int = 0
-    plugged: int = 0
-    nodes: tuple[int | None, ...] = ()
-    ids: frozenset[str] = frozenset()
-    name: str = ""
-    bare: str = ""
-    paths: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """The arguments to add, as groups (option, properties), and what a person should know of them."""
 
@@ -142,125 +116,13 @@ class Plan:
         for option, group in (("-machine", self.machine), ("-m", self.memory)):
             words += [option, ",".join(f"{k}={escaped(v)}" for k, v in group)] if group else []
         for backend, device in self.pairs:
-            words += ["-object", _joined(backend, "qom-type"), "-device", _joined(device, "driver")]
+            words += [
+                "-object",
+                join_continued(backend, "qom-type"),
+                "-device",
+                join_continued(device, "driver"),
+            ]
         return words
-
-
-# The guest's own arguments ---------------------------------------------------------------------------
-
-
-def escaped(value: str) -> str:
-    """A value inside a QEMU option: a comma is written twice."""
-    return value.replace(",", ",,")
-
-
-def _joined(group: dict[str, str], first: str) -> str:
-    rest = {k: v for k, v in group.items() if k != first}
-    return ",".join([group[first], *(f"{k}={escaped(v)}" for k, v in rest.items())])
-
-
-def split_option(text: str) -> list[tuple[str, str]]:
-    """`a,b=c,,d` as [("", "a"), ("b", "c,d")]: QEMU's own rule of commas (util/keyval.c)."""
-    found = []
-    for part in text.replace(",,", "\0").split(","):
-        key, equals, value = part.partition("=")
-        found.append((key, value) if equals else ("", key))
-    return [(k.replace("\0", ","), v.replace("\0", ",")) for k, v in found]
-
-
-def qemu_size(text: str, default_unit: int = MIB) -> int | None:
-    """Bytes that QEMU reads from a size (`2G`, `512`, `1.5g`); None for what it would refuse."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?|0[xX][0-9a-fA-F]+)([bkKmMgGtTpPeE]?)", text.strip())
-    if not found:
-        return None
-    units = {"b": 1} | {u: 1024 ** (n + 1) for n, u in enumerate("kmgtpe")}
-    unit = units[found[2].lower()] if found[2] else default_unit
-    number = int(found[1], 16) if found[1].lower().startswith("0x") else float(found[1])
-    return int(number * unit)
-
-
-def read_guest(argv: Sequence[str]) -> Guest:
-    """What the arguments of a virtual machine say of its memory and its devices.
-
-    Raises EmupmemError for a machine type that has no NVDIMMs.
-    """
-    ram: int | None = None
-    slots = maxmem = used = 0
-    machine = name = bare = main = ""
-    sizes: dict[str, int] = {}
-    plugged: list[str] = []
-    nodes: list[dict[str, str]] = []
-    ids: set[str] = set()
-    paths: set[str] = set()
-    for option, value in _options(argv):
-        pairs = _pairs(value)
-        named = dict(pairs)
-        first = named.get(
-            {"machine": "type", "M": "type", "numa": "type", "device": "driver"}.get(option, ""), ""
-        )
-        first = first or (pairs[0][1] if pairs and pairs[0][0] == "" else "")
-        if named.get("id"):
-            ids.add(named["id"])
-        if option == "m":
-            size = qemu_size(named.get("size") or first)
-            ram = ram if size is None else size
-            slots = int(named["slots"]) if named.get("slots", "").isdigit() else slots
-            maxmem = qemu_size(named.get("maxmem", ""), 1) or maxmem
-        elif option in ("machine", "M"):
-            machine = first or machine
-            bare = next((v for k, v in pairs[1:] if k == ""), bare)
-            main = named.get("memory-backend") or main
-        elif option == "object":
-            sizes[named.get("id", "")] = qemu_size(named.get("size", ""), 1) or 0
-            paths |= {named["mem-path"]} if named.get("mem-path") else set()
-        elif option == "device" and first in ("nvdimm", "pc-dimm"):
-            used += 1
-            plugged.append(named.get("memdev", ""))
-        elif option == "device" and first.startswith("virtio-pmem"):
-            plugged.append(named.get("memdev", ""))
-        elif option == "numa" and first == "node":
-            nodes.append(named)
-        elif option == "name":
-            name = named.get("guest") or first or name
-    if machine and not re.match(r"(pc|q35)(-|$)", machine):
-        raise EmupmemError(f"-machine {machine} has no NVDIMMs", "pc and q35 have")
-    return Guest(
-        sizes.get(main) or None if ram is None else ram,
-        slots,
-        maxmem,
-        machine,
-        used,
-        sum(sizes.get(p, 0) for p in plugged),
-        tuple(sizes.get(n["memdev"]) if "memdev" in n else qemu_size(n.get("mem", "")) for n in nodes),
-        frozenset(ids),
-        name,
-        bare,
-        frozenset(paths),
-    )
-
-
-def _pairs(value: str) -> list[tuple[str, str]]:
-    """The properties of an option, which may be written as JSON too (libvirt does that)."""
-    if value.startswith("{"):
-        try:
-            return [(k, str(v)) for k, v in json.loads(value).items() if not isinstance(v, (dict, list))]
-        except ValueError:
-            return []
-    return split_option(value)
-
-
-def _options(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """(option, value) of those options that we look at; QEMU takes `--machine` as well as `-machine`."""
-    ours = ("m", "machine", "M", "object", "device", "numa", "name")
-    found = []
-    at = 0
-    while at < len(argv):
-        name = re.sub(r"^--?", "", argv[at]) if argv[at].startswith("-") else ""
-        if name in ours and at + 1 < len(argv):
-            found.append((name, argv[at + 1]))
-            at += 1
-        at += 1
-    return found
 
 
 # Decisions ---------------------------------------------------------------------------------------------
@@ -462,99 +324,6 @@ def _durable(backend: Backend, options: Options) -> bool:
     if not (options.pmem and options.share) or options.readonly:
         return False
     return backend.kind is Kind.DEVDAX or (backend.kind is Kind.DAX_FILE and backend.sync is True)
-
-
-# Other forms --------------------------------------------------------------------------------------------
-
-
-def shell_line(program: str, argv: Sequence[str]) -> str:
-    """The command line, quoted for a shell."""
-    return shlex.join([program, *argv])
-
-
-def readconfig(made: Plan) -> str:
-    """The same as a file for `-readconfig`. Raises EmupmemError for a value that no such file can hold."""
-    groups = [("[machine]", dict(made.machine)), ("[memory]", dict(made.memory))]
-    for backend, device in made.pairs:
-        groups += [(f'[object "{backend["id"]}"]', backend), (f'[device "{device["id"]}"]', device)]
-    lines = []
-    for head, group in groups:
-        if not group:
-            continue
-        lines.append(head)
-        for key, value in group.items():
-            if key == "id":
-                continue
-            if '"' in value or "\n" in value:
-                raise EmupmemError(
-                    f"{value!r} cannot be written into a file for -readconfig", "choose another name"
-                )
-            lines.append(f'  {key} = "{value}"')
-    return "\n".join(lines) + "\n"
-
-
-def libvirt(guest: Guest, wishes: Sequence[Wish], options: Options, made: Plan) -> str:
-    """A domain for libvirt with these devices; disks and networks are yours to add.
-
-    Valid by libvirt's schema (domain.rng). Raises EmupmemError for what libvirt cannot say.
-    """
-    if any(w.backend.kind is Kind.RAM for w in wishes):
-        raise EmupmemError("libvirt wants a file behind every NVDIMM", "--backend names it")
-    if options.persistence is not None:
-        raise EmupmemError("libvirt has no word for --persistence", "its qemu:commandline could hold it")
-    ram = options.ram if options.ram is not None else guest.ram if guest.ram is not None else DEFAULT_RAM
-    numbers = dict(made.memory)
-    top = ET.Element("domain", type="kvm")
-    ET.SubElement(top, "name").text = "pmem"
-    maximum = qemu_size(numbers["maxmem"], 1) or 0
-    ET.SubElement(top, "maxMemory", slots=str(max(len(wishes), 1)), unit="KiB").text = str(maximum // KIB)
-    ET.SubElement(top, "memory", unit="KiB").text = str(ram // KIB)
-    ET.SubElement(top, "vcpu").text = str(max(len(guest.nodes), 1))
-    system = ET.SubElement(top, "os")
-    ET.SubElement(
-        system, "type", arch="x86_64", machine=options.machine or guest.machine or "q35"
-    ).text = "hvm"
-    ET.SubElement(ET.SubElement(top, "features"), "acpi")
-    numa = ET.SubElement(ET.SubElement(top, "cpu"), "numa")
-    for n, size in enumerate(_cells(guest, ram)):
-        ET.SubElement(numa, "cell", id=str(n), cpus=str(n), memory=str(size // KIB), unit="KiB")
-    devices = ET.SubElement(top, "devices")
-    for wish, (backend, _) in zip(wishes, made.pairs, strict=True):
-        _libvirt_memory(devices, wish, options, backend)
-    ET.indent(top)
-    return ET.tostring(top, "unicode") + "\n"
-
-
-def _cells(guest: Guest, ram: int) -> list[int]:
-    """The memory of each NUMA node, in equal parts where the arguments do not tell; libvirt wants one at least."""
-    told = [n for n in guest.nodes if n is not None]
-    if told and len(told) == len(guest.nodes) and sum(told) == ram:
-        return told
-    count = max(len(guest.nodes), 1)
-    part = ram // count // MIB * MIB
-    return [*[part] * (count - 1), ram - part * (count - 1)]
-
-
-def _libvirt_memory(devices: ET.Element, wish: Wish, options: Options, backend: dict[str, str]) -> None:
-    virtio = options.device is Device.VIRTIO
-    access = "shared" if options.share else "private"
-    memory = ET.SubElement(devices, "memory", model=options.device.value, access=access)
-    source = ET.SubElement(memory, "source")
-    ET.SubElement(source, "path").text = wish.backend.path
-    if not virtio:
-        if "align" in backend:
-            ET.SubElement(source, "alignsize", unit="KiB").text = str(int(backend["align"]) // KIB)
-        if backend.get("pmem") == "on":
-            ET.SubElement(source, "pmem")
-    target = ET.SubElement(memory, "target")
-    ET.SubElement(target, "size", unit="KiB").text = str(wish.size // KIB)
-    if not virtio:
-        ET.SubElement(target, "node").text = str(wish.node or 0)
-        if wish.label:
-            label = ET.SubElement(target, "label")
-            ET.SubElement(label, "size", unit="KiB").text = str(wish.label // KIB)
-        if options.readonly:
-            ET.SubElement(target, "readonly")
 
 
 def parse_version(text: str) -> tuple[int, int]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from emupmem import dax
-from emupmem.blocks import Mounted, Pmem, devices, mounts
+from emupmem.device import dax
+from emupmem.device.blocks import Mounted, Pmem, devices, mounts
 from emupmem.model import Command, EmupmemError
-from emupmem.qemu import NOT_RAW, Backend, Kind, parse_version
 from emupmem.system import files, lock, processes
 from emupmem.system.files import kernel_folder, refuse_kernel_folder
 from emupmem.system.machine import Machine
+from emupmem.vm.arguments import NOT_RAW, Backend, Kind, parse_version
 
 IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 MEMORY = Backend(Kind.RAM)

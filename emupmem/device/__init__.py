@@ -1,0 +1,1 @@
+"""A pmem device: file systems, DAX, mounts, images, namespaces on RAM."""

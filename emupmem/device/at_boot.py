@@ -1,0 +1,117 @@
+"""What that unit runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from emupmem.device import keep, unit
+from emupmem.device.blocks import Pmem, devices
+from emupmem.device.decide import MountRequest, Outcome, Tell
+from emupmem.device.mount import carry_out, prepare
+from emupmem.kernel.cmdline import parse_command_line
+from emupmem.model import Busy, EmupmemError
+from emupmem.system import lock
+from emupmem.system.lock import wait_for
+from emupmem.system.machine import Machine
+from emupmem.units import human
+
+VOLATILE = "emulated, volatile: its content does not survive a power cycle"
+
+
+# At every boot -------------------------------------------------------------------------------------------
+
+
+def boot(machine: Machine, wanted: Sequence[unit.BootMount], say: Tell) -> int:
+    """What the unit runs: mount what can be mounted, a line for each.
+
+    0 if all is well, 1 if a mount failed, `unit.SOME_FAILED` if one failed and another one is kept.
+    """
+    well = True
+    for mount in wanted:
+        try:
+            say(_boot_one(machine, mount))
+        except EmupmemError as exc:
+            well = False
+            hint = f"; {exc.hint}" if exc.hint else ""
+            say(f"emupmem: {mount.dir} is not mounted: {exc.message}{hint}")
+    if well:
+        return 0
+    return unit.SOME_FAILED if any(m.keep and keep.belongs(machine, m) for m in wanted) else 1
+
+
+def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
+    items = parse_command_line(machine.peek("/proc/cmdline")).reservations
+    if not any((i.start, i.size) == (wanted.start, wanted.size) for i in items):
+        ends = wanted.start + wanted.size
+        other = next((i for i in items if i.start < ends and wanted.start < i.start + i.size), None)
+        if other is not None:
+            raise EmupmemError(
+                f"this boot reserves memmap={other.text} where it was memmap={wanted.range}",
+                "sudo emupmem apply --replace --size … --mount … makes the two agree",
+            )
+        # After `remove`, in a rescue entry, or before the first reboot: nothing is wrong.
+        return f"this boot does not reserve memmap={wanted.range}: nothing to mount at {wanted.dir}"
+    device = _wait_for_device(machine, wanted)
+    request = MountRequest(device.dev, wanted.dir, wanted.fs, wanted.owner, wanted.mode)
+    brought = False
+
+    def work() -> Outcome:
+        nonlocal brought
+        if wanted.keep and not keep.belongs(machine, wanted):
+            # What the memory still holds after a warm restart is no save: the image counts.
+            brought = keep.bring_back(machine, wanted, device.dev)
+        outcome = carry_out(machine, prepare(machine, request), at_boot=True)
+        if wanted.keep:
+            keep.remember(machine, wanted)
+        return outcome
+
+    outcome = _locked(machine, work)
+    if not outcome.ok:
+        broken = next(c for c in outcome.rungs if c.status == "fail")
+        raise EmupmemError(f"it is mounted, but {broken.name}: {broken.found}", broken.hint)
+    kept = "kept from before this start" if outcome.steps.kept else "made anew"
+    if brought:
+        kept = f"brought back from {wanted.keep}"
+    fate = f"saved to {wanted.keep} at an orderly shutdown only" if wanted.keep else VOLATILE
+    return f"{device.dev} is mounted at {wanted.dir} · {outcome.steps.fs}, {kept} · {fate}"
+
+
+def _wait_for_device(machine: Machine, wanted: unit.BootMount) -> Pmem:
+    def found() -> Pmem | None:
+        ready = (d for d in devices(machine) if d.start == wanted.start and machine.block_number(d.dev))
+        return next(ready, None)
+
+    wait_for(lambda: found() is not None, unit.SECONDS)
+    machine.settle()  # udev has the device open while it looks at it
+    device = found()
+    if device is None:
+        raise EmupmemError(
+            f"no device for memmap={wanted.range} appeared within {unit.SECONDS} seconds",
+            "sudo emupmem verify tells why",
+        )
+    if device.size != wanted.size:
+        raise EmupmemError(
+            f"{device.dev} has {human(device.size)} instead of {human(wanted.size)}",
+            "sudo emupmem verify tells why",
+        )
+    return device
+
+
+def _locked(machine: Machine, work: Callable[[], Outcome]) -> Outcome:
+    """Do it under the lock, for which a boot waits."""
+    problem: list[EmupmemError] = []
+    done: list[Outcome] = []
+
+    def attempt() -> bool:
+        try:
+            with lock.change_lock(machine):
+                done.append(work())
+        except EmupmemError as exc:
+            problem[:] = [exc]
+            return not isinstance(exc, Busy)  # udev or another emupmem may hold what we need for a moment
+        return True
+
+    wait_for(attempt, unit.SECONDS)
+    if not done:
+        raise problem[0]
+    return done[0]

@@ -1,0 +1,164 @@
+"""The unit that mounts at every boot, for what was wished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emupmem.device import keep as device_keep
+from emupmem.device import unit
+from emupmem.device.blocks import devices, mounts
+from emupmem.device.decide import (
+    FILE_SYSTEMS,
+    MountRequest,
+    Steps,
+    check_dir,
+    check_folder,
+    check_fs,
+    check_mode,
+    folder_of,
+    package_of,
+)
+from emupmem.kernel.cmdline import parse_command_line
+from emupmem.model import EmupmemError
+from emupmem.system import accounts, files
+from emupmem.system.machine import Machine
+from emupmem.units import tight
+
+
+def boot_mount(steps: Steps, request: MountRequest) -> unit.BootMount:
+    item = steps.device.item
+    assert item is not None  # at_boot has refused everything else
+    return unit.BootMount(
+        item.start, item.size, steps.dir, steps.fs, request.owner, request.mode, request.keep
+    )
+
+
+def is_at_boot(machine: Machine, folder: str) -> bool:
+    """Whether the unit mounts something at this folder."""
+    try:
+        data = machine.read(unit.FILE)
+        return data is not None and any(m.dir == folder for m in unit.read(data.decode("utf-8", "replace")))
+    except EmupmemError:
+        return False
+
+
+def program(machine: Machine) -> str:
+    """The emupmem that the unit may start as root: installed where only root can change it. Raises EmupmemError."""
+    places = ("/usr/local/bin/emupmem", "/usr/bin/emupmem")
+    for place in places:
+        if machine.exists(place):
+            loose = machine.loose_parent(machine.real(place)) or machine.loose(place)
+            if not loose:
+                return place
+            raise EmupmemError(
+                f"{place} leads to {machine.real(place)}, which others than root can change",
+                "make install puts emupmem where it is safe to start it at boot",
+            )
+    if not machine.live:
+        return places[0]
+    raise EmupmemError(
+        "emupmem is not installed for the machine, and a boot could not start it", "make install does that"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One --mount of apply: the folder, and what belongs to it."""
+
+    dir: str
+    fs: str = FILE_SYSTEMS[0]
+    owner: str = ""
+    mode: str = ""
+    keep: str = ""
+
+
+def check_wishes(machine: Machine, wishes: Sequence[Wish]) -> None:
+    """Everything of --mount that can be judged before anything is changed. Raises EmupmemError."""
+    for wish in wishes:
+        name = check_dir(wish.dir)
+        check_mode(wish.mode)
+        if wish.owner:
+            accounts.find_account(machine, wish.owner)
+        tool = f"mkfs.{wish.fs}"
+        if machine.live and machine.find(tool) is None:
+            raise EmupmemError(f"{tool} is not installed", package_of(tool))
+        # As before the reboot; a device of ours that is there already when apply runs again is as asked.
+        ours = {d.number for d in devices(machine)} if machine.live else set()
+        top = next((m for m in reversed(mounts(machine)) if m.dir == name), None) if machine.live else None
+        if top is not None and top.number not in ours:
+            raise EmupmemError(f"{name} is a mount point already ({top.source})", "choose another folder")
+        if top is None:
+            check_folder(name, folder_of(machine, name))
+    if wishes:
+        program(machine)
+
+
+def unit_change(
+    machine: Machine,
+    reserved: Sequence[tuple[int, int]],
+    wishes: Sequence[tuple[tuple[int, int], Wish]] = (),
+) -> unit.UnitChange:
+    """The unit when `reserved` (pairs start, size) is what boots; `wishes` are added for their ranges.
+
+    Raises EmupmemError; a unit that is not ours is an error only where there are wishes.
+    """
+    data = machine.read(unit.FILE)
+    before = data.decode("utf-8", "surrogateescape") if data is not None else None
+    linked = machine.is_link(unit.LINK)
+    if before is None and not wishes:
+        return unit.UnitChange(None, None, linked)
+    if not wishes and not reserved and before is not None and before.startswith(unit.MARK):
+        return unit.UnitChange(before, None, linked)  # whatever was edited in it
+    new = []
+    for (start, size), wish in wishes:
+        check_fs(wish.fs, size, f"the device of {tight(size)}")
+        name = check_dir(wish.dir)
+        if wish.keep:
+            device_keep.check(machine, wish.keep, size, name)
+        new.append(unit.BootMount(start, size, name, wish.fs, wish.owner, wish.mode, wish.keep))
+    if not new:
+        try:
+            present = unit.read(before or "")
+        except EmupmemError:
+            return unit.UnitChange(before, before, True)
+        if all((m.start, m.size) in reserved for m in present):
+            return unit.UnitChange(before, before, True)  # nothing was asked of it
+    return unit.changed(before, linked, reserved, program(machine), new)
+
+
+def write_unit(machine: Machine, change: unit.UnitChange) -> None:
+    """Put the unit there and enable it, or take both away. Raises EmupmemError."""
+    if change.after is not None:
+        files.install_file(machine, unit.FILE, change.after)
+        files.make_link(machine, unit.LINK, unit.FILE)
+    else:
+        files.delete_file(machine, unit.LINK)
+        files.delete_file(machine, unit.FILE)
+    if machine.live:
+        machine.output("systemctl", "daemon-reload")
+
+
+def at_boot(machine: Machine, steps: Steps, request: MountRequest) -> unit.UnitChange:
+    """The unit that does the same at every boot. Raises EmupmemError for a device that is not ours."""
+    item = steps.device.item
+    if item is None:
+        raise EmupmemError(
+            f"{steps.device.dev} is not one of emupmem's devices",
+            "its content stays: a line in /etc/fstab serves it",
+        )
+    if not steps.device.whole:
+        raise EmupmemError(
+            f"{steps.device.dev} is a part of what memmap={item.text} reserves",
+            "at every boot only whole devices are mounted",
+        )
+    items = parse_command_line(machine.peek("/proc/cmdline")).reservations
+    wish = Wish(steps.dir, steps.fs, request.owner, request.mode, request.keep)
+    configured = _configured(machine) or [(i.start, i.size) for i in items]
+    return unit_change(machine, [*configured, (item.start, item.size)], [((item.start, item.size), wish)])
+
+
+def _configured(machine: Machine) -> list[tuple[int, int]]:
+    """Ranges that the present unit names: mount --at-boot takes none of them away."""
+    data = machine.read(unit.FILE)
+    return [(m.start, m.size) for m in unit.read(data.decode("utf-8", "replace"))] if data is not None else []

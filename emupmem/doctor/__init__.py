@@ -1,0 +1,1 @@
+"""What stands in the way on this machine, each with one thing to do."""

@@ -1,0 +1,160 @@
+"""Findings about the machine itself: rights, memory, real modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from emupmem.boot.grub.environment import GENERATORS
+from emupmem.doctor.finding import Eye, Finding
+from emupmem.model import LOW_LIMIT, EmupmemError, Kind, NodeRange
+from emupmem.planner import survey
+from emupmem.system.machine import Machine
+from emupmem.units import human
+
+LOCKDOWN = "/sys/kernel/security/lockdown"
+
+NEEDED = {"mkfs.ext4": "e2fsprogs", "blkid": "util-linux", "wipefs": "util-linux", "systemctl": "systemd"}
+"""Programs that `mount` and `apply --mount` run, and the package that holds each."""
+
+WANTED = {
+    "mkfs.xfs": "xfsprogs",
+    "kexec": "kexec-tools",
+    "ndctl": "ndctl",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "ipmctl": "ipmctl",
+}
+"""Programs that some commands or people use."""
+
+TOOLS = (*GENERATORS, "grub-editenv", "grub2-editenv", *NEEDED, *WANTED)
+
+
+def rights(is_root: bool) -> Finding | None:
+    """Said only where something may stay unseen."""
+    if is_root:
+        return None
+    return Finding("rights", "note", "not root: some things cannot be seen", "sudo emupmem doctor sees all")
+
+
+def look_at_host(machine: Machine) -> Finding:
+    done = machine.output("systemd-detect-virt", "--vm")
+    kind = done.stdout.decode("utf-8", "replace").strip() if done is not None else ""
+    return host(kind or machine.peek("/sys/hypervisor/type"), done is not None)
+
+
+def host(hypervisor: str, told: bool) -> Finding:
+    """A virtual machine is as good as metal; only its memory ends with it."""
+    if hypervisor and hypervisor != "none":
+        return Finding(
+            "host",
+            "note",
+            f"a virtual machine ({hypervisor}): the content of its memory ends with it, not with a reboot of it",
+            "for memory that outlives it: a vNVDIMM (emupmem qemu)",
+        )
+    if not told:
+        return Finding("host", "ok", "no container, WSL or Xen; whether it is a virtual machine was not told")
+    return Finding("host", "ok", "metal: no container, no hypervisor")
+
+
+def look_at_memory_map(eye: Eye) -> Finding:
+    if eye.found is None:
+        problem = eye.map_problem or EmupmemError("no memory map")
+        return Finding("memory-map", "stop", problem.message, problem.hint)
+    return memory_map(eye.found)
+
+
+def memory_map(found: survey.Survey) -> Finding:
+    """The firmware's map, where it was read, what contradicts it."""
+    ram = found.situation.firmware.ram
+    high = sum(max(0, s.end - max(s.start, LOW_LIMIT)) for s in ram)
+    seen = f"{human(sum(s.size for s in ram))} of RAM, {human(high)} at or above 4 GiB, from {found.source}"
+    if found.notes:
+        return Finding("memory-map", "note", f"{seen}; {'; '.join(found.notes)}")
+    return Finding("memory-map", "ok", seen)
+
+
+def look_at_numa(eye: Eye) -> Finding | None:
+    return numa(eye.found.situation.nodes) if eye.found is not None else None
+
+
+def numa(nodes: Sequence[NodeRange]) -> Finding | None:
+    """Said only where there are several: a device lies on one of them."""
+    numbers = sorted({n.node for n in nodes})
+    if len(numbers) < 2:
+        return None
+    listed = ", ".join(map(str, numbers))
+    return Finding("numa", "note", f"memory on nodes {listed}: a device lies on one", "apply --numa-node N")
+
+
+def has_type_7(eye: Eye) -> bool:
+    return eye.found is not None and any(e.kind is Kind.PMEM for e in eye.found.situation.firmware.entries)
+
+
+def look_at_real_pmem(eye: Eye) -> Finding | None:
+    return real_pmem(has_type_7(eye))
+
+
+def real_pmem(there: bool) -> Finding | None:
+    """Real persistent memory takes the first device numbers."""
+    if not there:
+        return None
+    return Finding(
+        "real-pmem",
+        "note",
+        "there is real persistent memory (type 7): the emulated devices need not begin at /dev/pmem0",
+        "emupmem verify tells which is which",
+    )
+
+
+def lockdown(text: str) -> Finding | None:
+    """`none [integrity] confidentiality`; the chosen one is in brackets. No reason for it covers memmap=."""
+    chosen = re.search(r"\[(\w+)\]", text)
+    if chosen is None or chosen[1] == "none":
+        return None
+    return Finding("lockdown", "ok", f"{chosen[1]}: memmap= is not restricted by it, hibernation is")
+
+
+def tools(found: Mapping[str, bool], real_pmem: bool) -> Finding:
+    """Programs of other commands: needed by mount, or good to have."""
+    lacks = [t for t in NEEDED if not found.get(t)]
+    could = [t for t in WANTED if not found.get(t) and (t != "ipmctl" or real_pmem)]
+    has = [t for t, there in found.items() if there]
+    seen = f"has {', '.join(has)}" if has else "has none"
+    packages = {**NEEDED, **WANTED}
+    missing = ", ".join(f"{t} ({packages[t]})" for t in (*lacks, *could))
+    if lacks:
+        return Finding(
+            "tools", "warn", f"{seen}; missing: {missing}", f"emupmem mount needs {', '.join(lacks)}"
+        )
+    if could:
+        return Finding("tools", "note", f"{seen}; missing, optional: {missing}")
+    return Finding("tools", "ok", seen)
+
+
+def look_at_hibernation(eye: Eye) -> Finding | None:
+    state = eye.machine.peek("/sys/power/state").split()
+    if not state:
+        return None
+    disk = eye.machine.peek("/sys/power/disk")
+    rows = [line.split() for line in eye.machine.peek("/proc/swaps").splitlines()[1:]]
+    swap = sum(int(r[2]) for r in rows if len(r) > 2 and r[2].isdecimal() and "zram" not in r[0]) * 1024
+    total = re.search(r"^MemTotal:\s+(\d+) kB", eye.machine.peek("/proc/meminfo"), re.MULTILINE)
+    ram = int(total[1]) * 1024 if total is not None else 0
+    resume = next((w for w in eye.line.words if w.startswith("resume=")), "")
+    can = "disk" in state and "[disabled]" not in disk
+    return hibernation(can, resume, swap, ram, bool(eye.booted.reservations or eye.line.reservations))
+
+
+def hibernation(can: bool, resume: str, swap: int, ram: int, reserved: bool) -> Finding:
+    """memmap= does not hinder it, but what a device holds is not in the image.
+
+    The kernel's image has 2/5 of the RAM at most unless told otherwise (kernel/power/snapshot.c).
+    """
+    if not can:
+        return Finding("hibernation", "ok", "this kernel does not hibernate")
+    if not resume and (not ram or swap < ram * 2 // 5):
+        return Finding("hibernation", "ok", f"not set up: no resume=, {human(swap)} of swap")
+    seen = f"{resume or 'no resume='}, {human(swap)} of swap: the content of a device is not in the image"
+    return Finding(
+        "hibernation", "warn" if reserved else "note", seen, "umount the device before you hibernate"
+    )

@@ -1,0 +1,148 @@
+"""Findings about the kernel that will boot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from emupmem.boot import kernel as boot_kernel
+from emupmem.boot import obstacles
+from emupmem.doctor.finding import EarlyMount, Eye, Finding
+from emupmem.kernel.cmdline import parse_command_line
+from emupmem.model import MAX_MEMMAP_REGIONS, CommandLine
+from emupmem.planner import kernels
+from emupmem.planner.situation import Situation
+from emupmem.system.machine import Machine
+
+# The kernel ------------------------------------------------------------------------------------------
+
+
+def look_at_kernel(eye: Eye) -> str:
+    if eye.target is None:
+        return ""
+    known = f" ({eye.target.version.text})" if eye.target.version is not None else ""
+    name = eye.machine.kernel_config(eye.target.release)[0]
+    options = ", ".join(o.removeprefix("CONFIG_") for o in boot_kernel.OPTIONS)
+    return f"{eye.target.release}{known} boots by default; {options} are on ({name})"
+
+
+def look_at_modules(eye: Eye) -> Finding:
+    if eye.target is None:
+        return Finding("modules", "note", "which kernel boots by default is not known")
+    return modules(boot_kernel.module_states(eye.machine, eye.target.release, eye.line))
+
+
+def modules(states: Sequence[tuple[str, str]]) -> Finding:
+    """The driver chain of the kernel that will boot."""
+    seen = ", ".join(f"{name} {state}" for name, state in states)
+    for name, state in states:
+        if state.startswith("blocked"):
+            where = state.removeprefix("blocked by ")
+            return Finding(
+                "modules", "warn", seen, f"take {name} out of {where}, or the device will not appear"
+            )
+        if state == "missing" and name != "libnvdimm":
+            package = "install the package that holds it (linux-modules-extra on Ubuntu)"
+            return Finding("modules", "warn", seen, package)
+    return Finding("modules", "note" if any(s == "unknown" for _, s in states) else "ok", seen)
+
+
+def built_in(config: str) -> Finding | None:
+    """Words that are compiled in come first, and the randomisation does not see a memmap= among them (kaslr.c)."""
+    found = re.search(r'^CONFIG_CMDLINE="(.+)"', config, re.MULTILINE)
+    if found is None or not re.search(r"^CONFIG_CMDLINE_BOOL=y", config, re.MULTILINE):
+        return None
+    seen = f"the kernel has a command line of its own: {found[1]}"
+    if parse_command_line(found[1]).items:
+        why = f"{seen}: its randomisation does not keep clear of that memmap="
+        return Finding("built-in", "warn", why, "sudo emupmem apply --nokaslr …")
+    return Finding("built-in", "note", seen)
+
+
+def listing(machine: Machine) -> tuple[str, ...]:
+    """What lists the initramfs of the kernel that boots; empty where that cannot be told."""
+    kernel = obstacles.target(machine)
+    release = kernel.release if kernel is not None else ""
+    images = (f"/boot/initrd.img-{release}", f"/boot/initramfs-{release}.img", f"/boot/initrd-{release}")
+    image = next((i for i in images if release and machine.exists(i)), "")
+    program = next((p for p in ("lsinitramfs", "lsinitrd") if machine.find(p)), "")
+    return (program, image) if program and image else ()
+
+
+def look_at_initramfs(eye: Eye) -> Finding:
+    found = initramfs(eye.line, eye.machine.peek("/etc/fstab"), eye.machine.peek("/etc/crypttab"))
+    argv = listing(eye.machine) if isinstance(found, EarlyMount) else ()
+    done = eye.machine.output(*argv) if argv else None
+    if done is None or done.status or eye.target is None:
+        return found
+    states = dict(boot_kernel.module_states(eye.machine, eye.target.release, eye.line))
+    return inside(found, argv[-1], done.stdout.decode("utf-8", "replace"), states)
+
+
+def inside(found: Finding, image: str, listed: str, states: Mapping[str, str]) -> Finding:
+    """The finding with what is really in the initramfs."""
+    lacks = [m for m in boot_kernel.MODULES if states.get(m) != "built in" and f"/{m}.ko" not in listed]
+    if not lacks:
+        return replace(found, evidence=f"{found.evidence}, and {image} has them")
+    add = f"add {', '.join(lacks)} to it (/etc/initramfs-tools/modules, or dracut --add-drivers)"
+    return replace(
+        found, evidence=f"{found.evidence}; {image} lacks {', '.join(lacks)}", fix=f"{add}; {found.fix}"
+    )
+
+
+def initramfs(line: CommandLine, fstab: str, crypttab: str) -> Finding:
+    """The drivers are needed in the initramfs only by what is mounted from there; and fstab is no place for us."""
+    root = next((w for w in line.words if re.match(r"(root|resume)=/dev/pmem", w)), "")
+    early = "the content is volatile: keep the system elsewhere"
+    if root:
+        return EarlyMount("initramfs", "warn", f"{root}: the drivers must be in the initramfs", early)
+    for name, text in (("/etc/fstab", fstab), ("/etc/crypttab", crypttab)):
+        for number, raw in enumerate(text.splitlines(), 1):
+            fields = raw.split("#")[0].split()
+            if len(fields) < 2 or not any(f.startswith("/dev/pmem") for f in fields[:2]):
+                continue
+            where = f"{name}:{number}"
+            options = fields[3].split(",") if len(fields) > 3 else []
+            if fields[1] in ("/", "/usr") or "x-initrd.mount" in options:
+                seen = (
+                    f"{where} mounts {fields[0]} at {fields[1]} from the initramfs: the drivers must be in it"
+                )
+                return EarlyMount("initramfs", "warn", seen, early)
+            if "nofail" not in options and "noauto" not in options:
+                seen = f"{where} has {fields[0]} without nofail: a blank device stops the next boot"
+                return Finding(
+                    "initramfs", "warn", seen, "take the line out; emupmem mount --at-boot does it safely"
+                )
+    return Finding(
+        "initramfs",
+        "ok",
+        "need not have the drivers: nothing on the way to / lies on the device, and udev loads them later",
+    )
+
+
+def look_at_randomisation(eye: Eye) -> Finding | None:
+    if eye.situation is None:
+        return None
+    found = re.search(r"^(?:# )?CONFIG_RANDOMIZE_BASE(=y| is not set)", eye.config, re.MULTILINE)
+    built = found[1] == "=y" if found is not None else None
+    return randomisation(replace(eye.situation, command_line=eye.line), built)
+
+
+def randomisation(situation: Situation, built: bool | None) -> Finding:
+    """Whether the kernel may place itself inside a reservation; `built` None: its configuration is unknown."""
+    name = "randomisation"
+    kernel = situation.kernel.text if situation.kernel is not None else "a kernel of unknown version"
+    start = {True: "started by UEFI", False: "started by BIOS", None: "started by UEFI or BIOS"}[
+        situation.efi
+    ]
+    if situation.command_line is not None and situation.command_line.nokaslr:
+        return Finding(name, "ok", "nokaslr is on the command line: the kernel stays at its place")
+    if built is False:
+        return Finding(name, "ok", f"{kernel} is built without it (RANDOMIZE_BASE)")
+    add, warnings = kernels.randomisation(situation)
+    if add:
+        return Finding(name, "warn", warnings[0], "sudo emupmem apply --nokaslr …, or a newer kernel")
+    if warnings:
+        return Finding(name, "warn", warnings[0], "if it is one of these: sudo emupmem apply --nokaslr …")
+    return Finding(name, "ok", f"{kernel}, {start}: keeps clear of up to {MAX_MEMMAP_REGIONS} ranges")

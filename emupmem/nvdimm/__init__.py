@@ -1,0 +1,1 @@
+"""Real NVDIMMs: ndctl and ipmctl."""

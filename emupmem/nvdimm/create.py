@@ -1,0 +1,328 @@
+"""Making and destroying namespaces."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emupmem.device import ramdax
+from emupmem.device.blocks import signature
+from emupmem.model import MIB, Command, EmupmemError
+from emupmem.nvdimm.view import MODES, SECONDS, Namespace, Region, View, find, look, order_of, words_of
+from emupmem.system import processes
+from emupmem.system.lock import wait_for
+from emupmem.system.machine import Machine
+from emupmem.units import human, parse_size, tight
+
+MAPPED = ("fsdax", "devdax")
+"""The modes that have a page map, and so --map and --align."""
+
+START = 16 * MIB
+"""ndctl makes fsdax and devdax only where a namespace starts at a multiple of this."""
+
+LEAST = 16 * MIB
+"""Neither a page map nor a sector table fits into less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Commands in order; `question` is empty where nothing is lost. `takes` is what goes, None if nothing."""
+
+    commands: tuple[Command, ...]
+    region: str
+    question: str = ""
+    takes: Namespace | None = None
+
+
+# Who uses it --------------------------------------------------------------------------------------
+
+
+def refuse_if_used(machine: Machine, one: Namespace) -> None:
+    """Raises EmupmemError where its device is mounted, claimed, swapped to, open as a dax device or used as RAM."""
+    dev, name = one.dev, one.dev.rpartition("/")[2]
+    if one.system_ram:
+        raise EmupmemError(
+            f"{one.name} is in use as RAM ({dev})", f"daxctl reconfigure-device --mode=devdax {name} first"
+        )
+    if not dev:
+        return
+    number = machine.peek(f"/sys/class/block/{name}/dev")
+    if one.mounts:
+        who = processes.processes_using(machine, number)
+        used = f", in use by {', '.join(who[:5])}" if who else ""
+        raise EmupmemError(
+            f"{dev} is mounted on {one.mounts[0].dir}{used}", f"sudo emupmem umount {one.mounts[0].dir} first"
+        )
+    held = machine.names(f"/sys/class/block/{name}/holders")
+    if held:
+        raise EmupmemError(f"{dev} is a part of {', '.join(held)}", "take it out of there first")
+    if re.search(rf"^{re.escape(dev)}\s", machine.peek("/proc/swaps"), re.MULTILINE):
+        raise EmupmemError(f"{dev} is swap space", f"sudo swapoff {dev} first")
+    if one.mode == "devdax":
+        for pid in machine.names("/proc"):
+            here = f"/proc/{pid}/fd"
+            if pid.isdigit() and any(machine.real(f"{here}/{n}") == dev for n in machine.names(here)):
+                who_ = machine.peek(f"/proc/{pid}/comm")
+                raise EmupmemError(f"{dev} is in use by {who_} (process {pid})", "end that program first")
+    ramdax.refuse_if_used(machine, (name,))
+
+
+# Create -------------------------------------------------------------------------------------------
+
+
+def check_options(mode: str, map_: str, align: str) -> int:
+    """The alignment in bytes (0 where none is asked). Raises EmupmemError for options that exclude each other."""
+    if mode not in MODES:
+        raise EmupmemError(f"there is no mode {mode}", f"there are {', '.join(MODES)}")
+    for option, value in (("--map", map_), ("--align", align)):
+        if value and mode not in MAPPED:
+            raise EmupmemError(f"{option} belongs to fsdax and devdax", f"{mode} has no page map")
+    if map_ not in ("", "mem", "dev"):
+        raise EmupmemError(
+            f"--map {map_} is not known", "the page map lies in RAM (mem) or on the device (dev)"
+        )
+    if align and not parse_size(align, "alignment"):
+        raise EmupmemError("an alignment of 0 is none", "leave --align out")
+    return parse_size(align, "alignment") if align else 0
+
+
+def plan_create(
+    machine: Machine,
+    view: View,
+    region: str = "",
+    size: int | None = None,
+    mode: str = "fsdax",
+    map_: str = "",
+    align: int = 0,
+) -> Plan:
+    """What makes a namespace, in the named region or the first with room. Raises EmupmemError for each refusal."""
+    there = _choose(view, region, size, mode, align)
+    if (why := obstacle_of_region(there, mode, align)) is not None:
+        raise why
+    options = (*(("-M", map_) if map_ else ()), *(("-a", str(align)) if align else ()))
+    if not there.labelled:
+        return _plan_whole(machine, view, there, size, mode, options)
+    size = _fitting(there, size, mode, align)
+    argv = ("ndctl", "create-namespace", "-r", there.name, "-m", mode, "-s", str(size), *options)
+    return Plan((Command(argv, f"make a {mode} namespace of {human(size)}"),), there.name)
+
+
+def _choose(view: View, name: str, size: int | None, mode: str, align: int) -> Region:
+    """The named region; else the first with labels and room, real ones before emulated ones."""
+    if name:
+        for one in view.regions:
+            if one.name == name:
+                return one
+        listed = ", ".join(r.name for r in view.regions)
+        raise EmupmemError(f"there is no region {name}", f"there is {listed}" if listed else _NO_REGION)
+    if not view.regions:
+        raise EmupmemError("there is no region", _NO_REGION)
+    usable = [r for r in view.regions if r.enabled and r.labelled]
+    usable.sort(key=lambda r: (r.emulated, order_of(r)))
+    able = [r for r in usable if obstacle_of_region(r, mode, align) is None]
+    if usable and not able:
+        return usable[0]
+    for one in able:
+        if one.largest(align) >= (size or LEAST):
+            return one
+    if usable:
+        most = max(able, key=lambda r: r.largest(align))
+        wanted = human(size) if size else "a namespace"
+        raise EmupmemError(
+            f"no region has room for {wanted} in one piece",
+            f"the most is {human(most.largest(align))} in {most.name}"
+            if most.largest(align)
+            else "all are full",
+        )
+    first = view.regions[0]
+    raise EmupmemError(
+        "no region has labels: each is one namespace of all of it",
+        f"--region {first.name} gives that namespace another mode; sudo emupmem nvdimm show tells what is there",
+    )
+
+
+_NO_REGION = "on Optane modules: sudo emupmem nvdimm goal --mode appdirect; else there is no NVDIMM"
+
+
+def obstacle_of_region(there: Region, mode: str, align: int) -> EmupmemError | None:
+    """Why a region cannot have such a namespace, whatever its size."""
+    if not there.enabled:
+        return EmupmemError(f"{there.name} is disabled", f"sudo ndctl enable-region {there.name}")
+    if align and align not in there.alignments:
+        can = ", ".join(tight(a) for a in there.alignments)
+        return EmupmemError(f"{there.name} cannot align to {human(align)}", f"it can {can}")
+    if mode in MAPPED and there.start is not None and there.start % START:
+        return EmupmemError(
+            f"{there.name} starts at {there.start:#x}, which is no multiple of {human(START)}: no {mode} there",
+            "it can be raw or sector",
+        )
+    return None
+
+
+def _fitting(there: Region, size: int | None, mode: str, align: int) -> int:
+    """The size in bytes, all that is free where none is asked. Raises EmupmemError where it does not fit."""
+    step, most = there.step(align), there.largest(align)
+    least = max(LEAST, align * 2 if align > START else 0)
+    if size is None:
+        size = most
+        if not size:
+            full = (
+                f"{there.name} is full"
+                if not there.free
+                else f"{there.name} has only {human(there.free)} left"
+            )
+            raise EmupmemError(full, "sudo emupmem nvdimm show tells what is on it")
+    elif size > there.free or size > most:
+        raise EmupmemError(
+            f"{there.name} has no room for {human(size)} in one piece",
+            f"the largest that fits is {tight(most)}",
+        )
+    elif size <= 0 or size % step:
+        up = min(-(-size // step) * step or step, most)
+        raise EmupmemError(
+            f"{tight(size)} is no multiple of {human(step)}, in which {there.name} is divided",
+            f"--size {tight(up)} is the next",
+        )
+    if mode != "raw" and size < least:
+        raise EmupmemError(f"{mode} needs at least {human(least)}", f"--size {tight(least)}")
+    return size
+
+
+def _plan_whole(
+    machine: Machine, view: View, there: Region, size: int | None, mode: str, options: tuple[str, ...]
+) -> Plan:
+    """Give the one namespace of a region without labels another mode: its content is lost."""
+    if not there.namespaces:
+        raise EmupmemError(f"{there.name} has no labels and no namespace", "sudo dmesg may tell why")
+    if size is not None:
+        raise EmupmemError(
+            f"{there.name} has no labels: its one namespace always has its whole size", _divide(view, there)
+        )
+    one = there.namespaces[0]
+    if not one.enabled:
+        raise EmupmemError(
+            f"{one.name} is disabled, so that nobody can see what it holds",
+            f"sudo ndctl enable-namespace {one.name}",
+        )
+    if there.align and there.size % there.align:
+        raise EmupmemError(
+            f"{there.name} has {there.size} bytes, no multiple of {human(there.align)}: ndctl cannot change its mode",
+            _divide(view, there),
+        )
+    refuse_if_used(machine, one)
+    if one.dev and one.mode != "devdax":
+        holds = signature(machine, one.dev)
+        if holds:
+            raise EmupmemError(
+                f"{one.dev} holds {holds}, which another mode would destroy",
+                f"sudo wipefs -a {one.dev} if nothing of it is needed",
+            )
+    argv = ("ndctl", "create-namespace", "-f", "-e", one.name, "-m", mode, *options)
+    question = f"All content of {one.name} ({one.mode}, {human(one.size)}) is lost. Make it {mode}?"
+    return Plan((Command(argv, f"make it a {mode} namespace"),), there.name, question, one)
+
+
+def _divide(view: View, there: Region) -> str:
+    """How a region without labels, which has its one namespace, can be divided, for a hint."""
+    if there.emulated:
+        return "leave --size out; sudo emupmem namespaces divides the reserved range on Linux 6.19 and later"
+    if not _can_label(view, there):
+        return "leave --size out; its modules have no room for labels"
+    return f"sudo emupmem nvdimm destroy {there.namespaces[0].name} writes labels: then --size works"
+
+
+def _can_label(view: View, there: Region) -> bool:
+    """Whether labels can be written for a region without touching another one."""
+    known = {d.name: d for d in view.dimms}
+    alone = all(not set(r.dimms) & set(there.dimms) for r in view.regions if r.name != there.name)
+    return bool(there.dimms) and alone and all(n in known and known[n].label_area for n in there.dimms)
+
+
+def create(machine: Machine, plan: Plan) -> Namespace:
+    """Carry it out; the namespace that came of it, its device there. Raises EmupmemError."""
+    before = {n.name for r in look(machine).regions for n in r.namespaces}
+    out = _run(machine, plan.commands)
+    try:
+        made = json.loads(out)["dev"]
+    except (ValueError, KeyError, TypeError):
+        made = ""
+    machine.settle()
+    there = [n for r in look(machine).regions if r.name == plan.region for n in r.namespaces]
+    new = next((n for n in there if n.name == made or (not made and n.name not in before)), None)
+    if new is None:
+        raise EmupmemError("ndctl made no namespace", "sudo dmesg may tell why")
+    if not new.dev or not wait_for(lambda: machine.exists(new.dev), 10):
+        raise EmupmemError(f"{new.name} was made, but has no device", "sudo dmesg may tell why")
+    return new
+
+
+def remains(machine: Machine, one: Namespace) -> str:
+    """What a new device still holds of one that was there before (`ext4`); empty where it is blank."""
+    if not one.dev or one.mode == "devdax":
+        return ""
+    try:
+        return signature(machine, one.dev)
+    except EmupmemError:
+        return ""
+
+
+def _run(machine: Machine, commands: Sequence[Command]) -> str:
+    """Run them in order; what the last one printed. Raises EmupmemError at the first that fails."""
+    out = ""
+    for command in commands:
+        done = machine.run(command, timeout=SECONDS)
+        if done.status:
+            raise EmupmemError(
+                f"{shlex.join(command.argv)} failed: {words_of(done)}", "sudo dmesg may tell more"
+            )
+        out = done.stdout.decode("utf-8", "replace")
+    return out
+
+
+# Destroy ------------------------------------------------------------------------------------------
+
+
+def plan_destroy(machine: Machine, view: View, name: str) -> Plan:
+    """What destroys a namespace and all on it. Raises EmupmemError where it must or can not be."""
+    region, one = find(view, name)
+    refuse_if_used(machine, one)
+    device = f" ({one.dev})" if one.dev else ""
+    question = f"All content of {one.name}{device}, {human(one.size)}, is lost. Destroy it?"
+    if region.labelled:
+        argv = ("ndctl", "destroy-namespace", "-f", one.name)
+        return Plan((Command(argv, "destroy it"),), region.name, question, one)
+    if region.emulated:
+        raise EmupmemError(
+            f"{one.name} is all of {region.name}, which memmap= made and which has no labels: it cannot be destroyed",
+            "sudo emupmem remove gives the RAM back; sudo emupmem namespaces divides it (Linux 6.19 and later)",
+        )
+    if not _can_label(view, region):
+        raise EmupmemError(
+            f"{one.name} is all of {region.name}, which has no labels and no room for them: it cannot be destroyed",
+            f"sudo emupmem nvdimm create --region {region.name} --mode … gives it another mode",
+        )
+    # ndctl destroy-namespace would only turn it off. Labels make the region one that can be divided.
+    commands = (
+        Command(("ndctl", "disable-region", region.name), "stop using the region"),
+        Command(("ndctl", "init-labels", *region.dimms), "write empty labels on its modules"),
+        Command(("ndctl", "enable-region", region.name), "use it again, with labels"),
+    )
+    return Plan(commands, region.name, question, one)
+
+
+def destroy(machine: Machine, plan: Plan) -> Namespace:
+    """Carry it out; the namespace that is gone. Raises EmupmemError where it is still there."""
+    assert plan.takes is not None
+    try:
+        _run(machine, plan.commands)
+    except EmupmemError:
+        if plan.commands[-1].argv[1] == "enable-region":
+            machine.output(*plan.commands[-1].argv, timeout=SECONDS)
+        raise
+    machine.settle()
+    if any(n.name == plan.takes.name for r in look(machine).regions for n in r.namespaces):
+        raise EmupmemError(f"ndctl did not destroy {plan.takes.name}", "sudo dmesg may tell why")
+    return plan.takes

@@ -1,0 +1,343 @@
+"""Regions and namespaces of NVDIMMs: what is there, and what makes and unmakes it.
+
+ndctl knows regions and namespaces, ipmctl the goal of Intel's Optane modules. ndctl is not trusted to
+refuse: `ndctl destroy-namespace -f` turns off a namespace without labels, destroys nothing and ends
+with status 0, and `create-namespace -e` deletes the old one before it finds that the new one cannot be
+(76.1). So each change is judged here first, and what came of it is looked at afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from emupmem.device.blocks import mounts
+from emupmem.model import KIB, MIB, Command, EmupmemError
+from emupmem.nvdimm import ipmctl
+from emupmem.system.machine import Machine
+from emupmem.system.programs import Completed
+
+MODES = ("raw", "sector", "fsdax", "devdax")
+
+EMULATED = ("e820", "ramdax")
+"""Providers of regions that are RAM: what memmap= made, and its division by ramdax."""
+
+ALIGNMENTS = (4 * KIB, 2 * MIB)
+"""What every kernel can, where ndctl does not tell."""
+
+BUS = "/sys/bus/nd/devices"
+LABEL_LESS = "4"
+"""`nstype` of a region whose one namespace the kernel made up: nothing is written on its DIMMs."""
+
+SECONDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Where a device is mounted."""
+
+    dir: str
+    fs: str
+    dax: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace: bytes usable, its device (`/dev/pmem0`, empty where it has none), its mounts.
+
+    `map` is where the page map lies (`mem`, `dev`), `align` 0 where the mode has none.
+    """
+
+    name: str
+    region: str
+    mode: str
+    map: str
+    size: int
+    align: int
+    dev: str
+    enabled: bool
+    system_ram: bool = False
+    mounts: tuple[Mount, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A region: bytes; `free` is the largest namespace that can be made in one piece.
+
+    `start` is None where the kernel hides it, `iset` the number of the interleave set in hexadecimal,
+    `dimms` are the names of its modules, `alignments` what its fsdax and devdax can have. `emulated`:
+    it is RAM, and volatile.
+    """
+
+    name: str
+    provider: str
+    start: int | None
+    size: int
+    free: int
+    align: int
+    numa_node: int | None
+    persistence_domain: str
+    enabled: bool
+    labelled: bool
+    emulated: bool
+    volatile: bool
+    iset: str
+    dimms: tuple[str, ...]
+    alignments: tuple[int, ...]
+    namespaces: tuple[Namespace, ...]
+
+    def step(self, align: int = 0) -> int:
+        """Namespaces start and end at multiples of this: bytes over all interleaved modules."""
+        ways = max(1, len(self.dimms))
+        return math.lcm(self.align or 1, max(align, 4 * KIB) * ways)
+
+    def largest(self, align: int = 0) -> int:
+        """The largest size that fits, in whole steps."""
+        return self.free // self.step(align) * self.step(align)
+
+
+@dataclass(frozen=True, slots=True)
+class Dimm:
+    """A module as the kernel names it (`nmem0`); `optane` what ipmctl knows of it, None where it is no such."""
+
+    name: str
+    id: str
+    handle: int | None
+    enabled: bool
+    label_area: bool
+    optane: ipmctl.Dimm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that is there. `goal` waits for a reboot; `warnings` tell what could not be asked."""
+
+    dimms: tuple[Dimm, ...]
+    regions: tuple[Region, ...]
+    goal: tuple[ipmctl.Goal, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+# What is there -----------------------------------------------------------------------------------
+
+
+def require_ndctl(machine: Machine) -> None:
+    """Raises EmupmemError where ndctl is missing."""
+    if machine.find("ndctl") is None:
+        raise EmupmemError("ndctl is not installed", "apt-get install ndctl, or dnf install ndctl")
+
+
+def look(machine: Machine, socket: int | None = None) -> View:
+    """The whole tree, or what belongs to one socket. Raises EmupmemError where ndctl cannot tell."""
+    require_ndctl(machine)
+    dimms, regions = _listed(machine)
+    warnings: tuple[str, ...] = ()
+    optane: tuple[ipmctl.Dimm, ...] = ()
+    goal: tuple[ipmctl.Goal, ...] = ()
+    if machine.find("ipmctl") is not None:
+        try:
+            optane = ask_ipmctl(machine, ipmctl.show_dimms, ipmctl.dimms)
+            goal = ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals) if optane else ()
+        except EmupmemError as exc:
+            warnings = (exc.message,)  # no Optane, or a broken ipmctl: what ndctl tells is right all the same
+    known = {m.handle: m for m in optane}
+    view = View(tuple(replace(d, optane=known.get(d.handle)) for d in dimms), regions, goal, warnings)
+    return view if socket is None else _of_socket(view, optane, socket)
+
+
+def _of_socket(view: View, optane: Sequence[ipmctl.Dimm], socket: int) -> View:
+    """What belongs to a socket: by its modules where ipmctl knows them, else by the region's NUMA node."""
+    mine = {m.handle for m in optane if m.socket == socket}
+    dimms = tuple(d for d in view.dimms if d.optane is not None and d.handle in mine)
+    names = {d.name for d in dimms}
+    regions = tuple(
+        r
+        for r in view.regions
+        if (bool(names & set(r.dimms)) if _all_optane(view, r) else r.numa_node == socket)
+    )
+    others = {n for r in regions for n in r.dimms}
+    dimms = tuple(d for d in view.dimms if d in dimms or d.name in others)
+    if not dimms and not regions:
+        nodes = sorted({n for r in view.regions if (n := r.numa_node) is not None})
+        nodes = sorted({*nodes, *(m.socket for m in optane if m.socket is not None)})
+        listed = f"there is something on {', '.join(map(str, nodes))}" if nodes else ""
+        raise EmupmemError(f"there is no persistent memory on socket {socket}", listed)
+    return replace(
+        view, dimms=dimms, regions=regions, goal=tuple(g for g in view.goal if g.socket in (None, socket))
+    )
+
+
+def _all_optane(view: View, region: Region) -> bool:
+    known = {d.name for d in view.dimms if d.optane is not None}
+    return bool(region.dimms) and set(region.dimms) <= known
+
+
+def _listed(machine: Machine) -> tuple[tuple[Dimm, ...], tuple[Region, ...]]:
+    """What ndctl tells of all buses, idle ones too. Raises EmupmemError."""
+    # -C (what a region can) came with ndctl 65; older ones end with a usage error.
+    done = machine.run(Command(("ndctl", "list", "-BDRNCivX")), timeout=SECONDS)
+    if done.status:
+        done = machine.run(Command(("ndctl", "list", "-BDRNivX")), timeout=SECONDS)
+    if done.status:
+        raise EmupmemError(f"ndctl list failed: {words_of(done)}", "sudo dmesg may tell more")
+    text = done.stdout.decode("utf-8", "replace").strip()
+    try:
+        buses = json.loads(text or "[]")
+        buses = buses if isinstance(buses, list) else [buses]
+        all_mounts = _mounts(machine)
+        dimms = [_dimm(machine, d) for b in buses for d in b.get("dimms", ())]
+        regions = [
+            _region(machine, b.get("provider", ""), r, all_mounts)
+            for b in buses
+            for r in b.get("regions", ())
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise EmupmemError("ndctl list answered in a form that emupmem does not know") from exc
+    return tuple(sorted(dimms, key=order_of)), tuple(sorted(regions, key=order_of))
+
+
+def order_of(one: Dimm | Region | Namespace) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", one.name))
+
+
+def _mounts(machine: Machine) -> dict[str, tuple[Mount, ...]]:
+    """The mounts of each pmem block device, by its name."""
+    numbers = {
+        machine.peek(f"/sys/class/block/{n}/dev"): n
+        for n in machine.names("/sys/class/block")
+        if n.startswith("pmem")
+    }
+    found: dict[str, tuple[Mount, ...]] = {}
+    for m in mounts(machine):
+        if name := numbers.get(m.number, ""):
+            found[name] = (*found.get(name, ()), Mount(m.dir, m.fs, m.dax))
+    return found
+
+
+def _dimm(machine: Machine, d: dict[str, Any]) -> Dimm:
+    commands = machine.peek(f"{BUS}/{d['dev']}/commands").split()
+    return Dimm(
+        d["dev"], d.get("id", ""), d.get("handle"), d.get("state") != "disabled", "set_data" in commands
+    )
+
+
+def _region(
+    machine: Machine, provider: str, r: dict[str, Any], all_mounts: dict[str, tuple[Mount, ...]]
+) -> Region:
+    here = f"{BUS}/{r['dev']}"
+    emulated = provider in EMULATED
+    kind = machine.peek(f"{here}/nstype")
+    labelled = kind != LABEL_LESS if kind else provider != "e820"
+    start = machine.peek(f"{here}/resource")
+    align = machine.peek(f"{here}/align")
+    alignments = {a for c in r.get("capabilities", ()) for a in c.get("alignments", ())}
+    spaces = [_namespace(n, r["dev"], all_mounts) for n in r.get("namespaces", ()) if n.get("size")]
+    iset = r.get("iset_id")
+    return Region(
+        r["dev"],
+        provider,
+        int(start, 0) if re.fullmatch(r"0x[0-9a-f]+|\d+", start) else None,
+        r["size"],
+        # A region without labels is all one namespace, whatever sysfs says of room.
+        r.get("max_available_extent", r.get("available_size", 0)) if labelled else 0,
+        r.get("align") or (int(align, 0) if align else 0),
+        r.get("numa_node"),
+        r.get("persistence_domain", "unknown"),
+        r.get("state") != "disabled",
+        labelled,
+        emulated,
+        emulated,
+        interleave_set_of(iset & (1 << 64) - 1) if isinstance(iset, int) else "",
+        tuple(dict.fromkeys(m["dimm"] for m in r.get("mappings", ()))),
+        tuple(sorted(alignments)) or ALIGNMENTS,
+        tuple(sorted(spaces, key=order_of)),
+    )
+
+
+def interleave_set_of(number: int) -> str:
+    return f"0x{number:016x}"
+
+
+def _namespace(n: dict[str, Any], region: str, all_mounts: dict[str, tuple[Mount, ...]]) -> Namespace:
+    block = n.get("blockdev", "")
+    chars = [d for g in (n.get("daxregion", {}),) for d in g.get("devices", ())]
+    char = n.get("chardev") or next((d["chardev"] for d in chars), "")
+    enabled = n.get("state") != "disabled"
+    dev = (block or char) if enabled else ""
+    return Namespace(
+        n["dev"],
+        region,
+        {"memory": "fsdax", "dax": "devdax", "safe": "sector"}.get(n.get("mode", ""), n.get("mode", "")),
+        n.get("map", ""),
+        n["size"],
+        n.get("align") or n.get("daxregion", {}).get("align", 0),
+        f"/dev/{dev}" if dev else "",
+        enabled,
+        any(d.get("mode") == "system-ram" for d in chars),
+        all_mounts.get(block, ()),
+    )
+
+
+def words_of(done: Completed) -> str:
+    """What ndctl said: the lines that begin with `Error:`, which come before its last words."""
+    text = (done.stderr + b"\n" + done.stdout).decode("utf-8", "replace")
+    found = re.findall(r"^\s*Error: (.+)$", text, re.MULTILINE)
+    return "; ".join(dict.fromkeys(f.strip() for f in found)) or done.last_words or f"status {done.status}"
+
+
+def find(view: View, name: str) -> tuple[Region, Namespace]:
+    """The namespace of that name, or of that device. Raises EmupmemError."""
+    all_ = [(r, n) for r in view.regions for n in r.namespaces]
+    for region, one in all_:
+        if name == one.name or (one.dev and name in (one.dev, one.dev.rpartition("/")[2])):
+            return region, one
+    listed = ", ".join(n.name for _, n in all_)
+    raise EmupmemError(
+        f"there is no namespace {name}", f"there is {listed}" if listed else "there is none at all"
+    )
+
+
+# The goal of Optane modules ---------------------------------------------------------------------------
+
+
+T = TypeVar("T")
+
+
+def ask_ipmctl(
+    machine: Machine,
+    build: Callable[[int | None, bool], Command],
+    parse: Callable[[str], tuple[T, ...]],
+    socket: int | None = None,
+) -> tuple[T, ...]:
+    """What ipmctl shows, asked in full or, where a version does not know that, in its plain form.
+
+    Raises EmupmemError where it fails, and where it says something that cannot be read: that is not nothing.
+    """
+    command = build(socket, True)
+    try:
+        text = ipmctl_error(machine, command)
+    except EmupmemError:
+        command = build(socket, False)
+        text = ipmctl_error(machine, command)
+    found = parse(text)
+    if not found and not ipmctl.empty(text):
+        raise EmupmemError(f"{shlex.join(command.argv)} answered in a form that emupmem does not know")
+    return found
+
+
+def ipmctl_error(machine: Machine, command: Command) -> str:
+    """What ipmctl printed; nothing to show is no failure. Raises EmupmemError with its own words."""
+    done = machine.run(command, timeout=SECONDS)
+    text = (done.stdout + b"\n" + done.stderr).decode("utf-8", "replace").strip()
+    if ipmctl.nothing(text):
+        return ""
+    wrong = ipmctl.complaint(text)
+    if wrong or done.status:
+        what = " ".join(a for a in command.argv[:2])
+        raise EmupmemError(f"{what} failed: {wrong or done.last_words or f'status {done.status}'}")
+    return text

@@ -1,0 +1,1 @@
+"""A report of a machine: collected, masked, packed, read elsewhere."""

@@ -1,0 +1,1 @@
+"""Handing a device to QEMU as a vNVDIMM."""
