@@ -1,5 +1,5 @@
 """`python -m emupmem` is the same as `emupmem`."""
 
-from emupmem.cli import main
+from emupmem.cli.main import main
 
 main()

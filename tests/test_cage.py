@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import pytest
 
-from emupmem.cli import main
+from emupmem.cli.main import main
 from emupmem.editor import cage, cage_libc, cage_root, cage_rules
 from emupmem.editor import defaults as editor_defaults
 from emupmem.editor import shell as editor_shell

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import emupmem
-from emupmem.boot import prepare
+from emupmem.boot import transaction
 from emupmem.boot.change import Change, Options
 from emupmem.boot.grub import defaults
 from emupmem.boot.prepare import prepare_apply, prepare_remove
@@ -225,7 +225,7 @@ def test_a_generator_that_fails_changes_nothing(machine: FakeMachine, generator:
 
 def test_a_generator_that_hangs_is_ended(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = menu(machine)
-    monkeypatch.setattr(prepare, "GENERATOR_SECONDS", 0.5)
+    monkeypatch.setattr(transaction, "GENERATOR_SECONDS", 0.5)
     script(machine, "update-grub2", "#!/bin/sh\nsleep 1000\n")
     with pytest.raises(EmupmemError, match=r"did not finish within 0\.5 seconds"):
         apply(machine)
@@ -239,7 +239,7 @@ def test_a_generator_that_hangs_is_ended_whatever_it_left_running(
     pid = machine.root / "pid"
     script(machine, "update-grub2", f"#!/bin/sh\nsetsid sleep 1000 &\necho $! > '{pid}'\nsleep 1000\n")
     for seconds in (0.5, 5, 50, 500):  # where the machine is so busy that it left nothing yet: again
-        monkeypatch.setattr(prepare, "GENERATOR_SECONDS", seconds)
+        monkeypatch.setattr(transaction, "GENERATOR_SECONDS", seconds)
         with pytest.raises(EmupmemError, match=rf"did not finish within {seconds} seconds"):
             apply(machine)
         if pid.exists() and pid.read_text():
@@ -471,8 +471,10 @@ def test_a_signal_at_any_step_leaves_the_old_or_the_new(machine: FakeMachine, nu
 
 CHILD = """
     import os, signal, sys
-    from emupmem.boot.prepare import Options, carry_out, prepare_apply, prepare_remove
-    from emupmem import survey
+    from emupmem.boot.change import Options
+    from emupmem.boot.prepare import prepare_apply, prepare_remove
+    from emupmem.boot.transaction import carry_out
+    from emupmem.planner import survey
     from emupmem.model import GIB, Request
     from tests.fake import LOG, FakeMachine
     machine = FakeMachine(sys.argv[1])

@@ -14,7 +14,7 @@ import pytest
 
 import emupmem
 import emupmem.system.machine
-from emupmem.cli import main
+from emupmem.cli.main import main
 from emupmem.model import GIB
 from tests.fake import LOG, RELEASE, STOCK, FakeMachine, build, menu, put, script
 
@@ -683,14 +683,15 @@ def test_without_a_command_the_help_is_shown_as_it_is(
 
 
 def test_only_the_command_that_was_typed_is_built() -> None:
-    from emupmem import cli
+    from emupmem.cli import main as cli_main
 
     def names(*words: str) -> list[str]:
-        program = cli._needed(list(words))
+        program = cli_main.program(words)
         groups = [g.name or "" for g in program.registered_groups]
-        return groups + [cli._name(c.name, c.callback) for c in program.registered_commands]
+        return groups + [c.name or "" for c in program.registered_commands]
 
     everything = names()
+    assert set(everything) == set(cli_main.COMMANDS)
     assert {"verify", "boot-mount", "namespaces"} <= set(everything)
     for name in everything:
         assert names("--debug", name, "--json") == [name]

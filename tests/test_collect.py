@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import emupmem
 import emupmem.system.machine
 import emupmem.system.streams
-from emupmem.cli import main
+from emupmem.cli.main import main
 from emupmem.doctor import finding
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, EmupmemError, NodeRange, Request
@@ -773,7 +773,7 @@ def test_masking_a_long_log_comes_to_its_end() -> None:
 
 
 def test_what_is_too_long_is_cut_and_said(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_archive, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(gather, "LARGEST_FILE", 1000)
     archive = gather.gather(here, [finding.Finding("x", "ok", "")])
     assert "commands/dmesg" in archive.facts["cut"]
     assert max(map(len, archive.members.values())) == 1000

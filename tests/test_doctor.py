@@ -15,7 +15,7 @@ import emupmem.system.machine
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot import obstacles
 from emupmem.boot.grub import menu
-from emupmem.cli import main
+from emupmem.cli.main import main
 from emupmem.device.blocks import Mounted, stack
 from emupmem.doctor import boot as doctor_boot
 from emupmem.doctor import finding as doctor_finding

@@ -22,7 +22,7 @@ import pytest
 
 import emupmem
 import emupmem.system.machine
-from emupmem.cli import main
+from emupmem.cli.main import main
 from emupmem.device import dax, decide, unit
 from emupmem.device.blocks import Mounted, Pmem, parse_blkid, parse_mountinfo
 from emupmem.device.dax import Proof

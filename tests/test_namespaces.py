@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import emupmem
-from emupmem.cli import main
+from emupmem.cli.main import main
 from emupmem.device import ramdax
 from emupmem.model import GIB, KIB, MIB, Command, EmupmemError
 from emupmem.system import files

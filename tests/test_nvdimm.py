@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import emupmem
-from emupmem.cli import main
+from emupmem.cli.main import main
 from emupmem.model import GIB, MIB, EmupmemError
 from emupmem.nvdimm import create as nvdimm_create
 from emupmem.nvdimm import goal, ipmctl, show
@@ -472,7 +472,7 @@ def test_create_fails_in_ndctls_words(machine: FakeMachine, monkeypatch: pytest.
     )
     buses(machine, region("region0", space("namespace0.0"), dimms=("nmem0",)), file="then")
     put(machine, "/made", json.dumps({"dev": "namespace0.0"}))
-    monkeypatch.setattr(nvdimm_view, "wait_for", lambda ready, seconds: ready())
+    monkeypatch.setattr(nvdimm_create, "wait_for", lambda ready, seconds: ready())
     assert "namespace0.0 was made, but has no device" in refused(lambda: nvdimm_create.create(machine, plan))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import emupmem.system.machine
 from emupmem.boot import obstacles
-from emupmem.cli import main
+from emupmem.cli.main import main
 from emupmem.model import EmupmemError, Request
 from emupmem.parser.bootlog import kernel_release, parse_boot_log
 from emupmem.planner.kernels import kernel_problem

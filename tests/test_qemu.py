@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import emupmem.system.machine
 import emupmem.system.streams
-from emupmem.cli import main
+from emupmem.cli.main import main
 from emupmem.device import dax, keep
 from emupmem.device import image as device_image
 from emupmem.device.dax import Proof

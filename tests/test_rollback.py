@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import emupmem
+import emupmem.boot.grub.environment
 import emupmem.system.backups
 import emupmem.system.files
 from emupmem.boot import change, prepare, systemd_boot, transaction
@@ -110,6 +111,7 @@ def test_a_disk_that_is_full_from_some_write_on(
 
         monkeypatch.setattr(emupmem.system.files, "write_like", full)
         monkeypatch.setattr(emupmem.system.backups, "write_like", full)
+        monkeypatch.setattr(emupmem.boot.grub.environment, "write_like", full)
         try:
             apply(machine)
         except EmupmemError as exc:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from emupmem import render, units
+from emupmem import units
 from emupmem.boot.change import Options
 from emupmem.boot.grub import dropin
 from emupmem.boot.prepare import prepare_apply
 from emupmem.boot.transaction import carry_out
+from emupmem.cli import render
 from emupmem.device import boot_unit
 from emupmem.doctor.finding import Finding
 from emupmem.editor import text as editor_text

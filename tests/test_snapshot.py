@@ -19,8 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emupmem import cli
-from emupmem.device import checksum as device_checksum
+from emupmem.cli import main
 from emupmem.device import freeze
 from emupmem.device import image as device_image
 from emupmem.device.checksum import ATTRIBUTE, SIDECAR
@@ -110,7 +109,7 @@ def test_what_was_saved_comes_back(seed: int, blocks: int, attributes: bool) -> 
     size = blocks * 4096
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         if not attributes:
-            patch.setattr(device_checksum, "attach_checksum", lambda image, checksum: False)
+            patch.setattr(device_image, "attach_checksum", lambda image, checksum: False)
         disk = Disk(Path(name), size)
         data = content(seed, size)
         disk.path.write_bytes(data)
@@ -138,7 +137,7 @@ def test_one_changed_byte_is_refused_before_anything_is_written(
     disk: Disk, at: int, attributes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not attributes:
-        monkeypatch.setattr(device_checksum, "attach_checksum", lambda image, checksum: False)
+        monkeypatch.setattr(device_image, "attach_checksum", lambda image, checksum: False)
     disk.save()
     with Path(disk.file).open("r+b") as file:
         file.seek(at)
@@ -202,7 +201,7 @@ def test_a_crash_between_any_two_calls_pairs_no_image_with_a_wrong_sum(
     disk: Disk, where: int, attributes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not attributes:
-        monkeypatch.setattr(device_checksum, "attach_checksum", lambda image, checksum: False)
+        monkeypatch.setattr(device_image, "attach_checksum", lambda image, checksum: False)
     disk.save()
     old = disk.path.read_bytes()
     new = content(5, SIZE)
@@ -440,7 +439,7 @@ def test_blank(disk: Disk) -> None:
 
 
 def test_a_copy_with_a_sidecar_is_as_good(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_checksum, "attach_checksum", lambda image, checksum: False)
+    monkeypatch.setattr(device_image, "attach_checksum", lambda image, checksum: False)
     saved = disk.save()
     assert Path(disk.file + SIDECAR).read_text() == saved.checksum + "\n"
     assert disk.restore().checksum == saved.checksum
@@ -471,7 +470,7 @@ def run(
         monkeypatch.setattr(sys, "argv", ["emupmem", *argv])
         monkeypatch.setattr(sys, "stdin", io.StringIO())
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main.main()
         return int(str(caught.value.code)), *capsys.readouterr()
 
     return call

@@ -155,7 +155,7 @@ systemctl is-failed emupmem.service
 [ "$(grep -c ' /mnt/.* xfs .*dax=always' /proc/mounts)" = 1 ]
 stat -c '%U:%G' /mnt/good > /job/out/owner
 emupmem verify > /job/out/verify && exit 9 || [ $? = 3 ]
-/opt/emupmem/bin/python -c 'from emupmem import dax; print(dax.prove("/mnt/good"))' > /job/out/proof
+/opt/emupmem/bin/python -c 'from emupmem.device import dax; print(dax.prove("/mnt/good"))' > /job/out/proof
 mv /root/mkfs.FS /usr/sbin/mkfs.FS
 
 # GRUB's side taken away by hand: the unit stays, and the next boot must not care

@@ -14,7 +14,7 @@ no assignment can be edited a line `VAR="$VAR memmap=…"` is appended; the judg
 cannot read, or where it does not agree, is refused with file and line.
 
 Inside, a text is a str of one character per byte (latin-1), so nothing is lost in any encoding.
-The one function that starts a process is `run_sh`, in a cage (`emupmem.cage`); nothing else here touches the
+The one function that starts a process is `run_sh`, in a cage (`emupmem.editor.cage`); nothing else here touches the
 machine.
 """
 
@@ -24,11 +24,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import AnyStr
 
+from emupmem.editor import shell
 from emupmem.editor.edits import Placing, WantedWords, stripped, undo_lines
 from emupmem.editor.lens import layout_of, line_of
 from emupmem.editor.proof import EditCase, Proof, first_proven, prove_case
 from emupmem.editor.quoting import items_of, word_spans, words_of
-from emupmem.editor.shell import Judge, Sourced, raise_if_failed, run_sh
+from emupmem.editor.shell import Judge, Sourced, raise_if_failed
 from emupmem.editor.text import (
     DEFAULT,
     LINUX,
@@ -101,7 +102,7 @@ def read(text: AnyStr, filename: str = "/etc/default/grub", *, sh: Judge | None 
     mark, a text that sh cannot read to its end, a carriage return in one of the two values.
     """
     source = checked_text(text, filename)
-    result = _judged(source, filename, sh or run_sh)
+    result = _judged(source, filename, sh or shell.run_sh)
     first, second = (_variable(name, result.values[-1][name], source) for name in VARIABLES)
     warnings = [f"{filename}:{line}: sh: {printable(reason)}" for _, line, reason in result.complaints]
     warnings += [
@@ -133,7 +134,7 @@ def set_items(
     """
     check_wanted_words(variable, items, extra_words, drop_words)
     source = checked_text(text, filename)
-    judge = sh or run_sh
+    judge = sh or shell.run_sh
     before = _judged(source, filename, judge)
     if items or extra_words:
         _check_quotes(variable, before.values[-1][variable], filename, source)
@@ -156,7 +157,7 @@ def remove_items(
     its comment. The result is proven; without a change it is `text` itself. Raises EmupmemError.
     """
     source = checked_text(text, filename)
-    judge = sh or run_sh
+    judge = sh or shell.run_sh
     before = _judged(source, filename, judge)
     wishes = {
         name: WantedWords(() if items is None else tuple(i for i in items_of(value or "") if i not in items))
@@ -208,7 +209,7 @@ def prove(
     """
     check_wanted_words(variable, items, extra_words, drop_words)
     source, changed = checked_text(before, filename), checked_text(after, filename)
-    judge = sh or run_sh
+    judge = sh or shell.run_sh
     first = _judged(source, filename, judge)
     edit = Placing.of(variable, items, extra_words, drop_words, first)
     return prove_case(EditCase(source, first, edit.wishes(), filename, judge, edit.in_place), changed)
@@ -221,7 +222,7 @@ def effective(texts: Sequence[tuple[str, bytes | str]], *, sh: Judge | None = No
     Raises EmupmemError when sh cannot read one of them to its end.
     """
     sources = [checked_text(text, name) for name, text in texts]
-    result = (sh or run_sh)([s.encode("latin-1") for s in sources])
+    result = (sh or shell.run_sh)([s.encode("latin-1") for s in sources])
     raise_if_failed(result, [name for name, _ in texts])
     return {name: _last_word(name, [n for n, _ in texts], sources, result) for name in VARIABLES}
 

@@ -47,9 +47,9 @@ def serve() -> None:
     for name in ("typer._adapters", "rich.console", "rich.table", "augeas"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    for module in pkgutil.iter_modules(emupmem.__path__):
-        if module.name != "__main__":
-            importlib.import_module(f"emupmem.{module.name}")
+    for module in pkgutil.walk_packages(emupmem.__path__, "emupmem."):
+        if module.name != "emupmem.__main__":
+            importlib.import_module(module.name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     seen: set[Path] = set()
     while True:
@@ -82,7 +82,7 @@ def answer(pipe: Path) -> None:
 
 def run(folder: str, words: list[str]) -> NoReturn:
     """The program itself."""
-    from emupmem.cli import main
+    from emupmem.cli.main import main
 
     os.closerange(3, 20)
     os.chdir(folder)

@@ -7,13 +7,12 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import IntEnum, StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from emupmem import streams
+from emupmem.cli import stdio
 from emupmem.model import UNCHANGED, EmupmemError
 from emupmem.units import parse_size, plain
 
@@ -28,54 +27,6 @@ class Exit(IntEnum):
     ERROR = 1
     USAGE = 2
     NOT_AS_PLANNED = 3
-
-
-EPILOG = (
-    "Exit status: 0 as planned; 1 error; 2 wrong usage; 3 not as planned "
-    "(a check failed, a reboot is pending, or --check found that something would change)."
-)
-
-
-class FileSystem(StrEnum):
-    """The file systems that can map files directly."""
-
-    EXT4 = "ext4"
-    XFS = "xfs"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")]
-
-
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]
-
-
-Root = Annotated[
-    Path | None,
-    typer.Option(
-        "--root",
-        metavar="DIR",
-        help="Edit the tree of another machine. Nothing of it is run but its GRUB defaults, which sh reads "
-        "where it finds no programs and can change nothing.",
-    ),
-]
-
-
-Fs = Annotated[
-    FileSystem | None, typer.Option("--fs", help="The file system; ext4 unless the device holds another.")
-]
-
-
-Owner = Annotated[
-    str, typer.Option("--owner", metavar="USER[:GROUP]", help="Whose the mounted folder shall be.")
-]
-
-
-Permissions = Annotated[
-    str, typer.Option("--mode", metavar="MODE", help="Permissions of the mounted folder, as 0755.")
-]
 
 
 def root_machine(what: str) -> Machine:
@@ -104,7 +55,7 @@ def ask(question: str) -> None:
     sys.stdout.flush()
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
-    if not streams.is_read():
+    if not stdio.is_read():
         raise EmupmemError(
             "standard error, where to ask, cannot be written", "--yes goes ahead without asking"
         )

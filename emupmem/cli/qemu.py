@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emupmem.cli_common import EPILOG, json_errors, print_json, say, size_of, usage
+from emupmem.cli.options import EPILOG
+from emupmem.cli.output import json_errors, print_json, say, size_of, usage
 from emupmem.model import EmupmemError
 from emupmem.system import files, lock, processes
 from emupmem.vm.arguments import Device, Persistence

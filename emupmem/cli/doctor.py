@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emupmem.cli_common import EPILOG, Exit, Json, finish, json_errors, say, usage
+from emupmem.cli.options import Json
+from emupmem.cli.output import Exit, finish, json_errors, say, usage
+from emupmem.cli.stdio import changing
 from emupmem.model import EmupmemError
-from emupmem.streams import changing
 
 if TYPE_CHECKING:
     from emupmem.doctor.finding import Finding
     from emupmem.report.masking import Masked
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (doctor, collect):
-        app.command(epilog=EPILOG)(command)
 
 
 def doctor(
@@ -42,7 +37,7 @@ def doctor(
         ok = finding.good(findings)
         result |= {"ok": ok, "findings": [asdict(f) for f in findings]}
         if not as_json:
-            from emupmem import render
+            from emupmem.cli import render
 
             render.findings(render.console(), findings)
     finish(as_json, result, Exit.OK if ok else Exit.NOT_AS_PLANNED)

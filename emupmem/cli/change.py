@@ -6,9 +6,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from emupmem.boot.grub import environment
-from emupmem.cli_common import Exit, ask, finish, say
+from emupmem.cli.output import Exit, ask, finish, say
+from emupmem.cli.stdio import changing
 from emupmem.model import EmupmemError
-from emupmem.streams import changing
 
 if TYPE_CHECKING:
     from emupmem.boot.change import Change, Outcome
@@ -87,7 +87,7 @@ def _boots_as(booted: str, prepared: Change) -> bool:
 
 
 def _show_change(machine: Machine, prepared: Change) -> None:
-    from emupmem import render
+    from emupmem.cli import render
 
     out = render.console()
     if prepared.plan:

@@ -10,31 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from emupmem.cli_common import (
-    EPILOG,
-    DryRun,
-    Exit,
-    Fs,
-    Json,
-    Owner,
-    Permissions,
-    Yes,
-    ask,
-    finish,
-    json_errors,
-    root_machine,
-    say,
-    usage,
-)
-from emupmem.streams import changing
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (mount, umount, save, restore):
-        app.command(epilog=EPILOG)(command)
-    for name, hidden in (("boot-mount", boot_mount), ("boot-save", boot_save)):
-        app.command(name, hidden=True, context_settings={"ignore_unknown_options": True})(hidden)
+from emupmem.cli.options import DryRun, Fs, Json, Owner, Permissions, Yes
+from emupmem.cli.output import Exit, ask, finish, json_errors, root_machine, say, usage
+from emupmem.cli.stdio import changing
 
 
 def mount(
@@ -200,7 +178,7 @@ def _progress() -> Iterator[Any]:
             TimeRemainingColumn,
         )
 
-        from emupmem import render
+        from emupmem.cli import render
         from emupmem.units import human
 
         columns = (
@@ -266,7 +244,7 @@ def _show_steps(steps: Any, owner: str, mode: str) -> None:
 
 
 def _tell_mount(outcome: Any, unit: Any) -> None:
-    from emupmem import render
+    from emupmem.cli import render
 
     if not outcome.changed:
         print(f"Already as asked: {outcome.steps.device.dev} at {outcome.steps.dir}.")

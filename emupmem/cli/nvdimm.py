@@ -10,23 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emupmem.cli_common import (
-    EPILOG,
-    DryRun,
-    Exit,
-    Json,
-    Yes,
-    ask,
-    finish,
-    json_errors,
-    one_line,
-    root_machine,
-    say,
-    size_of,
-    usage,
-)
+from emupmem.cli.options import EPILOG, DryRun, Json, Yes
+from emupmem.cli.output import Exit, ask, finish, json_errors, one_line, root_machine, say, size_of, usage
+from emupmem.cli.stdio import changing
 from emupmem.model import Command, EmupmemError
-from emupmem.streams import changing
 from emupmem.system import lock
 
 if TYPE_CHECKING:

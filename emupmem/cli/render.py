@@ -15,6 +15,7 @@ from emupmem.units import human, plain, span_text, tight
 if TYPE_CHECKING:
     from emupmem.doctor.finding import Finding
 
+
 STYLES = {"planned": "bold magenta", "usable": "green", "firmware": "yellow", "hole": "dim"}
 CELLS = {"planned": "█", "usable": "▒", "firmware": "░", "hole": "·"}
 MARKS = {"ok": ("✓", "green"), "fail": ("✗", "bold red"), "pending": ("…", "yellow"), "skipped": ("-", "dim")}

@@ -6,12 +6,11 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from emupmem.cli_change import carry_out, change_result
-from emupmem.cli_common import EPILOG, DryRun, Exit, Json, Yes, ask, finish, json_errors, root_machine, say
+from emupmem.cli.change import carry_out, change_result
+from emupmem.cli.options import DryRun, Json, Yes
+from emupmem.cli.output import Exit, ask, finish, json_errors, root_machine, say
+from emupmem.cli.stdio import changing
 from emupmem.model import EmupmemError, Request
-from emupmem.streams import changing
 
 if TYPE_CHECKING:
     from emupmem.boot.change import Options
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
 
 _BACK = "If it hangs or panics, or is not wanted any more: any reset, the old configuration is back."
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (confirm, abandon):
-        app.command(epilog=EPILOG)(command)
 
 
 def begin(

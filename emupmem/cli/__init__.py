@@ -1,0 +1,1 @@
+"""The command line: read what is asked, call a stage, show the result, choose the exit status."""

@@ -1,0 +1,162 @@
+"""`emupmem apply` and `emupmem remove`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emupmem.cli import trial as cli_trial
+from emupmem.cli.change import carry_out, change_result
+from emupmem.cli.options import (
+    Count,
+    DryRun,
+    FileSystem,
+    From,
+    Fs,
+    Json,
+    MinFree,
+    Node,
+    Offset,
+    Owner,
+    Permissions,
+    Root,
+    Source,
+    SourceOption,
+    TrialBy,
+    Variable,
+    Yes,
+)
+from emupmem.cli.output import json_errors, usage
+from emupmem.cli.suggest import for_plan, machine_at, request_of, survey
+
+if TYPE_CHECKING:
+    from emupmem.device.boot_unit import Wish
+
+
+def apply(
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Size of each device, as 16G or 512M.")],
+    count: Count = 1,
+    offset: Offset = None,
+    min_free: MinFree = "2G",
+    numa_node: Node = None,
+    variable: Annotated[
+        Variable,
+        typer.Option(
+            "--variable",
+            help="GRUB_CMDLINE_LINUX reaches every entry; GRUB_CMDLINE_LINUX_DEFAULT leaves recovery entries "
+            "without the reservation, for machines where you want a menu entry with all the memory.",
+        ),
+    ] = Variable.LINUX,
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep the reservation that is there and add to it.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put this in place of what is reserved.")
+    ] = False,
+    nokaslr: Annotated[
+        bool,
+        typer.Option(
+            "--nokaslr", help="Also add nokaslr, for kernels that may place themselves in the range."
+        ),
+    ] = False,
+    dry_run: DryRun = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 3 if something would change; change nothing.")
+    ] = False,
+    yes: Yes = False,
+    root: Root = None,
+    from_: From = None,
+    source: SourceOption = Source.AUTO,
+    mount: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mount",
+            metavar="DIR",
+            help="Make a DAX file system on the device and mount it here at every boot; once for each device.",
+        ),
+    ] = None,
+    fs: Fs = None,
+    owner: Owner = "",
+    mode: Permissions = "",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="FILE",
+            help="Save the content here at an orderly shutdown and bring it back at boot; once for each --mount.",
+        ),
+    ] = None,
+    trial: Annotated[
+        TrialBy | None,
+        typer.Option(
+            "--trial",
+            metavar="[=kexec]",
+            help="Try it for one start first: nothing permanent. If the machine hangs, the next start is the old "
+            "configuration. --trial=kexec starts the kernel at once, without the firmware.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put the reservation into GRUB's configuration, safely. It takes effect at the next reboot."""
+    from emupmem.boot import change, obstacles, prepare
+    from emupmem.boot.foreign import Refused
+
+    result = change_result()
+    with json_errors(as_json, result):
+        if add and replace:
+            usage("--add and --replace exclude each other")
+        request = request_of(size, count, offset, min_free, numa_node)
+        machine = machine_at(root, from_, changes=not (dry_run or check))
+        try:
+            warnings = obstacles.refuse(machine)
+        except Refused as exc:
+            raise for_plan(exc, machine, from_, source, request, nokaslr) from exc
+        found = survey(from_, source, machine)
+        options = change.Options(variable.value, add, replace, nokaslr)
+        wishes = _wishes(mount or [], fs, owner, mode, keep or [])
+        if trial is not None:
+            if wishes:
+                usage("--mount is permanent: confirm the trial, then apply --mount")
+            cli_trial.begin(
+                machine, found, request, options, trial.value, result, warnings, dry_run, check, yes, as_json
+            )
+        prepared = prepare.prepare_apply(machine, found, request, options, wishes)
+        carry_out(machine, prepared, result, [*warnings, *prepared.warnings], dry_run, check, yes, as_json)
+
+
+def remove(
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ITEM]...", help="What to give back, as '1G!4G'; else everything."),
+    ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Give reserved memory back: undo what apply did. It takes effect at the next reboot."""
+    from emupmem.boot import prepare
+
+    result = change_result()
+    with json_errors(as_json, result):
+        machine = machine_at(root, None, changes=not dry_run, needs_log=False)
+        prepared = prepare.prepare_remove(machine, items or ())
+        carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
+
+
+# Shared by the commands ------------------------------------------------------------------------------
+
+
+def _wishes(folders: list[str], fs: FileSystem | None, owner: str, mode: str, keep: list[str]) -> list[Wish]:
+    if not folders and (fs or owner or mode or keep):
+        usage("--fs, --owner, --mode and --keep belong to --mount")
+    if len(keep) > len(folders):
+        usage("--keep is given more often than --mount")
+    if not folders:
+        return []
+    from emupmem.device.boot_unit import Wish
+
+    files = [*keep, *[""] * (len(folders) - len(keep))]
+    kind = (fs or FileSystem.EXT4).value
+    return [Wish(folder, kind, owner, mode, file) for folder, file in zip(folders, files, strict=True)]

@@ -1,0 +1,167 @@
+"""The command line: call a stage, show its result, choose the exit status. No logic of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from emupmem import __version__
+from emupmem.cli import stdio
+from emupmem.cli.options import EPILOG
+from emupmem.cli.output import Exit, UsageError, say
+from emupmem.model import EmupmemError
+
+HELP = (
+    "Turn ordinary RAM into /dev/pmem0 for development: plan memmap=, put it into GRUB, prove it "
+    "after the reboot. The device is emulated and volatile: its content does not survive a power cycle."
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"emupmem {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback where an error comes from.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["EMUPMEM_DEBUG"] = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Where a command is: `function` of the module `module` here (empty: the module's group, `app`)."""
+
+    module: str
+    function: str = ""
+    hidden: bool = False
+
+    def add_to(self, program: typer.Typer, name: str) -> None:
+        """Import the module and give the program this command."""
+        module = import_module(f"emupmem.cli.{self.module}")
+        if not self.function:
+            program.add_typer(module.app, name=name)
+            return
+        settings = {"ignore_unknown_options": True} if self.hidden else {}
+        more: dict[str, Any] = {"hidden": True} if self.hidden else {"epilog": EPILOG}
+        program.command(name, context_settings=settings, **more)(getattr(module, self.function))
+
+
+# In the order of --help. Only the module of the command that was typed is imported: all of them take longer to
+# import than most commands to run.
+COMMANDS = {
+    "suggest": Command("suggest", "suggest"),
+    "apply": Command("apply", "apply"),
+    "remove": Command("apply", "remove"),
+    "verify": Command("verify", "verify"),
+    "mount": Command("mount", "mount"),
+    "umount": Command("mount", "umount"),
+    "save": Command("mount", "save"),
+    "restore": Command("mount", "restore"),
+    "boot-mount": Command("mount", "boot_mount", hidden=True),
+    "boot-save": Command("mount", "boot_save", hidden=True),
+    "confirm": Command("trial", "confirm"),
+    "abandon": Command("trial", "abandon"),
+    "doctor": Command("doctor", "doctor"),
+    "collect": Command("doctor", "collect"),
+    "namespaces": Command("namespaces"),
+    "qemu": Command("qemu"),
+    "nvdimm": Command("nvdimm"),
+}
+
+
+def main() -> NoReturn:
+    """Run the program: one line for an error and one for what to do, a traceback only with --debug."""
+    closed = tuple(name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None)
+    if closed:
+        from emupmem.system.streams import standard_streams
+
+        standard_streams()
+    # An option with a value that may be left out: typer has none.
+    own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    sys.argv[1:own] = ["--trial=grub" if w == "--trial" else w for w in sys.argv[1:own]]
+    with stdio.guarded(closed):
+        status = _status()
+    sys.exit(status)
+
+
+def _status() -> int:
+    """Run the command; its exit status, every error said."""
+    try:
+        status: int = program(sys.argv[1:])(standalone_mode=False) or Exit.OK
+        sys.stdout.flush()
+        if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
+    except EmupmemError as exc:
+        status = _fail(exc.message, exc.hint, Exit.USAGE if isinstance(exc, UsageError) else Exit.ERROR, exc)
+    except BrokenPipeError:
+        # The reader of a pipe has gone: nothing more to tell, and nobody to tell it to.
+        status = Exit.ERROR
+    except KeyboardInterrupt:
+        # While something is changed, signals are held back: this comes before or after it.
+        status = _fail("stopped", "emupmem verify tells what is in force", Exit.ERROR, None)
+    except Exception as exc:
+        if exc is stdio.failure():
+            why = stdio.failure()
+            return _fail(
+                f"standard output cannot be written: {why.strerror if why else ''}", "", Exit.ERROR, exc
+            )
+        # typer's own errors, without importing the click that it brings or does not bring
+        if type(exc).__name__ == "NoArgsIsHelpError":  # its message is the help: as it is, not in one line
+            say(exc.format_message())  # type: ignore[attr-defined]
+            status = Exit.USAGE
+        elif not hasattr(exc, "format_message"):
+            if os.environ.get("EMUPMEM_DEBUG"):
+                raise
+            name = type(exc).__name__
+            status = _fail(
+                f"unexpected: {name}: {exc}", "emupmem --debug shows where; please report it", Exit.ERROR, exc
+            )
+        else:
+            status = _fail(
+                exc.format_message(), "emupmem --help tells more", getattr(exc, "exit_code", Exit.USAGE), None
+            )
+    return int(status)
+
+
+def program(words: Sequence[str]) -> typer.Typer:
+    """The program with the one command that was typed; with all of them for --help, a wrong name, or completion."""
+    made = typer.Typer(
+        name="emupmem",
+        help=HELP,
+        epilog=EPILOG,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_options)
+    typed = next((w for w in words if not w.startswith("-")), "")
+    for name in [typed] if typed in COMMANDS else COMMANDS:
+        COMMANDS[name].add_to(made, name)
+    return made
+
+
+def _fail(message: str, hint: str, status: int, exc: BaseException | None) -> int:
+    if exc is not None and os.environ.get("EMUPMEM_DEBUG"):
+        import traceback
+
+        traceback.print_exception(exc)
+    say(f"emupmem: {' '.join(message.split())}")
+    if hint:
+        say(f"         {' '.join(hint.split())}")
+    return status

@@ -1,0 +1,235 @@
+"""`emupmem suggest`, and what `apply` shares with it: the request, the machine, its survey."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emupmem.cli.options import Count, From, Json, MinFree, Node, Offset, Size, Source, SourceOption
+from emupmem.cli.output import as_typed, json_errors, one_line, print_json, say, usage
+from emupmem.model import EmupmemError, Request
+from emupmem.units import parse_size
+
+
+def reserved_note(found: Survey) -> list[str]:
+    if not found.reserved:
+        return []
+    present = ",".join(found.reserved)
+    return [f"memmap={present} is reserved already: this plan would take its place (apply --add keeps both)"]
+
+
+def for_plan(
+    refused: Refused, machine: Machine, from_: str | None, source: Source, request: Request, nokaslr: bool
+) -> Refused:
+    """The refusal with what would have been reserved in it."""
+    from emupmem.boot import obstacles
+    from emupmem.planner import plan
+
+    extra = ("nokaslr",) if nokaslr else ()
+    return obstacles.for_plan(
+        refused, lambda: plan.plan(survey(from_, source, machine).situation, request), extra
+    )
+
+
+def tell_refused(refused: EmupmemError) -> None:
+    from emupmem.boot.foreign import Refused
+
+    print(f"\nemupmem apply refuses here: {refused.message}")
+    if refused.hint:
+        print(f"Next:  {refused.hint}" if isinstance(refused, Refused) else f"       {refused.hint}")
+
+
+def print_refusal(found: Survey, memmap: str) -> EmupmemError | None:
+    """Why apply would refuse, with the planned value in the way of the tool that owns the boot entries."""
+    from emupmem.boot.foreign import Refused
+
+    why = found.apply_refused
+    return why.for_words(memmap) if memmap and isinstance(why, Refused) else why
+
+
+def suggest(
+    size: Size = None,
+    count: Count = 1,
+    offset: Offset = None,
+    min_free: MinFree = "2G",
+    numa_node: Node = None,
+    from_: From = None,
+    source: SourceOption = Source.AUTO,
+    as_json: Json = False,
+) -> None:
+    """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
+    from emupmem.planner import plan
+    from emupmem.planner import situation as planner_situation
+
+    result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
+    result["refused"] = None
+    with json_errors(as_json, result):
+        request = request_of(size, count, offset, min_free, numa_node)
+        found = survey(from_, source)
+        if from_ is None:
+            found = asked(found)
+        situation = found.situation
+        result |= {"source": found.source, "ranges": [_entry(e) for e in situation.firmware.entries]}
+        problem: EmupmemError | None = None
+        made = None
+        try:
+            made = plan.plan(situation, request)
+        except planner_situation.NoPlan as exc:
+            problem = exc
+        rejected = plan.rejected(situation, request, made)
+        result["rejected"] = [{"start": r.start, "size": r.size, "reason": r.reason} for r in rejected]
+        notes = [*found.notes, *reserved_note(found)]
+        if made:
+            warnings = [*notes, *made.warnings]
+            result["plan"] = {
+                "memmap": made.memmap,
+                "reservations": [
+                    {"start": r.start, "size": r.size, "align": r.align, "numa_node": r.numa_node}
+                    for r in made.reservations
+                ],
+                "ram_left": made.ram_left,
+                "nokaslr": made.add_nokaslr,
+                "warnings": warnings,
+            }
+        if not as_json:
+            from emupmem.cli import render
+
+            out = render.console()
+            offers = plan.offers(situation, request)
+            render.suggestion(out, situation, found.source, offers, rejected, made)
+            for note in notes:
+                say(f"  ! {note}")
+        if problem is not None and size is not None:
+            raise problem
+        if problem is not None:
+            if as_json:
+                result["error"] = one_line(problem)
+            else:
+                print()
+                say(one_line(problem))
+        refused = print_refusal(found, made.memmap if made else "")
+        if refused is not None:
+            result["refused"] = {"message": refused.message, "hint": refused.hint}
+        items = made.memmap.removeprefix("memmap=").split(",") if made else []
+        if as_json or made is None:
+            pass
+        elif set(items) == set(found.reserved):
+            print(f"\nNothing to do: {made.memmap} is on the kernel command line already")
+        elif refused is not None:
+            tell_refused(refused)
+        else:
+            replaces = ["--replace"] if found.reserved else []
+            command = _next_command(
+                made.reservations[0].size, count, offset, min_free, numa_node, replaces, from_
+            )
+            print(f"\nNext:  {command}")
+            print(f"       (adds {shlex.quote(made.memmap)} to the kernel command line)")
+    if as_json:
+        print_json(result)
+
+
+def request_of(size: str | None, count: int, offset: str | None, min_free: str, node: int | None) -> Request:
+    try:
+        return Request(
+            parse_size(size) if size is not None else None,
+            count,
+            parse_size(offset, "offset") if offset is not None else None,
+            parse_size(min_free, "--min-free"),
+            node,
+        )
+    except EmupmemError as exc:
+        usage(exc.message, exc.hint)
+
+
+def survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
+    from emupmem.planner import survey as planner_survey
+    from emupmem.system.machine import Machine
+    from emupmem.system.streams import given_file, is_gzip
+
+    if from_ is not None:
+        name = "standard input" if from_ == "-" else from_
+        with given_file(from_) as file:
+            if is_gzip(file):
+                from emupmem.report import archive, collected
+
+                found = collected.plan_from(archive.unpack(file, name), name, source.value)
+            else:
+                found = planner_survey.of_log(file, name)
+        if machine is None:
+            return planner_survey.for_kernel(found, None)
+        from emupmem.boot import obstacles, prepare
+
+        return obstacles.planned_for(machine, found)
+    from emupmem.boot import obstacles, prepare
+
+    machine = machine or Machine()
+    boots = None
+    try:
+        boots = prepare.next_line(machine)
+    except EmupmemError:
+        boots = None  # not known, or not ours to read: this boot's own command line serves
+    return obstacles.planned_for(machine, planner_survey.of_machine(machine, source.value, boots))
+
+
+def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log: bool = True) -> Machine:
+    from emupmem.system.machine import Machine
+
+    if root is None:
+        if from_ is not None:
+            usage("--from plans for another machine: it needs --root, the tree of that machine")
+        machine = Machine()
+    else:
+        if not root.is_dir():
+            raise EmupmemError(f"{root} is not a folder")
+        machine = Machine(root)
+        if machine.live and from_ is not None:
+            usage("--root / is this machine: leave --root and --from away")
+        if not machine.live and needs_log and from_ is None:
+            usage("--root needs --from: the boot log of the machine that the tree belongs to")
+    if machine.live and changes and not machine.is_root:
+        raise EmupmemError(
+            "this changes the boot configuration and needs root", f"sudo {shlex.join(as_typed())}"
+        )
+    return machine
+
+
+def asked(found: Survey) -> Survey:
+    """The survey of this machine with what apply would say here."""
+    from emupmem.boot import obstacles
+    from emupmem.system.machine import Machine
+
+    return replace(found, apply_refused=obstacles.first(Machine()))
+
+
+if TYPE_CHECKING:
+    from emupmem.boot.foreign import Refused
+    from emupmem.planner.survey import Survey
+    from emupmem.system.machine import Machine
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    return {"start": entry.start, "size": entry.size, "type": entry.kind.value}
+
+
+def _next_command(
+    size: int,
+    count: int,
+    offset: str | None,
+    min_free: str,
+    node: int | None,
+    more: list[str],
+    from_: str | None,
+) -> str:
+    from emupmem.units import tight
+
+    words = ["sudo", "emupmem", "apply", "--size", tight(size)]
+    words += ["--count", str(count)] if count != 1 else []
+    words += ["--offset", offset] if offset is not None else []
+    words += ["--min-free", min_free] if min_free != "2G" else []
+    words += ["--numa-node", str(node)] if node is not None else []
+    words += more
+    if from_ is not None:
+        return f"{shlex.join(words)}   (on that machine)"
+    return shlex.join(words)

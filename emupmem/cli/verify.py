@@ -1,0 +1,59 @@
+"""`emupmem verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from emupmem.cli.options import Json
+from emupmem.cli.output import Exit, json_errors, print_json, say
+
+
+def verify(
+    wait: Annotated[
+        float,
+        typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for the device to appear."),
+    ] = 10,
+    require: Annotated[
+        bool, typer.Option("--require", help="Exit 3 also where nothing is reserved and nothing should be.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Prove that what was asked is there: from GRUB's file up to a device with DAX."""
+    from emupmem.system.machine import Machine
+    from emupmem.verifier import ladder, observe
+
+    result: dict[str, Any] = {"ok": False, "pending": False, "checks": [], "devices": []}
+    with json_errors(as_json, result):
+        seen = observe.observe(Machine(), wait)
+        verdict = ladder.verify(seen)
+        ok = verdict.ok and not (require and verdict.nothing_reserved)
+        result |= {
+            "ok": ok,
+            "pending": verdict.pending,
+            "checks": [
+                {"name": c.name, "status": c.status, "expected": c.expected, "found": c.found, "hint": c.hint}
+                for c in verdict.checks
+            ],
+            "devices": [{"dev": d.dev, "start": d.start, "size": d.size} for d in verdict.devices],
+        }
+        if not as_json:
+            _show_verdict(verdict)
+    if as_json:
+        print_json(result)
+    raise typer.Exit(Exit.OK if ok else Exit.NOT_AS_PLANNED)
+
+
+def _show_verdict(verdict: Any) -> None:
+    from emupmem.cli import render
+    from emupmem.system.machine import Machine
+
+    render.ladder(render.console(), verdict.checks)
+    if verdict.nothing_reserved:
+        print("Nothing is reserved.")
+    elif verdict.pending:
+        print("Reboot pending.")
+    unseen = [c.name for c in verdict.checks if c.status == "skipped" and not c.explained_by]
+    if unseen:
+        say(f"not seen: {', '.join(unseen)}" + ("" if Machine().is_root else "; with sudo it can be"))
