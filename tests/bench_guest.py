@@ -52,11 +52,11 @@ for _ in range(3):
         note(f'cp+sync {name}', sh(f'cp --sparse=always /dev/pmem0 {where}/cp; sync {where}/cp'))
         program = ('/opt/emupmem/bin/python', '-c', '''
 import sys, time
-from emupmem import snapshot
+from emupmem.device import image
 from emupmem.system.machine import Machine
 t = time.perf_counter()
-if sys.argv[1] == "save": snapshot.save(Machine(), sys.argv[2])
-else: snapshot.restore(Machine(), sys.argv[2])
+if sys.argv[1] == "save": image.save(Machine(), sys.argv[2])
+else: image.restore(Machine(), sys.argv[2])
 print(time.perf_counter() - t, file=sys.stderr)
 ''')
         def ours(what):

@@ -101,8 +101,8 @@ refuses 'is a disk' emupmem save /dev/vdb /mnt/pmem
 cat > /root/hold.py <<'END'
 import sys, time
 sys.path.insert(0, '/job/src')
-from emupmem import snapshot
-with snapshot.frozen('/mnt/pmem'):
+from emupmem.device import freeze
+with freeze.frozen('/mnt/pmem'):
     open('/run/frozen', 'w').close()
     time.sleep(1000)
 END

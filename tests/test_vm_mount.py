@@ -138,7 +138,7 @@ sed -i 's/memmap=1G!4G/memmap=1G!4G,512M!5G,255M!5632M,512M!6G/' /etc/default/gr
 update-grub2
 /opt/emupmem/bin/python - <<'END'
 from pathlib import Path
-from emupmem import unit
+from emupmem.device import unit
 mounts = "1G!4G pmem0 FS  1G!5G other xfs  255M!5632M crooked ext4  512M!6G good xfs".split()
 words = []
 for memmap, name, fs in zip(mounts[::3], mounts[1::3], mounts[2::3]):
