@@ -30,7 +30,7 @@ check: $(STAMP) lint ## The quick inner loop, under a minute: lint, types, unit 
 
 bench: $(STAMP) ## Measure: start-up, parser, planner, apply; in a guest: DAX, save, restore
 	$(BIN)/python -m tests.bench
-	$(BIN)/python -m tests.bench_guest
+	$(BIN)/python -m tests.bench.guest
 
 fixtures: $(STAMP) ## Print the fixtures anew in virtual machines
 	$(BIN)/python -m tests.vm.fixtures

@@ -1,7 +1,7 @@
 """A machine in a folder: a GRUB default, a generator that sources it as grub-mkconfig does, /proc and /sys.
 
 The files, the locks, the renames and the generator are real; only the root directory is not `/`.
-What the product promises of real machines is proven in tests/test_vm.py.
+What the product promises of real machines is proven in tests/vm/test_vm.py.
 """
 
 from __future__ import annotations

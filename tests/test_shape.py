@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "emupmem"
+from tests import PROJECT
+
+PACKAGE = PROJECT / "emupmem"
 IMPURE = {"os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "signal", "platform", "mmap", "ctypes"}
 SYSTEM = (
     "machine",

@@ -14,7 +14,7 @@ def main() -> int:
     parse.add_argument("targets", nargs="*", metavar="TARGET", help="all of them, unless some are named")
     parse.add_argument("--minutes", type=float, default=2, help="in total, over all targets (2)")
     parse.add_argument("--replay", nargs="+", type=Path, metavar="FILE", help="run these inputs again")
-    parse.add_argument("--keep", action="store_true", help="reduce what was found into tests/fuzz/corpus")
+    parse.add_argument("--keep", action="store_true", help="reduce what was found into tests/fixtures/fuzz")
     parse.add_argument("--list", action="store_true", help="name the targets")
     parse.add_argument("--child", help=argparse.SUPPRESS)
     given = parse.parse_args()

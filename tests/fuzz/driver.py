@@ -15,10 +15,11 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from tests import FIXTURES, PROJECT
 from tests.fuzz import work
 
-ROOT = Path(__file__).resolve().parents[2]
-CORPUS = Path(__file__).resolve().parent / "corpus"
+ROOT = PROJECT
+CORPUS = FIXTURES / "fuzz"
 WORK = ROOT / ".fuzz"
 FINDINGS = WORK / "findings"
 PACKAGE = str(ROOT / "emupmem") + os.sep

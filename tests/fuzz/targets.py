@@ -748,7 +748,7 @@ def _undo_seeds() -> list[bytes]:
 
 
 def _mask_seeds() -> list[bytes]:
-    from tests.test_collect import CMDLINE, EXTRA_LOG
+    from tests.report.test_collect import CMDLINE, EXTRA_LOG
 
     return [EXTRA_LOG.encode(), CMDLINE.encode(), *LOGS[:2]]
 

@@ -11,7 +11,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+from tests import FIXTURES
+
 FOREIGN = os.environ.get("EMUPMEM_CORPUS", "")
 
 

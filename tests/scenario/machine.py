@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests import PROJECT
 from tests.scenario import inside, tree
-from tests.vm.machine import PROJECT
 
 LOADER_GUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 """The vendor of the variables of systemd-boot and of those that follow it (LoaderInfo …)."""

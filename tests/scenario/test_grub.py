@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests import fake, test_loader
+from tests import fake
+from tests.boot import test_loader
 from tests.scenario import kernel
 from tests.scenario.machine import Host, Play, Scenario, diff, lacking_disk
 

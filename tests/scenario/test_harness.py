@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import PROJECT
 from tests.scenario import inside, kernel, machine, tree
 from tests.scenario.machine import Host, Node, Play, Scenario, diff, lacking_disk
-from tests.vm.machine import PROJECT
 
 pytestmark = pytest.mark.scenario
 

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tests import FIXTURES
 from tests.vm.image import image, to_stderr
 from tests.vm.kernel import boot_kernel
-from tests.vm.machine import PROJECT, Machine
+from tests.vm.machine import Machine
 
-TARGET = PROJECT / "tests/fixtures/boot"
+TARGET = FIXTURES / "boot"
 KERNELS = {"6.1": "bookworm", "6.12": "trixie", "7.2": "forky"}
 
 # Each file is framed by a line `GS name`.

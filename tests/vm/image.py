@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests import PROJECT
 from tests.vm import machine, progress
-from tests.vm.machine import MIB, PROJECT, SECTOR, Image, run
+from tests.vm.machine import MIB, SECTOR, Image, run
 
 Progress = Callable[[str], None]
 

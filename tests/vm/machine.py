@@ -21,10 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests import PROJECT
 from tests.vm import progress, warm
-
-PROJECT = Path(__file__).resolve().parents[2]
-
 
 Content = Path | bytes | str
 Live = Callable[[str], None]

@@ -1,0 +1,1 @@
+"""Killed at every changing call, and every call that fails."""

@@ -1,0 +1,180 @@
+"""The same as tests/crash/test_crash.py for other boot loaders: killed, or cut off from power, at every changing call.
+
+What emupmem writes itself is whole after a power cut as well. What grubby and sdbootutil write is theirs:
+there the kill is judged, and the power cut before they begin and after all is done.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emupmem.boot import change, prepare, transaction
+from emupmem.model import GIB, Request
+from tests.boot import test_loader
+from tests.boot.test_loader import survey_of
+from tests.crash import tracer, worlds
+from tests.crash.tracer import Call, trace
+from tests.crash.worlds import Disk, World, essence, litter, look, settled
+from tests.fake import FakeMachine
+
+pytestmark = pytest.mark.skipif(not tracer.available(), reason="this machine lets nobody trace (x86-64 only)")
+
+PLACES = ("boot/efi/loader/", "boot/loader/", "etc/kernel/", "etc/default/", "boot/grub2/", "boot/efi/EFI/")
+
+
+def without_cmdline(root: Path) -> FakeMachine:
+    machine = test_loader.systemd_boot(root)
+    (machine.root / "etc/kernel/cmdline").unlink()
+    return machine
+
+
+def kernelopts(root: Path) -> FakeMachine:
+    return test_loader.fedora(root, "$kernelopts", env=f"kernelopts={test_loader.ROOT}\n")
+
+
+STARTS: dict[str, Callable[[Path], FakeMachine]] = {
+    "systemd-boot": test_loader.systemd_boot,
+    "systemd-boot-without-cmdline": without_cmdline,
+    "grubby": test_loader.fedora,
+    "grubby-kernelopts": kernelopts,
+    "grubby-without-cmdline": test_loader.fedora_without_cmdline,
+    "grubby-rhel8-uefi": test_loader.rhel8_uefi,
+    "sdbootutil": test_loader.opensuse,
+}
+
+
+def apply(machine: FakeMachine) -> None:
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
+    if prepared.needed:
+        transaction.carry_out(machine, prepared)
+
+
+def remove(machine: FakeMachine) -> None:
+    prepared = prepare.prepare_remove(machine)
+    if prepared.needed:
+        transaction.carry_out(machine, prepared)
+
+
+class Case:
+    """A change of a machine, the states before and after it, and what was judged already."""
+
+    def __init__(self, start: Callable[[Path], FakeMachine], folder: Path, backwards: bool) -> None:
+        self.folder = folder
+        machine = start(folder / "old")
+        states = [look(machine.root)]
+        for step in (apply, remove):
+            step(machine)
+            states.append(look(machine.root))
+        self.do, self.back = (remove, apply) if backwards else (apply, remove)
+        self.old, self.new = states[1:] if backwards else states[:2]
+        self.former = states[1] if backwards else states[2]
+        self.judged: set[object] = set()
+        self.wrong: list[str] = []
+
+    def built(self, world: World) -> FakeMachine:
+        root = self.folder / f"m{len(list(self.folder.iterdir()))}"
+        worlds.build(world, root)
+        return FakeMachine(root)
+
+    def judge(self, where: str, world: World) -> None:
+        key = essence(world)
+        if key in self.judged:
+            return
+        self.judged.add(key)
+        names = {n for w in (world, self.old, self.new) for n in w if n.startswith(PLACES)}
+        for name in names:
+            if world.get(name) is not None and world[name].kind == "folder":
+                continue
+            now, was, will = (self._content(w, name) for w in (world, self.old, self.new))
+            folder, _, base = name.rpartition("/")
+            aside = world.get(f"{folder}/.{base}.emupmem-old")
+            whole = aside is not None and aside.data in [c[1] for c in (was, will) if c is not None]
+            # grubby writes in place what we had made: our record tells what it was
+            whole |= (
+                base == "cmdline"
+                and now is not None
+                and not now[1]
+                and any(n.endswith(".made") for n in world)
+            )
+            if (
+                now not in (was, will)
+                and not whole
+                and not litter({name: world[name]})
+                and "/sed" not in name
+            ):
+                self.wrong.append(f"{where}: {name} is neither the old nor the new one")
+        for step, target in ((self.do, self.new), (self.back, self.former)):
+            machine = self.built(world)
+            step(machine)
+            end = {n: o for n, o in look(machine.root).items() if "/sed" not in n}
+            if litter(end):
+                self.wrong.append(f"{where}: {step.__name__} leaves {litter(end)}")
+            if settled(end) != settled(target):
+                differ = sorted({e[0] for e in set(settled(end)) ^ set(settled(target))})
+                self.wrong.append(f"{where}: {step.__name__} ends otherwise: {differ}")
+
+    @staticmethod
+    def _content(world: World, name: str) -> tuple[int, bytes] | None:
+        return (world[name].mode, world[name].data) if name in world else None
+
+
+def shown(call: Call) -> str:
+    return f"{'' if call.own else 'the program: '}{call.name} {' '.join(p.rpartition('/')[2] for p in call.paths)}"
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["apply", "remove"])
+@pytest.mark.parametrize(
+    "name",
+    [name if name.startswith("systemd") else pytest.param(name, marks=pytest.mark.slow) for name in STARTS],
+)
+def test_whatever_ends_the_entries_are_whole(tmp_path: Path, name: str, backwards: bool) -> None:
+    case = Case(STARTS[name], tmp_path, backwards)
+    machine = case.built(case.old)
+    disk = Disk(machine.root)
+    begun = False
+    seen: list[tuple[str, World]] = []
+
+    def on_call(call: Call) -> None:
+        nonlocal begun
+        begun = begun or not call.own
+        if call.inside(machine.root):
+            for how, world in disk.worlds():
+                if how == "killed" or not begun:
+                    seen.append((f"{how} before {shown(call)}", world))
+        disk.about_to(call)
+
+    done = trace(lambda: case.do(machine), on_call)
+    assert done.status == 0, done
+    seen += [(f"{how} at the end", world) for how, world in disk.worlds()]
+    disk.close()
+    assert settled(look(machine.root)) == settled(case.new)
+    for where, world in seen:
+        case.judge(where, world)
+    print(len(seen), len(case.judged))
+    assert not case.wrong, "\n".join(dict.fromkeys(case.wrong))
+
+
+def test_a_signal_at_any_call_is_held_back_or_rolls_back(tmp_path: Path) -> None:
+    case = Case(test_loader.systemd_boot, tmp_path, backwards=False)
+    calls: list[Call] = []
+    machine = case.built(case.old)
+    trace(lambda: apply(machine), lambda call: calls.append(call) if call.inside(machine.root) else None)
+    for at in range(0, len(calls), 3):
+        machine = case.built(case.old)
+        count = 0
+
+        def on_call(call: Call, machine: FakeMachine = machine, at: int = at) -> None:
+            nonlocal count
+            if call.inside(machine.root):
+                if count == at:
+                    os.kill(call.trace.main, signal.SIGTERM)
+                count += 1
+
+        trace(lambda machine=machine: apply(machine), on_call)  # type: ignore[misc]
+        now = settled(look(machine.root))
+        assert now in (settled(case.old), settled(case.new)), calls[at]

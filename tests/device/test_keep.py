@@ -1,0 +1,272 @@
+"""Content kept over restarts: what is refused, what a boot brings back, what a shutdown saves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emupmem.device import image as device_image
+from emupmem.device import keep, unit
+from emupmem.device.unit import BootMount
+from emupmem.model import GIB, MIB, EmupmemError
+from tests.device.test_mount import PmemMachine, Run, calls, holds, mounted, rebooted, unit_text
+from tests.device.test_mount import here as here  # the fixtures
+from tests.device.test_mount import run as run
+from tests.fake import put, script
+
+FILE = "/keep/pmem0.img"
+WANTED = BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4", "dev", "", FILE)
+
+
+@pytest.fixture
+def kept(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
+    """The machine of test_mount with a folder for images; saving and restoring are written down."""
+    (here.root / "keep").mkdir()
+    monkeypatch.setattr(here, "loose_parent", lambda name: "")
+    monkeypatch.setattr(here, "room", lambda folder: 2 * GIB)
+    script(here, "sync", "#!/bin/sh\n")
+
+    def log(what: str) -> Any:
+        def call(machine: object, *words: object) -> device_image.Snapshot:
+            with (here.root / "calls").open("a") as file:
+                print(what, *words, file=file)
+            return device_image.Snapshot(FILE, "/dev/pmem0", GIB, MIB, 1.0, "sum")
+
+        return call
+
+    monkeypatch.setattr(device_image, "save", log("save"))
+    monkeypatch.setattr(device_image, "restore", log("restore"))
+    return here
+
+
+def boot(run: Run, command: str = "boot-mount") -> Any:
+    return run(command, "1G!4G", "/mnt/pmem0", "ext4", "dev", "-", FILE)
+
+
+def image(machine: PmemMachine, size: int = GIB) -> Path:
+    path = put(machine, FILE, b"")
+    os.truncate(path, size)
+    return path
+
+
+# What is refused ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("pmem0.img", "is not a plain absolute name"),
+        ("/keep/../pmem0.img", "is not a plain absolute name"),
+        ("/keep/", "is not a plain absolute name"),
+        ("/mnt/pmem0/image", "lies on the very device"),
+        ("/nowhere/image", "/nowhere is not a folder"),
+        ("/link/image", "leads to /keep/image by a symbolic link"),
+        ("/run/image", "is on tmpfs (tmpfs), which forgets as well"),
+    ],
+)
+def test_files_that_keep_nothing(run: Run, kept: PmemMachine, file: str, words: str) -> None:
+    (kept.root / "link").symlink_to("/keep")
+    (kept.root / "run").mkdir(exist_ok=True)
+    with (kept.root / "proc/self/mountinfo").open("a") as mountinfo:
+        mountinfo.write("31 30 0:22 / /run rw - tmpfs tmpfs rw\n")
+    with pytest.raises(EmupmemError) as caught:
+        keep.check(kept, file, GIB, "/mnt/pmem0")
+    assert words in caught.value.message
+    done = run("apply", "--size", "1G", "--mount", "/mnt/pmem0", "--keep", file, "--yes")
+    assert done.status == 1
+    assert words in done.err
+    assert not kept.exists(unit.FILE)
+
+
+def test_a_folder_that_others_can_change(kept: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "loose_parent", lambda name: "/home/dev")
+    with pytest.raises(EmupmemError, match="/home/dev can be changed by others than root"):
+        keep.check(kept, FILE, GIB, "/mnt/pmem0")
+
+
+def test_no_room_and_an_image_of_another_size(kept: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    image(kept, 2 * GIB)
+    with pytest.raises(EmupmemError, match="is there already and has 2 GiB, the device 1 GiB"):
+        keep.check(kept, FILE, GIB, "/mnt/pmem0")
+    image(kept)
+    keep.check(kept, FILE, GIB, "/mnt/pmem0")
+    monkeypatch.setattr(kept, "room", lambda folder: GIB - 1)
+    with pytest.raises(EmupmemError, match="a full device needs 1 GiB beside the last image"):
+        keep.check(kept, FILE, GIB, "/mnt/pmem0")
+
+
+def test_wrong_usage(run: Run, kept: PmemMachine) -> None:
+    assert run("apply", "--size", "1G", "--keep", FILE).status == 2
+    assert run("apply", "--size", "1G", "--mount", "/mnt/a", "--keep", FILE, "--keep", "/keep/b").status == 2
+    assert run("mount", "--keep", FILE).status == 2
+    assert calls(kept) == []
+
+
+# The unit ------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_saves_when_it_is_stopped(run: Run, kept: PmemMachine) -> None:
+    done = run("apply", "--size", "1G", "--mount", "/mnt/pmem0", "--keep", FILE, "--yes", "--json")
+    assert done.status == 0, done.err
+    assert done.json["mounts"][0]["keep"] == FILE
+    text = unit_text(kept)
+    words = f'"1G!4G" "/mnt/pmem0" "ext4" "-" "-" "{FILE}"'
+    assert f"boot-mount \\\n    {words}\n" in text
+    assert f"ExecStop=/usr/local/bin/emupmem boot-save \\\n    {words}\n" in text
+    for line in (
+        'RequiresMountsFor="/keep"',
+        "Before=systemd-user-sessions.service",
+        "SuccessExitStatus=3",
+        "TimeoutStartSec=320",
+        "TimeoutStopSec=320",
+    ):
+        assert f"\n{line}\n" in text
+    assert unit.read(text) == (BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4", "", "", FILE),)
+
+
+def test_without_keep_the_unit_has_nothing_of_it() -> None:
+    text = unit.text([BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4")], "/usr/local/bin/emupmem")
+    for word in ("ExecStop", "SuccessExitStatus", "RequiresMountsFor", "@"):
+        assert word not in text
+
+
+# At boot -------------------------------------------------------------------------------------------------
+
+
+def test_the_first_boot_makes_a_file_system_and_notes_that_it_is_to_be_kept(
+    run: Run, kept: PmemMachine
+) -> None:
+    done = boot(run)
+    assert done.status == 0
+    assert f"made anew · saved to {FILE} at an orderly shutdown only" in done.out
+    assert not any(c.startswith("restore") for c in calls(kept))
+    assert keep.belongs(kept, WANTED)
+
+
+def test_a_later_boot_brings_the_image_back_whatever_the_memory_holds(run: Run, kept: PmemMachine) -> None:
+    image(kept)
+    holds(kept, "TYPE=ext4\\n")
+    done = boot(run)
+    assert done.status == 0
+    assert f"brought back from {FILE}" in done.out
+    assert [c.split()[0] for c in calls(kept)] == ["restore", "e2fsck", "mount"]
+    assert boot(run).status == 0, "and once more, as systemctl start does: nothing is brought back over it"
+    assert len([c for c in calls(kept) if c.startswith("restore")]) == 1
+
+
+def test_an_image_that_cannot_be_brought_back_is_never_saved_over(
+    run: Run, kept: PmemMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image(kept)
+
+    def damaged(*words: object) -> None:
+        raise EmupmemError("its checksum differs")
+
+    monkeypatch.setattr(device_image, "restore", damaged)
+    done = boot(run)
+    assert done.status == 1
+    assert "emupmem: /mnt/pmem0 is not mounted: its checksum differs" in done.out
+    assert calls(kept) == []
+    # somebody mounts something else there by hand
+    mounted(kept, "pmem0", "/mnt/pmem0")
+    done = boot(run, "boot-save")
+    assert done.status == 0
+    assert "is not saved: it was neither brought back nor made in this boot" in done.out
+    assert calls(kept) == []
+
+
+def test_where_one_failed_and_another_is_kept_the_unit_stays_active(run: Run, kept: PmemMachine) -> None:
+    put(kept, "/proc/cmdline", "BOOT_IMAGE=/x memmap=1G!4G,1G!5G")
+    words = ("1G!5G", "/mnt/b", "ext4", "-", "-", "-", "1G!4G", "/mnt/pmem0", "ext4", "-", "-", FILE)
+    done = run("boot-mount", *words)
+    assert done.status == unit.SOME_FAILED
+    assert "/mnt/b is not mounted" in done.out
+    assert "/dev/pmem0 is mounted at /mnt/pmem0" in done.out
+
+
+# At shutdown ------------------------------------------------------------------------------------------------
+
+
+def test_it_is_unmounted_and_saved(run: Run, kept: PmemMachine) -> None:
+    boot(run)
+    holds(kept, "TYPE=ext4\\n")
+    root = "30 1 8:1 / / rw - ext4 /dev/sda1 rw"
+    script(
+        kept,
+        "umount",
+        f"#!/bin/sh\necho umount >> '{kept.root}/calls'\necho '{root}' > '{kept.root}/proc/self/mountinfo'\n",
+    )
+    done = boot(run, "boot-save")
+    assert done.status == 0
+    assert f"/dev/pmem0 saved to {FILE} · 1 MiB on disk" in done.out
+    assert calls(kept)[-2:] == ["umount", f"save {FILE} /dev/pmem0"]
+
+
+def test_where_somebody_holds_it_it_is_frozen(run: Run, kept: PmemMachine) -> None:
+    boot(run)
+    holds(kept, "TYPE=ext4\\n")
+    done = boot(run, "boot-save")
+    assert done.status == 0
+    assert "mounted at /mnt/pmem0 still, and frozen meanwhile" in done.out
+    assert calls(kept)[-1] == f"save {FILE} /mnt/pmem0"
+
+
+def test_a_blank_device_is_not_saved_over_an_image(run: Run, kept: PmemMachine) -> None:
+    keep.remember(kept, WANTED)
+    image(kept)
+    done = boot(run, "boot-save")
+    assert done.status == 0
+    assert f"/dev/pmem0 is blank, and {FILE} stays as it was" in done.out
+    assert not any(c.startswith("save") for c in calls(kept))
+
+
+def test_a_save_that_fails_is_told(run: Run, kept: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    boot(run)
+    holds(kept, "TYPE=ext4\\n")
+
+    def full(*words: object) -> None:
+        raise EmupmemError("the image needs 1 GiB and there are 2 MiB")
+
+    monkeypatch.setattr(device_image, "save", full)
+    done = boot(run, "boot-save")
+    assert done.status == 1
+    assert f"/mnt/pmem0 is not saved: the image needs 1 GiB and there are 2 MiB; {FILE} stays" in done.out
+
+
+# mount and remove -----------------------------------------------------------------------------------------
+
+
+def test_mount_keeps_from_now_on(run: Run, kept: PmemMachine) -> None:
+    argv = ("mount", "/dev/pmem0", "/mnt/pmem0", "--at-boot", "--keep", FILE)
+    assert run(*argv).status == 0
+    assert keep.belongs(kept, BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4", keep=FILE))
+    assert "systemctl start emupmem.service" in kept.peek("/calls")
+    image(kept)
+    assert run(*argv).status == 0, "asked again, with the image of a shutdown there: as it is"
+
+
+def test_mount_does_not_guess_which_content_counts(run: Run, kept: PmemMachine) -> None:
+    image(kept)
+    done = run("mount", "/dev/pmem0", "/mnt/pmem0", "--at-boot", "--keep", FILE)
+    assert done.status == 1
+    assert "would be saved over it" in done.err
+    assert calls(kept) == []
+    assert not kept.exists(unit.FILE)
+
+
+def test_remove_says_what_will_not_be_saved_any_more(run: Run, kept: PmemMachine) -> None:
+    run("apply", "--size", "1G", "--mount", "/mnt/pmem0", "--keep", FILE, "--yes")
+    mounted(kept, "pmem0", "/mnt/pmem0")
+    done = run("remove", "--yes")
+    assert done.status == 0
+    assert f"is not saved to {FILE} any more: emupmem save {FILE} /mnt/pmem0" in done.err
+    assert not kept.exists(unit.FILE)
+
+
+def test_verify_says_how_long_it_lasts(run: Run, kept: PmemMachine) -> None:
+    rebooted(run, kept)
+    run("mount", "--at-boot", "--keep", FILE)
+    assert f"at every boot · saved to {FILE} at an orderly shutdown only" in run("verify").out

@@ -1,0 +1,1 @@
+"""The editor of GRUB settings, and the cage around sh."""

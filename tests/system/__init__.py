@@ -1,0 +1,1 @@
+"""What others could try with files and programs."""
