@@ -45,6 +45,31 @@ class Busy(EmupmemError):
     """Somebody else holds for now what is needed: the lock of all changes, or a device. Worth another try."""
 
 
+class Presence(StrEnum):
+    """How a kernel has a module."""
+
+    LOADED = "loaded"
+    BUILT_IN = "built in"
+    AVAILABLE = "available"
+    MISSING = "missing"
+    BLOCKED = "blocked"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleState:
+    """A module of the driver chain; `where` is the FILE:LINE or the place that blocks it."""
+
+    name: str
+    presence: Presence
+    where: str = ""
+
+    @property
+    def text(self) -> str:
+        """As `nd_pmem available` or `nd_e820 blocked by /etc/modprobe.d/x.conf:3`."""
+        return f"{self.name} {self.presence.value}{f' by {self.where}' if self.where else ''}"
+
+
 class Kind(StrEnum):
     """What a range of the firmware map is, in one vocabulary for all kernels and sources."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from emupmem.boot import entry as boot_entry
 from emupmem.boot.grub import environment, menu
-from emupmem.model import CommandLine, KernelRelease
+from emupmem.model import CommandLine, KernelRelease, ModuleState, Presence
 from emupmem.parser.bootlog import kernel_release
 from emupmem.system.machine import Machine
 
@@ -71,8 +71,8 @@ def kernel_lacks(machine: Machine, release: str) -> tuple[str, list[str]]:
     return name, [f"{o} ({why})" for o, (good, why) in OPTIONS.items() if values.get(o, "n") not in good]
 
 
-def module_states(machine: Machine, release: str, cmdline: CommandLine) -> tuple[tuple[str, str], ...]:
-    """For each module of the driver chain: loaded, built in, available, missing, or blocked and where."""
+def module_states(machine: Machine, release: str, cmdline: CommandLine) -> tuple[ModuleState, ...]:
+    """How the kernel of this release has each module of the driver chain."""
     base = next(
         (b for b in (f"/lib/modules/{release}", f"/usr/lib/modules/{release}") if machine.exists(b)), ""
     )
@@ -81,24 +81,21 @@ def module_states(machine: Machine, release: str, cmdline: CommandLine) -> tuple
     blocked = _blacklist(machine, cmdline)
     running = machine.running and machine.peek("/proc/sys/kernel/osrelease") == release
     return tuple(
-        (
-            n,
-            "loaded"
-            if running and machine.exists(f"/sys/module/{n}")
-            else _module_state(n, listed, builtin, blocked, bool(base)),
-        )
+        ModuleState(n, Presence.LOADED)
+        if running and machine.exists(f"/sys/module/{n}")
+        else _module_state(n, listed, builtin, blocked, bool(base))
         for n in MODULES
     )
 
 
-def _module_state(name: str, listed: str, builtin: str, blocked: dict[str, str], known: bool) -> str:
+def _module_state(name: str, listed: str, builtin: str, blocked: dict[str, str], known: bool) -> ModuleState:
     if f"/{name}.ko" in builtin:
-        return "built in"
+        return ModuleState(name, Presence.BUILT_IN)
     if name in blocked:
-        return f"blocked by {blocked[name]}"
+        return ModuleState(name, Presence.BLOCKED, blocked[name])
     if not known:
-        return "unknown"
-    return "available" if f"/{name}.ko" in listed else "missing"
+        return ModuleState(name, Presence.UNKNOWN)
+    return ModuleState(name, Presence.AVAILABLE if f"/{name}.ko" in listed else Presence.MISSING)
 
 
 def _blacklist(machine: Machine, cmdline: CommandLine) -> dict[str, str]:

@@ -11,7 +11,7 @@ from emupmem.boot.foreign import Refused
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import EmupmemError, Plan
+from emupmem.model import EmupmemError, Plan, Presence
 from emupmem.planner import survey
 from emupmem.planner.kernels import kernel_problem
 from emupmem.planner.survey import ELSEWHERE, WSL
@@ -249,8 +249,8 @@ def _refuse_modules(machine: Machine) -> tuple[str, ...]:
     kernel = target(machine)
     if kernel is None or not boot_kernel.kernel_lacks(machine, kernel.release)[0]:
         return ()
-    states = dict(boot_kernel.module_states(machine, kernel.release, parse_command_line("")))
-    missing = [m for m in ("nd_e820", "nd_pmem") if states[m] == "missing"]
+    states = boot_kernel.module_states(machine, kernel.release, parse_command_line(""))
+    missing = [m.name for m in states if m.presence is Presence.MISSING and m.name != "libnvdimm"]
     if missing and machine.running:
         raise EmupmemError(
             f"the kernel that boots by default, {kernel.release}, has no module {missing[0]} installed",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot import obstacles
 from emupmem.doctor.finding import EarlyMount, Eye, Finding
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import MAX_MEMMAP_REGIONS, CommandLine
+from emupmem.model import MAX_MEMMAP_REGIONS, CommandLine, ModuleState, Presence
 from emupmem.planner import kernels
 from emupmem.planner.situation import Situation
 from emupmem.system.machine import Machine
@@ -33,19 +33,18 @@ def look_at_modules(eye: Eye) -> Finding:
     return modules(boot_kernel.module_states(eye.machine, eye.target.release, eye.line))
 
 
-def modules(states: Sequence[tuple[str, str]]) -> Finding:
+def modules(states: Sequence[ModuleState]) -> Finding:
     """The driver chain of the kernel that will boot."""
-    seen = ", ".join(f"{name} {state}" for name, state in states)
-    for name, state in states:
-        if state.startswith("blocked"):
-            where = state.removeprefix("blocked by ")
-            return Finding(
-                "modules", "warn", seen, f"take {name} out of {where}, or the device will not appear"
-            )
-        if state == "missing" and name != "libnvdimm":
+    seen = ", ".join(m.text for m in states)
+    for module in states:
+        if module.presence is Presence.BLOCKED:
+            fix = f"take {module.name} out of {module.where}, or the device will not appear"
+            return Finding("modules", "warn", seen, fix)
+        if module.presence is Presence.MISSING and module.name != "libnvdimm":
             package = "install the package that holds it (linux-modules-extra on Ubuntu)"
             return Finding("modules", "warn", seen, package)
-    return Finding("modules", "note" if any(s == "unknown" for _, s in states) else "ok", seen)
+    unknown = any(m.presence is Presence.UNKNOWN for m in states)
+    return Finding("modules", "note" if unknown else "ok", seen)
 
 
 def built_in(config: str) -> Finding | None:
@@ -76,13 +75,14 @@ def look_at_initramfs(eye: Eye) -> Finding:
     done = eye.machine.output(*argv) if argv else None
     if done is None or done.status or eye.target is None:
         return found
-    states = dict(boot_kernel.module_states(eye.machine, eye.target.release, eye.line))
+    states = boot_kernel.module_states(eye.machine, eye.target.release, eye.line)
     return inside(found, argv[-1], done.stdout.decode("utf-8", "replace"), states)
 
 
-def inside(found: Finding, image: str, listed: str, states: Mapping[str, str]) -> Finding:
+def inside(found: Finding, image: str, listed: str, states: Sequence[ModuleState]) -> Finding:
     """The finding with what is really in the initramfs."""
-    lacks = [m for m in boot_kernel.MODULES if states.get(m) != "built in" and f"/{m}.ko" not in listed]
+    built_in = {m.name for m in states if m.presence is Presence.BUILT_IN}
+    lacks = [m for m in boot_kernel.MODULES if m not in built_in and f"/{m}.ko" not in listed]
     if not lacks:
         return replace(found, evidence=f"{found.evidence}, and {image} has them")
     add = f"add {', '.join(lacks)} to it (/etc/initramfs-tools/modules, or dracut --add-drivers)"

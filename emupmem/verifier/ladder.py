@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from emupmem.boot import entry as boot_entry
 from emupmem.device.proof import MOUNT_RUNGS, explained, left_over, mount_rungs
-from emupmem.model import Check, Device, FirmwareMap, Kind, MemmapItem, Span
+from emupmem.model import Check, Device, FirmwareMap, Kind, MemmapItem, ModuleState, Presence, Span
 from emupmem.units import human, span_text
 from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial, Verdict
 
@@ -261,36 +261,34 @@ def _device(seen: Observation, items: Sequence[MemmapItem]) -> Check:
 
 
 def _no_region(seen: Observation) -> tuple[str, str]:
-    for name, state in seen.modules:
-        if state.startswith("blocked"):
-            where = state.removeprefix("blocked by ")
+    for module in seen.modules:
+        if module.presence is Presence.BLOCKED:
             return (
-                f"no device; the driver {name} is not loaded (blacklisted in {where})",
-                f"remove that line, or: sudo modprobe {name}",
+                f"no device; the driver {module.name} is not loaded (blacklisted in {module.where})",
+                f"remove that line, or: sudo modprobe {module.name}",
             )
-        if state == "missing":
-            return f"no device; this kernel has no module {name}", _module_hint(name)
-    for name, state in seen.modules:
-        if state == "available":
-            return f"no device; the driver {name} is not loaded", f"sudo modprobe {name}"
+        if module.presence is Presence.MISSING:
+            return f"no device; this kernel has no module {module.name}", _module_hint(module.name)
+    for module in seen.modules:
+        if module.presence is Presence.AVAILABLE:
+            return f"no device; the driver {module.name} is not loaded", f"sudo modprobe {module.name}"
     return "no device; the kernel made no region of the range", "sudo dmesg | grep -E 'e820_pmem|nd_'"
 
 
 def _no_block(seen: Observation, region: SeenRegion) -> tuple[str, str]:
-    pmem = dict(seen.modules).get("nd_pmem", "")
-    if pmem.startswith("blocked"):
+    pmem = next((m for m in seen.modules if m.name == "nd_pmem"), ModuleState("nd_pmem", Presence.UNKNOWN))
+    what = f"{region.name} has no block device"
+    if pmem.presence is Presence.BLOCKED:
         return (
-            f"{region.name} has no block device; nd_pmem is blacklisted in {pmem.removeprefix('blocked by ')}",
+            f"{what}; nd_pmem is blacklisted in {pmem.where}",
             "remove that line, or: sudo modprobe nd_pmem",
         )
-    if pmem == "missing":
-        return f"{region.name} has no block device; this kernel has no module nd_pmem", _module_hint(
-            "nd_pmem"
-        )
-    if pmem == "available":
-        return f"{region.name} has no block device; nd_pmem is not loaded", "sudo modprobe nd_pmem"
+    if pmem.presence is Presence.MISSING:
+        return f"{what}; this kernel has no module nd_pmem", _module_hint("nd_pmem")
+    if pmem.presence is Presence.AVAILABLE:
+        return f"{what}; nd_pmem is not loaded", "sudo modprobe nd_pmem"
     return (
-        f"{region.name} has no block device; the driver nd_pmem refused it",
+        f"{what}; the driver nd_pmem refused it",
         "sudo dmesg | grep nd_pmem tells why; a stale info block is cured by a cold start",
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from emupmem.boot import entry
 from emupmem.device.proof import SeenMount
-from emupmem.model import BootLog, Check, CommandLine, Device, FirmwareMap, IomemLine
+from emupmem.model import BootLog, Check, CommandLine, Device, FirmwareMap, IomemLine, ModuleState
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Observation:
     `recovery` those for recovery entries, `variable` where they stand; `entries` what the boot loader
     will offer, `menu` where that lies, `whole` that it was written to its end, `menu_is_newer` whether it
     was written after this boot, `log` this boot's log, `firmware` the firmware's map, `iomem` /proc/iomem,
-    `modules` for each module of the driver chain: `loaded`, `available`, `missing`, or `blocked by
-    FILE:LINE`. `mounts` are those of our devices and of the boot unit; empty where there are none, and
+    `modules` are those of the driver chain.
+    `mounts` are those of our devices and of the boot unit; empty where there are none, and
     then nothing is said of them.
     """
 
@@ -61,7 +61,7 @@ class Observation:
     firmware: FirmwareMap | None = None
     iomem: tuple[IomemLine, ...] | None = None
     regions: tuple[SeenRegion, ...] = ()
-    modules: tuple[tuple[str, str], ...] = ()
+    modules: tuple[ModuleState, ...] = ()
     unseen: tuple[tuple[str, str], ...] = ()
     mounts: tuple[SeenMount, ...] = ()
     trial: SeenTrial | None = None

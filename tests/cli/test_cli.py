@@ -15,7 +15,7 @@ import pytest
 import emupmem
 import emupmem.system.machine
 from emupmem.cli.main import main
-from emupmem.model import GIB
+from emupmem.model import GIB, Presence
 from tests.fake import LOG, RELEASE, STOCK, FakeMachine, build, menu, put, script
 
 
@@ -651,8 +651,8 @@ def test_a_module_of_the_running_kernel_says_nothing_of_another(here: FakeMachin
     (here.root / "sys/module/nd_pmem").mkdir(parents=True)
     put(here, "/lib/modules/6.99/modules.dep", "")
     line = parse_command_line("")
-    assert dict(module_states(here, RELEASE, line))["nd_pmem"] == "loaded"
-    assert dict(module_states(here, "6.99", line))["nd_pmem"] == "missing"
+    assert {m.name: m.presence for m in module_states(here, RELEASE, line)}["nd_pmem"] is Presence.LOADED
+    assert {m.name: m.presence for m in module_states(here, "6.99", line)}["nd_pmem"] is Presence.MISSING
 
 
 def test_verify_survives_a_rotten_sysfs(run: Run, here: FakeMachine) -> None:

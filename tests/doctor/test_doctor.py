@@ -34,7 +34,9 @@ from emupmem.model import (
     KernelRelease,
     Kind,
     MapEntry,
+    ModuleState,
     NodeRange,
+    Presence,
 )
 from emupmem.planner import survey
 from emupmem.planner.situation import Situation
@@ -118,22 +120,24 @@ def test_lockdown() -> None:
 
 def test_modules() -> None:
     names = ("nd_e820", "nd_pmem", "libnvdimm")
-    for state in ("loaded", "built in", "available"):
-        is_(doctor_kernel.modules([(n, state) for n in names]), "ok", f"nd_e820 {state}")
+    for state in (Presence.LOADED, Presence.BUILT_IN, Presence.AVAILABLE):
+        is_(doctor_kernel.modules([ModuleState(n, state) for n in names]), "ok", f"nd_e820 {state}")
     is_(
-        doctor_kernel.modules([("nd_e820", "available"), ("nd_pmem", "missing")]),
+        doctor_kernel.modules(
+            [ModuleState("nd_e820", Presence.AVAILABLE), ModuleState("nd_pmem", Presence.MISSING)]
+        ),
         "warn",
         "",
         "linux-modules-extra",
     )
-    blocked = [("nd_e820", "blocked by /etc/modprobe.d/x.conf:3")]
+    blocked = [ModuleState("nd_e820", Presence.BLOCKED, "/etc/modprobe.d/x.conf:3")]
     is_(
         doctor_kernel.modules(blocked),
         "warn",
         "nd_e820 blocked",
         "take nd_e820 out of /etc/modprobe.d/x.conf:3",
     )
-    is_(doctor_kernel.modules([("nd_e820", "unknown")]), "note")
+    is_(doctor_kernel.modules([ModuleState("nd_e820", Presence.UNKNOWN)]), "note")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from emupmem.boot import entry
 from emupmem.boot.grub import menu as grub_menu
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import GIB, MIB, BootLog, FirmwareMap, IomemLine, Kind, MapEntry
+from emupmem.model import GIB, MIB, BootLog, FirmwareMap, IomemLine, Kind, MapEntry, ModuleState, Presence
 from emupmem.verifier.ladder import LEGACY, complete, verify
 from emupmem.verifier.observation import Observation, SeenRegion
 
@@ -41,7 +41,7 @@ GOOD = Observation(
         IomemLine(0, 5 * GIB, 8 * GIB, "System RAM"),
     ),
     regions=(REGION,),
-    modules=(("nd_e820", "loaded"), ("nd_pmem", "loaded"), ("libnvdimm", "loaded")),
+    modules=tuple(ModuleState(n, Presence.LOADED) for n in ("nd_e820", "nd_pmem", "libnvdimm")),
 )
 
 ALL = ["configured", "generated", "booted", "kernel-map", "iomem", "device", "dax"]
@@ -180,36 +180,40 @@ def test_a_truncated_range_in_iomem() -> None:
     broken(replace(GOOD, iomem=()), "iomem", "nothing at 0x100000000-0x13fffffff")
 
 
+def module_state(name: str, presence: Presence) -> ModuleState:
+    return ModuleState(name, presence, "/etc/modprobe.d/x.conf:3" if presence is Presence.BLOCKED else "")
+
+
 @pytest.mark.parametrize(
     ("module", "state", "found", "hint"),
     [
         (
             "nd_e820",
-            "blocked by /etc/modprobe.d/x.conf:3",
+            Presence.BLOCKED,
             "blacklisted in /etc/modprobe.d/x.conf:3",
             "remove that",
         ),
-        ("nd_e820", "missing", "has no module nd_e820", "linux-modules-extra"),
-        ("nd_e820", "available", "nd_e820 is not loaded", "modprobe nd_e820"),
-        ("nd_e820", "loaded", "made no region", "dmesg"),
+        ("nd_e820", Presence.MISSING, "has no module nd_e820", "linux-modules-extra"),
+        ("nd_e820", Presence.AVAILABLE, "nd_e820 is not loaded", "modprobe nd_e820"),
+        ("nd_e820", Presence.LOADED, "made no region", "dmesg"),
     ],
 )
-def test_no_region(module: str, state: str, found: str, hint: str) -> None:
-    broken(replace(GOOD, regions=(), modules=((module, state),)), "device", found, hint)
+def test_no_region(module: str, state: Presence, found: str, hint: str) -> None:
+    broken(replace(GOOD, regions=(), modules=(module_state(module, state),)), "device", found, hint)
 
 
 @pytest.mark.parametrize(
     ("state", "found"),
     [
-        ("blocked by /etc/modprobe.d/x.conf:3", "nd_pmem is blacklisted in /etc/modprobe.d/x.conf:3"),
-        ("missing", "no module nd_pmem"),
-        ("available", "nd_pmem is not loaded"),
-        ("loaded", "nd_pmem refused it"),
+        (Presence.BLOCKED, "nd_pmem is blacklisted in /etc/modprobe.d/x.conf:3"),
+        (Presence.MISSING, "no module nd_pmem"),
+        (Presence.AVAILABLE, "nd_pmem is not loaded"),
+        (Presence.LOADED, "nd_pmem refused it"),
     ],
 )
-def test_a_region_without_a_block_device(state: str, found: str) -> None:
+def test_a_region_without_a_block_device(state: Presence, found: str) -> None:
     bare = replace(REGION, block="", block_size=0, dax=None)
-    broken(replace(GOOD, regions=(bare,), modules=(("nd_pmem", state),)), "device", found)
+    broken(replace(GOOD, regions=(bare,), modules=(module_state("nd_pmem", state),)), "device", found)
 
 
 def test_sizes_that_differ() -> None:
