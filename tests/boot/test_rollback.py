@@ -76,6 +76,7 @@ def here(request: pytest.FixtureRequest, tmp_path: Path) -> FakeMachine:
     return machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
 def test_after_a_failure_nothing_is_changed(here: FakeMachine, failure: str) -> None:
     steps: tuple[Callable[[FakeMachine], None], ...] = (apply, replace, remove)
@@ -103,6 +104,7 @@ def test_after_remove_all_is_as_it_was_before_apply(here: FakeMachine) -> None:
     assert tree(here) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["systemd-boot", "grub-bls-without-cmdline", "grub-bls-rhel8-uefi", "sdbootutil"]
 )

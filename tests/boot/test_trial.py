@@ -414,6 +414,7 @@ def rung(run: Run) -> tuple[int, dict[str, str]]:
     return done.status, done.json["checks"][0]
 
 
+@pytest.mark.slow
 def test_the_whole_way_by_commands(run: Run, here: FakeMachine) -> None:
     prepare(here)
     done = run("apply", "--size", "1G", "--trial", "--yes")

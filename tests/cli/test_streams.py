@@ -185,6 +185,7 @@ def plainly(done: Done) -> None:
         assert word not in done.said, done.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "out", "err"),
     [
@@ -212,10 +213,18 @@ def test_a_change_is_no_error_whatever_becomes_of_the_words(
 ENDS = ("", FULL, GONE, CLOSED)
 
 
+EVERY = [(e, out, "") for e in ENCODINGS for out in ENDS] + [
+    ("C", "", FULL),
+    ("ascii", "", CLOSED),
+    ("utf-8", FULL, CLOSED),
+    ("C", CLOSED, GONE),
+]
+FIRST = (("C", "", ""), ("iso-8859-1", FULL, ""), ("utf-8", FULL, CLOSED))
+
+
 @pytest.mark.parametrize(
     ("encoding", "out", "err"),
-    [(e, out, "") for e in ENCODINGS for out in ENDS]
-    + [("C", "", FULL), ("ascii", "", CLOSED), ("utf-8", FULL, CLOSED), ("C", CLOSED, GONE)],
+    [way if way in FIRST else pytest.param(*way, marks=pytest.mark.slow) for way in EVERY],
 )
 def test_apply_in_every_encoding(tmp_path: Path, encoding: str, out: str, err: str) -> None:
     done = on(tmp_path, CASES["apply"], encoding, out, err)
@@ -229,6 +238,7 @@ def test_apply_in_every_encoding(tmp_path: Path, encoding: str, out: str, err: s
         (done.out + done.err).decode(done.encoding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argv", [APPLY, ("apply", "--size", "1G", "--dry-run"), (*APPLY, "--trial")])
 def test_how_to_get_back_is_said_before_the_change(tmp_path: Path, argv: tuple[str, ...]) -> None:
     said = on(tmp_path, Case(build_triable, argv, "")).said
@@ -243,6 +253,7 @@ def test_nothing_is_asked_that_nobody_can_read(tmp_path: Path) -> None:
     assert (tmp_path / "machine/etc/default/grub").read_bytes() == GRUB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "encoding"),
     [
@@ -274,6 +285,7 @@ def test_what_only_reads(tmp_path: Path, argv: tuple[str, ...], encoding: str) -
         assert start(whole, encoding, "", broken).status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "encoding"),
     [
@@ -293,6 +305,7 @@ def test_errors(argv: tuple[str, ...], encoding: str) -> None:
         assert start(whole, encoding, "", broken).status == done.status
 
 
+@pytest.mark.slow
 def test_a_tree_with_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(LOG)
     tree = fake.build(tmp_path / "tree", GRUB + b"# \xff\xfe\n").root

@@ -130,7 +130,7 @@ def shown(call: Call) -> str:
 @pytest.mark.parametrize("backwards", [False, True], ids=["apply", "remove"])
 @pytest.mark.parametrize(
     "name",
-    [name if name.startswith("systemd") else pytest.param(name, marks=pytest.mark.slow) for name in STARTS],
+    [name if name == "systemd-boot" else pytest.param(name, marks=pytest.mark.slow) for name in STARTS],
 )
 def test_whatever_ends_the_entries_are_whole(tmp_path: Path, name: str, backwards: bool) -> None:
     case = Case(STARTS[name], tmp_path, backwards)
@@ -159,6 +159,7 @@ def test_whatever_ends_the_entries_are_whole(tmp_path: Path, name: str, backward
     assert not case.wrong, "\n".join(dict.fromkeys(case.wrong))
 
 
+@pytest.mark.slow
 def test_a_signal_at_any_call_is_held_back_or_rolls_back(tmp_path: Path) -> None:
     case = Case(test_loader.systemd_boot, tmp_path, backwards=False)
     calls: list[Call] = []

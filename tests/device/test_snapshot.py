@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emupmem.cli import main
@@ -25,6 +25,7 @@ from emupmem.device import image as device_image
 from emupmem.device.checksum import ATTRIBUTE, SIDECAR
 from emupmem.device.image import restore, save
 from emupmem.model import GIB, KIB, MIB, EmupmemError
+from tests import examples
 from tests.fake import build, put
 
 SIZE = 9 * MIB + 12 * KIB
@@ -103,7 +104,7 @@ def refused(call: Callable[[], object]) -> str:
     return f"{caught.value.message} | {caught.value.hint}"
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 1 << 32), blocks=st.integers(1, 2400), attributes=st.booleans())
 def test_what_was_saved_comes_back(seed: int, blocks: int, attributes: bool) -> None:
     size = blocks * 4096

@@ -7,12 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emupmem.device import unit
 from emupmem.device.unit import BootMount, UnitChange, changed, quote, read, text
 from emupmem.model import GIB, MIB, EmupmemError
+from tests import examples
 
 PROGRAM = "/usr/local/bin/emupmem"
 PLAIN = BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4", "dev", "0755")
@@ -75,7 +76,7 @@ def test_programs_that_systemd_would_read_otherwise_are_refused(program: str) ->
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(mounts)
 def test_systemd_itself_reads_the_unit_without_a_word(mount: BootMount) -> None:
     import tempfile

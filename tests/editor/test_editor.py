@@ -20,14 +20,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from emupmem.editor import defaults, edits, lens, quoting
 from emupmem.editor import shell as editor_shell
 from emupmem.editor.text import DEFAULT, LINUX, MARK, VARIABLES
 from emupmem.model import EmupmemError
-from tests import FIXTURES
+from tests import FIXTURES, examples
 
 FOLDER = FIXTURES / "grub"
 ITEM = ("16G!4G",)
@@ -834,7 +834,7 @@ TEXTS = st.builds(
 ITEMS = st.lists(
     st.sampled_from(["16G!4G", "1G!4G", "512M!20G", "2T!1T"]), min_size=1, max_size=3, unique=True
 ).map(tuple)
-MANY = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = examples(40)
 
 
 def values_are_quoted(text: bytes, variable: str) -> bool:
@@ -882,7 +882,7 @@ def test_random_undo_keeps_a_line_of_somebody_else(
     assert defaults.undo(now, text, changed) == b"# somebody else\n" + text
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.text(alphabet="\"'\\ab =\t,memap1G!4$`(){}", max_size=30))
 def test_the_word_splitter_keeps_every_character(value: str) -> None:
     words = quoting.words_of(value)

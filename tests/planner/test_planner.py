@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emupmem.kernel.cmdline import parse_command_line
@@ -27,6 +27,7 @@ from emupmem.model import (
 from emupmem.planner.places import crashkernel_bytes
 from emupmem.planner.plan import offers, plan, rejected, satisfied
 from emupmem.planner.situation import STEPS, NoPlan, Situation, page_structs
+from tests import examples
 
 LOW = MapEntry(0x100000, 3 * GIB, Kind.RAM)
 HOLE = MapEntry(3 * GIB, 4 * GIB, Kind.RESERVED)
@@ -395,7 +396,7 @@ def exhaustive(situation: Situation, request: Request) -> bool:
     return count >= request.count
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     small_maps(),
     st.integers(1, 60),

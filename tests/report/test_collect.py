@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import emupmem
@@ -34,6 +34,7 @@ from emupmem.report import collected, gather
 from emupmem.report.archive import Archive, pack, unpack
 from emupmem.report.collected import Collected
 from emupmem.report.masking import Masker
+from tests import examples
 from tests.cli.test_cli import Done, reboot
 from tests.fake import LOG, RELEASE, FakeMachine, build, put, script
 
@@ -606,7 +607,7 @@ def test_numbers_that_are_none_are_damage_not_a_crash(here: FakeMachine) -> None
         collected.doctor_from(Archive(archive.facts, members), "a")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_any_bytes_are_read_or_refused(noise: bytes, at: int) -> None:
     good = tar_of(("tree/a", b"text"))
@@ -646,7 +647,7 @@ ipv6s = st.ip_addresses(v=6).map(str).filter(lambda a: a not in ("::", "::1"))
 names = st.from_regex(r"[a-z]{3,8}-?[a-z]{2,5}[0-9]{1,2}z", fullmatch=True)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(uuids, macs, ipv4s, ipv6s, names, names, st.integers(4, 60), st.integers(1, 40))
 def test_masked_texts_keep_the_map_and_lose_the_secrets(
     uuid: str, mac: str, v4: str, v6: str, host: str, user: str, start: int, size: int
