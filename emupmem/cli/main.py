@@ -31,15 +31,24 @@ def _version(wanted: bool) -> None:
 
 
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Show each program that is run and each file that is written."),
+    ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show a traceback where an error comes from.")
+        bool, typer.Option("--debug", help="As --verbose, and a traceback where an error comes from.")
     ] = False,
 ) -> None:
     if debug:
         os.environ["EMUPMEM_DEBUG"] = "1"
+    if verbose or debug:
+        from emupmem.cli import log  # logging and masking: 30 ms
+
+        context.with_resource(log.shown())
 
 
 @dataclass(frozen=True, slots=True)

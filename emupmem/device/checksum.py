@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emupmem.model import EmupmemError
+from emupmem.system import log
 
 ATTRIBUTE = "user.emupmem"
 SIDECAR = ".emupmem"
@@ -39,6 +40,7 @@ def write_sidecar(path: Path, sums: Sequence[str]) -> None:
         os.close(descriptor)
     fresh.rename(path)
     sync_folder(path.parent)
+    log.place("wrote", path)
 
 
 def read_sidecar(path: Path) -> tuple[str, ...]:

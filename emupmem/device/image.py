@@ -49,6 +49,7 @@ from emupmem.device.chunks import (
 )
 from emupmem.device.freeze import frozen
 from emupmem.model import MIB, Busy, EmupmemError
+from emupmem.system import log
 from emupmem.system.errors import os_failures
 from emupmem.system.files import refuse_kernel_folder
 from emupmem.system.machine import Machine
@@ -269,6 +270,7 @@ def _finish(path: Path, fresh: Path, image: int, checksum: str) -> None:
         write_sidecar(sidecar, (*read_sidecar(sidecar), checksum))
     fresh.rename(path)
     sync_folder(path.parent)
+    log.place("wrote", path)
     if inside:
         sidecar.unlink(missing_ok=True)
     else:
@@ -312,6 +314,7 @@ def restore(
         if checksum not in known and not force:
             raise unverified_error(file, known)
         _put_back(device.dev, image, disk, size, sums, progress)
+    log.file(machine, "wrote", device.dev)
     verified = checksum if checksum in known else ""
     return Snapshot(file, device.dev, size, info.st_blocks * 512, time.monotonic() - begun, verified)
 

@@ -98,8 +98,13 @@ class Masker:
         self.masks: dict[tuple[str, str], str] = {}
         self.made: set[str] = set()
         self.words: dict[str, str] = {}
-        self.users = {u for u in users if self._tells(u)}
+        self.users: set[str] = set()
         self.releases = tuple(releases)
+        self.know(hosts, users)
+
+    def know(self, hosts: Iterable[str], users: Iterable[str]) -> None:
+        """Add names of hosts and users to those that are taken out."""
+        self.users |= {u for u in users if self._tells(u)}
         for host in hosts:
             for name in (host, host.partition(".")[0]):
                 self._learn_host(name)

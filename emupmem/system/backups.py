@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emupmem.model import UNCHANGED, EmupmemError
+from emupmem.system import log
 from emupmem.system.errors import write_hint
 from emupmem.system.files import fresh_name, make_synced_folder, sync_folder, write_like
 from emupmem.system.machine import Machine
@@ -38,6 +39,7 @@ def back_up(machine: Machine, name: str, stamp: str, data: bytes, suffix: str = 
             write_hint(exc),
             state=UNCHANGED,
         ) from exc
+    log.file(machine, "wrote", backup)
     return backup
 
 
@@ -63,6 +65,7 @@ def set_aside(machine: Machine, name: str) -> bool:
             write_hint(exc),
             state=UNCHANGED,
         ) from exc
+    log.file(machine, "set aside", name)
     return True
 
 
@@ -89,6 +92,7 @@ def remove_leftovers(machine: Machine, litter: Sequence[Path]) -> None:
     for path in litter:
         with contextlib.suppress(OSError):
             path.unlink()
+            log.place("deleted", path)
 
 
 def put_back(machine: Machine, name: str) -> None:
@@ -105,12 +109,14 @@ def put_back(machine: Machine, name: str) -> None:
         sync_folder(target.parent)
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be put back: {exc.strerror}", write_hint(exc)) from exc
+    log.file(machine, "put back", name)
 
 
 def drop_aside(machine: Machine, name: str) -> None:
     """Take the copy away again, all being well."""
     with contextlib.suppress(OSError):
         aside_name(machine.path(name)).unlink()
+        log.file(machine, "deleted the copy of", name)
 
 
 def stamp() -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emupmem.model import UNCHANGED, EmupmemError
+from emupmem.system import log
 from emupmem.system.errors import sudo_hint, write_hint
 from emupmem.system.machine import Machine
 
@@ -52,12 +53,14 @@ def replace_file(machine: Machine, name: str, data: bytes, mode: int = 0o644) ->
         raise EmupmemError(
             f"{name} cannot be written: {exc.strerror}", write_hint(exc), state=UNCHANGED
         ) from exc
+    log.file(machine, "wrote", name)
 
 
 def discard_file(machine: Machine, name: str) -> None:
     """Take one of our own small files away, if it can be."""
     with contextlib.suppress(OSError):
         machine.path(name).unlink()
+        log.file(machine, "deleted", name)
 
 
 def sync_written(machine: Machine, name: str) -> None:
@@ -68,6 +71,7 @@ def sync_written(machine: Machine, name: str) -> None:
         sync_folder(target.parent)
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be synced: {exc.strerror}") from exc
+    log.file(machine, "synced", name)
 
 
 def install_file(machine: Machine, name: str, text: str | bytes, mode: int = 0o644) -> None:
@@ -89,6 +93,7 @@ def make_link(machine: Machine, name: str, target: str) -> None:
         sync_folder(place.parent)
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be linked: {exc.strerror}", write_hint(exc)) from exc
+    log.file(machine, f"linked to {target}", name)
 
 
 def delete_file(machine: Machine, name: str) -> None:
@@ -100,12 +105,14 @@ def delete_file(machine: Machine, name: str) -> None:
             sync_folder(place.parent)
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be removed: {exc.strerror}", write_hint(exc)) from exc
+    log.file(machine, "deleted", name)
 
 
 def drop_folder(machine: Machine, name: str) -> None:
     """Take a folder away if it is empty."""
     with contextlib.suppress(OSError):
         machine.path(name).rmdir()
+        log.file(machine, "deleted", name)
         sync_folder(machine.path(name).parent)
 
 
@@ -119,6 +126,7 @@ def write_sysfs(machine: Machine, name: str, text: str) -> None:
             os.close(descriptor)
     except OSError as exc:
         raise EmupmemError(f"{text!r} cannot be written to {name}: {exc.strerror}", sudo_hint(exc)) from exc
+    log.file(machine, f"wrote {text!r} to", name)
 
 
 @contextlib.contextmanager
@@ -148,6 +156,7 @@ def make_sparse_file(machine: Machine, name: str, size: int) -> None:
             os.close(descriptor)
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be made: {exc.strerror}", sudo_hint(exc)) from exc
+    log.file(machine, "made, sparse", name)
 
 
 def make_folders(machine: Machine, name: str) -> None:
@@ -156,6 +165,7 @@ def make_folders(machine: Machine, name: str) -> None:
         for parent in [*reversed(Path(name).parents), Path(name)]:
             if not machine.path(parent).exists():
                 machine.path(parent).mkdir(mode=0o755)
+                log.file(machine, "made the folder", str(parent))
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be made: {exc.strerror}", write_hint(exc)) from exc
 
@@ -179,6 +189,8 @@ def set_mount_owner(
             moded = mode is not None and stat.S_IMODE(info.st_mode) != mode
             if mode is not None and moded:
                 os.fchmod(descriptor, mode)
+            if owned or moded:
+                log.file(machine, "set owner and mode of", name)
             return owned or moded
         finally:
             os.close(descriptor)
@@ -234,6 +246,7 @@ def make_synced_folder(folder: Path, mode: int) -> None:
     """Make a folder and those above it, so that a power cut does not lose their names."""
     for path in [p for p in (*reversed(folder.parents), folder) if not p.exists()]:
         path.mkdir(mode=mode if path == folder else 0o755, exist_ok=True)
+        log.place("made the folder", path)
         sync_folder(path.parent)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from emupmem.model import UNCHANGED, Busy, EmupmemError
+from emupmem.system import log
 from emupmem.system.backups import BACKUPS
 from emupmem.system.errors import sudo_hint, write_hint
 from emupmem.system.files import make_synced_folder
@@ -87,6 +88,7 @@ def _locked_alone(machine: Machine) -> Iterator[None]:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         machine.held = descriptor
+        log.file(machine, "locked", f"{BACKUPS}/lock")
         yield
     finally:
         if machine.held is not None:

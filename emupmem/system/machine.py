@@ -11,11 +11,13 @@ import os
 import platform
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from emupmem.model import Command, EmupmemError, NodeRange
+from emupmem.system import log
 from emupmem.system.errors import sudo_hint
 from emupmem.system.programs import ENVIRONMENT, MOST_OUTPUT, PATH, QUIET, Completed, end_session, listen
 from emupmem.system.sysfs import (
@@ -233,6 +235,16 @@ class Machine:
 
         While we hold the lock the program holds it too: if we are killed and it goes on, nobody else begins.
         """
+        began = time.monotonic()
+        try:
+            done = self._run(command, timeout, language)
+        except EmupmemError as exc:
+            log.failed(self, command.argv, exc.message)
+            raise
+        log.ran(self, command.argv, done.status, time.monotonic() - began)
+        return done
+
+    def _run(self, command: Command, timeout: float, language: str) -> Completed:
         name = command.argv[0]
         program = name if name.startswith("/") else self.find(name)
         if program is None:

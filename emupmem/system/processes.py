@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from emupmem.model import EmupmemError
+from emupmem.system import log
 from emupmem.system.machine import Machine
 
 
@@ -28,6 +29,7 @@ def processes_mapping(machine: Machine, name: str) -> list[str]:
 
 def exec_program(machine: Machine, argv: list[str]) -> NoReturn:
     """Become another program: its signals, its exit status, its terminal. Raises EmupmemError."""
+    log.becomes(machine, argv)
     sys.stdout.flush()
     sys.stderr.flush()
     try:

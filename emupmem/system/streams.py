@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from emupmem.model import EmupmemError
+from emupmem.system import log
 from emupmem.system.errors import sudo_hint
 from emupmem.system.files import refuse_kernel_folder, sync_folder
 
@@ -102,6 +103,7 @@ def new_file(name: str, data: bytes, force: bool = False) -> None:
         raise EmupmemError(f"{name} is there already", "--force replaces it") from exc
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be written: {exc.strerror}", sudo_hint(exc)) from exc
+    log.place("wrote", target)
 
 
 def refuse_taken(name: str, force: bool) -> None:

@@ -7,6 +7,7 @@ import re
 
 from emupmem.boot.grub import menu as grub_menu
 from emupmem.model import Command, EmupmemError
+from emupmem.system import log
 from emupmem.system.backups import is_aside, read_aside
 from emupmem.system.errors import write_hint
 from emupmem.system.files import fresh_name, sync_file, sync_folder, write_like
@@ -95,6 +96,7 @@ def set_grubenv(machine: Machine, name: str, value: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             fresh.unlink()
+    log.file(machine, "wrote", file)
 
 
 def generator(machine: Machine) -> Command | None:
