@@ -27,7 +27,8 @@ from emupmem.cli.options import (
     Variable,
     Yes,
 )
-from emupmem.cli.output import json_errors, usage
+from emupmem.cli.output import usage
+from emupmem.cli.session import Session
 from emupmem.cli.suggest import for_plan, machine_at, request_of, survey
 
 if TYPE_CHECKING:
@@ -102,12 +103,12 @@ def apply(
     from emupmem.boot import change, obstacles, prepare
     from emupmem.boot.foreign import Refused
 
-    result = change_result()
-    with json_errors(as_json, result):
+    session = Session(change_result(), as_json, dry_run=dry_run, check=check, yes=yes)
+    with session.errors():
         if add and replace:
             usage("--add and --replace exclude each other")
         request = request_of(size, count, offset, min_free, numa_node)
-        machine = machine_at(root, from_, changes=not (dry_run or check))
+        machine = session.machine = machine_at(root, from_, changes=not session.only_shows)
         try:
             warnings = obstacles.refuse(machine)
         except Refused as exc:
@@ -118,11 +119,10 @@ def apply(
         if trial is not None:
             if wishes:
                 usage("--mount is permanent: confirm the trial, then apply --mount")
-            cli_trial.begin(
-                machine, found, request, options, trial.value, result, warnings, dry_run, check, yes, as_json
-            )
+            tried = prepare.prepare_trial(machine, found, request, options, entry=trial is TrialBy.GRUB)
+            cli_trial.begin(session, tried, options, trial.value, warnings)
         prepared = prepare.prepare_apply(machine, found, request, options, wishes)
-        carry_out(machine, prepared, result, [*warnings, *prepared.warnings], dry_run, check, yes, as_json)
+        carry_out(session, prepared, [*warnings, *prepared.warnings])
 
 
 def remove(
@@ -138,11 +138,11 @@ def remove(
     """Give reserved memory back: undo what apply did. It takes effect at the next reboot."""
     from emupmem.boot import prepare
 
-    result = change_result()
-    with json_errors(as_json, result):
-        machine = machine_at(root, None, changes=not dry_run, needs_log=False)
-        prepared = prepare.prepare_remove(machine, items or ())
-        carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
+    session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)
+    with session.errors():
+        session.machine = machine_at(root, None, changes=not dry_run, needs_log=False)
+        prepared = prepare.prepare_remove(session.machine, items or ())
+        carry_out(session, prepared, prepared.warnings)
 
 
 # Shared by the commands ------------------------------------------------------------------------------

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from emupmem.boot.grub import environment
-from emupmem.cli.output import Exit, ask, finish, say
-from emupmem.cli.stdio import changing
+from emupmem.cli.output import Exit, say
 from emupmem.model import EmupmemError
 
 if TYPE_CHECKING:
     from emupmem.boot.change import Change, Outcome
+    from emupmem.cli.session import Session
     from emupmem.system.machine import Machine
 
 
-def carry_out(
-    machine: Machine,
-    prepared: Change,
-    result: dict[str, Any],
-    warnings: list[str],
-    dry_run: bool,
-    check: bool,
-    yes: bool,
-    as_json: bool,
-) -> None:
+def carry_out(session: Session, prepared: Change, warnings: Sequence[str]) -> NoReturn:
     """Show, ask, do, tell; ends the command with its exit status."""
     from emupmem.boot import transaction
 
-    if not (dry_run or check):
-        changing()
+    session.changing()
+    machine, result = session.machine, session.result
     booted = machine.peek("/proc/cmdline") if machine.live else ""
     result |= {"memmap": prepared.tries or prepared.memmap, "diff": prepared.diff}
     if prepared.unit.after is not None or prepared.unit.before is not None:
@@ -38,26 +30,25 @@ def carry_out(
         say(f"! {warning}")
     if not prepared.needed:
         result["reboot_required"] = machine.live and not _boots_as(booted, prepared)
-        if not as_json:
+        if not session.as_json:
             print(f"Already as asked: {prepared.memmap or 'nothing is reserved'}. Nothing was changed.")
             if result["reboot_required"]:
                 print("Reboot, then:  sudo emupmem verify")
-        finish(as_json, result, Exit.OK)
-    if not as_json:
+        session.finish(Exit.OK)
+    if not session.as_json:
         _show_change(machine, prepared)
         # Now, when it can still be read: afterwards there may be nobody to read it.
         for line in _way_back(machine, prepared):
             print(line)
-    if dry_run or check:
-        finish(as_json, result, Exit.NOT_AS_PLANNED if check else Exit.OK)
-    if not yes:
-        ask("Apply?")
+    if session.only_shows:
+        session.finish(Exit.NOT_AS_PLANNED if session.check else Exit.OK)
+    session.confirm("Apply?")
     outcome = transaction.carry_out(machine, prepared)
     reboot = bool(prepared.trial) or not _boots_as(booted, prepared)
     result |= {"changed": True, "backup": outcome.backup, "reboot_required": reboot}
-    if not as_json:
-        _tell(machine, prepared, outcome, result["reboot_required"])
-    finish(as_json, result, Exit.OK)
+    if not session.as_json:
+        _tell(machine, prepared, outcome, reboot)
+    session.finish(Exit.OK)
 
 
 def _mounts(prepared: Change) -> list[dict[str, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emupmem.cli.options import Json
-from emupmem.cli.output import Exit, finish, json_errors, say, usage
-from emupmem.cli.stdio import changing
+from emupmem.cli.output import Exit, say, usage
+from emupmem.cli.session import Session
 from emupmem.model import EmupmemError
 
 if TYPE_CHECKING:
@@ -31,16 +31,16 @@ def doctor(
     """Tell everything that decides whether this will work, before and after. Changes nothing, needs no root."""
     from emupmem.doctor import finding
 
-    result: dict[str, Any] = {"ok": False, "findings": []}
-    with json_errors(as_json, result):
+    session = Session({"ok": False, "findings": []}, as_json)
+    with session.errors():
         findings = _findings(from_)
         ok = finding.good(findings)
-        result |= {"ok": ok, "findings": [asdict(f) for f in findings]}
-        if not as_json:
+        session.result |= {"ok": ok, "findings": [asdict(f) for f in findings]}
+        if not session.as_json:
             from emupmem.cli import render
 
             render.findings(render.console(), findings)
-    finish(as_json, result, Exit.OK if ok else Exit.NOT_AS_PLANNED)
+    session.finish(Exit.OK if ok else Exit.NOT_AS_PLANNED)
 
 
 def _findings(from_: str | None) -> tuple[Finding, ...]:
@@ -74,17 +74,17 @@ def collect(
     from emupmem.system.machine import Machine
     from emupmem.system.streams import new_file, refuse_taken
 
-    result: dict[str, Any] = {"file": file, "written": False, "files": [], "masked": {}, "unreadable": []}
-    with json_errors(as_json, result):
+    session = Session({"file": file, "written": False, "files": [], "masked": {}, "unreadable": []}, as_json)
+    with session.errors():
         if file == "-":
             usage("collect writes a file, not to standard output")
         if not list_:
-            changing()
+            session.changing()
             refuse_taken(file, force)
         machine = Machine()
         made = gather.of_machine(machine)
         data = archive.pack(made.archive)
-        result |= {
+        session.result |= {
             "files": [
                 {"name": name, "size": len(content), "masked": made.places.get(name, {})}
                 for name, content in sorted(made.archive.members.items())
@@ -94,12 +94,12 @@ def collect(
         }
         if not list_:
             new_file(file, data, force)
-            result["written"] = True
-        if not as_json:
+            session.result["written"] = True
+        if not session.as_json:
             _tell(made, file, len(data), list_)
         if not machine.is_root:
             say("! not root: what only root may read is not in it; sudo emupmem collect takes it along")
-    finish(as_json, result, Exit.OK)
+    session.finish(Exit.OK)
 
 
 def _tell(made: Masked, file: str, size: int, only_list: bool) -> None:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from emupmem.cli.options import DryRun, Fs, Json, Owner, Permissions, Yes
-from emupmem.cli.output import Exit, ask, finish, json_errors, root_machine, say, usage
+from emupmem.cli.output import Exit, root_machine, say, usage
+from emupmem.cli.session import Session
 from emupmem.cli.stdio import changing
 
 
@@ -46,38 +47,42 @@ def mount(
     from emupmem.device import decide
     from emupmem.device import mount as device_mount
 
-    result: dict[str, Any] = {
-        "device": device or "",
-        "dir": folder or "",
-        "fs": fs.value if fs else "",
-        "dax_file": None,
-        "map_sync": None,
-        "huge_pages": None,
-        "changed": False,
-    }
-    with json_errors(as_json, result):
-        machine = root_machine("this makes and mounts file systems")
+    session = Session(
+        {
+            "device": device or "",
+            "dir": folder or "",
+            "fs": fs.value if fs else "",
+            "dax_file": None,
+            "map_sync": None,
+            "huge_pages": None,
+            "changed": False,
+        },
+        as_json,
+        dry_run=dry_run,
+    )
+    with session.errors():
+        session.be_root("this makes and mounts file systems")
         if keep and not at_boot:
             usage("--keep belongs to --at-boot: what is saved at shutdown is brought back at boot")
         request = decide.MountRequest(device, folder, fs.value if fs else None, owner, mode, force, keep)
-        if dry_run:
-            prepared = device_mount.prepare(machine, request)
-            result |= _steps(prepared.steps)
-            if not as_json:
+        if session.dry_run:
+            prepared = device_mount.prepare(session.machine, request)
+            session.result |= _steps(prepared.steps)
+            if not session.as_json:
                 _show_steps(prepared.steps, owner, mode)
-            finish(as_json, result, Exit.OK)
-        changing()
-        outcome, unit = device_mount.mount(machine, request, at_boot)
+            session.finish(Exit.OK)
+        session.changing()
+        outcome, unit = device_mount.mount(session.machine, request, at_boot)
         seen = outcome.seen
-        result |= _steps(outcome.steps) | {
+        session.result |= _steps(outcome.steps) | {
             "dax_file": seen.dax_file,
             "map_sync": seen.map_sync,
             "huge_pages": seen.huge,
             "changed": outcome.changed or (unit is not None and unit.needed),
         }
-        if not as_json:
+        if not session.as_json:
             _tell_mount(outcome, unit)
-    finish(as_json, result, Exit.OK if outcome.ok else Exit.NOT_AS_PLANNED)
+    session.finish(Exit.OK if outcome.ok else Exit.NOT_AS_PLANNED)
 
 
 def umount(
@@ -88,17 +93,17 @@ def umount(
     from emupmem.device import boot_unit
     from emupmem.device import mount as device_mount
 
-    result: dict[str, Any] = {"device": "", "dir": folder, "changed": False}
-    with json_errors(as_json, result):
-        machine = root_machine("this unmounts")
-        changing()
-        gone = device_mount.umount(machine, folder)
-        result |= {"device": gone.source, "dir": gone.dir, "changed": True}
-        if not as_json:
+    session = Session({"device": "", "dir": folder, "changed": False}, as_json)
+    with session.errors():
+        session.be_root("this unmounts")
+        session.changing()
+        gone = device_mount.umount(session.machine, folder)
+        session.result |= {"device": gone.source, "dir": gone.dir, "changed": True}
+        if not session.as_json:
             print(f"✓ {gone.source} is no longer mounted at {gone.dir}")
-            if boot_unit.is_at_boot(machine, gone.dir):
+            if boot_unit.is_at_boot(session.machine, gone.dir):
                 print("It is mounted again at the next boot.")
-    finish(as_json, result, Exit.OK)
+    session.finish(Exit.OK)
 
 
 def save(
@@ -112,13 +117,13 @@ def save(
     """Save the content of a device: a sparse raw image with a checksum. A mounted one is frozen meanwhile."""
     from emupmem.device import image
 
-    result: dict[str, Any] = {}
-    with json_errors(as_json, result):
-        machine = root_machine("this reads a device")
-        changing()
+    session = Session({}, as_json)
+    with session.errors():
+        session.be_root("this reads a device")
+        session.changing()
         with _progress() as progress:
-            done = image.save(machine, file, source, progress)
-        _tell_snapshot(f"{done.device} saved to {done.file}", done, result, as_json)
+            done = image.save(session.machine, file, source, progress)
+        _tell_snapshot(session, f"{done.device} saved to {done.file}", done)
 
 
 def restore(
@@ -135,27 +140,27 @@ def restore(
     """Put a saved image back onto a device. It is checked as a whole before anything is written."""
     from emupmem.device import image
 
-    result: dict[str, Any] = {}
-    with json_errors(as_json, result):
-        machine = root_machine("this writes a device")
-        changing()
-        if not yes and not image.is_blank(machine, device):
-            ask(f"{image.choose(machine, device).dev} is not blank: overwrite all of it?")
+    session = Session({}, as_json, yes=yes)
+    with session.errors():
+        session.be_root("this writes a device")
+        session.changing()
+        if not session.yes and not image.is_blank(session.machine, device):
+            session.confirm(f"{image.choose(session.machine, device).dev} is not blank: overwrite all of it?")
         with _progress() as progress:
-            done = image.restore(machine, file, device, force, progress)
+            done = image.restore(session.machine, file, device, force, progress)
         if not done.checksum:
             say("! it was restored without a valid checksum")
-        _tell_snapshot(f"{done.device} restored from {done.file}", done, result, as_json)
+        _tell_snapshot(session, f"{done.device} restored from {done.file}", done)
 
 
-def _tell_snapshot(what: str, done: Any, result: dict[str, Any], as_json: bool) -> None:
+def _tell_snapshot(session: Session, what: str, done: Any) -> None:
     from dataclasses import asdict
 
     from emupmem.units import human
 
-    result |= asdict(done)
-    if as_json:
-        finish(as_json, result, Exit.OK)
+    session.result |= asdict(done)
+    if session.as_json:
+        session.finish(Exit.OK)
     rate = human(int(done.size / max(done.seconds, 0.001)))
     sizes = f"{human(done.size)}, {human(done.allocated)} on disk"
     print(f"✓ {what} · {sizes} · {done.seconds:.1f} s, {rate}/s")

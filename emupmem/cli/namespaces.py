@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emupmem.cli.options import EPILOG, DryRun, Json, Yes
-from emupmem.cli.output import Exit, ask, finish, json_errors, root_machine, say, size_of
-from emupmem.cli.stdio import changing
+from emupmem.cli.output import Exit, say, size_of
+from emupmem.cli.session import Session
 from emupmem.model import EmupmemError
 from emupmem.system import lock
 
 if TYPE_CHECKING:
-    from emupmem.device.ramdax import RamdaxRegion
+    from emupmem.device.ramdax import RamdaxRegion, Step
     from emupmem.system.machine import Machine
 
 
@@ -41,30 +42,34 @@ AtBoot = Annotated[bool, typer.Option("--at-boot", help="At every boot as well, 
 @app.command("bind", epilog=EPILOG)
 def bind(at_boot: AtBoot = False, dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Give the reserved ranges to ramdax. All content on them is lost."""
-    _rebind("ramdax", at_boot, dry_run, yes, as_json)
+    _rebind(_binding(as_json, dry_run, yes), "ramdax", at_boot)
 
 
 @app.command("unbind", epilog=EPILOG)
 def unbind(at_boot: AtBoot = False, dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Give the ranges back to the usual driver: one device each. All content on them is lost."""
-    _rebind("e820_pmem", at_boot, dry_run, yes, as_json)
+    _rebind(_binding(as_json, dry_run, yes), "e820_pmem", at_boot)
 
 
-def _rebind(wanted: str, at_boot: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+def _binding(as_json: bool, dry_run: bool, yes: bool) -> Session:
+    return Session({"changed": False, "driver": "", "at_boot": False}, as_json, dry_run=dry_run, yes=yes)
+
+
+def _rebind(session: Session, wanted: str, at_boot: bool) -> None:
     from emupmem.device import ramdax
 
-    result: dict[str, Any] = {"changed": False, "driver": "", "at_boot": False}
-    with json_errors(as_json, result):
-        machine = root_machine("this changes the driver of a device")
+    with session.errors():
+        session.be_root("this changes the driver of a device")
+        machine, result = session.machine, session.result
         binds = wanted == ramdax.DRIVER
         steps = ramdax.bind_steps(machine, wanted)
         if at_boot and binds:
             ramdax.require_at_boot(machine)
-        if steps or dry_run:
+        if steps or session.dry_run:
             question = f"All content of the reserved ranges is lost. Give them to {wanted}?"
-            _carry_out_steps(steps, question, dry_run, yes)
-        if not dry_run:
-            changing()
+            _carry_out_steps(session, steps, question)
+        if not session.dry_run:
+            session.changing()
             if steps:
                 with lock.change_lock(machine):
                     ramdax.rebind(machine, steps, wanted)
@@ -72,14 +77,14 @@ def _rebind(wanted: str, at_boot: bool, dry_run: bool, yes: bool, as_json: bool)
                 ramdax.at_boot(machine)
             elif at_boot:
                 ramdax.remove_at_boot(machine)
-        result |= {"changed": bool(steps) and not dry_run, "driver": ramdax.driver(machine)}
+        result |= {"changed": bool(steps) and not session.dry_run, "driver": ramdax.driver(machine)}
         result["at_boot"] = machine.exists(ramdax.RULE)
-        if not as_json and not dry_run:
+        if not session.as_json and not session.dry_run:
             kept = f", at every boot ({ramdax.RULE})" if result["at_boot"] else ""
             print(f"✓ the reserved ranges belong to {result['driver']}{kept}")
             if binds:
                 print("Next:  sudo emupmem namespaces create --size SIZE")
-        finish(as_json, result, Exit.OK)
+        session.finish(Exit.OK)
 
 
 @app.command("list", epilog=EPILOG)
@@ -90,14 +95,15 @@ def list_(as_json: Json = False) -> None:
     from emupmem.device import ramdax
     from emupmem.units import human
 
-    result: dict[str, Any] = {"driver": "", "regions": []}
-    with json_errors(as_json, result):
-        machine = root_machine("this asks ndctl")
+    session = Session({"driver": "", "regions": []}, as_json)
+    with session.errors():
+        session.be_root("this asks ndctl")
+        machine, result = session.machine, session.result
         ramdax.require(machine)
         result["driver"] = ramdax.driver(machine)
         there = ramdax.regions(machine)
         result["regions"] = [asdict(region) for region in there]
-        if not as_json:
+        if not session.as_json:
             if result["driver"] != ramdax.DRIVER:
                 print(f"The reserved ranges belong to {result['driver'] or 'no driver'}.")
                 print("Next:  sudo emupmem namespaces bind")
@@ -106,7 +112,7 @@ def list_(as_json: Json = False) -> None:
                 print(f"{region.name}  {human(region.size)}, {room} · emulated, volatile")
                 for one in region.namespaces:
                     print(f"  {one.name:14} {one.mode:7} {human(one.size):>9}  /dev/{one.dev}")
-        finish(as_json, result, Exit.OK)
+        session.finish(Exit.OK)
 
 
 @app.command("create", epilog=EPILOG)
@@ -121,9 +127,8 @@ def create(
     """Make a namespace on the first range with room."""
     from emupmem.device import ramdax
 
-    _change_namespaces(
-        lambda machine: ramdax.create_steps(machine, size_of(size), mode.value), "", dry_run, True, as_json
-    )
+    session = _changing(as_json, dry_run, yes=True)
+    _change(session, lambda machine: ramdax.create_steps(machine, size_of(size), mode.value), "")
 
 
 @app.command("resize", epilog=EPILOG)
@@ -138,9 +143,8 @@ def resize(
     from emupmem.device import ramdax
 
     question = f"All content of {name} is lost. Make it anew?"
-    _change_namespaces(
-        lambda machine: ramdax.resize_steps(machine, name, size_of(size)), question, dry_run, yes, as_json
-    )
+    session = _changing(as_json, dry_run, yes)
+    _change(session, lambda machine: ramdax.resize_steps(machine, name, size_of(size)), question)
 
 
 @app.command("delete", epilog=EPILOG)
@@ -154,59 +158,63 @@ def delete(
     from emupmem.device import ramdax
 
     question = f"All content of {name} is lost. Delete it?"
-    _change_namespaces(lambda machine: ramdax.delete_steps(machine, name), question, dry_run, yes, as_json)
+    session = _changing(as_json, dry_run, yes)
+    _change(session, lambda machine: ramdax.delete_steps(machine, name), question)
 
 
-def _change_namespaces(plan: Any, question: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+def _changing(as_json: bool, dry_run: bool, yes: bool) -> Session:
+    return Session({"changed": False, "made": [], "regions": []}, as_json, dry_run=dry_run, yes=yes)
+
+
+def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], question: str) -> None:
     from dataclasses import asdict
 
     from emupmem.device import ramdax
     from emupmem.units import human
 
-    result: dict[str, Any] = {"changed": False, "made": [], "regions": []}
-    with json_errors(as_json, result):
-        machine = root_machine("this changes namespaces")
+    with session.errors():
+        session.be_root("this changes namespaces")
+        machine, result = session.machine, session.result
         with lock.change_lock(machine):
             steps = plan(machine)
-            _carry_out_steps(steps, question, dry_run, yes)
+            _carry_out_steps(session, steps, question)
             before = {n for r in ramdax.regions(machine) for n in r.namespaces}
-            if not dry_run:
+            if not session.dry_run:
                 ramdax.run(machine, steps)
                 machine.settle()
-            there = _seen_after(machine, dry_run)
+            there = _seen_after(session)
         made = [n for r in there or () for n in r.namespaces if n not in before]
-        result["changed"] = not dry_run
+        result["changed"] = not session.dry_run
         result["made"] = [asdict(n) for n in made]
         result["regions"] = [asdict(r) for r in there or ()]
-        if not as_json and not dry_run:
+        if not session.as_json and not session.dry_run:
             for one in made:
                 print(f"✓ {one.name} · {one.mode}, {human(one.size)}, /dev/{one.dev} · emulated, volatile")
             if not made:
                 print("✓ done" if there is None else "✓ deleted")
-        finish(as_json, result, Exit.OK)
+        session.finish(Exit.OK)
 
 
-def _seen_after(machine: Machine, dry_run: bool) -> tuple[RamdaxRegion, ...] | None:
+def _seen_after(session: Session) -> tuple[RamdaxRegion, ...] | None:
     """The regions as they are now; None where a change is made and ndctl does not say what came of it."""
     from emupmem.device import ramdax
 
     try:
-        return tuple(ramdax.regions(machine))
+        return tuple(ramdax.regions(session.machine))
     except EmupmemError as exc:
-        if dry_run:
+        if session.dry_run:
             raise
         say(f"! it is done, but {exc.message}: sudo emupmem namespaces list shows it")
         return None
 
 
-def _carry_out_steps(steps: Any, question: str, dry_run: bool, yes: bool) -> None:
+def _carry_out_steps(session: Session, steps: Sequence[Step], question: str) -> None:
     """Show what would be done and ask; the caller does it."""
     from emupmem.device.ramdax import Write
 
-    if not dry_run:
-        changing()
-    if dry_run:
+    session.changing()
+    if session.dry_run:
         for step in steps:
             say(f"  {step if isinstance(step, Write) else shlex.join(step.argv)}")
-    elif not yes:
-        ask(question)
+    else:
+        session.confirm(question)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emupmem.cli.options import EPILOG, DryRun, Json, Yes
-from emupmem.cli.output import Exit, ask, finish, json_errors, one_line, root_machine, say, size_of, usage
-from emupmem.cli.stdio import changing
+from emupmem.cli.output import Exit, one_line, say, size_of, usage
+from emupmem.cli.session import Session
 from emupmem.model import Command, EmupmemError
 from emupmem.system import lock
 
@@ -63,15 +63,16 @@ def show(socket: Socket = None, as_json: Json = False) -> None:
     from emupmem.nvdimm import show as nvdimm_show
     from emupmem.nvdimm import view as nvdimm_view
 
-    result: dict[str, Any] = {"dimms": [], "regions": [], "goal": [], "warnings": []}
-    with json_errors(as_json, result):
-        view = nvdimm_view.look(root_machine("this asks ndctl"), socket)
-        result |= asdict(view)
+    session = Session({"dimms": [], "regions": [], "goal": [], "warnings": []}, as_json)
+    with session.errors():
+        session.be_root("this asks ndctl")
+        view = nvdimm_view.look(session.machine, socket)
+        session.result |= asdict(view)
         for warning in view.warnings:
             say(f"warning: {warning}")
-        if not as_json:
+        if not session.as_json:
             print("\n".join(nvdimm_show.tree(view)))
-        finish(as_json, result, Exit.OK)
+        session.finish(Exit.OK)
 
 
 @app.command("goal", epilog=EPILOG)
@@ -103,38 +104,46 @@ def goal(
     from emupmem.nvdimm import ipmctl
     from emupmem.nvdimm import show as nvdimm_show
 
-    result: dict[str, Any] = {
-        "changed": False,
-        "state": "",
-        "reboot_required": False,
-        "commands": [],
-        "destroys": [],
-        "goal": [],
-        "namespaces": [],
-        "warnings": [],
-    }
-    with json_errors(as_json, result):
+    session = Session(
+        {
+            "changed": False,
+            "state": "",
+            "reboot_required": False,
+            "commands": [],
+            "destroys": [],
+            "goal": [],
+            "namespaces": [],
+            "warnings": [],
+        },
+        as_json,
+        dry_run=dry_run,
+        yes=yes,
+    )
+    with session.errors():
         try:
             wanted = ipmctl.wanted(mode.value, memory_percent, socket)
         except EmupmemError as exc:
             usage(exc.message, exc.hint)
-        machine = root_machine("this asks ipmctl")
+        session.be_root("this asks ipmctl")
+        machine = session.machine
         plan = nvdimm_goal.plan_goal(machine, wanted)
         acts = plan.state == "needed" or (plan.state == "regions" and namespaces)
-        if not dry_run:
-            changing()
+        session.changing()
         made: tuple[Namespace, ...] = ()
         if acts:
             lost = plan.regions if plan.state == "needed" else ()
-            result |= {"commands": [c.argv for c in plan.commands], "destroys": [r.name for r in lost]}
-            if plan.state == "needed" and (dry_run or yes):
+            session.result |= {
+                "commands": [c.argv for c in plan.commands],
+                "destroys": [r.name for r in lost],
+            }
+            if plan.state == "needed" and (session.dry_run or session.yes):
                 say(plan.loss)
-            _carry_out_or_ask(plan.commands, plan.question, dry_run, yes)
-            if not dry_run:
+            _carry_out_or_ask(session, plan.commands, plan.question)
+            if not session.dry_run:
                 with lock.change_lock(machine):
                     plan, made = _next_step(machine, plan)
-        result |= {
-            "changed": acts and not dry_run,
+        session.result |= {
+            "changed": acts and not session.dry_run,
             "state": plan.state,
             "reboot_required": plan.state == "pending",
             "goal": [asdict(g) for g in plan.goal],
@@ -143,12 +152,12 @@ def goal(
         }
         for warning in plan.warnings:
             say(f"warning: {warning}")
-        if not as_json:
+        if not session.as_json:
             print("\n".join(nvdimm_show.goal_lines(plan)))
             for one in made:
                 print("\n".join(nvdimm_show.made_lines(one, nvdimm_create.remains(machine, one))))
         waits = plan.state == "pending" and not acts
-        finish(as_json, result, Exit.NOT_AS_PLANNED if waits else Exit.OK)
+        session.finish(Exit.NOT_AS_PLANNED if waits else Exit.OK)
 
 
 def _next_step(machine: Machine, plan: GoalPlan) -> tuple[GoalPlan, tuple[Namespace, ...]]:
@@ -192,8 +201,13 @@ def create(
     from emupmem.nvdimm import show as nvdimm_show
     from emupmem.nvdimm import view as nvdimm_view
 
-    result: dict[str, Any] = {"changed": False, "commands": [], "namespace": None, "device": "", "holds": ""}
-    with json_errors(as_json, result):
+    session = Session(
+        {"changed": False, "commands": [], "namespace": None, "device": "", "holds": ""},
+        as_json,
+        dry_run=dry_run,
+        yes=yes,
+    )
+    with session.errors():
         bytes_ = size_of(size) if size else None
         try:
             step = nvdimm_create.check_options(mode.value, map_.value if map_ else "", align)
@@ -206,13 +220,13 @@ def create(
                 machine, view, region, bytes_, mode.value, map_.value if map_ else "", step
             )
 
-        made = _change(plan, nvdimm_create.create, dry_run, yes, result)
+        made = _change(session, plan, nvdimm_create.create)
         if made is not None:
-            holds = nvdimm_create.remains(root_machine("this looks at a device"), made)
-            result |= {"namespace": asdict(made), "device": made.dev, "holds": holds}
-            if not as_json:
+            holds = nvdimm_create.remains(session.machine, made)
+            session.result |= {"namespace": asdict(made), "device": made.dev, "holds": holds}
+            if not session.as_json:
                 print("\n".join(nvdimm_show.made_lines(made, holds)))
-        finish(as_json, result, Exit.OK)
+        session.finish(Exit.OK)
 
 
 @app.command("destroy", epilog=EPILOG)
@@ -226,50 +240,49 @@ def destroy(
     from emupmem.nvdimm import create as nvdimm_create
     from emupmem.nvdimm import view as nvdimm_view
 
-    result: dict[str, Any] = {"changed": False, "commands": [], "namespace": None, "device": ""}
-    with json_errors(as_json, result):
+    session = Session(
+        {"changed": False, "commands": [], "namespace": None, "device": ""}, as_json, dry_run=dry_run, yes=yes
+    )
+    with session.errors():
         gone = _change(
+            session,
             lambda machine: nvdimm_create.plan_destroy(machine, nvdimm_view.look(machine), name),
             nvdimm_create.destroy,
-            dry_run,
-            yes,
-            result,
         )
         if gone is not None:
-            result |= {"namespace": asdict(gone), "device": gone.dev}
-            if not as_json:
+            session.result |= {"namespace": asdict(gone), "device": gone.dev}
+            if not session.as_json:
                 print(f"✓ {gone.name} is gone")
-        finish(as_json, result, Exit.OK)
+        session.finish(Exit.OK)
 
 
 def _change(
+    session: Session,
     planned: Callable[[Machine], Plan],
     carry_out: Callable[[Machine, Plan], Namespace],
-    dry_run: bool,
-    yes: bool,
-    result: dict[str, Any],
 ) -> Namespace | None:
     """Plan, ask where something is lost, and do it under the lock; None where it was only shown."""
-    machine = root_machine("this changes namespaces")
+    session.be_root("this changes namespaces")
+    machine = session.machine
     plan = planned(machine)
-    result["commands"] = [c.argv for c in plan.commands]
-    _carry_out_or_ask(plan.commands, plan.question, dry_run, yes or not plan.question)
-    if dry_run:
+    session.result["commands"] = [c.argv for c in plan.commands]
+    _carry_out_or_ask(session, plan.commands, plan.question)
+    if session.dry_run:
         return None
     with lock.change_lock(machine):
         again = planned(machine)  # while we asked, others may have been at work
         if again != plan:
             raise EmupmemError("something changed meanwhile", "nothing was done; try it again")
         one = carry_out(machine, again)
-    result["changed"] = True
+    session.result["changed"] = True
     return one
 
 
-def _carry_out_or_ask(commands: tuple[Command, ...], question: str, dry_run: bool, yes: bool) -> None:
-    if not dry_run:
-        changing()
-    if dry_run:
+def _carry_out_or_ask(session: Session, commands: Sequence[Command], question: str) -> None:
+    """Show what would be done, or ask where something is lost; the caller does it."""
+    session.changing()
+    if session.dry_run:
         for command in commands:
             say(f"  {shlex.join(command.argv)}")
-    elif not yes:
-        ask(question)
+    elif question:
+        session.confirm(question)

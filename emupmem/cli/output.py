@@ -1,16 +1,12 @@
-"""What all commands share: exit statuses, options, questions, errors as JSON."""
+"""What all commands share: exit statuses, questions, words for people."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NoReturn
-
-import typer
 
 from emupmem.cli import stdio
 from emupmem.model import UNCHANGED, EmupmemError
@@ -81,20 +77,3 @@ def say(text: str) -> None:
 
 def print_json(result: dict[str, Any]) -> None:
     print(json.dumps(result, indent=2))
-
-
-def finish(as_json: bool, result: dict[str, Any], status: Exit) -> NoReturn:
-    if as_json:
-        print_json(result)
-    raise typer.Exit(status)
-
-
-@contextmanager
-def json_errors(as_json: bool, result: dict[str, Any]) -> Iterator[None]:
-    """With --json the object is printed in every case: an error becomes its `error`."""
-    try:
-        yield
-    except EmupmemError as exc:
-        if as_json:
-            print_json(result | {"error": one_line(exc)})
-        raise

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from emupmem.cli.options import EPILOG
-from emupmem.cli.output import json_errors, print_json, say, size_of, usage
+from emupmem.cli.output import print_json, say, size_of, usage
+from emupmem.cli.session import Session
 from emupmem.model import EmupmemError
 from emupmem.system import files, lock, processes
-from emupmem.vm.arguments import Device, Persistence
+from emupmem.vm import arguments
+from emupmem.vm.arguments import Device, Options, Persistence
 
 if TYPE_CHECKING:
     from emupmem.system.machine import Machine
-    from emupmem.vm.arguments import Options, Plan, Wish
+    from emupmem.vm.arguments import Plan, Wish
     from emupmem.vm.guest import Guest
 
     Prepared = tuple[Machine, str, Guest, list[Wish], Options, Plan]
+
+T = TypeVar("T")
 
 
 class Switch(StrEnum):
@@ -92,75 +99,104 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, its
 QEMU = "qemu-system-x86_64"
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options of `args` and of `run`: the same for both."""
+
+    pmem: Sizes = None
+    backend: Backends = None
+    device: DeviceOption = Device.NVDIMM
+    share: Share = Switch.ON
+    readonly: ReadOnly = False
+    align: Align = None
+    label: Label = None
+    node: NodeList = None
+    persistence: PersistenceOption = None
+    machine: MachineOption = None
+    ram: Ram = None
+    qemu: Qemu = QEMU
+    shared_backend: Shared = False
+    as_line: Line = False
+    libvirt: Libvirt = False
+    readconfig: ReadConfig = False
+    as_json: AsJson = False
+
+    @property
+    def form(self) -> str:
+        """Which form is asked for; empty for none of them. Raises EmupmemError for several."""
+        forms = {
+            "print": self.as_line,
+            "libvirt": self.libvirt,
+            "readconfig": self.readconfig,
+            "json": self.as_json,
+        }
+        if sum(forms.values()) > 1:
+            usage("--print, --json, --libvirt and --readconfig exclude each other")
+        return next((form for form, on in forms.items() if on), "")
+
+    @property
+    def count(self) -> int:
+        """How many devices. Raises EmupmemError for none, and for more nodes than devices."""
+        count = max(len(self.pmem or []), len(self.backend or []))
+        if not count:
+            usage("which device? --pmem SIZE, or --backend PATH, or both")
+        if len(self.node or []) > count:
+            usage("--node is given more often than there are devices")
+        return count
+
+    def options(self) -> Options:
+        """What all devices have in common. Raises EmupmemError for a size that is none."""
+        return Options(
+            self.device,
+            self.share is Switch.ON,
+            self.readonly,
+            size_of(self.align) if self.align is not None else 0,
+            self.persistence,
+            machine=self.machine.value if self.machine else "",
+            ram=size_of(self.ram) if self.ram is not None else None,
+        )
+
+
+def _taking_options(command: Callable[[typer.Context, Asked], None]) -> Callable[..., None]:
+    """The command as typer wants it: each option of `Asked` a parameter of its own."""
+
+    @wraps(command)
+    def taking(context: typer.Context, **given: Any) -> None:
+        command(context, Asked(**given))
+
+    hints = {"context": typer.Context, **get_type_hints(Asked, include_extras=True)}
+    first = Parameter("context", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    options = [
+        Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(Asked)
+    ]
+    taking.__annotations__ = hints
+    taking.__signature__ = Signature([first, *options])  # type: ignore[attr-defined]
+    return taking
+
+
 @app.command("args", epilog=EPILOG, context_settings=PASS)
-def args(
-    context: typer.Context,
-    pmem: Sizes = None,
-    backend: Backends = None,
-    device: DeviceOption = Device.NVDIMM,
-    share: Share = Switch.ON,
-    readonly: ReadOnly = False,
-    align: Align = None,
-    label: Label = None,
-    node: NodeList = None,
-    persistence: PersistenceOption = None,
-    machine: MachineOption = None,
-    ram: Ram = None,
-    qemu: Qemu = QEMU,
-    shared_backend: Shared = False,
-    as_line: Line = False,
-    libvirt: Libvirt = False,
-    readconfig: ReadConfig = False,
-    as_json: AsJson = False,
-) -> None:
+@_taking_options
+def args(context: typer.Context, asked: Asked) -> None:
     """Print the arguments: a line for a shell, or --json, --libvirt, --readconfig. Starts and makes nothing.
 
     What follows -- is your virtual machine: its -m and -machine are read, and stay.
     """
-
-    def prepare() -> Prepared:
-        options = _options(device, share, readonly, align, persistence, machine, ram)
-        return _prepare(context.args, pmem, backend, label, node, options, qemu, shared_backend)
-
-    _print(_form(as_line, libvirt, readconfig, as_json) or "print", prepare, context.args)
+    _print(asked.form or "print", context.args, asked)
 
 
 @app.command("run", epilog=EPILOG, context_settings=PASS)
-def run(
-    context: typer.Context,
-    pmem: Sizes = None,
-    backend: Backends = None,
-    device: DeviceOption = Device.NVDIMM,
-    share: Share = Switch.ON,
-    readonly: ReadOnly = False,
-    align: Align = None,
-    label: Label = None,
-    node: NodeList = None,
-    persistence: PersistenceOption = None,
-    machine: MachineOption = None,
-    ram: Ram = None,
-    qemu: Qemu = QEMU,
-    shared_backend: Shared = False,
-    as_line: Line = False,
-    libvirt: Libvirt = False,
-    readconfig: ReadConfig = False,
-    as_json: AsJson = False,
-) -> None:
+@_taking_options
+def run(context: typer.Context, asked: Asked) -> None:
     """Start your virtual machine (its arguments follow --) with the device added: qemu run --pmem 1G -- -m 2G …
 
     emupmem becomes QEMU: signals, terminal and exit status are QEMU's own. With --print, --json, --libvirt
     or --readconfig it prints what it would start, and starts and makes nothing (as qemu args does).
     """
-
-    def prepare() -> Prepared:
-        options = _options(device, share, readonly, align, persistence, machine, ram)
-        return _prepare(context.args, pmem, backend, label, node, options, qemu, shared_backend)
-
-    form = _form(as_line, libvirt, readconfig, as_json)
-    if form:
-        _print(form, prepare, context.args)
+    if asked.form:
+        _print(asked.form, context.args, asked)
         return
-    here, program, _, wishes, _, plan = prepare()
+    here, program, _, wishes, _, plan = _prepare(context.args, asked)
     _tell(plan)
     for wish in wishes:
         path = wish.backend.path
@@ -168,25 +204,17 @@ def run(
             files.make_sparse_file(here, path, wish.size)
             say(f"✓ {path} made, sparse")
         if path:
-            lock.lock_until_exit(here, path, shared_backend or readonly, not readonly)
+            lock.lock_until_exit(here, path, asked.shared_backend or asked.readonly, not asked.readonly)
     processes.exec_program(here, [program, *context.args, *plan.argv])
 
 
-def _form(as_line: bool, libvirt: bool, readconfig: bool, as_json: bool) -> str:
-    """Which form is asked for; empty for none of them."""
-    asked = {"print": as_line, "libvirt": libvirt, "readconfig": readconfig, "json": as_json}
-    if sum(asked.values()) > 1:
-        usage("--print, --json, --libvirt and --readconfig exclude each other")
-    return next((form for form, on in asked.items() if on), "")
-
-
-def _print(form: str, prepare: Callable[[], Prepared], given: list[str]) -> None:
+def _print(form: str, given: list[str], asked: Asked) -> None:
     from emupmem.vm import backend as vm_backend
     from emupmem.vm import export
 
     result: dict[str, Any] = {"argv": [], "promises": [], "notes": []}
-    with json_errors(form == "json", result):
-        here, program, guest, wishes, options, plan = prepare()
+    with Session(result, form == "json").errors():
+        here, program, guest, wishes, options, plan = _prepare(given, asked)
         argv = [*given, *plan.argv]
         result |= {"argv": [program, *argv], "promises": list(plan.promises), "notes": list(plan.notes)}
         if form == "json":
@@ -203,76 +231,39 @@ def _print(form: str, prepare: Callable[[], Prepared], given: list[str]) -> None
         _tell(plan)
 
 
-def _options(
-    device: Device,
-    share: Switch,
-    readonly: bool,
-    align: str | None,
-    persistence: Persistence | None,
-    machine: MachineType | None,
-    ram: str | None,
-) -> Options:
-    from emupmem.vm.arguments import Options
-
-    return Options(
-        device,
-        share is Switch.ON,
-        readonly,
-        size_of(align) if align is not None else 0,
-        persistence,
-        machine=machine.value if machine else "",
-        ram=size_of(ram) if ram is not None else None,
-    )
-
-
-def _prepare(
-    argv: list[str],
-    sizes: list[str] | None,
-    paths: list[str] | None,
-    label: str | None,
-    nodes: list[int] | None,
-    options: Options,
-    qemu: str,
-    shared: bool,
-) -> Prepared:
-    from dataclasses import replace
-
+def _prepare(argv: list[str], asked: Asked) -> Prepared:
     from emupmem.system.machine import Machine
-    from emupmem.vm import arguments
     from emupmem.vm import backend as vm_backend
     from emupmem.vm import guest as vm_guest
 
-    count = max(len(sizes or []), len(paths or []))
-    if not count:
-        usage("which device? --pmem SIZE, or --backend PATH, or both")
-    if len(nodes or []) > count:
-        usage("--node is given more often than there are devices")
+    options, count = asked.options(), asked.count
     here = Machine()
-    program = vm_backend.program(here, qemu)
+    program = vm_backend.program(here, asked.qemu)
     version = vm_backend.version(here, program)
     guest = vm_guest.read_guest(argv)
     if options.machine and guest.machine:
         usage(f"the machine type is given twice: --machine {options.machine} and -machine {guest.machine}")
-    wishes = []
-    for n in range(count):
-        path = (paths or [])[n] if n < len(paths or []) else None
-        inside = vm_backend.file_inside(guest.name, n)
-        found = (
-            vm_backend.look(here, str(Path(path).absolute()), shared or options.readonly, inside)
-            if path
-            else vm_backend.MEMORY
-        )
-        asked = size_of((sizes or [])[n]) if n < len(sizes or []) else None
-        node = (nodes or [])[n] if n < len(nodes or []) else None
-        wishes.append(
-            arguments.Wish(
-                found, arguments.choose_size(found, asked), node, size_of(label) if label is not None else 0
-            )
-        )
+    wishes = [_wish(here, asked, guest, n) for n in range(count)]
     kinds = (arguments.Kind.DAX_FILE, arguments.Kind.DEVDAX)
     if any(w.backend.kind in kinds for w in wishes) and vm_backend.has_libpmem(here, program):
         options = replace(options, pmem=True)
     return here, program, guest, wishes, options, arguments.plan(guest, wishes, options, version)
+
+
+def _wish(here: Machine, asked: Asked, guest: Guest, n: int) -> Wish:
+    """What is wished of the device `n`."""
+    from emupmem.vm import backend as vm_backend
+
+    path, size, node = _nth(asked.backend, n), _nth(asked.pmem, n), _nth(asked.node, n)
+    shared = asked.shared_backend or asked.readonly
+    inside = vm_backend.file_inside(guest.name, n)
+    found = vm_backend.look(here, str(Path(path).absolute()), shared, inside) if path else vm_backend.MEMORY
+    bytes_ = arguments.choose_size(found, size_of(size) if size is not None else None)
+    return arguments.Wish(found, bytes_, node, size_of(asked.label) if asked.label is not None else 0)
+
+
+def _nth(given: list[T] | None, n: int) -> T | None:
+    return given[n] if given and n < len(given) else None
 
 
 def _tell(plan: Plan) -> None:

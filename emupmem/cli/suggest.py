@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emupmem.cli.options import Count, From, Json, MinFree, Node, Offset, Size, Source, SourceOption
-from emupmem.cli.output import as_typed, json_errors, one_line, print_json, say, usage
+from emupmem.cli.output import as_typed, one_line, print_json, say, usage
+from emupmem.cli.session import Session
 from emupmem.model import EmupmemError, Request
 from emupmem.units import parse_size
 
@@ -65,7 +66,7 @@ def suggest(
 
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
     result["refused"] = None
-    with json_errors(as_json, result):
+    with Session(result, as_json).errors():
         request = request_of(size, count, offset, min_free, numa_node)
         found = survey(from_, source)
         if from_ is None:

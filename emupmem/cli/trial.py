@@ -4,97 +4,61 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from emupmem.cli.change import carry_out, change_result
 from emupmem.cli.options import DryRun, Json, Yes
-from emupmem.cli.output import Exit, ask, finish, json_errors, root_machine, say
-from emupmem.cli.stdio import changing
-from emupmem.model import EmupmemError, Request
+from emupmem.cli.output import Exit, say
+from emupmem.cli.session import Session
+from emupmem.model import EmupmemError
 
 if TYPE_CHECKING:
-    from emupmem.boot.change import Options
-    from emupmem.planner.survey import Survey
-    from emupmem.system.machine import Machine
+    from emupmem.boot.change import Change, Options
 
 
 _BACK = "If it hangs or panics, or is not wanted any more: any reset, the old configuration is back."
 
 
 def begin(
-    machine: Machine,
-    found: Survey,
-    request: Request,
-    options: Options,
-    how: str,
-    result: dict[str, Any],
-    warnings: list[str] | tuple[str, ...],
-    dry_run: bool,
-    check: bool,
-    yes: bool,
-    as_json: bool,
-) -> None:
+    session: Session, prepared: Change, options: Options, how: str, warnings: Sequence[str]
+) -> NoReturn:
     """What `apply --trial` does; ends the command with its exit status."""
-    from emupmem.boot import prepare
-
-    prepared = prepare.prepare_trial(machine, found, request, options, entry=how == "grub")
     told = [*warnings, *prepared.warnings]
     if how == "grub":
-        carry_out(machine, prepared, result, told, dry_run, check, yes, as_json)
-    _kexec(
-        machine,
-        prepared.plan.memmap if prepared.plan else "",
-        options,
-        result,
-        told,
-        dry_run,
-        check,
-        yes,
-        as_json,
-    )
+        carry_out(session, prepared, told)
+    _kexec(session, prepared.plan.memmap if prepared.plan else "", options, told)
 
 
-def _kexec(
-    machine: Machine,
-    memmap: str,
-    options: Options,
-    result: dict[str, Any],
-    warnings: list[str],
-    dry_run: bool,
-    check: bool,
-    yes: bool,
-    as_json: bool,
-) -> None:
+def _kexec(session: Session, memmap: str, options: Options, warnings: Sequence[str]) -> NoReturn:
     from emupmem.boot import trial
 
-    if not (dry_run or check):
-        changing()
+    session.changing()
     words = (memmap, *(("nokaslr",) if options.nokaslr else ()))
-    steps = trial.kexec(machine, words, options.variable)
-    result |= {"memmap": memmap, "commands": [list(step.argv) for step in steps]}
+    steps = trial.kexec(session.machine, words, options.variable)
+    session.result |= {"memmap": memmap, "commands": [list(step.argv) for step in steps]}
     for warning in warnings:
         say(f"! {warning}")
-    if not as_json:
+    if not session.as_json:
         for step in steps:
             print(f"then: {shlex.join(step.argv)}")
         print(_BACK)
-    if dry_run or check:
-        finish(as_json, result, Exit.NOT_AS_PLANNED if check else Exit.OK)
-    if not yes:
-        ask("This restarts the machine now. Go on?")
+    if session.only_shows:
+        session.finish(Exit.NOT_AS_PLANNED if session.check else Exit.OK)
+    session.confirm("This restarts the machine now. Go on?")
     sys.stdout.flush()
     for step in steps:
-        done = machine.run(step, 120)
+        done = session.machine.run(step, 120)
         if done.status:
-            machine.output(*trial.UNLOAD.argv)
+            session.machine.output(*trial.UNLOAD.argv)
             raise EmupmemError(f"{step.argv[0]} failed with status {done.status}: {done.last_words}")
-    result |= {"changed": True}
-    if not as_json:
+    session.result |= {"changed": True}
+    if not session.as_json:
         print(
             "The machine restarts into the trial. After it:  sudo emupmem verify, then sudo emupmem confirm\n"
             f"{_BACK}"
         )
-    finish(as_json, result, Exit.OK)
+    session.finish(Exit.OK)
 
 
 def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
@@ -102,27 +66,29 @@ def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) ->
     from emupmem.boot import prepare, trial
     from emupmem.verifier import ladder, observe
 
-    result = change_result()
-    with json_errors(as_json, result):
-        machine = root_machine("this changes the boot configuration")
-        prepared = prepare.prepare_confirm(machine)
+    session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)
+    with session.errors():
+        session.be_root("this changes the boot configuration")
+        prepared = prepare.prepare_confirm(session.machine)
         # Where a confirm that was killed is brought to its end there is no trial any more to judge.
-        verdict = ladder.verify(observe.observe(machine, 10)) if trial.state(machine) else None
+        verdict = (
+            ladder.verify(observe.observe(session.machine, 10)) if trial.state(session.machine) else None
+        )
         if verdict is not None and not verdict.ok:
             broken = next(c for c in verdict.checks if c.status in ("fail", "pending"))
             raise EmupmemError(
                 f"the trial is not good: {broken.name}: {broken.found}",
                 f"{broken.hint}; sudo emupmem abandon takes the trial away",
             )
-        carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
+        carry_out(session, prepared, prepared.warnings)
 
 
 def abandon(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Take the entry of a trial away; nothing else changes."""
     from emupmem.boot import prepare
 
-    result = change_result()
-    with json_errors(as_json, result):
-        machine = root_machine("this changes the boot configuration")
-        prepared = prepare.prepare_abandon(machine)
-        carry_out(machine, prepared, result, list(prepared.warnings), dry_run, False, yes, as_json)
+    session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)
+    with session.errors():
+        session.be_root("this changes the boot configuration")
+        prepared = prepare.prepare_abandon(session.machine)
+        carry_out(session, prepared, prepared.warnings)

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from emupmem.cli.options import Json
-from emupmem.cli.output import Exit, json_errors, print_json, say
+from emupmem.cli.output import Exit, say
+from emupmem.cli.session import Session
 
 
 def verify(
@@ -24,12 +25,12 @@ def verify(
     from emupmem.system.machine import Machine
     from emupmem.verifier import ladder, observe
 
-    result: dict[str, Any] = {"ok": False, "pending": False, "checks": [], "devices": []}
-    with json_errors(as_json, result):
+    session = Session({"ok": False, "pending": False, "checks": [], "devices": []}, as_json)
+    with session.errors():
         seen = observe.observe(Machine(), wait)
         verdict = ladder.verify(seen)
         ok = verdict.ok and not (require and verdict.nothing_reserved)
-        result |= {
+        session.result |= {
             "ok": ok,
             "pending": verdict.pending,
             "checks": [
@@ -38,11 +39,9 @@ def verify(
             ],
             "devices": [{"dev": d.dev, "start": d.start, "size": d.size} for d in verdict.devices],
         }
-        if not as_json:
+        if not session.as_json:
             _show_verdict(verdict)
-    if as_json:
-        print_json(result)
-    raise typer.Exit(Exit.OK if ok else Exit.NOT_AS_PLANNED)
+    session.finish(Exit.OK if ok else Exit.NOT_AS_PLANNED)
 
 
 def _show_verdict(verdict: Any) -> None:

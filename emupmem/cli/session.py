@@ -1,0 +1,64 @@
+"""One run of a command: what it is about, what was asked for, what --json prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from emupmem.cli import stdio
+from emupmem.cli.output import Exit, ask, one_line, print_json, root_machine
+from emupmem.model import EmupmemError
+
+if TYPE_CHECKING:
+    from emupmem.system.machine import Machine
+
+
+@dataclass(slots=True)
+class Session:
+    """One run of a command; `result` is the object that --json prints, filled on the way."""
+
+    result: dict[str, Any]
+    as_json: bool
+    dry_run: bool = False
+    check: bool = False
+    yes: bool = False
+    machine: Machine = field(init=False, repr=False, compare=False)
+    """Set inside `errors`: that there is none to be had is an error of the command."""
+
+    @property
+    def only_shows(self) -> bool:
+        return self.dry_run or self.check
+
+    def be_root(self, what: str) -> None:
+        """Take the running machine. Raises EmupmemError where we are not root; `what` is what needs it."""
+        self.machine = root_machine(what)
+
+    def changing(self) -> None:
+        """From here on something is changed, unless it is only shown: see `stdio.changing`."""
+        if not self.only_shows:
+            stdio.changing()
+
+    def confirm(self, question: str) -> None:
+        """Ask, unless --yes answers. Raises EmupmemError for every answer but yes."""
+        if not self.yes:
+            ask(question)
+
+    def finish(self, status: Exit) -> NoReturn:
+        """End the command."""
+        if self.as_json:
+            print_json(self.result)
+        raise typer.Exit(status)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """With --json the object is printed in every case: an error becomes its `error`."""
+        try:
+            yield
+        except EmupmemError as exc:
+            if self.as_json:
+                print_json(self.result | {"error": one_line(exc)})
+            raise
