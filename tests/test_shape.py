@@ -98,3 +98,25 @@ def test_suggest_from_a_log_loads_neither_augeas_nor_the_transaction(tmp_path: P
     argv = [sys.executable, "-c", code, str(tmp_path / "log")]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_the_command_line_imports_late_only_with_a_reason() -> None:
+    for path in sorted((PACKAGE / "cli").glob("*.py")):
+        lines = path.read_text().splitlines()
+        functions = [n for n in ast.walk(ast.parse("\n".join(lines))) if isinstance(n, ast.FunctionDef)]
+        late = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)]
+        assert not [lines[n.lineno - 1] for n in late if "#" not in lines[n.lineno - 1]], path
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_what_runs_no_command_imports_none(option: str) -> None:
+    import subprocess
+
+    code = (
+        f"import sys; sys.argv = ['emupmem', '{option}']\n"
+        "from emupmem.cli.main import main\n"
+        "try: main()\n"
+        "finally: print(sorted({m.split('.')[1] for m in sys.modules if m.startswith('emupmem.')}), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "['cli', 'model', 'units']"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from emupmem.boot import change, obstacles, prepare
+from emupmem.boot.foreign import Refused
 from emupmem.cli import trial as cli_trial
 from emupmem.cli.change import carry_out, change_result
 from emupmem.cli.options import (
@@ -30,9 +32,7 @@ from emupmem.cli.options import (
 from emupmem.cli.output import usage
 from emupmem.cli.session import Session
 from emupmem.cli.suggest import for_plan, machine_at, request_of, survey
-
-if TYPE_CHECKING:
-    from emupmem.device.boot_unit import Wish
+from emupmem.device.boot_unit import Wish
 
 
 def apply(
@@ -100,9 +100,6 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Put the reservation into GRUB's configuration, safely. It takes effect at the next reboot."""
-    from emupmem.boot import change, obstacles, prepare
-    from emupmem.boot.foreign import Refused
-
     session = Session(change_result(), as_json, dry_run=dry_run, check=check, yes=yes)
     with session.errors():
         if add and replace:
@@ -136,8 +133,6 @@ def remove(
     as_json: Json = False,
 ) -> None:
     """Give reserved memory back: undo what apply did. It takes effect at the next reboot."""
-    from emupmem.boot import prepare
-
     session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)
     with session.errors():
         session.machine = machine_at(root, None, changes=not dry_run, needs_log=False)
@@ -155,8 +150,6 @@ def _wishes(folders: list[str], fs: FileSystem | None, owner: str, mode: str, ke
         usage("--keep is given more often than --mount")
     if not folders:
         return []
-    from emupmem.device.boot_unit import Wish
-
     files = [*keep, *[""] * (len(folders) - len(keep))]
     kind = (fs or FileSystem.EXT4).value
     return [Wish(folder, kind, owner, mode, file) for folder, file in zip(folders, files, strict=True)]

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from emupmem.boot import transaction
+from emupmem.boot.change import Change, Outcome
 from emupmem.boot.grub import environment
+from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.cli import render
 from emupmem.cli.output import Exit, say
+from emupmem.cli.session import Session
+from emupmem.device.unit import FILE
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError
-
-if TYPE_CHECKING:
-    from emupmem.boot.change import Change, Outcome
-    from emupmem.cli.session import Session
-    from emupmem.system.machine import Machine
+from emupmem.system.backups import BACKUPS
+from emupmem.system.machine import Machine
 
 
 def carry_out(session: Session, prepared: Change, warnings: Sequence[str]) -> NoReturn:
     """Show, ask, do, tell; ends the command with its exit status."""
-    from emupmem.boot import transaction
-
     session.changing()
     machine, result = session.machine, session.result
     booted = machine.peek("/proc/cmdline") if machine.live else ""
@@ -72,14 +74,10 @@ def _mounts(prepared: Change) -> list[dict[str, Any]]:
 
 
 def _boots_as(booted: str, prepared: Change) -> bool:
-    from emupmem.kernel.cmdline import parse_command_line
-
     return tuple(i.text for i in parse_command_line(booted).reservations) == prepared.normal
 
 
 def _show_change(machine: Machine, prepared: Change) -> None:
-    from emupmem.cli import render
-
     out = render.console()
     if prepared.plan:
         render.plan_line(out, prepared.plan)
@@ -98,9 +96,6 @@ def _show_change(machine: Machine, prepared: Change) -> None:
 
 
 def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
-    from emupmem.boot.grub.environment import GRUB_DEFAULT
-    from emupmem.system.backups import BACKUPS
-
     if prepared.elsewhere is not None and any(e.before != e.after for e in prepared.edits):
         names = [e.name for e in prepared.edits if e.before != e.after]
         print(f"✓ {', '.join(names)} written (before: {BACKUPS})")
@@ -121,8 +116,6 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
     if outcome.generator:
         print(f"✓ {outcome.generator} · {what}")
     if prepared.unit.needed and not outcome.problem:
-        from emupmem.device.unit import FILE
-
         mounts = ", ".join(m["dir"] for m in _mounts(prepared))
         print(f"✓ {FILE} " + (f"written: mounts {mounts} at every boot" if mounts else "removed"))
     if outcome.problem:

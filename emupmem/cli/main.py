@@ -56,7 +56,8 @@ class Command:
     """Where a command is: `function` of the module `module` here (empty: the module's group, `app`)."""
 
     module: str
-    function: str = ""
+    function: str
+    summary: str = ""
     hidden: bool = False
 
     def add_to(self, program: typer.Typer, name: str) -> None:
@@ -69,27 +70,62 @@ class Command:
         more: dict[str, Any] = {"hidden": True} if self.hidden else {"epilog": EPILOG}
         program.command(name, context_settings=settings, **more)(getattr(module, self.function))
 
+    def list_in(self, program: typer.Typer, name: str) -> None:
+        """Give the program the name and the summary only: nothing is imported, nothing can be called."""
+        if self.function:
+            program.command(name, help=self.summary, hidden=self.hidden)(_unreached)
+        else:
+            program.add_typer(typer.Typer(help=self.summary), name=name)
+
+
+def _unreached() -> NoReturn:
+    raise AssertionError("only listed")
+
 
 # In the order of --help. Only the module of the command that was typed is imported: all of them take longer to
-# import than most commands to run.
+# import than most commands to run. The summary is the first sentence of what it says of itself.
 COMMANDS = {
-    "suggest": Command("suggest", "suggest"),
-    "apply": Command("apply", "apply"),
-    "remove": Command("apply", "remove"),
-    "verify": Command("verify", "verify"),
-    "mount": Command("mount", "mount"),
-    "umount": Command("mount", "umount"),
-    "save": Command("mount", "save"),
-    "restore": Command("mount", "restore"),
-    "boot-mount": Command("mount", "boot_mount", hidden=True),
-    "boot-save": Command("mount", "boot_save", hidden=True),
-    "confirm": Command("trial", "confirm"),
-    "abandon": Command("trial", "abandon"),
-    "doctor": Command("doctor", "doctor"),
-    "collect": Command("doctor", "collect"),
-    "namespaces": Command("namespaces"),
-    "qemu": Command("qemu"),
-    "nvdimm": Command("nvdimm"),
+    "suggest": Command("suggest", "suggest", "Show the usable memory and plan a reservation."),
+    "apply": Command("apply", "apply", "Put the reservation into GRUB's configuration, safely."),
+    "remove": Command("apply", "remove", "Give reserved memory back: undo what apply did."),
+    "verify": Command(
+        "verify", "verify", "Prove that what was asked is there: from GRUB's file up to a device with DAX."
+    ),
+    "mount": Command(
+        "mount",
+        "mount",
+        "Make a DAX file system on the device if it is blank, mount it, and prove that it is DAX.",
+    ),
+    "umount": Command("mount", "umount", "Unmount persistent memory; where it is in use, tell by whom."),
+    "save": Command("snapshot", "save", "Save the content of a device: a sparse raw image with a checksum."),
+    "restore": Command("snapshot", "restore", "Put a saved image back onto a device."),
+    "boot-mount": Command("at_boot", "boot_mount", hidden=True),
+    "boot-save": Command("at_boot", "boot_save", hidden=True),
+    "confirm": Command(
+        "trial",
+        "confirm",
+        "Make the reservation of the trial that is running permanent, if all of it is as planned.",
+    ),
+    "abandon": Command("trial", "abandon", "Take the entry of a trial away; nothing else changes."),
+    "doctor": Command(
+        "doctor", "doctor", "Tell everything that decides whether this will work, before and after."
+    ),
+    "collect": Command(
+        "doctor",
+        "collect",
+        "Write one archive with all that planning and diagnosing need, secrets masked: for --from elsewhere.",
+    ),
+    "namespaces": Command(
+        "namespaces",
+        "",
+        "Divide a reserved range into namespaces of any size (the ramdax driver, Linux 6.19 and later).",
+    ),
+    "qemu": Command("qemu", "", "Give a virtual machine a persistent-memory device (a vNVDIMM)."),
+    "nvdimm": Command(
+        "nvdimm",
+        "",
+        "Regions and namespaces of NVDIMMs, real or virtual, with ndctl; the goal of Intel Optane modules with ipmctl.",
+    ),
 }
 
 
@@ -97,7 +133,7 @@ def main() -> NoReturn:
     """Run the program: one line for an error and one for what to do, a traceback only with --debug."""
     closed = tuple(name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None)
     if closed:
-        from emupmem.system.streams import standard_streams
+        from emupmem.system.streams import standard_streams  # 13 ms, hardly ever
 
         standard_streams()
     # An option with a value that may be left out: typer has none.
@@ -111,7 +147,7 @@ def main() -> NoReturn:
 def _status() -> int:
     """Run the command; its exit status, every error said."""
     try:
-        status: int = program(sys.argv[1:])(standalone_mode=False) or Exit.OK
+        status: int = program(_words())(standalone_mode=False) or Exit.OK
         sys.stdout.flush()
         if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
@@ -148,7 +184,7 @@ def _status() -> int:
 
 
 def program(words: Sequence[str]) -> typer.Typer:
-    """The program with the one command that was typed; with all of them for --help, a wrong name, or completion."""
+    """The program with the one command that was typed; else all of them listed, for --help or a wrong name."""
     made = typer.Typer(
         name="emupmem",
         help=HELP,
@@ -160,14 +196,25 @@ def program(words: Sequence[str]) -> typer.Typer:
     )
     made.callback()(_options)
     typed = next((w for w in words if not w.startswith("-")), "")
-    for name in [typed] if typed in COMMANDS else COMMANDS:
-        COMMANDS[name].add_to(made, name)
+    if typed in COMMANDS:
+        COMMANDS[typed].add_to(made, typed)
+        return made
+    for name, command in COMMANDS.items():
+        command.list_in(made, name)
     return made
+
+
+def _words() -> list[str]:
+    """What was typed: on the command line, or so far where a shell asks how it could go on."""
+    if "_EMUPMEM_COMPLETE" not in os.environ:
+        return sys.argv[1:]
+    so_far = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return so_far.split()[1:]
 
 
 def _fail(message: str, hint: str, status: int, exc: BaseException | None) -> int:
     if exc is not None and os.environ.get("EMUPMEM_DEBUG"):
-        import traceback
+        import traceback  # 3 ms, --debug only
 
         traceback.print_exception(exc)
     say(f"emupmem: {' '.join(message.split())}")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from emupmem.cli.options import EPILOG, DryRun, Json, Yes
 from emupmem.cli.output import Exit, say, size_of
 from emupmem.cli.session import Session
+from emupmem.device import ramdax
+from emupmem.device.ramdax import RamdaxRegion, Step, Write
 from emupmem.model import EmupmemError
 from emupmem.system import lock
-
-if TYPE_CHECKING:
-    from emupmem.device.ramdax import RamdaxRegion, Step
-    from emupmem.system.machine import Machine
+from emupmem.system.machine import Machine
+from emupmem.units import human
 
 
 class NamespaceMode(StrEnum):
@@ -56,8 +57,6 @@ def _binding(as_json: bool, dry_run: bool, yes: bool) -> Session:
 
 
 def _rebind(session: Session, wanted: str, at_boot: bool) -> None:
-    from emupmem.device import ramdax
-
     with session.errors():
         session.be_root("this changes the driver of a device")
         machine, result = session.machine, session.result
@@ -90,11 +89,6 @@ def _rebind(session: Session, wanted: str, at_boot: bool) -> None:
 @app.command("list", epilog=EPILOG)
 def list_(as_json: Json = False) -> None:
     """Show the ranges that ramdax has and what is on them."""
-    from dataclasses import asdict
-
-    from emupmem.device import ramdax
-    from emupmem.units import human
-
     session = Session({"driver": "", "regions": []}, as_json)
     with session.errors():
         session.be_root("this asks ndctl")
@@ -125,8 +119,6 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a namespace on the first range with room."""
-    from emupmem.device import ramdax
-
     session = _changing(as_json, dry_run, yes=True)
     _change(session, lambda machine: ramdax.create_steps(machine, size_of(size), mode.value), "")
 
@@ -140,8 +132,6 @@ def resize(
     as_json: Json = False,
 ) -> None:
     """Make a namespace anew with another size. Its content is lost, and its name may be another."""
-    from emupmem.device import ramdax
-
     question = f"All content of {name} is lost. Make it anew?"
     session = _changing(as_json, dry_run, yes)
     _change(session, lambda machine: ramdax.resize_steps(machine, name, size_of(size)), question)
@@ -155,8 +145,6 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete a namespace and all on it."""
-    from emupmem.device import ramdax
-
     question = f"All content of {name} is lost. Delete it?"
     session = _changing(as_json, dry_run, yes)
     _change(session, lambda machine: ramdax.delete_steps(machine, name), question)
@@ -167,11 +155,6 @@ def _changing(as_json: bool, dry_run: bool, yes: bool) -> Session:
 
 
 def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], question: str) -> None:
-    from dataclasses import asdict
-
-    from emupmem.device import ramdax
-    from emupmem.units import human
-
     with session.errors():
         session.be_root("this changes namespaces")
         machine, result = session.machine, session.result
@@ -197,8 +180,6 @@ def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], questio
 
 def _seen_after(session: Session) -> tuple[RamdaxRegion, ...] | None:
     """The regions as they are now; None where a change is made and ndctl does not say what came of it."""
-    from emupmem.device import ramdax
-
     try:
         return tuple(ramdax.regions(session.machine))
     except EmupmemError as exc:
@@ -210,8 +191,6 @@ def _seen_after(session: Session) -> tuple[RamdaxRegion, ...] | None:
 
 def _carry_out_steps(session: Session, steps: Sequence[Step], question: str) -> None:
     """Show what would be done and ask; the caller does it."""
-    from emupmem.device.ramdax import Write
-
     session.changing()
     if session.dry_run:
         for step in steps:

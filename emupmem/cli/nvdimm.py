@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,13 +14,16 @@ from emupmem.cli.options import EPILOG, DryRun, Json, Yes
 from emupmem.cli.output import Exit, one_line, say, size_of, usage
 from emupmem.cli.session import Session
 from emupmem.model import Command, EmupmemError
+from emupmem.nvdimm import create as nvdimm_create
+from emupmem.nvdimm import goal as nvdimm_goal
+from emupmem.nvdimm import ipmctl
+from emupmem.nvdimm import show as nvdimm_show
+from emupmem.nvdimm import view as nvdimm_view
+from emupmem.nvdimm.create import Plan
+from emupmem.nvdimm.goal import GoalPlan
+from emupmem.nvdimm.view import Namespace
 from emupmem.system import lock
-
-if TYPE_CHECKING:
-    from emupmem.nvdimm.create import Plan
-    from emupmem.nvdimm.goal import GoalPlan
-    from emupmem.nvdimm.view import Namespace
-    from emupmem.system.machine import Machine
+from emupmem.system.machine import Machine
 
 
 class GoalMode(StrEnum):
@@ -60,9 +63,6 @@ app = typer.Typer(
 @app.command("show", epilog=EPILOG)
 def show(socket: Socket = None, as_json: Json = False) -> None:
     """Show modules, regions, namespaces, devices and mounts as one tree."""
-    from emupmem.nvdimm import show as nvdimm_show
-    from emupmem.nvdimm import view as nvdimm_view
-
     session = Session({"dimms": [], "regions": [], "goal": [], "warnings": []}, as_json)
     with session.errors():
         session.be_root("this asks ndctl")
@@ -99,11 +99,6 @@ def goal(
     It can be given at any time: it tells where the modules are on the way, and does the next step. No
     namespace is ever deleted by it.
     """
-    from emupmem.nvdimm import create as nvdimm_create
-    from emupmem.nvdimm import goal as nvdimm_goal
-    from emupmem.nvdimm import ipmctl
-    from emupmem.nvdimm import show as nvdimm_show
-
     session = Session(
         {
             "changed": False,
@@ -162,8 +157,6 @@ def goal(
 
 def _next_step(machine: Machine, plan: GoalPlan) -> tuple[GoalPlan, tuple[Namespace, ...]]:
     """Look again, now that nobody else of us is at work, and set the goal or make the namespaces."""
-    from emupmem.nvdimm import goal as nvdimm_goal
-
     again = nvdimm_goal.plan_goal(machine, plan.wanted)
     if again.state != plan.state or again.makes != plan.makes:
         raise EmupmemError("something changed meanwhile", "nothing was done; try it again")
@@ -197,10 +190,6 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a namespace and tell its device. Without labels: give the region's one namespace another mode."""
-    from emupmem.nvdimm import create as nvdimm_create
-    from emupmem.nvdimm import show as nvdimm_show
-    from emupmem.nvdimm import view as nvdimm_view
-
     session = Session(
         {"changed": False, "commands": [], "namespace": None, "device": "", "holds": ""},
         as_json,
@@ -237,9 +226,6 @@ def destroy(
     as_json: Json = False,
 ) -> None:
     """Destroy a namespace and all on it."""
-    from emupmem.nvdimm import create as nvdimm_create
-    from emupmem.nvdimm import view as nvdimm_view
-
     session = Session(
         {"changed": False, "commands": [], "namespace": None, "device": ""}, as_json, dry_run=dry_run, yes=yes
     )

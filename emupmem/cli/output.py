@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from emupmem.cli import stdio
 from emupmem.model import UNCHANGED, EmupmemError
 from emupmem.units import parse_size, plain
-
-if TYPE_CHECKING:
-    from emupmem.system.machine import Machine
 
 
 class Exit(IntEnum):
@@ -23,15 +19,6 @@ class Exit(IntEnum):
     ERROR = 1
     USAGE = 2
     NOT_AS_PLANNED = 3
-
-
-def root_machine(what: str) -> Machine:
-    from emupmem.system.machine import Machine
-
-    machine = Machine()
-    if not machine.is_root:
-        raise EmupmemError(f"{what} and needs root", f"sudo {shlex.join(as_typed())}")
-    return machine
 
 
 def as_typed() -> list[str]:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -17,15 +17,14 @@ from emupmem.cli.output import print_json, say, size_of, usage
 from emupmem.cli.session import Session
 from emupmem.model import EmupmemError
 from emupmem.system import files, lock, processes
-from emupmem.vm import arguments
-from emupmem.vm.arguments import Device, Options, Persistence
+from emupmem.system import machine as system_machine
+from emupmem.vm import arguments, export
+from emupmem.vm import backend as vm_backend
+from emupmem.vm import guest as vm_guest
+from emupmem.vm.arguments import Device, Options, Persistence, Plan, Wish
+from emupmem.vm.guest import Guest
 
-if TYPE_CHECKING:
-    from emupmem.system.machine import Machine
-    from emupmem.vm.arguments import Plan, Wish
-    from emupmem.vm.guest import Guest
-
-    Prepared = tuple[Machine, str, Guest, list[Wish], Options, Plan]
+Prepared = tuple[system_machine.Machine, str, Guest, list[Wish], Options, Plan]
 
 T = TypeVar("T")
 
@@ -209,9 +208,6 @@ def run(context: typer.Context, asked: Asked) -> None:
 
 
 def _print(form: str, given: list[str], asked: Asked) -> None:
-    from emupmem.vm import backend as vm_backend
-    from emupmem.vm import export
-
     result: dict[str, Any] = {"argv": [], "promises": [], "notes": []}
     with Session(result, form == "json").errors():
         here, program, guest, wishes, options, plan = _prepare(given, asked)
@@ -232,12 +228,8 @@ def _print(form: str, given: list[str], asked: Asked) -> None:
 
 
 def _prepare(argv: list[str], asked: Asked) -> Prepared:
-    from emupmem.system.machine import Machine
-    from emupmem.vm import backend as vm_backend
-    from emupmem.vm import guest as vm_guest
-
     options, count = asked.options(), asked.count
-    here = Machine()
+    here = system_machine.Machine()
     program = vm_backend.program(here, asked.qemu)
     version = vm_backend.version(here, program)
     guest = vm_guest.read_guest(argv)
@@ -250,10 +242,8 @@ def _prepare(argv: list[str], asked: Asked) -> Prepared:
     return here, program, guest, wishes, options, arguments.plan(guest, wishes, options, version)
 
 
-def _wish(here: Machine, asked: Asked, guest: Guest, n: int) -> Wish:
+def _wish(here: system_machine.Machine, asked: Asked, guest: Guest, n: int) -> Wish:
     """What is wished of the device `n`."""
-    from emupmem.vm import backend as vm_backend
-
     path, size, node = _nth(asked.backend, n), _nth(asked.pmem, n), _nth(asked.node, n)
     shared = asked.shared_backend or asked.readonly
     inside = vm_backend.file_inside(guest.name, n)

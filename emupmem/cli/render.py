@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
 from emupmem.model import GIB, LOW_LIMIT, Check, FirmwareMap, Kind, Offer, Plan, Rejected
-from emupmem.planner.situation import Situation
 from emupmem.units import human, plain, span_text, tight
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from emupmem.doctor.finding import Finding
+    from emupmem.planner.situation import Situation
 
 
 STYLES = {"planned": "bold magenta", "usable": "green", "firmware": "yellow", "hole": "dim"}
@@ -23,7 +23,15 @@ MARKS = {"ok": ("✓", "green"), "fail": ("✗", "bold red"), "pending": ("…",
 
 def console(*, stderr: bool = False) -> Console:
     """A console that keeps long lines whole when piped and honours NO_COLOR."""
+    from rich.console import Console  # 15 ms, unless --json
+
     return Console(stderr=stderr, soft_wrap=True, highlight=False, emoji=False, markup=False)
+
+
+def _text(*parts: str | tuple[str, str]) -> Text:
+    from rich.text import Text  # as above
+
+    return Text.assemble(*parts)
 
 
 def suggestion(
@@ -53,13 +61,13 @@ def suggestion(
         out.print()
         plan_line(out, plan)
         for warning in plan.warnings:
-            out.print(Text.assemble(("  ! ", "yellow"), plain(warning)))
+            out.print(_text(("  ! ", "yellow"), plain(warning)))
 
 
 def plan_line(out: Console, plan: Plan) -> None:
     """The argument, and what stays of the RAM."""
     left = f"leaves {human(plan.ram_left)} of RAM after {human(plan.page_structs)} of page structs for the device"
-    out.print(Text.assemble("  ", (plan.memmap, "bold magenta"), f"      {left}"))
+    out.print(_text("  ", (plan.memmap, "bold magenta"), f"      {left}"))
 
 
 def _gib(size: int) -> str:
@@ -92,10 +100,10 @@ def bar(firmware: FirmwareMap, plan: Plan | None, width: int) -> list[Text]:
     end = max(s.end for s in firmware.ram)
     width = max(width, 20)
     kinds = [_cell(firmware, plan, i * end // width, (i + 1) * end // width) for i in range(width)]
-    line = Text()
+    line = _text()
     for kind in kinds:
         line.append(CELLS[kind], STYLES[kind])
-    legend = Text()
+    legend = _text()
     names = {
         "usable": "usable",
         "firmware": "firmware",
@@ -105,7 +113,7 @@ def bar(firmware: FirmwareMap, plan: Plan | None, width: int) -> list[Text]:
     for kind in ("usable", "firmware", "hole", "planned"):
         if kind in kinds:
             legend.append(f"{CELLS[kind]} ", STYLES[kind]).append(f"{names[kind]}   ")
-    return [Text(_scale(firmware, plan, end, width)), line, legend]
+    return [_text(_scale(firmware, plan, end, width)), line, legend]
 
 
 def _cell(firmware: FirmwareMap, plan: Plan | None, start: int, end: int) -> str:
@@ -157,7 +165,7 @@ def ladder(out: Console, checks: Iterable[Check]) -> None:
         if check.status in ("fail", "pending") and check.expected:
             found = f"{found} (expected: {check.expected})"
         out.print(
-            Text.assemble(
+            _text(
                 (mark, style),
                 f" {check.name:12} ",
                 (plain(found), "dim" if check.status == "skipped" else ""),
@@ -181,8 +189,6 @@ def findings(out: Console, found: Sequence[Finding]) -> None:
     width = max((len(f.name) for f in found), default=0)
     for one in found:
         mark, style = FINDINGS[one.status]
-        out.print(
-            Text.assemble((f"{mark} {one.status:4}", style), f" {one.name:{width}}  ", plain(one.evidence))
-        )
+        out.print(_text((f"{mark} {one.status:4}", style), f" {one.name:{width}}  ", plain(one.evidence)))
         if one.fix:
             out.print(f"{'':{width + 8}} → {plain(one.fix)}")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from emupmem.cli import stdio
-from emupmem.cli.output import Exit, ask, one_line, print_json, root_machine
+from emupmem.cli.output import Exit, as_typed, ask, one_line, print_json
 from emupmem.model import EmupmemError
+from emupmem.system import machine as system_machine
 
-if TYPE_CHECKING:
-    from emupmem.system.machine import Machine
+
+def root_machine(what: str) -> system_machine.Machine:
+    """The running machine. Raises EmupmemError where we are not root; `what` is what needs it."""
+    machine = system_machine.Machine()
+    if not machine.is_root:
+        raise EmupmemError(f"{what} and needs root", f"sudo {shlex.join(as_typed())}")
+    return machine
 
 
 @dataclass(slots=True)
@@ -26,7 +33,7 @@ class Session:
     dry_run: bool = False
     check: bool = False
     yes: bool = False
-    machine: Machine = field(init=False, repr=False, compare=False)
+    machine: system_machine.Machine = field(init=False, repr=False, compare=False)
     """Set inside `errors`: that there is none to be had is an error of the command."""
 
     @property
@@ -34,7 +41,7 @@ class Session:
         return self.dry_run or self.check
 
     def be_root(self, what: str) -> None:
-        """Take the running machine. Raises EmupmemError where we are not root; `what` is what needs it."""
+        """Take the running machine. Raises EmupmemError, as `root_machine`."""
         self.machine = root_machine(what)
 
     def changing(self) -> None:

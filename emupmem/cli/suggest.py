@@ -5,13 +5,22 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from emupmem.boot.foreign import Refused
+from emupmem.cli import render
 from emupmem.cli.options import Count, From, Json, MinFree, Node, Offset, Size, Source, SourceOption
 from emupmem.cli.output import as_typed, one_line, print_json, say, usage
 from emupmem.cli.session import Session
 from emupmem.model import EmupmemError, Request
-from emupmem.units import parse_size
+from emupmem.planner import plan
+from emupmem.planner import situation as planner_situation
+from emupmem.planner import survey as planner_survey
+from emupmem.planner.survey import Survey
+from emupmem.system import machine as system_machine
+from emupmem.system.machine import Machine
+from emupmem.system.streams import given_file, is_gzip
+from emupmem.units import parse_size, tight
 
 
 def reserved_note(found: Survey) -> list[str]:
@@ -25,8 +34,7 @@ def for_plan(
     refused: Refused, machine: Machine, from_: str | None, source: Source, request: Request, nokaslr: bool
 ) -> Refused:
     """The refusal with what would have been reserved in it."""
-    from emupmem.boot import obstacles
-    from emupmem.planner import plan
+    from emupmem.boot import obstacles  # 25 ms, see below
 
     extra = ("nokaslr",) if nokaslr else ()
     return obstacles.for_plan(
@@ -35,8 +43,6 @@ def for_plan(
 
 
 def tell_refused(refused: EmupmemError) -> None:
-    from emupmem.boot.foreign import Refused
-
     print(f"\nemupmem apply refuses here: {refused.message}")
     if refused.hint:
         print(f"Next:  {refused.hint}" if isinstance(refused, Refused) else f"       {refused.hint}")
@@ -44,8 +50,6 @@ def tell_refused(refused: EmupmemError) -> None:
 
 def print_refusal(found: Survey, memmap: str) -> EmupmemError | None:
     """Why apply would refuse, with the planned value in the way of the tool that owns the boot entries."""
-    from emupmem.boot.foreign import Refused
-
     why = found.apply_refused
     return why.for_words(memmap) if memmap and isinstance(why, Refused) else why
 
@@ -61,9 +65,6 @@ def suggest(
     as_json: Json = False,
 ) -> None:
     """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
-    from emupmem.planner import plan
-    from emupmem.planner import situation as planner_situation
-
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
     result["refused"] = None
     with Session(result, as_json).errors():
@@ -95,8 +96,6 @@ def suggest(
                 "warnings": warnings,
             }
         if not as_json:
-            from emupmem.cli import render
-
             out = render.console()
             offers = plan.offers(situation, request)
             render.suggestion(out, situation, found.source, offers, rejected, made)
@@ -145,27 +144,23 @@ def request_of(size: str | None, count: int, offset: str | None, min_free: str, 
 
 
 def survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
-    from emupmem.planner import survey as planner_survey
-    from emupmem.system.machine import Machine
-    from emupmem.system.streams import given_file, is_gzip
-
     if from_ is not None:
         name = "standard input" if from_ == "-" else from_
         with given_file(from_) as file:
             if is_gzip(file):
-                from emupmem.report import archive, collected
+                from emupmem.report import archive, collected  # 75 ms, archives only
 
                 found = collected.plan_from(archive.unpack(file, name), name, source.value)
             else:
                 found = planner_survey.of_log(file, name)
         if machine is None:
             return planner_survey.for_kernel(found, None)
-        from emupmem.boot import obstacles, prepare
+        from emupmem.boot import obstacles  # 25 ms, not for --from
 
         return obstacles.planned_for(machine, found)
-    from emupmem.boot import obstacles, prepare
+    from emupmem.boot import obstacles, prepare  # 80 ms, not for --from
 
-    machine = machine or Machine()
+    machine = machine or system_machine.Machine()
     boots = None
     try:
         boots = prepare.next_line(machine)
@@ -175,16 +170,14 @@ def survey(from_: str | None, source: Source, machine: Machine | None = None) ->
 
 
 def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log: bool = True) -> Machine:
-    from emupmem.system.machine import Machine
-
     if root is None:
         if from_ is not None:
             usage("--from plans for another machine: it needs --root, the tree of that machine")
-        machine = Machine()
+        machine = system_machine.Machine()
     else:
         if not root.is_dir():
             raise EmupmemError(f"{root} is not a folder")
-        machine = Machine(root)
+        machine = system_machine.Machine(root)
         if machine.live and from_ is not None:
             usage("--root / is this machine: leave --root and --from away")
         if not machine.live and needs_log and from_ is None:
@@ -198,16 +191,9 @@ def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log
 
 def asked(found: Survey) -> Survey:
     """The survey of this machine with what apply would say here."""
-    from emupmem.boot import obstacles
-    from emupmem.system.machine import Machine
+    from emupmem.boot import obstacles  # 25 ms, not for --from
 
-    return replace(found, apply_refused=obstacles.first(Machine()))
-
-
-if TYPE_CHECKING:
-    from emupmem.boot.foreign import Refused
-    from emupmem.planner.survey import Survey
-    from emupmem.system.machine import Machine
+    return replace(found, apply_refused=obstacles.first(system_machine.Machine()))
 
 
 def _entry(entry: Any) -> dict[str, Any]:
@@ -223,8 +209,6 @@ def _next_command(
     more: list[str],
     from_: str | None,
 ) -> str:
-    from emupmem.units import tight
-
     words = ["sudo", "emupmem", "apply", "--size", tight(size)]
     words += ["--count", str(count)] if count != 1 else []
     words += ["--offset", offset] if offset is not None else []

@@ -5,17 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from emupmem.boot import prepare, trial
+from emupmem.boot.change import Change, Options
 from emupmem.cli.change import carry_out, change_result
 from emupmem.cli.options import DryRun, Json, Yes
 from emupmem.cli.output import Exit, say
 from emupmem.cli.session import Session
 from emupmem.model import EmupmemError
-
-if TYPE_CHECKING:
-    from emupmem.boot.change import Change, Options
-
 
 _BACK = "If it hangs or panics, or is not wanted any more: any reset, the old configuration is back."
 
@@ -31,8 +29,6 @@ def begin(
 
 
 def _kexec(session: Session, memmap: str, options: Options, warnings: Sequence[str]) -> NoReturn:
-    from emupmem.boot import trial
-
     session.changing()
     words = (memmap, *(("nokaslr",) if options.nokaslr else ()))
     steps = trial.kexec(session.machine, words, options.variable)
@@ -63,8 +59,7 @@ def _kexec(session: Session, memmap: str, options: Options, warnings: Sequence[s
 
 def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Make the reservation of the trial that is running permanent, if all of it is as planned."""
-    from emupmem.boot import prepare, trial
-    from emupmem.verifier import ladder, observe
+    from emupmem.verifier import ladder, observe  # 10 ms, apply imports us
 
     session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)
     with session.errors():
@@ -85,8 +80,6 @@ def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) ->
 
 def abandon(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Take the entry of a trial away; nothing else changes."""
-    from emupmem.boot import prepare
-
     session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)
     with session.errors():
         session.be_root("this changes the boot configuration")

@@ -6,9 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from emupmem.cli import render
 from emupmem.cli.options import Json
 from emupmem.cli.output import Exit, say
 from emupmem.cli.session import Session
+from emupmem.system import machine
+from emupmem.verifier import ladder, observe
 
 
 def verify(
@@ -22,12 +25,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove that what was asked is there: from GRUB's file up to a device with DAX."""
-    from emupmem.system.machine import Machine
-    from emupmem.verifier import ladder, observe
-
     session = Session({"ok": False, "pending": False, "checks": [], "devices": []}, as_json)
     with session.errors():
-        seen = observe.observe(Machine(), wait)
+        seen = observe.observe(machine.Machine(), wait)
         verdict = ladder.verify(seen)
         ok = verdict.ok and not (require and verdict.nothing_reserved)
         session.result |= {
@@ -45,9 +45,6 @@ def verify(
 
 
 def _show_verdict(verdict: Any) -> None:
-    from emupmem.cli import render
-    from emupmem.system.machine import Machine
-
     render.ladder(render.console(), verdict.checks)
     if verdict.nothing_reserved:
         print("Nothing is reserved.")
@@ -55,4 +52,4 @@ def _show_verdict(verdict: Any) -> None:
         print("Reboot pending.")
     unseen = [c.name for c in verdict.checks if c.status == "skipped" and not c.explained_by]
     if unseen:
-        say(f"not seen: {', '.join(unseen)}" + ("" if Machine().is_root else "; with sudo it can be"))
+        say(f"not seen: {', '.join(unseen)}" + ("" if machine.Machine().is_root else "; with sudo it can be"))

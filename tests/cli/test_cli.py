@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -697,6 +699,34 @@ def test_only_the_command_that_was_typed_is_built() -> None:
         assert names("--debug", name, "--json") == [name]
     for words in (("--help",), ("verfy",), ("--version",)):
         assert names(*words) == everything, "help and corrections know them all"
+
+
+def test_help_lists_what_the_commands_say_of_themselves(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from emupmem.cli import main as cli_main
+
+    listed = run("--help").out
+    monkeypatch.setattr(cli_main.Command, "list_in", cli_main.Command.add_to)
+    assert run("--help").out == listed
+    assert not [line for line in listed.splitlines() if "boot-" in line]
+
+
+@pytest.mark.parametrize(
+    ("typed", "word"), [("app", "apply"), ("apply --si", "--size"), ("nvdimm create --mo", "--mode")]
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(typed: str, word: str, shell: str) -> None:
+    line = f"emupmem {typed}"
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(typed.split()))} if shell == "bash" else {}
+    asked = asked or {"_TYPER_COMPLETE_ARGS": line}
+    code = "import sys; sys.argv = ['emupmem']; from emupmem.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **asked, "_EMUPMEM_COMPLETE": f"complete_{shell}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert word in done.stdout.replace('"', " ").replace(":", " ").split()
 
 
 def test_what_an_error_quotes_cannot_command_the_terminal(run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""save and restore. No logic of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from emupmem.cli import render
+from emupmem.cli.options import Json, Yes
+from emupmem.cli.output import Exit, say
+from emupmem.cli.session import Session
+from emupmem.device import image
+from emupmem.system.lock import interrupts
+from emupmem.units import human
+
+
+def save(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The image to write; replaced as a whole.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[DEVICE|DIR]", help="A device, or where it is mounted; else the only one."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Save the content of a device: a sparse raw image with a checksum. A mounted one is frozen meanwhile."""
+    session = Session({}, as_json)
+    with session.errors():
+        session.be_root("this reads a device")
+        session.changing()
+        with _progress() as progress:
+            done = image.save(session.machine, file, source, progress)
+        _tell_snapshot(session, f"{done.device} saved to {done.file}", done)
+
+
+def restore(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An image that `emupmem save` wrote.")],
+    device: Annotated[
+        str | None, typer.Argument(metavar="[DEVICE]", help="Where to write it; else the only one.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take an image without a checksum, or with a wrong one, as it is.")
+    ] = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Put a saved image back onto a device. It is checked as a whole before anything is written."""
+    session = Session({}, as_json, yes=yes)
+    with session.errors():
+        session.be_root("this writes a device")
+        session.changing()
+        if not session.yes and not image.is_blank(session.machine, device):
+            session.confirm(f"{image.choose(session.machine, device).dev} is not blank: overwrite all of it?")
+        with _progress() as progress:
+            done = image.restore(session.machine, file, device, force, progress)
+        if not done.checksum:
+            say("! it was restored without a valid checksum")
+        _tell_snapshot(session, f"{done.device} restored from {done.file}", done)
+
+
+def _tell_snapshot(session: Session, what: str, done: Any) -> None:
+    session.result |= asdict(done)
+    if session.as_json:
+        session.finish(Exit.OK)
+    rate = human(int(done.size / max(done.seconds, 0.001)))
+    sizes = f"{human(done.size)}, {human(done.allocated)} on disk"
+    print(f"✓ {what} · {sizes} · {done.seconds:.1f} s, {rate}/s")
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar with rate on a terminal, silence elsewhere; a signal stops the work at a safe moment."""
+    with interrupts() as signals:
+        if not sys.stderr.isatty():
+            yield lambda what, done, size: signals.check()
+            return
+        from rich.progress import (  # 20 ms, terminals only
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description:11}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TextColumn("{task.fields[rate]:>10}"),
+            TimeRemainingColumn(),
+        )
+        # Without a thread of its own: save forks the guard of a frozen file system.
+        bar = Progress(*columns, console=render.console(stderr=True), transient=True, auto_refresh=False)
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, size: int) -> None:
+            signals.check()
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=size, rate="")
+            bar.update(tasks[what], completed=done)
+            speed = bar.tasks[tasks[what]].speed
+            bar.update(tasks[what], rate=f"{human(int(speed))}/s" if speed else "")
+            bar.refresh()
+
+        with bar:
+            yield show
