@@ -46,7 +46,7 @@ def _options(
     if debug:
         os.environ["EMUPMEM_DEBUG"] = "1"
     if verbose or debug:
-        from emupmem.cli import log  # logging and masking: 30 ms
+        from emupmem.cli import log  # 16 ms, only here
 
         context.with_resource(log.shown())
 
