@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import pickle
 import shutil
@@ -35,6 +36,15 @@ SOURCE = str(PROJECT)
 USER = 12345
 ROOT = os.geteuid() == 0
 T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
+    """One of these at a time: the limit of processes counts all of nobody's, and one test uses them up."""
+    base = tmp_path_factory.getbasetemp()
+    with (base if worker_id == "master" else base.parent).joinpath("cage").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from emupmem.boot.grub import environment
 from emupmem.cli import log as cli_log
 from emupmem.model import Command, EmupmemError
 from emupmem.system import log
+from tests.cli.test_cli import Run, here, run
+from tests.cli.test_cli import log as saved_log
+from tests.cli.test_streams import APPLY, CLOSED, FULL, GONE, Case, build_grub, on, plainly
 from tests.fake import FakeMachine, put, script
-from tests.test_cli import Run, here, run
-from tests.test_cli import log as saved_log
-from tests.test_streams import APPLY, CLOSED, FULL, GONE, Case, build_grub, on, plainly
 
 __all__ = ["here", "run", "saved_log"]
 
