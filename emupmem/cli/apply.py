@@ -31,7 +31,7 @@ from emupmem.cli.options import (
 )
 from emupmem.cli.output import usage
 from emupmem.cli.session import Session
-from emupmem.cli.suggest import for_plan, machine_at, request_of, survey
+from emupmem.cli.suggest import machine_at, refusal_with_plan, request_of, survey
 from emupmem.device.boot_unit import Wish
 
 
@@ -109,7 +109,7 @@ def apply(
         try:
             warnings = obstacles.refuse(machine)
         except Refused as exc:
-            raise for_plan(exc, machine, from_, source, request, nokaslr) from exc
+            raise refusal_with_plan(exc, machine, from_, source, request, nokaslr) from exc
         found = survey(from_, source, machine)
         options = change.Options(variable.value, add, replace, nokaslr)
         wishes = _wishes(mount or [], fs, owner, mode, keep or [])

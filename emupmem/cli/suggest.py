@@ -30,7 +30,7 @@ def reserved_note(found: Survey) -> list[str]:
     return [f"memmap={present} is reserved already: this plan would take its place (apply --add keeps both)"]
 
 
-def for_plan(
+def refusal_with_plan(
     refused: Refused, machine: Machine, from_: str | None, source: Source, request: Request, nokaslr: bool
 ) -> Refused:
     """The refusal with what would have been reserved in it."""

@@ -11,30 +11,36 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from emupmem.system.machine import Machine
+from typing import Protocol
 
 NAME = "emupmem"
 
 
-def ran(machine: Machine, argv: Sequence[str], status: int, seconds: float) -> None:
+class Logged(Protocol):
+    """What a line needs of a machine: where it is, and whether it is this one."""
+
+    root: Path
+
+    @property
+    def live(self) -> bool: ...
+
+
+def ran(machine: Logged, argv: Sequence[str], status: int, seconds: float) -> None:
     """A program ended with `status` (negative: the signal that killed it)."""
     _note(machine, lambda: f"ran: {shlex.join(argv)} · status {status} · {seconds:.1f} s")
 
 
-def failed(machine: Machine, argv: Sequence[str], why: str) -> None:
+def failed(machine: Logged, argv: Sequence[str], why: str) -> None:
     """A program could not be run to its end."""
     _note(machine, lambda: f"not run to its end: {shlex.join(argv)} · {why}")
 
 
-def becomes(machine: Machine, argv: Sequence[str]) -> None:
+def becomes(machine: Logged, argv: Sequence[str]) -> None:
     """This process is about to become a program: nobody is left to see its end."""
     _note(machine, lambda: f"becomes: {shlex.join(argv)}")
 
 
-def file(machine: Machine, verb: str, name: str) -> None:
+def file(machine: Logged, verb: str, name: str) -> None:
     """Something was done to the file `name`, as the machine itself sees it; `verb` as in "wrote"."""
     _note(machine, lambda: f"{verb}: {name if machine.live else f'{machine.root}{name}'}")
 
@@ -44,7 +50,7 @@ def place(verb: str, path: Path) -> None:
     _note(None, lambda: f"{verb}: {path}")
 
 
-def _note(machine: Machine | None, text: Callable[[], str]) -> None:
+def _note(machine: Logged | None, text: Callable[[], str]) -> None:
     logging = sys.modules.get("logging")
     if logging is None:
         return

@@ -1,0 +1,131 @@
+"""The structure of the program: sizes, circles, directions, names. Each rule is also seen to find a breach of it."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests import PROJECT
+
+LINES, CLASS_LINES = 450, 250
+LONGER = {"boot/prepare.py": 530, "system/machine.py:Machine": 300}
+"""Files and classes that are still too long, with what they may have."""
+
+ORDER = (
+    *("model", "units", "kernel", "editor", "parser", "system", "planner", "device", "boot", "vm", "nvdimm"),
+    *("verifier", "doctor", "report", "cli"),
+)
+"""A package imports from those before it only."""
+
+TWICE = """
+Command Device Dimm Kind Namespace Options Outcome Plan Proof Reader Region Steps Variable Wish
+at_boot boot_mount carry_out check choose create destroy find generator grubenv grubenv_name judge
+ladder left_over limine look menu mount of_machine plan problems program prove randomisation read
+refusal refuse refuse_if_used regions restore run save sync_folder text umount unified verify
+version words_of
+"""
+"""Public names that stand in two modules. Take one away when it is gone; no new one comes in."""
+
+
+def modules(root: Path) -> dict[str, ast.Module]:
+    """The trees of all modules by name, as `boot.grub.menu`, of the package in this folder."""
+    paths = {p: p.relative_to(root).with_suffix("") for p in sorted(root.rglob("*.py"))}
+    return {".".join(n.parts).removesuffix(".__init__"): ast.parse(p.read_text()) for p, n in paths.items()}
+
+
+def imported(trees: Mapping[str, ast.Module], name: str) -> set[str]:
+    """The modules of the package that one of them imports, in functions and for types too."""
+    found: set[str] = set()
+    for node in ast.walk(trees[name]):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "emupmem":
+            base = (node.module or "").removeprefix("emupmem").removeprefix(".")
+            names = [f"{base}.{n.name}".removeprefix(".") for n in node.names]
+            found |= {n if n in trees else base for n in names}
+        elif isinstance(node, ast.Import):
+            found |= {n.name.removeprefix("emupmem.") for n in node.names if n.name.startswith("emupmem.")}
+    return found & set(trees) - {name}
+
+
+def circle(trees: Mapping[str, ast.Module]) -> list[str]:
+    """Modules that import each other in a circle, empty where there is none."""
+    try:
+        TopologicalSorter({name: imported(trees, name) for name in trees}).prepare()
+    except CycleError as exc:
+        return list(exc.args[1])
+    return []
+
+
+def upwards(trees: Mapping[str, ast.Module]) -> list[tuple[str, str]]:
+    """(module, what it imports) where the packages are in the wrong order."""
+    rank = {name: at for at, name in enumerate(ORDER)}
+    pairs = [(a, b) for a in trees for b in imported(trees, a) if a.split(".")[0] in rank]
+    return [(a, b) for a, b in pairs if rank.get(b.split(".")[0], 0) > rank[a.split(".")[0]]]
+
+
+def twice(trees: Mapping[str, ast.Module]) -> set[str]:
+    """Public functions and classes that two modules define."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    names = Counter(n.name for tree in trees.values() for n in tree.body if isinstance(n, kinds))
+    return {name for name, count in names.items() if count > 1 and not name.startswith("_")}
+
+
+def too_long(root: Path) -> Iterator[str]:
+    """Files and classes with more lines than they may have."""
+    for path in sorted(root.rglob("*.py")):
+        text, name = path.read_text(), str(path.relative_to(root))
+        if len(text.splitlines()) > LONGER.get(name, LINES):
+            yield name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > LONGER.get(f"{name}:{node.name}", CLASS_LINES):
+                    yield f"{name}:{node.name}"
+
+
+HERE = PROJECT / "emupmem"
+TREES = modules(HERE)
+
+
+def test_nothing_is_too_long() -> None:
+    assert list(too_long(HERE)) == []
+
+
+def test_no_circle() -> None:
+    assert circle(TREES) == []
+
+
+def test_one_direction() -> None:
+    assert upwards(TREES) == []
+    packages = {n.split(".")[0] for n in TREES} - {"__init__", "__main__"}
+    assert packages == set(ORDER), "every package has its place"
+
+
+def test_one_name_for_one_thing() -> None:
+    assert twice(TREES) == set(TWICE.split())
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A package that breaks each of these rules."""
+    texts = {
+        "kernel/a.py": "from emupmem.boot import b\ndef same(): ...\n",
+        "boot/b.py": "def same():\n    from emupmem.kernel import a\n",
+        "cli/long.py": "class Long:\n" + "    x = 1\n" * 450,
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_a_breach_of_each_rule_is_found(toy: Path) -> None:
+    trees = modules(toy)
+    assert set(circle(trees)) == {"kernel.a", "boot.b"}
+    assert upwards(trees) == [("kernel.a", "boot.b")]
+    assert twice(trees) == {"same"}
+    assert list(too_long(toy)) == ["cli/long.py", "cli/long.py:Long"]
