@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What flows between the stages: frozen values only, no behaviour that reads the machine.
 
 Sizes and addresses are bytes. An end is exclusive everywhere in the code; what the kernel prints

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes between people and bytes. What the kernel can read is `cmdline.format_size`'s business."""
 
 from __future__ import annotations

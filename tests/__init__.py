@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tests, in folders as the packages of emupmem; what they share is here."""
 
 from __future__ import annotations

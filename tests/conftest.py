@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What holds for all tests: their order, what this machine lacks, what is said while guests boot.
 
 Nothing here or in a test depends on the time of day, on chance or on the order of tests.

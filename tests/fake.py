@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A machine in a folder: a GRUB default, a generator that sources it as grub-mkconfig does, /proc and /sys.
 
 The files, the locks, the renames and the generator are real; only the root directory is not `/`.

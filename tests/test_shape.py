@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shape of the program: which module may touch the machine, and what may not be imported."""
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ def test_no_click_and_no_shell(path: Path) -> None:
     text = path.read_text()
     assert "shell=True" not in text
     assert "os.system" not in text
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
+def test_every_file_names_its_license(path: Path) -> None:
+    assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n")
 
 
 def test_pure_stages_do_not_import_the_machine() -> None:

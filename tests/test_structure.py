@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The structure of the program: sizes, circles, directions, names. Each rule is also seen to find a breach of it."""
 
 from __future__ import annotations

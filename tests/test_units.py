@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes between people and bytes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A change of the boot configuration as data: computed first, shown, proven, then carried out."""
 
 from __future__ import annotations

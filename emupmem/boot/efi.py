@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a boot loader left in UEFI variables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Carrying out a change on a machine that another loader starts than GRUB with grub-mkconfig.
 
 Files are replaced by rename, then the loader's own program runs, then all entries are read again and judged;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A boot entry, whatever the loader; and what is wrong with entries after a change."""
 
 from __future__ import annotations

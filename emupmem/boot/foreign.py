@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boot loaders and tools that own their boot entries: why emupmem leaves them alone, and their own way. Pure.
 
 An edit of what they generate would be lost at the next update, or never reach the kernel. The sentences and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GRUB that reads entries of the Boot Loader Specification: Fedora, RHEL."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel that will boot: its version, its configuration, its modules."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boot loaders: what each machine boots with, what its next start will tell the kernel, and how to change that.
 
 GRUB with a grub.cfg by grub-mkconfig is the case that `change` handles itself (`of` gives None for it). Each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What makes a machine one that apply must not touch, each with its reason."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What started this machine, or would start the machine of a tree, where that is not for emupmem to change.
 
 On a running machine the marks that loaders leave decide: GRUB puts BOOT_IMAGE= first on the command line

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Apply and remove: what to change (computed first, shown, proven) and the one transaction that does it.
 
 At every moment the machine boots either its old or its new configuration: files are replaced by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which programs a machine has, a running one or a tree."""
 
 from __future__ import annotations

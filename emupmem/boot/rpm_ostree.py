@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """rpm-ostree: kernel arguments that belong to a deployment."""
 
 from __future__ import annotations

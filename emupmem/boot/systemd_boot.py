@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """systemd-boot, and sdbootutil, which keeps its entries on openSUSE; a trial is one extra entry, chosen for one start.
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Carrying out a change with GRUB: written, made, read again, judged, or all put back."""
 
 from __future__ import annotations

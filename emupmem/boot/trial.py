@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trial boot: how it stands, whatever the loader."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`emupmem apply` and `emupmem remove`."""
 
 from __future__ import annotations

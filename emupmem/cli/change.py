@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Showing a change of the boot configuration, asking, doing it, telling. No logic of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doctor and collect: what stands in the way here, and an archive that tells it elsewhere. No logic of its own."""
 
 from __future__ import annotations

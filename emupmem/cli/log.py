@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """--verbose: what is run and written, on standard error, without secrets. Imported only where that is wanted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: call a stage, show its result, choose the exit status. No logic of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`emupmem nvdimm`: regions and namespaces of NVDIMMs. No logic of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all commands share: exit statuses, questions, words for people."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`emupmem qemu`: a virtual NVDIMM for any virtual machine. No logic of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What people see on a terminal: the memory map as a picture, tables, the ladder. Plain when piped."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run of a command: what it is about, what was asked for, what --json prints."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """save and restore. No logic of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the program prints: in every encoding, and whether or not it can be written.
 
 Text that the encoding of a stream lacks is replaced by ASCII, so that nothing that is printed can raise. A

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`emupmem suggest`, and what `apply` shares with it: the request, the machine, its survey."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trial boots: `apply --trial`, `confirm`, `abandon`. No logic of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`emupmem verify`."""
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pmem device: file systems, DAX, mounts, images, namespaces on RAM."""

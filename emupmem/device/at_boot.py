@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What that unit runs."""
 
 from __future__ import annotations

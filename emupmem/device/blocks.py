@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel shows of pmem block devices and of mounts, and what a device holds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The unit that mounts at every boot, for what was wished."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The checksum of an image, in an attribute or in a file next to it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copying in pieces, by several threads, past the page cache."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proof that a mounted file system really is DAX: what the kernel does, not what an option says.
 
 Impure by nature: it makes a nameless file in the mount, asks the kernel about it, maps it and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What to do with a device: which file system, where, with which commands. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Holding a file system still while it is copied."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeps the content of a device as a sparse raw image, and brings it back.
 
 The image is a plain copy of the device, holes where it is zero, so QEMU can use it as it is. Its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Content kept on purpose: saved at an orderly shutdown, brought back at the next start.
 
 RAM forgets at every power cycle, so the content of a device that shall be kept lives in an image (see

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a pmem device to a folder: what may be done with a device (pure), and doing it through `Machine`.
 
 A file system is made on a blank device only, unless --force says otherwise of one of our own; what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is to be seen of a mounted device, and the steps of the ladder that it makes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Namespaces that can be made, resized and deleted on the reserved range: the ramdax driver.
 
 Linux 6.19 has a second driver for the platform device `e820_pmem` (drivers/nvdimm/ramdax.c). It

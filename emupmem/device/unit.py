@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text of the one systemd unit that mounts at every boot, and reading it back. Pure.
 
 The unit is all the state there is of a mount: what it starts is what was asked. One process does

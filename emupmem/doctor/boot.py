@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Findings about how the machine boots."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Findings about the machine itself: rights, memory, real modules."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Findings about the kernel that will boot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything that decides whether persistent memory will work here, before and after: one finding each.
 
 `look` sees a machine (the live one, or one that `collect` put into an archive); every judgement is a

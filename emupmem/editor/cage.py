@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cage for sh, which reads shell scripts that somebody else wrote.
 
 What runs in it cannot change a file, reach another process or the network, gain rights, or outlive the call.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of the C library and of the kernel that Python has no words for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a cage is made after: the way that confines sh, and what the child needs to know."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What sh sees of the file system: an empty root, or the machine's own with nothing that can be written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel refuses to sh: files by Landlock, system calls by seccomp."""
 
 from __future__ import annotations

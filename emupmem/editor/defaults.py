@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Put our words into the text of /etc/default/grub and take them out again: text in, text out.
 
 Ours are the `memmap=SIZE!START` items of `GRUB_CMDLINE_LINUX` and `GRUB_CMDLINE_LINUX_DEFAULT`;

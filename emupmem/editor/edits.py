@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Splicing: new words into a text, and old ones out of it, every other byte as it was."""
 
 from __future__ import annotations

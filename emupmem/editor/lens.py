@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a value stands in a text: by augeas (Shellvars lens, in memory), else by the shape of plain lines."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proof of an edit: `sh` reads the old and the new text, and they differ in our words only."""
 
 from __future__ import annotations

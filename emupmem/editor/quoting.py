@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small scanner of shell quoting: which characters inside a value make up which word."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sh`, the judge of every edit: it sources the texts and reports what they come to."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The words of the editor: texts of one character per byte, the two variables, what may be put in."""
 
 from __future__ import annotations

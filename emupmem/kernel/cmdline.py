@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel command line, read and written by the kernel's own rules.
 
 A model of lib/cmdline.c (memparse, next_arg), kernel/params.c (parse_args), arch/x86/kernel/e820.c

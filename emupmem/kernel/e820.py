@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel makes of a memory map when it reads `memmap=` (arch/x86/kernel/e820.c)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Making and destroying namespaces."""
 
 from __future__ import annotations

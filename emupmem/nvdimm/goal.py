@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A goal for real modules, and the namespaces that follow it."""
 
 from __future__ import annotations

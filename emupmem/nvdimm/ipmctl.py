@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Intel's ipmctl prints, and what it is asked: nothing here touches a machine.
 
 ipmctl prints three forms, and its versions differ in them: columns apart by blanks (early 1.x), a table

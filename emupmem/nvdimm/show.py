@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NVDIMMs, regions and namespaces as lines for people."""
 
 from __future__ import annotations

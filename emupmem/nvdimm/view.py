@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Regions and namespaces of NVDIMMs: what is there, and what makes and unmakes it.
 
 ndctl knows regions and namespaces, ipmctl the goal of Intel's Optane modules. ndctl is not trusted to

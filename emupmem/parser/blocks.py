@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines that belong together: a map, and the boots that a text holds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boot logs and their cousins, text in and values out: the firmware map, and what else a log tells.
 
 A wrong number from here makes a machine unbootable. So whatever does not read exactly as the kernel

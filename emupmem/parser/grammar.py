@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One line of a memory map, in the words of every kernel since 2.6."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each line of a boot's log says, line by line."""
 
 from __future__ import annotations

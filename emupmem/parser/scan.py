@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finding the few lines that matter in a long text, at the speed of a search."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same data from /sys/firmware/memmap and /proc/iomem."""
 
 from __future__ import annotations

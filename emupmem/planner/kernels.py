@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a kernel makes of a reservation: from which release on, and where KASLR may put the kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a reservation may lie: usable ranges less all that is taken."""
 
 from __future__ import annotations

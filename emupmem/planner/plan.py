@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FirmwareMap + Request -> Plan, or a named reason why not. Pure.
 
 The rules, in one place: a reservation lies inside one usable range of the firmware map, on one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the planner is given beside the map, and what it answers where nothing fits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looks at a machine through `Machine` and makes the values that the pure stages work on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The archive of a report: packed, and read back with suspicion."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One archive with all that planning and diagnosing need, without secrets; and a machine read from it.
 
 Writing: `gather` looks at a machine, `mask` takes the secrets out (pure), `pack` makes the bytes (pure:

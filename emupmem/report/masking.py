@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must not leave a machine with a report: names, addresses, keys."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain files of a tar archive that anybody may have made, read from a stream; nothing else of tar. Pure.
 
 Python's tarfile knows every dialect, and trusts what it reads: a chain of headers ends in a RecursionError,

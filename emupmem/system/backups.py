@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of files: backups under /var/backups/emupmem, and copies set aside while a program writes in place."""
 
 from __future__ import annotations

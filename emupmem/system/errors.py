@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What to do about an error of the operating system."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing files, each of them whole at every moment."""
 
 from __future__ import annotations

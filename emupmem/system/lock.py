@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one lock of every change, locks on devices, and signals held back while a change is under way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was run and written, for whoever wants a log of it: INFO lines of the logger `emupmem`.
 
 Importing `logging` takes longer than some commands run, so it is left to who wants the log: while nobody in the

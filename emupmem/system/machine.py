@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one impure module: every open, subprocess, rename, /proc and /sys of the program is here.
 
 A `Machine` is a root directory. `/` is the machine we run on; any other directory is a tree of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which processes use a device or a file; and becoming another program."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs that are started: with what environment, how they end, how much they may print."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the readers of /sys, /proc and a kernel's own files need of a machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that the user names, and the standard streams."""
 
 from __future__ import annotations

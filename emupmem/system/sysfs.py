@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What /sys, /proc and a kernel's own files say: memory, nodes, regions, versions, configuration."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plan + Observation -> the ladder of checks from the GRUB file to a device with DAX. Pure.
 
 Each rung says what was expected, what was found and what to do; the first rung that breaks

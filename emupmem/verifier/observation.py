@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was seen of a machine after the reboot."""
 
 from __future__ import annotations

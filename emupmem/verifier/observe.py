@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looking at a machine: what the ladder of checks is made of."""
 
 from __future__ import annotations

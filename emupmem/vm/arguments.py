@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A virtual NVDIMM for QEMU: what a backend can promise, and the arguments that make the device. Pure.
 
 QEMU merges several `-machine` and `-m` options, so the arguments of an existing virtual machine stay as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looks at what shall be behind a virtual NVDIMM, makes the file that is missing, and asks QEMU what it can."""
 
 from __future__ import annotations

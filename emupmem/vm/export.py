@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same guest for others: a shell line, a file for -readconfig, libvirt's XML."""
 
 from __future__ import annotations

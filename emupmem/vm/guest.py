@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guest that QEMU's own arguments describe."""
 
 from __future__ import annotations

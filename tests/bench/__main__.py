@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make bench`: start-up, parser, planner and apply, measured side by side in one run.
 
 Prints ratios beside the bare numbers: a number alone says more of the machine than of the program.

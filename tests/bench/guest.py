@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.bench.guest`: what saving, restoring and DAX cost, as ratios, in one run of a guest.
 
 Without KVM the bare numbers say little; the ratios compare what ran side by side on one machine.

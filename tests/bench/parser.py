@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parser's rate beside grep's on the same file: `python -m tests.bench.parser`."""
 
 from __future__ import annotations

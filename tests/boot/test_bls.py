@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entries and plain command lines as text."""
 
 from __future__ import annotations

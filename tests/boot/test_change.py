@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Apply and remove on a machine in a folder: what they do, and that nothing that fails leaves a trace."""
 
 from __future__ import annotations

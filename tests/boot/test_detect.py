@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Machines and trees whose boot entries belong to somebody else: what is said of them, and that nothing changes.
 
 Each is the smallest picture of one: the marks that its boot loader leaves, and the files of the tool that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading a generated grub.cfg."""
 
 from __future__ import annotations

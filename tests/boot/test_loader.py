@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other boot loaders than GRUB with grub-mkconfig, on machines in a folder.
 
 The programs of those distributions are not here. Stand-ins do what their documentation and sources say

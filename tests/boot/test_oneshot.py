@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trial boots by systemd-boot on a machine in a folder (real: tests/vm/test_vm_loader.py)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever goes wrong in a change, /etc and /boot are as they were: names, kinds, modes, owners, contents, links.
 
 The worlds and the stand-ins of the loaders' programs are those of tests/boot/test_loader.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trial boots on a machine in a folder: one extra entry, chosen once, nothing permanent (real: test_vm_trial.py)."""
 
 from __future__ import annotations

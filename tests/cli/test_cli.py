@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands as people call them: what is printed where, and every exit status."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is printed in every encoding, and with nobody to read it: a change that was made is never called an error.
 
 Each command runs in a process of its own, on a machine in a folder that it takes for the running one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Killed, or cut off from power, at every system call that changes a file: the machine would still boot.
 
 Each change runs under tests/crash/tracer.py, which stops it (and GRUB's generator, which it starts) before every

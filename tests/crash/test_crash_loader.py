@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same as tests/crash/test_crash.py for other boot loaders: killed, or cut off from power, at every changing call.
 
 What emupmem writes itself is whole after a power cut as well. What grubby and sdbootutil write is theirs:

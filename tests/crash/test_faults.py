@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A full or read-only disk, a disk that fails, a signal: at every system call that changes a file.
 
 The judge is that of test_crash.py, and one thing more: what the error says of the state is true. Either the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tracer itself: it sees every changing call, of the work and of what it starts, and lets none escape."""
 
 from __future__ import annotations

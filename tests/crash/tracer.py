@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stops a piece of work at every system call that changes a file: to look, to kill, to let the call fail.
 
 As `strace --inject`, but in this process: the work runs in a fork of the warm interpreter, so that hundreds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a disk holds at one moment of a change: as it is, and as a power cut at that moment might leave it.
 
 After a kill the files are as the kernel has them. After a power cut only what was synced is sure: a name is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Content kept over restarts: what is refused, what a boot brings back, what a shutdown saves."""
 
 from __future__ import annotations

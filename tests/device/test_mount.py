@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mount, umount, the boot unit and verify's upper rungs on a machine in a folder: every refusal, every exit status.
 
 The folder's mkfs, mount and umount only write down that they were called; what real kernels do is

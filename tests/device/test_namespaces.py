@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is planned for ramdax, on a machine in a folder; the real driver is in test_vm_keep.py."""
 
 from __future__ import annotations

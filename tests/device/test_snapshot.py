@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving and restoring, on regular files that stand for devices; real ones are in test_vm_keep.py."""
 
 from __future__ import annotations

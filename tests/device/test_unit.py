@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The boot unit's text: escaped by systemd's rules, read back without loss, changed by what is asked."""
 
 from __future__ import annotations

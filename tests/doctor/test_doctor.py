@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The doctor: each judgement by itself, then what it says of machines in a folder."""
 
 from __future__ import annotations

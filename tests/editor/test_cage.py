@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cage around sh: what a text of GRUB defaults cannot do, whoever runs emupmem and whatever confines it."""
 
 from __future__ import annotations

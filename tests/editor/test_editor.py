@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The editor of GRUB settings: every fixture and random text, with sh as the judge of every edit.
 
 `tests/fixtures/grub/` holds texts of our own in the styles of the distributions, and one per trap.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.fuzz`: fuzz for some time, run an input again, or keep what was found."""
 
 from __future__ import annotations

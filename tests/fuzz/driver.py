@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs targets under atheris (libFuzzer), keeps what they find, and runs single inputs again."""
 
 from __future__ import annotations

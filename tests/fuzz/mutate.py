@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mutations that know what the texts are made of: tokens, lines, words, numbers, quotes, repetition."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The independent judge: dash reads a text and lists its variables, with no line of the editor in between."""
 
 from __future__ import annotations

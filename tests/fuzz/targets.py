@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is fuzzed, and who judges: each target takes bytes and raises where emupmem went wrong.
 
 An EmupmemError is an answer, everything else that comes out of emupmem is a finding; so is an answer that

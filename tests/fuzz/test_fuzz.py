@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What fuzzing found stays found: every input of tests/fixtures/fuzz again, and fixed mutations of the seeds.
 
 The same inputs in every run: `make fuzz` looks for new ones, `python -m tests.fuzz --help` says how to run one again.

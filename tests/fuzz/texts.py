@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where mutation begins: our own fixtures, and the words of each language.
 
 EMUPMEM_CORPUS may name a folder with files of other people (`e820/`, `grub/`): they are seeds too, but then

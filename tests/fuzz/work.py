@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A limit for one input that is measured in work: CPU time in units of a fixed loop on this machine.
 
 A slow or a busy machine has slower units, so the limit says the same there: a quadratic pattern goes far

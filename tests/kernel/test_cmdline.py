@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model of the kernel's command line reader: what it says must be what a kernel does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ipmctl prints in its versions. The texts are made up in its documented forms: no such module is here."""
 
 from __future__ import annotations

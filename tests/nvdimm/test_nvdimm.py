@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Regions, namespaces and goals on a machine in a folder: ndctl and ipmctl are stand-ins that print files.
 
 What they print has the form of the real ones; the real ndctl is in test_vm_nvdimm.py.

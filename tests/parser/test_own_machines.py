@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Planner and verifier on what our own virtual machines printed (tests/fixtures/boot)."""
 
 from __future__ import annotations

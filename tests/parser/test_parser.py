@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reader of boot logs: every way a log is printed gives the same map, and every doubt an error."""
 
 from __future__ import annotations

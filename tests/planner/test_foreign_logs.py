@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs of systems whose memory or boot is not their own: no plan, as on the live system."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RAM that the kernel took away after the firmware's map: every line is a veto, in the words of all kernels."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels that read `memmap=512M!4G` as "all memory is 512 MiB" get no plan, by every way to one."""
 
 from __future__ import annotations

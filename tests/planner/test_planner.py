@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The planner against brute force on small maps, against the document's example, and in its words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The archive: what is in it, what is not, what another machine makes of it, and what is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scenarios: whole machines played in a second, with the real programs of their boot loaders.
 
 How to write one:

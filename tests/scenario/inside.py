@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs in the namespaces of a scenario: makes its root, then serves as its process 1.
 
 `enter` is executed by this host's Python, in namespaces of its own, and ends in the tree's Python with this

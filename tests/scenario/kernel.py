@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels that boot loaders and their tools take for real ones: a header, a configuration, lists of modules.
 
 A real one is a hundred megabytes. The programs here look at no more of it than this.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole machine, played without a virtual machine: real programs over a tree, in namespaces of its own.
 
 `Host` says what the machine is, `Scenario` plays it. See `tests.scenario` for how to write one.

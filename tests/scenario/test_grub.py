@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Machines that GRUB starts, with the real GRUB 2.06 of Debian 12: all of it but grub-probe."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The harness itself: what a test says is what is seen, and this host is out of reach."""
 
 from __future__ import annotations

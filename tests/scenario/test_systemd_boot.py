@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Machines that systemd-boot starts, with the real bootctl and kernel-install 257 of Debian 13."""
 
 from __future__ import annotations

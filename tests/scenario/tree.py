@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build and cache the Debian trees that scenarios are played in: `python -m tests.scenario.tree grub`.
 
 A tree is a folder that mmdebstrap makes, with the real boot loader programs and, in /opt/emupmem, what

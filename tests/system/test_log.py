@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """--verbose: each program that is run and each file that is written, without secrets, and never an error."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What others than root, or a file that somebody sent, could try: none of it reaches a shell, a file or a terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ladder on observations made by hand: each rung's good and bad answers."""
 
 from __future__ import annotations

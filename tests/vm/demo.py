@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Show what a user sees, live, in a virtual machine: `python -m tests.vm.demo`.
 
 A Debian 12 guest with 6 GiB and BIOS is booted three times through its own GRUB: reserve a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Print the fixtures again: `python -m tests.vm.fixtures [NAME…]` writes tests/fixtures/boot.
 
 Every text is what a virtual machine said, byte by byte.  Names are directories such as

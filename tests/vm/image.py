@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build and cache whole Debian guests: `python -m tests.vm.image bookworm bios`.
 
 An image is made in two steps: mmdebstrap makes the tree, which becomes a disk with `mke2fs -d`; the

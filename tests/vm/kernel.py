@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boot a kernel alone: busybox as its initramfs, and user space in seconds.
 
 For logs as a kernel really prints them, and for tests that need no distribution.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boot whole guests in QEMU and run jobs in them.
 
 A job is a bash script.  It travels to the guest on a second disk, its output comes back over the

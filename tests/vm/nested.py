@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """QEMU for a guest that has none: this host's program with all it loads, in one folder.
 
 A guest inside a guest, both without hardware virtualisation, needs minutes: one is enough.

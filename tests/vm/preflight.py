@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this machine lacks, found before the first test: a line each, and what is skipped because of it."""
 
 from __future__ import annotations

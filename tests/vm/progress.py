@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Says what boots now and how far it is: a line for each step, on a standard error that no test captures.
 
 Silent until a run of the tests calls `open_`; `python -m tests.vm.image` and the demo have words of their own.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Virtual NVDIMMs: what is refused, what is promised, and arguments that the real QEMU takes."""
 
 from __future__ import annotations

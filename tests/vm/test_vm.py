@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the product promises, on real kernels with a real GRUB: every reboot here is one."""
 
 from __future__ import annotations

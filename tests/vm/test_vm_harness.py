@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of the virtual machine harness that need no virtual machine."""
 
 from __future__ import annotations

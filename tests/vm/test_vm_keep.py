@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving, restoring and namespaces on real kernels with real devices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same promises without GRUB: a machine that systemd-boot starts, its kernels added by kernel-install."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a reservation to a folder that a program can map, on real kernels and with real reboots."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real ndctl on virtual NVDIMMs: two modules on two nodes, beside a reserved range of RAM."""
 
 from __future__ import annotations

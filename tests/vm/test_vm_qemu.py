@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vNVDIMMs in the real QEMU, started by `emupmem qemu run`, seen by real kernels, found in the file afterwards."""
 
 from __future__ import annotations

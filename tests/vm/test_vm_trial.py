@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trial boots through a real GRUB: a good one, one that panics, one whose power is cut."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs in a guest: `emupmem` imported once, and each call of it a process of its own, forked from that.
 
 Without KVM the imports of one call take three seconds, its work mostly less than one. A script that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entries of the Boot Loader Specification: which are this system's, which boots by default."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of the Boot Loader Specification: where they lie, what they hold."""
 
 from __future__ import annotations

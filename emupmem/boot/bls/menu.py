@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The menu of systemd-boot: which entries it shows, in which order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What new kernels take their command line from: /etc/kernel/cmdline and its like."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boot Loader Specification entries and plain kernel command lines as text: read, and reworked byte for byte. Pure.
 
 Such a text is what systemd-boot hands to the kernel as it stands; GRUB's `blscfg` reads the same files as

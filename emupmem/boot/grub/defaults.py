@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GRUB's defaults on a machine: all their files, what they come to, what of it is ours."""
 
 from __future__ import annotations

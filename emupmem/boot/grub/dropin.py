@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text of emupmem's own file in /etc/default/grub.d, for machines where another one has the last word. Pure.
 
 Cloud images assign GRUB_CMDLINE_LINUX_DEFAULT anew in a drop-in, so what /etc/default/grub says of it never

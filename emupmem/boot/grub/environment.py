@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where GRUB's files lie: its menu, its environment block, the program that makes the menu."""
 
 from __future__ import annotations

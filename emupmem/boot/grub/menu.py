@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What GRUB will boot: the generated grub.cfg read line by line. Pure.
 
 Only as much of GRUB's script language as grub-mkconfig writes: quoting (grub-core/script/yylex.l),

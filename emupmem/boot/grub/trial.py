@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trial boot: one extra entry in GRUB's menu (or systemd-boot's: see `oneshot`), chosen for one start.
 
 Nothing is permanent.
