@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, settings
 
 from emupmem.editor import shell
 from emupmem.editor.shell import Sourced
+from tests.cli.runner import Run, runner
+from tests.fake import FakeMachine, build, running
 from tests.vm import preflight, progress
 
 # The same examples in every run, and no limit of time: what is slow here is the machine.
@@ -149,6 +151,23 @@ class AskedOnce:
         if key not in self.known:
             self.known[key] = self.ask(texts, path)
         return self.known[key]
+
+
+# The program on a machine in a folder --------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The program as people call it."""
+    return runner(capsys)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+    """A machine in a folder that the program takes for the running one."""
+    machine = build(tmp_path / "machine")
+    running(monkeypatch.setattr, machine)
+    return machine
 
 
 # What is said meanwhile ---------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ What the product promises of real machines is proven in tests/vm/test_vm.py.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import emupmem.system.machine
 from emupmem.system.machine import Machine
 
 STOCK = b"""# If you change this file, run 'update-grub' afterwards to update
@@ -125,6 +127,16 @@ def build(root: Path, grub: bytes = STOCK) -> FakeMachine:
     assert done is not None
     assert done.status == 0, done
     return machine
+
+
+def running(patch: Callable[[object, str, object], None], machine: Machine) -> None:
+    """Let the program take a machine in a folder for the running one; `patch` is setattr or monkeypatch's."""
+    real = emupmem.system.machine.Machine
+
+    def make(root: str | Path = "/") -> Machine:
+        return machine if str(root) == "/" else real(root)
+
+    patch(emupmem.system.machine, "Machine", make)
 
 
 def menu(machine: Machine) -> str:

@@ -5,7 +5,6 @@ Each is the smallest picture of one: the marks that its boot loader leaves, and 
 writes its entries.
 """
 
-# ruff: noqa: F401, F811 (fixtures of another file)
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,7 +20,8 @@ from emupmem.report import archive, collected, gather
 from emupmem.system.machine import Machine
 from tests import fake
 from tests.boot.test_loader import EFI_NAME, ID, ROOT, efi, without_grub
-from tests.cli.test_cli import Run, here, log, run
+from tests.cli.runner import Run
+from tests.cli.test_cli import log as log  # the fixture
 from tests.crash import worlds
 from tests.fake import FakeMachine, put, script
 

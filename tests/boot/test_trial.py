@@ -20,9 +20,7 @@ from emupmem.kernel.cmdline import COMMAND_LINE_MAX
 from emupmem.model import GIB, EmupmemError, Request
 from emupmem.verifier import ladder, observe
 from tests.boot.test_change import FOUND
-from tests.cli.test_cli import Run
-from tests.cli.test_cli import here as here  # the fixtures
-from tests.cli.test_cli import run as run
+from tests.cli.runner import Run
 from tests.fake import GENERATOR, RELEASE, STOCK, FakeMachine, build, leftovers, menu, put, script
 
 HEADER = """  echo 'load_env'

@@ -3,71 +3,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import emupmem
 import emupmem.system.machine
-from emupmem.cli.main import main
 from emupmem.model import GIB, Presence
-from tests.fake import LOG, RELEASE, STOCK, FakeMachine, build, menu, put, script
-
-
-@dataclass(frozen=True)
-class Done:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-class Terminal(io.TextIOWrapper):
-    """Standard input of a person."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*argv: str, stdin: bytes = b"", terminal: bool = False) -> Done:
-        monkeypatch.setattr(sys, "argv", ["emupmem", *argv])
-        monkeypatch.setattr(sys, "stdin", (Terminal if terminal else io.TextIOWrapper)(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, out, err)
-
-    return call
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
-    """A machine in a folder that the commands take for the running one."""
-    machine = build(tmp_path / "machine")
-
-    def make(root: str | Path = "/") -> emupmem.system.machine.Machine:
-        return machine if str(root) == "/" else real(root)
-
-    real = emupmem.system.machine.Machine
-    monkeypatch.setattr(emupmem.system.machine, "Machine", make)
-    return machine
+from tests.cli.runner import Run
+from tests.fake import LOG, RELEASE, STOCK, FakeMachine, menu, put, script
 
 
 @pytest.fixture
@@ -673,14 +621,9 @@ def test_verify_sees_a_torn_menu(run: Run, here: FakeMachine) -> None:
 
 
 @pytest.mark.parametrize("argv", [(), ("namespaces",)])
-def test_without_a_command_the_help_is_shown_as_it_is(
-    argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["emupmem", *argv])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    out, err = capsys.readouterr()
-    assert (caught.value.code, out) == (2, "")
+def test_without_a_command_the_help_is_shown_as_it_is(argv: tuple[str, ...], run: Run) -> None:
+    status, out, err = run(*argv)
+    assert (status, out) == (2, "")
     assert err.startswith("Usage: ")
     assert "\nCommands:\n" in err
 

@@ -28,15 +28,13 @@ from tests.nvdimm import test_nvdimm
 
 DRIVER = """
 import sys
-import emupmem.system.machine
 from emupmem.device import dax, unit
-from tests.fake import FakeMachine
+from tests.fake import FakeMachine, running
 from tests.device.test_mount import GOOD, PmemMachine, device_stand_ins
 device_stand_ins(setattr)
 kind, root, sys.argv = sys.argv[1], sys.argv[2], ["emupmem", *sys.argv[3:]]
 machine = (PmemMachine if kind == "pmem" else FakeMachine)(root)
-real = emupmem.system.machine.Machine
-emupmem.system.machine.Machine = lambda name="/": machine if str(name) == "/" else real(name)
+running(setattr, machine)
 dax.prove = lambda folder: GOOD
 unit.SECONDS = 0.3
 from emupmem.cli.main import main

@@ -13,9 +13,9 @@ from emupmem.device import image as device_image
 from emupmem.device import keep, unit
 from emupmem.device.unit import BootMount
 from emupmem.model import GIB, MIB, EmupmemError
-from tests.device.test_mount import PmemMachine, Run, calls, holds, mounted, rebooted, unit_text
-from tests.device.test_mount import here as here  # the fixtures
-from tests.device.test_mount import run as run
+from tests.cli.runner import Run
+from tests.device.test_mount import PmemMachine, calls, holds, mounted, rebooted, unit_text
+from tests.device.test_mount import here as here  # the fixture
 from tests.fake import put, script
 
 FILE = "/keep/pmem0.img"

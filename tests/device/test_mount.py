@@ -10,10 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import io
-import json
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +20,6 @@ import pytest
 
 import emupmem
 import emupmem.system.machine
-from emupmem.cli.main import main
 from emupmem.device import dax, decide, unit
 from emupmem.device.blocks import Mounted, Pmem, parse_blkid, parse_mountinfo
 from emupmem.device.dax import Proof
@@ -33,7 +29,8 @@ from emupmem.kernel import release
 from emupmem.model import GIB, MIB, Busy, EmupmemError
 from emupmem.system import files, lock, processes
 from emupmem.system.programs import Completed
-from tests.fake import CONFIG, LOG, RELEASE, FakeMachine, build, menu, put, script
+from tests.cli.runner import Done, Run
+from tests.fake import CONFIG, LOG, RELEASE, FakeMachine, build, menu, put, running, script
 
 GOOD = Proof(True, True, 2)
 EMPTY = Folder("/mnt/pmem0", "empty")
@@ -143,12 +140,7 @@ def pmem_machine(folder: Path) -> PmemMachine:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
     """A machine with one blank emulated device and a proof that succeeds."""
     machine = pmem_machine(tmp_path / "machine")
-    real = emupmem.system.machine.Machine
-
-    def make(root: str | Path = "/") -> emupmem.system.machine.Machine:
-        return machine if str(root) == "/" else real(root)
-
-    monkeypatch.setattr(emupmem.system.machine, "Machine", make)
+    running(monkeypatch.setattr, machine)
     device_stand_ins(monkeypatch.setattr)
     monkeypatch.setattr(dax, "prove", lambda folder: GOOD)
     monkeypatch.setattr(unit, "SECONDS", 0.3)
@@ -158,34 +150,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
 def calls(machine: FakeMachine) -> list[str]:
     found = machine.peek("/calls").splitlines()
     return [c for c in found if not c.startswith("systemctl")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*argv: str, stdin: str = "") -> Done:
-        monkeypatch.setattr(sys, "argv", ["emupmem", *argv])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, out, err)
-
-    return call
 
 
 # mount ----------------------------------------------------------------------------------------------------
@@ -714,8 +678,10 @@ def test_the_tree_of_another_machine(run: Run, here: PmemMachine, tmp_path: Path
     put(other, "/etc/passwd", "ann:x:1:1::/:/bin/sh\n")
     (other.root / "mnt").mkdir()
     argv = ("apply", "--root", str(other.root), "--from", "-", "--size", "1G", "--mount", "/mnt/p", "--yes")
-    assert run(*argv, "--owner", "dev", stdin=LOG).status == 1, "a user of this machine, not of that one"
-    assert run(*argv, "--owner", "ann", stdin=LOG).status == 0
+    assert run(*argv, "--owner", "dev", stdin=LOG.encode()).status == 1, (
+        "a user of this machine, not of that one"
+    )
+    assert run(*argv, "--owner", "ann", stdin=LOG.encode()).status == 0
     assert '"/mnt/p" "ext4" "ann"' in unit_text(other)
     assert other.is_link(unit.LINK)
     assert run("remove", "--root", str(other.root), "--yes").status == 0

@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import emupmem
-from emupmem.cli.main import main
 from emupmem.device import ramdax
 from emupmem.model import GIB, KIB, MIB, Command, EmupmemError
 from emupmem.system import files
 from emupmem.system.machine import Machine
-from tests.fake import FakeMachine, build, put, script
+from tests.cli.runner import Run
+from tests.fake import FakeMachine, build, put, running, script
 
 PLATFORM = "/sys/devices/platform/e820_pmem"
 
@@ -219,7 +217,7 @@ def test_the_rule_for_every_boot(machine: FakeMachine) -> None:
 
 
 def test_a_namespace_that_was_made_is_no_error(
-    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     divided(machine, free=GIB)
     look = ramdax.regions
@@ -230,13 +228,10 @@ def test_a_namespace_that_was_made_is_no_error(
             raise EmupmemError("ndctl has gone", "look for it")
         return look(here)
 
-    monkeypatch.setattr(emupmem.system.machine, "Machine", lambda: machine)
+    running(monkeypatch.setattr, machine)
     monkeypatch.setattr(ramdax, "run", lambda here, steps: ran.append(steps))
     monkeypatch.setattr(ramdax, "regions", fails_afterwards)
-    monkeypatch.setattr(sys, "argv", ["emupmem", "namespaces", "create", "--size", "512M"])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert (caught.value.code, len(ran)) == (0, 1)
-    out, err = capsys.readouterr()
+    status, out, err = run("namespaces", "create", "--size", "512M")
+    assert (status, len(ran)) == (0, 1)
     assert "✓ done" in out
     assert "! it is done, but ndctl has gone: sudo emupmem namespaces list shows it" in err

@@ -20,14 +20,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emupmem.cli import main
 from emupmem.device import freeze
 from emupmem.device import image as device_image
 from emupmem.device.checksum import ATTRIBUTE, SIDECAR
 from emupmem.device.image import restore, save
 from emupmem.model import GIB, KIB, MIB, EmupmemError
 from tests import examples
-from tests.fake import build, put
+from tests.cli.runner import Run
+from tests.fake import build, put, running
 
 SIZE = 9 * MIB + 12 * KIB
 
@@ -451,13 +451,9 @@ def test_a_copy_with_a_sidecar_is_as_good(disk: Disk, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def run(
-    disk: Disk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Any]:
-    """The program on that machine: exit status, standard output, standard error."""
-    import emupmem.system.machine
-
-    monkeypatch.setattr(emupmem.system.machine, "Machine", lambda root="/": disk.machine)
+def run(run: Run, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The program on that machine."""
+    running(monkeypatch.setattr, disk.machine)
     # the defaults of the functions are bound already: it is the opening itself that is replaced
     real = os.open
 
@@ -468,17 +464,10 @@ def run(
 
     monkeypatch.setattr(os, "open", opening)
 
-    def call(*argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["emupmem", *argv])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        with pytest.raises(SystemExit) as caught:
-            main.main()
-        return int(str(caught.value.code)), *capsys.readouterr()
-
-    return call
+    return run
 
 
-def test_commands_save_and_restore(disk: Disk, run: Callable[..., Any]) -> None:
+def test_commands_save_and_restore(disk: Disk, run: Run) -> None:
     status, out, err = run("save", disk.file, "--json")
     assert (status, err) == (0, ""), "no progress where there is no terminal"
     saved = json.loads(out)
@@ -501,7 +490,7 @@ def test_commands_save_and_restore(disk: Disk, run: Callable[..., Any]) -> None:
 
 
 def test_on_a_terminal_a_bar_shows_how_far_it_is_and_how_fast(
-    disk: Disk, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    disk: Disk, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -517,13 +506,13 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is_and_how_fast(
         assert words in shown.getvalue()
 
 
-def test_a_blank_device_is_restored_without_a_question(disk: Disk, run: Callable[..., Any]) -> None:
+def test_a_blank_device_is_restored_without_a_question(disk: Disk, run: Run) -> None:
     run("save", disk.file)
     disk.path.write_bytes(bytes(SIZE))
     assert run("restore", disk.file)[0] == 0
 
 
-def test_commands_need_root(disk: Disk, run: Callable[..., Any]) -> None:
+def test_commands_need_root(disk: Disk, run: Run) -> None:
     disk.machine.root_user = False
     for argv in (("save", "x"), ("restore", "x"), ("namespaces", "list")):
         status, _, err = run(*argv)

@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import emupmem
-import emupmem.system.machine
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot import obstacles
 from emupmem.boot.grub import menu
-from emupmem.cli.main import main
 from emupmem.device.blocks import Mounted, stack
 from emupmem.doctor import boot as doctor_boot
 from emupmem.doctor import finding as doctor_finding
@@ -43,8 +39,9 @@ from emupmem.planner import survey
 from emupmem.planner.situation import Situation
 from emupmem.verifier.observation import Verdict
 from tests.boot import test_trial
-from tests.cli.test_cli import Done, reboot
-from tests.fake import LOG, RELEASE, FakeMachine, build, put, script
+from tests.cli.runner import Run
+from tests.cli.test_cli import reboot
+from tests.fake import LOG, RELEASE, FakeMachine, put, script
 
 FIRMWARE = FirmwareMap((MapEntry(0, 3 * GIB, Kind.RAM), MapEntry(4 * GIB, 20 * GIB, Kind.RAM)))
 SITUATION = Situation(FIRMWARE)
@@ -423,16 +420,6 @@ def test_stop_and_fail_are_not_good() -> None:
 # Machines in a folder --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
-    machine = build(tmp_path / "machine")
-    real = emupmem.system.machine.Machine
-    monkeypatch.setattr(
-        emupmem.system.machine, "Machine", lambda root="/": machine if str(root) == "/" else real(root)
-    )
-    return machine
-
-
 def by_name(findings: Sequence[Finding]) -> dict[str, Finding]:
     return {f.name: f for f in findings}
 
@@ -516,7 +503,7 @@ def test_systemd_boot_with_and_without_a_grub_behind_it(
     ],
 )
 def test_what_apply_refuses_is_a_stop(
-    here: FakeMachine, run: Callable[..., Done], name: str, text: str | bytes, finding: str, words: str
+    here: FakeMachine, run: Run, name: str, text: str | bytes, finding: str, words: str
 ) -> None:
     put(here, name, text)
     found = by_name(look.look(here))[finding]
@@ -602,7 +589,7 @@ def test_without_root_what_is_unseen_is_said(here: FakeMachine) -> None:
     assert doctor_finding.good(tuple(found.values()))
 
 
-def test_before_and_after_the_reboot(here: FakeMachine, run: Callable[..., Done]) -> None:
+def test_before_and_after_the_reboot(here: FakeMachine, run: Run) -> None:
     run("apply", "--size", "1G", "--yes")
     found = by_name(look.look(here))
     is_(found["ladder"], "note", "booted:", "reboot")
@@ -623,20 +610,7 @@ def test_before_and_after_the_reboot(here: FakeMachine, run: Callable[..., Done]
 # The command ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def call(*argv: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["emupmem", *argv])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, out, err)
-
-    return call
-
-
-def test_json_has_the_documented_shape(here: FakeMachine, run: Callable[..., Done]) -> None:
+def test_json_has_the_documented_shape(here: FakeMachine, run: Run) -> None:
     done = run("doctor", "--json")
     assert done.status == 0
     assert set(done.json) == {"ok", "findings"}
@@ -645,7 +619,7 @@ def test_json_has_the_documented_shape(here: FakeMachine, run: Callable[..., Don
     assert done.err == ""
 
 
-def test_one_line_each_and_plain_when_piped(here: FakeMachine, run: Callable[..., Done]) -> None:
+def test_one_line_each_and_plain_when_piped(here: FakeMachine, run: Run) -> None:
     done = run("doctor")
     lines = [line for line in done.out.splitlines() if "→" not in line]
     assert len(lines) == len(look.look(here))
@@ -654,7 +628,7 @@ def test_one_line_each_and_plain_when_piped(here: FakeMachine, run: Callable[...
     assert re.search(r"! warn tools .*\n +→ emupmem mount needs mkfs.ext4", done.out)
 
 
-def test_a_log_is_not_enough(run: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_log_is_not_enough(run: Run, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(LOG)
     done = run("doctor", "--from", str(tmp_path / "log"), "--json")
     assert done.status == 1

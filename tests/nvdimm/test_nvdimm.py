@@ -6,22 +6,20 @@ What they print has the form of the real ones; the real ndctl is in test_vm_nvdi
 
 from __future__ import annotations
 
-import io
+import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import emupmem
-from emupmem.cli.main import main
 from emupmem.model import GIB, MIB, EmupmemError
 from emupmem.nvdimm import create as nvdimm_create
 from emupmem.nvdimm import goal, ipmctl, show
 from emupmem.nvdimm import view as nvdimm_view
-from tests.fake import FakeMachine, build, put, script
+from tests.cli.runner import Run
+from tests.fake import FakeMachine, build, put, running, script
 
 NDCTL = """#!/bin/sh
 case "$1" in
@@ -779,23 +777,9 @@ def test_an_old_ipmctl_is_asked_the_plain_way(machine: FakeMachine) -> None:
 
 
 @pytest.fixture
-def run(
-    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.setattr(emupmem.system.machine, "Machine", lambda root="/": machine)
-
-    def call(*argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["emupmem", "nvdimm", *argv])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert isinstance(caught.value.code, int)
-        return (caught.value.code, *capsys.readouterr())
-
-    return call
-
-
-Run = Callable[..., tuple[int, str, str]]
+def run(run: Run, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> Run:
+    running(monkeypatch.setattr, machine)
+    return functools.partial(run, "nvdimm")
 
 
 @pytest.mark.parametrize(

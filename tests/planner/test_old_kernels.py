@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 
 import pytest
 
 import emupmem.system.machine
 from emupmem.boot import obstacles
-from emupmem.cli.main import main
 from emupmem.model import EmupmemError, Request
 from emupmem.parser.bootlog import kernel_release, parse_boot_log
 from emupmem.planner.kernels import kernel_problem
 from emupmem.planner.plan import plan
 from emupmem.planner.survey import Survey, for_kernel, of_log, of_machine
+from tests.cli.runner import Run
 from tests.fake import LOG, RELEASE, build, put
 
 EL7 = "3.10.0-{} (mockbuild@h) (gcc version 4.8.5 20150623 (Red Hat 4.8.5-44) (GCC) ) #1 SMP"
@@ -117,31 +115,19 @@ def test_a_log_without_a_version_is_planned_with_a_warning() -> None:
 # Every way to a plan ---------------------------------------------------------------------------------
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["emupmem", *argv])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    with pytest.raises(SystemExit) as caught:
-        main()
-    out, err = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, out + err
-
-
-def test_suggest_and_apply_to_a_tree_refuse(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_suggest_and_apply_to_a_tree_refuse(run: Run, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(log_of(LIMITED[4]))
-    status, text = call(monkeypatch, capsys, "suggest", "--from", str(log))
-    assert (status, "as a limit" in text) == (1, True)
+    done = run("suggest", "--from", str(log))
+    assert (done.status, "as a limit" in done.out + done.err) == (1, True)
     put(
         emupmem.system.machine.Machine(tmp_path / "tree"),
         "/etc/default/grub",
         'GRUB_CMDLINE_LINUX="memmap=1G!4G"\n',
     )
     argv = ("apply", "--size", "1G", "--root", str(tmp_path / "tree"), "--from", str(log), "--yes")
-    status, text = call(monkeypatch, capsys, *argv)  # although nothing would change
-    assert (status, "as a limit" in text) == (1, True)
+    done = run(*argv)  # although nothing would change
+    assert (done.status, "as a limit" in done.out + done.err) == (1, True)
 
 
 def test_the_kernel_that_will_boot_counts_not_the_one_of_the_log(tmp_path: Path) -> None:

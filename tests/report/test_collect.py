@@ -8,10 +8,8 @@ import io
 import json
 import os
 import re
-import sys
 import tarfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from hypothesis import strategies as st
 import emupmem
 import emupmem.system.machine
 import emupmem.system.streams
-from emupmem.cli.main import main
 from emupmem.doctor import finding
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, EmupmemError, NodeRange, Request
@@ -36,8 +33,9 @@ from emupmem.report.archive import Archive, pack, unpack
 from emupmem.report.collected import Collected
 from emupmem.report.masking import Masker
 from tests import examples
-from tests.cli.test_cli import Done, reboot
-from tests.fake import LOG, RELEASE, FakeMachine, build, put, script
+from tests.cli.runner import Run
+from tests.cli.test_cli import reboot
+from tests.fake import LOG, RELEASE, FakeMachine, build, put, running, script
 
 UUID = "3f1b7d52-9c0e-4a5d-8a77-0123456789ab"
 SECRETS = {
@@ -123,25 +121,8 @@ GRUB_CMDLINE_LINUX="cryptdevice=/dev/disk/by-id/{SECRETS["disk"]}:root"
     for number, (start, end) in enumerate((("0x0", "0xbfffffff"), ("0x100000000", "0x53fffffff"))):
         for key, value in (("start", start), ("end", end), ("type", "System RAM")):
             put(machine, f"/sys/firmware/memmap/{number}/{key}", value + "\n")
-    real = emupmem.system.machine.Machine
-    monkeypatch.setattr(
-        emupmem.system.machine, "Machine", lambda root="/": machine if str(root) == "/" else real(root)
-    )
+    running(monkeypatch.setattr, machine)
     return machine
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def call(*argv: str, stdin: bytes = b"") -> Done:
-        monkeypatch.setattr(sys, "argv", ["emupmem", *argv])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, out, err)
-
-    return call
 
 
 def whole(archive: Archive) -> str:
@@ -202,7 +183,7 @@ def test_the_archive_is_deterministic(here: FakeMachine, monkeypatch: pytest.Mon
 
 
 def test_without_root_it_says_what_is_missing(
-    here: FakeMachine, run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: FakeMachine, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here.root_user = False
     real = here.read
@@ -240,7 +221,7 @@ def test_a_journal_where_dmesg_has_lost_the_map(here: FakeMachine) -> None:
 # The command --------------------------------------------------------------------------------------
 
 
-def test_collect_writes_one_private_file(here: FakeMachine, run: Callable[..., Done], tmp_path: Path) -> None:
+def test_collect_writes_one_private_file(here: FakeMachine, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "a.tar.gz"
     done = run("collect", str(file), "--json")
     assert done.status == 0
@@ -251,7 +232,7 @@ def test_collect_writes_one_private_file(here: FakeMachine, run: Callable[..., D
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["a.tar.gz"]
 
 
-def test_list_writes_nothing_and_counts(here: FakeMachine, run: Callable[..., Done], tmp_path: Path) -> None:
+def test_list_writes_nothing_and_counts(here: FakeMachine, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "a.tar.gz"
     done = run("collect", "--list", str(file))
     assert done.status == 0
@@ -263,7 +244,7 @@ def test_list_writes_nothing_and_counts(here: FakeMachine, run: Callable[..., Do
     assert found["masked"]["password"] >= 2
 
 
-def test_collect_never_goes_over_a_file(here: FakeMachine, run: Callable[..., Done], tmp_path: Path) -> None:
+def test_collect_never_goes_over_a_file(here: FakeMachine, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "a.tar.gz"
     file.write_text("mine")
     done = run("collect", str(file), "--json")
@@ -285,7 +266,7 @@ def test_collect_never_goes_over_a_file(here: FakeMachine, run: Callable[..., Do
     ],
 )
 def test_places_that_are_refused(
-    here: FakeMachine, run: Callable[..., Done], tmp_path: Path, name: str, status: int, words: str
+    here: FakeMachine, run: Run, tmp_path: Path, name: str, status: int, words: str
 ) -> None:
     (tmp_path / "target").write_text("mine")
     (tmp_path / "link").symlink_to("target")
@@ -301,7 +282,7 @@ def test_places_that_are_refused(
 
 @pytest.fixture
 def elsewhere(
-    here: FakeMachine, run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: FakeMachine, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, Any, Any]:
     """The archive's name, the plan and the doctor's word there; from now on this machine must not be looked at."""
     file = str(tmp_path / "a.tar.gz")
@@ -332,30 +313,9 @@ def elsewhere(
     return file, planned, findings
 
 
-@pytest.fixture
-def again(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """As `run`, without monkeypatch (which `elsewhere` undoes)."""
-
-    def call(*argv: str) -> Done:
-        before, sys.argv = sys.argv, ["emupmem", *argv]
-        capsys.readouterr()
-        try:
-            with pytest.raises(SystemExit) as caught:
-                main()
-        finally:
-            sys.argv = before
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, out, err)
-
-    return call
-
-
-def test_the_plan_is_the_same_elsewhere_and_nothing_leaks(
-    elsewhere: tuple[str, Any, Any], again: Callable[..., Done]
-) -> None:
+def test_the_plan_is_the_same_elsewhere_and_nothing_leaks(elsewhere: tuple[str, Any, Any], run: Run) -> None:
     file, planned, _ = elsewhere
-    done = again("suggest", "--from", file, "--json")
+    done = run("suggest", "--from", file, "--json")
     assert done.status == 0, done.err
     found = done.json
     assert found.pop("source") == f"{file}: {planned.pop('source')}"
@@ -363,17 +323,17 @@ def test_the_plan_is_the_same_elsewhere_and_nothing_leaks(
 
 
 def test_the_doctor_says_the_same_elsewhere_and_nothing_leaks(
-    elsewhere: tuple[str, Any, Any], again: Callable[..., Done]
+    elsewhere: tuple[str, Any, Any], run: Run
 ) -> None:
     file, _, findings = elsewhere
-    done = again("doctor", "--from", file, "--json")
+    done = run("doctor", "--from", file, "--json")
     there = {f["name"]: (f["status"], f["fix"]) for f in findings["findings"]}
     found = {f["name"]: (f["status"], f["fix"]) for f in done.json["findings"]}
     assert found == there
     assert done.json["ok"] is findings["ok"]
 
 
-def test_suggest_from_standard_input(here: FakeMachine, run: Callable[..., Done], tmp_path: Path) -> None:
+def test_suggest_from_standard_input(here: FakeMachine, run: Run, tmp_path: Path) -> None:
     run("collect", str(tmp_path / "a"))
     done = run("suggest", "--from", "-", "--json", stdin=(tmp_path / "a").read_bytes())
     assert done.json["source"].startswith("standard input: dmesg")
@@ -586,7 +546,7 @@ def test_markers_that_are_refused(facts: Any, words: str) -> None:
     assert words in refused(tar_of(("tree/a", b""), facts=facts))
 
 
-def test_what_is_no_archive(run: Callable[..., Done], tmp_path: Path) -> None:
+def test_what_is_no_archive(run: Run, tmp_path: Path) -> None:
     log = gzip.compress(LOG.encode())
     assert "no archive of emupmem collect" in refused(log)
     (tmp_path / "log.gz").write_bytes(log)

@@ -15,12 +15,12 @@ from emupmem.boot.grub import environment
 from emupmem.cli import log as cli_log
 from emupmem.model import Command, EmupmemError
 from emupmem.system import log
-from tests.cli.test_cli import Run, here, run
+from tests.cli.runner import Run
 from tests.cli.test_cli import log as saved_log
 from tests.cli.test_streams import APPLY, CLOSED, FULL, GONE, Case, build_grub, on, plainly
 from tests.fake import FakeMachine, put, script
 
-__all__ = ["here", "run", "saved_log"]
+__all__ = ["saved_log"]
 
 BACKUP = "wrote: /var/backups/emupmem/grub."
 LINES = ("wrote: /etc/default/grub", "set aside: /boot/grub/grub.cfg", "locked: /var/backups/emupmem/lock")

@@ -28,9 +28,7 @@ from emupmem.report import archive
 from emupmem.system import accounts
 from emupmem.system.machine import Machine
 from tests.boot.test_change import CLOUD, FOUND
-from tests.cli.test_cli import Run
-from tests.cli.test_cli import here as here  # the fixtures
-from tests.cli.test_cli import run as run
+from tests.cli.runner import Run
 from tests.crash.test_crash import WISHES, stock
 from tests.fake import FakeMachine, build, put, script
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import fcntl
-import io
+import functools
 import json
 import os
 import shlex
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 
 import emupmem.system.machine
 import emupmem.system.streams
-from emupmem.cli.main import main
 from emupmem.device import dax, keep
 from emupmem.device import image as device_image
 from emupmem.device.dax import Proof
@@ -47,6 +46,7 @@ from emupmem.vm.arguments import (
     promise,
 )
 from emupmem.vm.guest import Guest, escaped, qemu_size, read_guest, split_option
+from tests.cli.runner import Run
 from tests.device.test_mount import PmemMachine, add_device, device_stand_ins, mounted, reserve
 from tests.fake import build, put
 
@@ -462,25 +462,9 @@ def test_a_file_that_is_mapped_is_in_use(tmp_path: Path) -> None:
 # The command -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Done:
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def call(*argv: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["emupmem", "qemu", *argv])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, out, err)
-
-    return call
+def run(run: Run) -> Run:
+    return functools.partial(run, "qemu")
 
 
 @pytest.fixture
@@ -517,23 +501,21 @@ def stand_in(tmp_path: Path) -> str:
         (("args", "--pmem", "3M"), 1, "not a multiple of 2 MiB"),
     ],
 )
-def test_bad_requests(
-    run: Callable[..., Done], stand_in: str, argv: tuple[str, ...], status: int, words: str
-) -> None:
+def test_bad_requests(run: Run, stand_in: str, argv: tuple[str, ...], status: int, words: str) -> None:
     argv = argv if "--qemu" in argv else (argv[0], "--qemu", stand_in, *argv[1:])
     done = run(*argv)
     assert (done.status, done.out) == (status, "")
     assert words in done.err
 
 
-def test_json_is_printed_in_every_case(run: Callable[..., Done], stand_in: str) -> None:
+def test_json_is_printed_in_every_case(run: Run, stand_in: str) -> None:
     done = run("args", "--qemu", stand_in, "--pmem", "1G", "--json", "--", "-m", "2G")
     assert json.loads(done.out)["argv"][:3] == [stand_in, "-m", "2G"]
     failed = run("args", "--qemu", stand_in, "--pmem", "3M", "--json")
     assert json.loads(failed.out)["error"]
 
 
-def test_args_makes_nothing(run: Callable[..., Done], stand_in: str, tmp_path: Path) -> None:
+def test_args_makes_nothing(run: Run, stand_in: str, tmp_path: Path) -> None:
     file = tmp_path / "a, b'.img"
     done = run("args", "--qemu", stand_in, "--pmem", "64M", "--pmem-file", str(file))
     assert done.status == 0
@@ -542,7 +524,7 @@ def test_args_makes_nothing(run: Callable[..., Done], stand_in: str, tmp_path: P
 
 
 @pytest.mark.parametrize("form", ["--print", "--json", "--libvirt", "--readconfig"])
-def test_run_prints_too(run: Callable[..., Done], stand_in: str, tmp_path: Path, form: str) -> None:
+def test_run_prints_too(run: Run, stand_in: str, tmp_path: Path, form: str) -> None:
     words = ("--qemu", QEMU or stand_in, "--pmem", "64M", "--backend", str(tmp_path), form, "--", "-m", "1G")
     done = run("run", *words)
     assert (done.status, done.out) == (0, run("args", *words).out)

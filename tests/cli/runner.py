@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program as people call it, in this process: see the fixture `run`."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from emupmem.cli.main import main
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Done]
+"""Called with the words after `emupmem`, and stdin= (bytes) and terminal= (whether a person types it)."""
+
+
+class Terminal(io.TextIOWrapper):
+    """Standard input of a person."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def runner(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Calls `main`; words and standard input are afterwards what they were, whatever else a test patches."""
+
+    def call(*argv: str, stdin: bytes = b"", terminal: bool = False) -> Done:
+        before = sys.argv, sys.stdin
+        sys.argv = ["emupmem", *argv]
+        sys.stdin = (Terminal if terminal else io.TextIOWrapper)(io.BytesIO(stdin))
+        try:
+            with pytest.raises(SystemExit) as caught:
+                main()
+        finally:
+            sys.argv, sys.stdin = before
+        assert isinstance(caught.value.code, int)
+        return Done(caught.value.code, *capsys.readouterr())
+
+    return call
