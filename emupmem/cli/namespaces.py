@@ -67,7 +67,7 @@ def _rebind(session: Session, wanted: str, at_boot: bool) -> None:
             ramdax.require_at_boot(machine)
         if steps or session.dry_run:
             question = f"All content of the reserved ranges is lost. Give them to {wanted}?"
-            _carry_out_steps(session, steps, question)
+            session.preview_or_ask(_lines(steps), question)
         if not session.dry_run:
             session.changing()
             if steps:
@@ -161,7 +161,7 @@ def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], questio
         machine, result = session.machine, session.result
         with lock.change_lock(machine):
             steps = plan(machine)
-            _carry_out_steps(session, steps, question)
+            session.preview_or_ask(_lines(steps), question)
             before = {n for r in ramdax.regions(machine) for n in r.namespaces}
             if not session.dry_run:
                 ramdax.run(machine, steps)
@@ -190,11 +190,6 @@ def _seen_after(session: Session) -> tuple[RamdaxRegion, ...] | None:
         return None
 
 
-def _carry_out_steps(session: Session, steps: Sequence[Step], question: str) -> None:
-    """Show what would be done and ask; the caller does it."""
-    session.changing()
-    if session.dry_run:
-        for step in steps:
-            say(f"  {step if isinstance(step, Write) else shlex.join(step.argv)}")
-    else:
-        session.confirm(question)
+def _lines(steps: Sequence[Step]) -> list[str]:
+    """What is done in each step, as typed in a shell."""
+    return [str(s) if isinstance(s, Write) else shlex.join(s.argv) for s in steps]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import Annotated
@@ -14,7 +14,7 @@ import typer
 from emupmem.cli.options import EPILOG, DryRun, Json, Yes
 from emupmem.cli.output import Exit, one_line, say, size_of, usage
 from emupmem.cli.session import Session
-from emupmem.model import Command, EmupmemError
+from emupmem.model import EmupmemError
 from emupmem.nvdimm import create as nvdimm_create
 from emupmem.nvdimm import goal as nvdimm_goal
 from emupmem.nvdimm import ipmctl
@@ -134,7 +134,7 @@ def goal(
             }
             if plan.state == "needed" and (session.dry_run or session.yes):
                 say(plan.loss)
-            _carry_out_or_ask(session, plan.commands, plan.question)
+            session.preview_or_ask((shlex.join(c.argv) for c in plan.commands), plan.question)
             if not session.dry_run:
                 with lock.change_lock(machine):
                     plan, made = _next_step(machine, plan)
@@ -253,7 +253,7 @@ def _change(
     machine = session.machine
     plan = planned(machine)
     session.result["commands"] = [c.argv for c in plan.commands]
-    _carry_out_or_ask(session, plan.commands, plan.question)
+    session.preview_or_ask((shlex.join(c.argv) for c in plan.commands), plan.question)
     if session.dry_run:
         return None
     with lock.change_lock(machine):
@@ -263,13 +263,3 @@ def _change(
         one = carry_out(machine, again)
     session.result["changed"] = True
     return one
-
-
-def _carry_out_or_ask(session: Session, commands: Sequence[Command], question: str) -> None:
-    """Show what would be done, or ask where something is lost; the caller does it."""
-    session.changing()
-    if session.dry_run:
-        for command in commands:
-            say(f"  {shlex.join(command.argv)}")
-    elif question:
-        session.confirm(question)

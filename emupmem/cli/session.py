@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -12,16 +12,21 @@ from typing import Any, NoReturn
 import typer
 
 from emupmem.cli import stdio
-from emupmem.cli.output import Exit, as_typed, ask, one_line, print_json
+from emupmem.cli.output import Exit, as_typed, ask, one_line, print_json, say
 from emupmem.model import EmupmemError
 from emupmem.system import machine as system_machine
 
 
-def root_machine(what: str) -> system_machine.Machine:
-    """The running machine. Raises EmupmemError where we are not root; `what` is what needs it."""
-    machine = system_machine.Machine()
+def require_root(machine: system_machine.Machine, what: str) -> None:
+    """Raise EmupmemError where we are not root; `what` is what needs it."""
     if not machine.is_root:
         raise EmupmemError(f"{what} and needs root", f"sudo {shlex.join(as_typed())}")
+
+
+def root_machine(what: str) -> system_machine.Machine:
+    """The running machine. Raises EmupmemError, as `require_root`."""
+    machine = system_machine.Machine()
+    require_root(machine, what)
     return machine
 
 
@@ -54,6 +59,15 @@ class Session:
         """Ask, unless --yes answers. Raises EmupmemError for every answer but yes."""
         if not self.yes:
             ask(question)
+
+    def preview_or_ask(self, steps: Iterable[str], question: str) -> None:
+        """Show what would be done, or ask where something is lost (no question: nothing is); the caller does it."""
+        self.changing()
+        if self.dry_run:
+            for step in steps:
+                say(f"  {step}")
+        elif question:
+            self.confirm(question)
 
     def finish(self, status: Exit) -> NoReturn:
         """End the command."""

@@ -11,8 +11,8 @@ from typing import Any
 from emupmem.boot.foreign import Refused
 from emupmem.cli import render
 from emupmem.cli.options import Count, From, Json, MinFree, Node, Offset, Size, Source, SourceOption
-from emupmem.cli.output import as_typed, one_line, print_json, say, usage
-from emupmem.cli.session import Session
+from emupmem.cli.output import one_line, print_json, say, usage
+from emupmem.cli.session import Session, require_root
 from emupmem.model import EmupmemError, Request
 from emupmem.planner import plan
 from emupmem.planner import situation as planner_situation
@@ -183,10 +183,8 @@ def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log
             usage("--root / is this machine: leave --root and --from away")
         if not machine.live and needs_log and from_ is None:
             usage("--root needs --from: the boot log of the machine that the tree belongs to")
-    if machine.live and changes and not machine.is_root:
-        raise EmupmemError(
-            "this changes the boot configuration and needs root", f"sudo {shlex.join(as_typed())}"
-        )
+    if machine.live and changes:
+        require_root(machine, "this changes the boot configuration")
     return machine
 
 
