@@ -27,7 +27,7 @@ TWICE = """
 Command Device Dimm Kind Namespace Options Outcome Plan Proof Reader Region Steps Variable Wish
 at_boot boot_mount carry_out check choose create destroy find generator grubenv grubenv_name judge
 ladder left_over limine look menu mount of_machine plan problems program prove randomisation read
-refusal refuse refuse_if_used regions restore run save sync_folder text umount unified verify
+refusal refuse refuse_if_used regions restore run save text umount unified verify
 version words_of
 """
 """Public names that stand in two modules. Take one away when it is gone; no new one comes in."""

@@ -22,8 +22,9 @@ class _Shown(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):  # a change that was made is no error because of its log
-            self._learn(machine.Machine())
-            self._learn(getattr(record, "machine", None) or machine.Machine())
+            for here in (machine.Machine(), getattr(record, "machine", None)):
+                if here is not None:
+                    self._learn(here)
             say(self._masked(record.getMessage()).replace("\n", "\\x0a").replace("\t", "\\x09"))
 
     def _learn(self, here: machine.Machine) -> None:

@@ -96,7 +96,6 @@ Line = Annotated[bool, typer.Option("--print", help="Print one line for a shell.
 Libvirt = Annotated[bool, typer.Option("--libvirt", help="Print a domain for libvirt.")]
 ReadConfig = Annotated[bool, typer.Option("--readconfig", help="Print a file for -readconfig.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, its argv a list of words.")]
-QEMU = "qemu-system-x86_64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ class Asked:
     persistence: PersistenceOption = None
     machine: MachineOption = None
     ram: Ram = None
-    qemu: Qemu = QEMU
+    qemu: Qemu = vm_backend.PROGRAM
     shared_backend: Shared = False
     as_line: Line = False
     libvirt: Libvirt = False

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from emupmem.model import EmupmemError
 from emupmem.system import log
+from emupmem.system.files import sync_folder
 
 ATTRIBUTE = "user.emupmem"
 SIDECAR = ".emupmem"
@@ -50,14 +51,6 @@ def read_sidecar(path: Path) -> tuple[str, ...]:
         return tuple(path.read_text("ascii", "replace").split("\n")[:-1])
     except OSError:
         return ()
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def known_checksum(path: Path, image: int) -> tuple[str, ...]:

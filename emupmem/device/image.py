@@ -26,7 +26,6 @@ from emupmem.device.checksum import (
     digest_of,
     known_checksum,
     read_sidecar,
-    sync_folder,
     unverified_error,
     write_sidecar,
 )
@@ -52,7 +51,7 @@ from emupmem.device.freeze import frozen
 from emupmem.model import MIB, Busy, EmupmemError
 from emupmem.system import log
 from emupmem.system.errors import os_failures
-from emupmem.system.files import refuse_kernel_folder
+from emupmem.system.files import refuse_kernel_folder, sync_folder
 from emupmem.system.machine import Machine
 from emupmem.units import human
 

@@ -2,7 +2,7 @@
 """Content kept on purpose: saved at an orderly shutdown, brought back at the next start.
 
 RAM forgets at every power cycle, so the content of a device that shall be kept lives in an image (see
-`snapshot`) on a disk. The unit saves it when it is stopped and brings it back before it mounts. A device
+`image`) on a disk. The unit saves it when it is stopped and brings it back before it mounts. A device
 whose image could not be brought back is never saved over that image: a note under /run tells which
 devices hold what belongs to their image in this boot.
 """

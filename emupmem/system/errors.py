@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from emupmem.model import EmupmemError
 
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+
 
 @contextlib.contextmanager
 def os_failures(what: str) -> Iterator[None]:
@@ -17,8 +19,7 @@ def os_failures(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        hints = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
-        raise EmupmemError(f"{what}: {exc.strerror}", hints.get(exc.errno or 0, "")) from exc
+        raise EmupmemError(f"{what}: {exc.strerror}", _FULL.get(exc.errno or 0, "")) from exc
 
 
 def sudo_hint(exc: OSError) -> str:
@@ -26,9 +27,7 @@ def sudo_hint(exc: OSError) -> str:
 
 
 def write_hint(exc: OSError) -> str:
-    hints = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the quota is used up",
+    hints = _FULL | {
         errno.EROFS: "the file system is read-only",
         errno.EBUSY: "the file is a mount point of its own",
     }
