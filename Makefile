@@ -19,13 +19,13 @@ help: ## Show this help
 demo: $(STAMP) ## Show the main job in a throw-away virtual machine (no risk for this one)
 	$(BIN)/python -m tests.vm.demo
 
-test: $(STAMP) lint ## Every test, the virtual machines included: about 25 minutes
+test: $(STAMP) lint ## Every test, the virtual machines included: about 35 minutes
 	$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests
 
 fuzz: $(STAMP) ## Fuzz all that reads what others wrote, with new inputs each time (MINUTES=60 for longer)
 	nice -n $(NICE) $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
-check: $(STAMP) lint ## The quick inner loop, under a minute: lint, types, unit tests
+check: $(STAMP) lint ## The quick inner loop, about two minutes: lint, types, unit tests
 	$(BIN)/pytest -n 2 --dist worksteal --quick tests
 
 bench: $(STAMP) ## Measure: start-up, parser, planner, apply; in a guest: DAX, save, restore

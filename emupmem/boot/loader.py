@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot loaders: what each machine boots with, what its next start will tell the kernel, and how to change that.
 
-GRUB with a grub.cfg by grub-mkconfig is the case that `change` handles itself (`of` gives None for it). Each
+GRUB with a grub.cfg by grub-mkconfig is the case that `prepare` handles itself (`detect.of` gives None for it). Each
 other way is one `Loader`: it reads how the next start stands, and gives the edits and commands of a change
-as data; the transaction in `change` carries them out, reads everything again and judges it.
+as data; the transaction carries them out, reads everything again and judges it.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def menu(machine: Machine) -> str:
 
 
 def _refuse_loader(machine: Machine) -> tuple[str, ...]:
-    """The boot loader that started this kernel, by the mark that GRUB leaves (`detect` knows those of others)."""
+    """The boot loader that started this kernel, by the mark that GRUB leaves (`owner` knows those of others)."""
     if "BOOT_IMAGE=" not in machine.peek("/proc/cmdline"):
         raise EmupmemError(
             "GRUB did not start this kernel (no BOOT_IMAGE= in /proc/cmdline): "

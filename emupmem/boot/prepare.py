@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Apply and remove: what to change (computed first, shown, proven) and the one transaction that does it.
+"""Apply and remove: what to change, computed first; the transaction does it after it is shown.
 
 At every moment the machine boots either its old or its new configuration: files are replaced by
 rename, grub.cfg is set aside before the generator (which writes it in place) runs, and whatever

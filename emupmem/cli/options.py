@@ -36,25 +36,15 @@ class Variable(StrEnum):
 Size = Annotated[
     str | None, typer.Option("--size", metavar="SIZE", help="Size of each device, as 16G or 512M.")
 ]
-
-
 Count = Annotated[int, typer.Option("--count", metavar="N", help="How many devices, 1 to 4.")]
-
-
 Offset = Annotated[
     str | None,
     typer.Option("--offset", metavar="ADDR", help="Where the first begins, as 4G; else the lowest place."),
 ]
-
-
 MinFree = Annotated[
     str, typer.Option("--min-free", metavar="SIZE", help="RAM that must stay for the system.")
 ]
-
-
 Node = Annotated[int | None, typer.Option("--numa-node", metavar="N", help="Reserve on this NUMA node only.")]
-
-
 From = Annotated[
     str | None,
     typer.Option(
@@ -63,13 +53,9 @@ From = Annotated[
         help="Plan from a saved boot log or an archive of emupmem collect (- for standard input), not this machine.",
     ),
 ]
-
-
 SourceOption = Annotated[
     Source, typer.Option("--source", help="Where to read the memory map of this machine.")
 ]
-
-
 EPILOG = (
     "Exit status: 0 as planned; 1 error; 2 wrong usage; 3 not as planned "
     "(a check failed, a reboot is pending, or --check found that something would change)."
@@ -84,14 +70,8 @@ class FileSystem(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")]
-
-
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]
-
-
 Root = Annotated[
     Path | None,
     typer.Option(
@@ -101,18 +81,12 @@ Root = Annotated[
         "where it finds no programs and can change nothing.",
     ),
 ]
-
-
 Fs = Annotated[
     FileSystem | None, typer.Option("--fs", help="The file system; ext4 unless the device holds another.")
 ]
-
-
 Owner = Annotated[
     str, typer.Option("--owner", metavar="USER[:GROUP]", help="Whose the mounted folder shall be.")
 ]
-
-
 Permissions = Annotated[
     str, typer.Option("--mode", metavar="MODE", help="Permissions of the mounted folder, as 0755.")
 ]

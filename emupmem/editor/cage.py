@@ -221,9 +221,8 @@ def _enter(plan: CagePlan) -> None:
     rules = landlock_rules(plan) if _wants_landlock(plan) else None
     if root:
         become_nobody()
-        if (
-            plan.way is Way.NAMESPACES
-        ):  # its limit of tasks then counts its own alone (Linux 5.14); not a must
+        if plan.way is Way.NAMESPACES:
+            # Its limit of tasks then counts its own alone (Linux 5.14); not a must.
             LIBC.unshare(NEW_USER)
     die_with_parent()  # again: a change of user ends it
     checked_call(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")

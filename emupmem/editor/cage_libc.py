@@ -7,8 +7,6 @@ import ctypes
 import os
 import signal
 
-# --- calls of the kernel -----------------------------------------------------------------------------------
-
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 _PR_SET_PDEATHSIG = 1

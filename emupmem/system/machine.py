@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one impure module: every open, subprocess, rename, /proc and /sys of the program is here.
+"""A machine as it is: its files read, its programs run. Writing is in the other modules of this package.
 
 A `Machine` is a root directory. `/` is the machine we run on; any other directory is a tree of
 another machine, where symbolic links are resolved inside the tree and nothing is executed.

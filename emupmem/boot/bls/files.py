@@ -14,7 +14,7 @@ BOOT_FOLDERS = ("/efi", "/boot/efi", "/boot")
 """Where an EFI system partition or an extended boot partition is mounted (bootctl(1))."""
 
 TRIAL_ENTRY = "emupmem-trial.conf"
-"""The entry of a trial boot (see `oneshot`): no one of those that a change is about."""
+"""The entry of a trial boot (see `systemd_boot`): no one of those that a change is about."""
 
 
 # Entries of the Boot Loader Specification ------------------------------------------------------------

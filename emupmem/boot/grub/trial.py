@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trial boot: one extra entry in GRUB's menu (or systemd-boot's: see `oneshot`), chosen for one start.
+"""A trial boot: one extra entry in GRUB's menu (or systemd-boot's: see `systemd_boot`), chosen for one start.
 
 Nothing is permanent.
 
