@@ -7,50 +7,26 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from emupmem.boot.elsewhere import Elsewhere
-from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.boot.loader import Loader, Standing, Steps
 from emupmem.device.unit import NO_CHANGE, UnitChange
-from emupmem.editor import text
 from emupmem.model import FileEdit, Plan
-
-OUR_WORDS = ("nokaslr",)
-"""Words beside memmap= that apply adds when asked to."""
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How apply should go about it."""
-
-    variable: str = text.LINUX
-    add: bool = False
-    replace: bool = False
-    nokaslr: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Change:
-    """A new text for /etc/default/grub and what the boot menu must carry afterwards.
+    """What `by` does to come from `before` to `steps.wanted`, and the unit that mounts.
 
-    `normal` and `recovery` are the items (`1G!4G`) of the normal and the recovery entries.
-    `regenerate` says that the menu is not what the (unchanged) defaults ask for. `edits` are other
-    files that change with it, `trial` the words that the entry for a trial boot adds (empty: there must be none).
-    `elsewhere` is set where another loader than GRUB with grub-mkconfig starts the machine: then `edits` are
-    all files that emupmem itself writes.
+    `plan` is there where a new reservation was planned; `warnings` are for the person who is asked.
     """
 
-    before: bytes
-    after: bytes
-    normal: tuple[str, ...]
-    recovery: tuple[str, ...]
+    by: Loader
+    before: Standing
+    steps: Steps
     plan: Plan | None = None
     warnings: tuple[str, ...] = ()
-    regenerate: bool = False
     unit: UnitChange = NO_CHANGE
-    edits: tuple[FileEdit, ...] = ()
-    trial: tuple[str, ...] = ()
-    elsewhere: Elsewhere | None = None
 
     @property
     def needed(self) -> bool:
@@ -58,16 +34,34 @@ class Change:
 
     @property
     def boot_needed(self) -> bool:
-        """Whether GRUB's side changes; the unit that mounts may change alone."""
-        runs = self.elsewhere is not None and bool(self.elsewhere.steps.commands)
-        changed = any(e.before != e.after for e in self.edits)
-        return self.before != self.after or self.regenerate or changed or runs
+        """Whether the loader's side changes; the unit that mounts may change alone."""
+        steps = self.steps
+        return bool(steps.changed or steps.commands or steps.unfinished or self.chooses)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a trial is chosen for the next start, or its choice is taken back."""
+        return self.before.chosen != bool(self.steps.wanted.trial)
+
+    @property
+    def edits(self) -> tuple[FileEdit, ...]:
+        return self.steps.edits
+
+    @property
+    def normal(self) -> tuple[str, ...]:
+        """Our items in the normal entries afterwards."""
+        return self.steps.wanted.items
+
+    @property
+    def trial(self) -> tuple[str, ...]:
+        """The words that the entry for a trial boot adds, empty where there is none."""
+        return self.steps.wanted.trial
 
     @property
     def diff(self) -> str:
         """A unified diff, empty when the texts stay as they are."""
-        others = "".join(unified(e.before or b"", e.after or b"", e.name) for e in self.edits)
-        return unified(self.before, self.after) + others + self.unit.diff
+        edits = "".join(unified(e.before or b"", e.after or b"", e.name) for e in self.edits)
+        return edits + self.unit.diff
 
     @property
     def memmap(self) -> str:
@@ -93,7 +87,7 @@ class Outcome:
     problem: str = ""
 
 
-def unified(before: bytes, after: bytes, name: str = GRUB_DEFAULT) -> str:
+def unified(before: bytes, after: bytes, name: str) -> str:
     """The unified diff of two versions of a file."""
     old, new = (t.decode("utf-8", "backslashreplace").splitlines(keepends=True) for t in (before, after))
     lines = difflib.unified_diff(old, new, name, name)

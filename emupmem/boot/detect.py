@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from emupmem.boot import owner
 from emupmem.boot.bls.files import entry_files
 from emupmem.boot.efi import loader_name
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import grub_reads_bls
+from emupmem.boot.grub.loader import Grub
 from emupmem.boot.grub_bls import GrubBls
 from emupmem.boot.loader import Loader, Owned
 from emupmem.boot.rpm_ostree import RpmOstree
@@ -14,10 +16,8 @@ from emupmem.boot.systemd_boot import SdBootUtil, SystemdBoot
 from emupmem.system.machine import Machine
 
 
-def of(machine: Machine) -> Loader | None:
-    """What starts the machine, None for GRUB with a menu by grub-mkconfig (and where nothing is to be seen)."""
-    from emupmem.boot import owner
-
+def of(machine: Machine) -> Loader:
+    """What starts the machine: GRUB with a menu by grub-mkconfig where nothing else is to be seen."""
     if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
         return RpmOstree()
     by = owner.owner(machine)
@@ -32,4 +32,4 @@ def of(machine: Machine) -> Loader | None:
         return GrubBls()
     if entries and not machine.running and not machine.exists(environment.grub_cfg(machine)):
         return SystemdBoot()
-    return None
+    return Grub()

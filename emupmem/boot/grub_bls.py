@@ -8,10 +8,19 @@ from collections.abc import Sequence
 from emupmem.boot.bls import text as bls_text
 from emupmem.boot.bls.entries import bls_entry, default_entry_of, no_entries_error
 from emupmem.boot.bls.files import entry_files, entry_text, real_edits
-from emupmem.boot.bls.sources import KERNEL_CMDLINE, source_edits, torn_files
+from emupmem.boot.bls.sources import (
+    KERNEL_CMDLINE,
+    source_edits,
+    sources_or_entries,
+    torn_files,
+    written_files,
+)
+from emupmem.boot.grub import defaults as grub_defaults
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
-from emupmem.boot.loader import Loader, Standing, Steps
+from emupmem.boot.loader import Loader, Standing, Steps, Wanted
+from emupmem.editor import defaults
+from emupmem.editor import text as editor_text
 from emupmem.model import UNCHANGED, Command, CommandLine, EmupmemError, FileEdit
 from emupmem.system.machine import Machine
 
@@ -47,10 +56,14 @@ class GrubBls(Loader):
         items = tuple(i.text for i in default.command_line.reservations) if default is not None else ()
         return Standing(items, "the boot entries", "/boot/loader/entries", tuple(entries), default)
 
-    def steps(
-        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
-    ) -> Steps:
-        standing = self.standing(machine)
+    def sources(self, machine: Machine) -> tuple[str, ...]:
+        return sources_or_entries(machine)
+
+    def files(self, machine: Machine) -> tuple[str, ...]:
+        return (*written_files(machine), environment.grubenv_name(machine))
+
+    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+        standing, items, extra, drop = self.standing(machine), wanted.items, wanted.add, wanted.drop
         files, env = entry_files(machine, self.folders), environment.grubenv_name(machine)
         torn = (*torn_files(machine, files), *([env] if environment.torn_grubenv(machine) else []))
         edits = [*self._defaults(machine, items, extra, drop)]
@@ -59,10 +72,19 @@ class GrubBls(Loader):
         edits += source or [FileEdit(KERNEL_CMDLINE, None, None)]
         wrong = [e for e in standing.entries if self._differs(e.command_line, items, extra, drop)]
         if not wrong:
-            return Steps(real_edits(edits), torn=torn)
+            return Steps(wanted, real_edits(edits), torn=torn, remembered=extra)
         # It writes both files as well, the second one's first line only: afterwards they are as they should be.
         command = self._grubby(machine, standing, items, extra, drop)
-        return Steps(tuple(edits), (command,), (*files, env), torn=torn)
+        rewritten = tuple(e.name for e in edits)
+        return Steps(
+            wanted,
+            tuple(edits),
+            (command,),
+            (*files, env),
+            torn=torn,
+            rewritten=rewritten,
+            remembered=extra,
+        )
 
     def _new_kernels(self, machine: Machine, standing: Standing) -> str:
         """The words of the default entry without those that TuneD adds to each entry by itself."""
@@ -85,10 +107,6 @@ class GrubBls(Loader):
         self, machine: Machine, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
     ) -> list[FileEdit]:
         """What grub2-mkconfig --update-bls-cmdline, and on RHEL 8 any grub2-mkconfig, would write over the entries."""
-        from emupmem.boot.grub import defaults as grub_defaults
-        from emupmem.editor import defaults
-        from emupmem.editor import text as editor_text
-
         before = machine.read(GRUB_DEFAULT)
         if before is None:
             return []

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 
 from emupmem.boot import entry as boot_entry
-from emupmem.boot.grub import environment, menu
 from emupmem.model import CommandLine, KernelRelease, ModuleState, Presence
 from emupmem.parser.bootlog import kernel_release
 from emupmem.system.machine import Machine
@@ -27,14 +26,6 @@ class Target:
     def kernel(self) -> KernelRelease | None:
         """The version, of the release alone where there is no banner."""
         return self.version or kernel_release(self.release)
-
-
-def target_kernel(machine: Machine, cfg: str) -> Target | None:
-    """The kernel of the default entry of a grub.cfg, None where that cannot be told."""
-    entry = menu.default_entry(cfg, environment.grubenv(machine))
-    if entry is None:
-        entry = next((e for e in menu.entries(cfg) if e.ours and not e.recovery), None)
-    return kernel_of(machine, entry) if entry is not None else None
 
 
 def kernel_of(machine: Machine, entry: boot_entry.BootEntry) -> Target:

@@ -1,27 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot loaders: what each machine boots with, what its next start will tell the kernel, and how to change that.
 
-GRUB with a grub.cfg by grub-mkconfig is the case that `prepare` handles itself (`detect.of` gives None for it). Each
-other way is one `Loader`: it reads how the next start stands, and gives the edits and commands of a change
-as data; the transaction carries them out, reads everything again and judges it.
+Each way is one `Loader`: it reads how the next start stands, and gives the edits and commands of a change as
+data. `prepare` decides what is wanted, `transaction` carries it out, has everything read again and judged, or
+puts all back. To add a loader: one file with its class, and one line in `detect`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from emupmem.boot import entry as boot_entry
 from emupmem.boot.bls import text
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import PLACEHOLDER, Owner, Refused, RefusedRemoval
+from emupmem.editor import text as editor_text
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
 from emupmem.system.machine import Machine
 
 PROGRAMS = ("grubby", "sdbootutil", "rpm-ostree", "kernel-install", "bootctl")
 """What the loaders here look for, or run."""
+
+OUR_WORDS = ("nokaslr",)
+"""Words beside memmap= that apply adds when asked to."""
+
+Check = Callable[[Machine], tuple[str, ...]]
+"""Raises EmupmemError for what apply must not touch, gives warnings for what could not be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How apply should go about it. `variable` is the one of GRUB's that is to hold the reservation."""
+
+    variable: str = editor_text.LINUX
+    add: bool = False
+    replace: bool = False
+    nokaslr: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,9 @@ class Standing:
     where the entries lie, `default` the one that boots by itself, None where that cannot be told. `trial` are the
     words of the entry for a trial boot, which is not among `entries`; `chosen` says that the next start takes it.
     `notes` are for a person who changes it.
+
+    `places` are set where our items can be in more than one place: each with its items. `source` is what the next
+    start's words will be once the entries are made anew from their source; None where they are the source.
     """
 
     items: tuple[str, ...]
@@ -42,54 +62,192 @@ class Standing:
     trial: tuple[str, ...] = ()
     chosen: bool = False
     notes: tuple[str, ...] = ()
+    places: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    source: CommandLine | None = None
 
     @property
     def line(self) -> CommandLine | None:
-        """The words of the entry that boots by default."""
+        """The words of the next start by default, None where they cannot be told."""
+        if self.source is not None:
+            return self.source
         return self.default.command_line if self.default is not None else None
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """A change as data: files to write, then programs to run; `undo` takes back what those did.
+class NextStart:
+    """What `verify` judges of the next start: our items in the source, what was made of it, the files of that.
 
-    `owned` are files that the programs write or make: kept before they run, and put back when something goes
-    wrong. Of these, and of what a program writes after us, an edit may be one that changes nothing. `torn` are
-    files that a run which was killed left half-written: first of all their whole copy takes their place.
+    `configured` is None where the source could not be read, `recovery` are the items of recovery entries, `whole`
+    says that the menu is written to its end.
     """
 
+    configured: tuple[str, ...] | None
+    recovery: tuple[str, ...]
+    where: str
+    entries: tuple[BootEntry, ...] | None
+    menu: str
+    files: tuple[str, ...]
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The entry of a trial boot: the file that makes it, the words it adds, where a confirm is to put them.
+
+    `chosen` says that the next start takes it, `starts` that it is in the menu and its kernel is there.
+    """
+
+    file: str
+    words: tuple[str, ...]
+    chosen: bool
+    starts: bool
+    variable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the next start should be told: exactly our `items`, words to `add` and to `drop` beside them.
+
+    `recovery` are the items of recovery entries, None where they are the same. `trial` are the words that the
+    entry for a trial boot adds (empty: there must be no such entry). `variable` is one of GRUB's.
+    """
+
+    items: tuple[str, ...] = ()
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    recovery: tuple[str, ...] | None = None
+    trial: tuple[str, ...] = ()
+    variable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A change as data: files to write, then programs to run; `wanted` is what they come to.
+
+    An edit may be one that changes nothing: then the file is only watched. All files here are kept before the
+    programs run, and put back when something goes wrong:
+
+    - `menus` are what boots now and what a program makes anew, in place: put back first of all;
+    - `owned` are files that programs write or make besides;
+    - `rewritten` are edited files that a program writes as well: they are made as planned when it has run;
+    - `torn` are files that a run which was killed left half-written: their whole copy takes their place.
+
+    `undo` takes back what programs did beside writing files, `refresh` has copies made of what was put back.
+    `unfinished` says that something is to be done though no file changes. `recorded` are edited files whose new
+    text is kept for a later removal, `remembered` words that are. `language` is the locale of the programs.
+    """
+
+    wanted: Wanted = Wanted()
     edits: tuple[FileEdit, ...] = ()
     commands: tuple[Command, ...] = ()
     owned: tuple[str, ...] = ()
     undo: tuple[Command, ...] = ()
     torn: tuple[str, ...] = ()
+    menus: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
+    refresh: tuple[Command, ...] = ()
+    recorded: tuple[str, ...] = ()
+    remembered: tuple[str, ...] = ()
+    unfinished: bool = False
+    notes: tuple[str, ...] = ()
+    language: str = "C"
+
+    @property
+    def changed(self) -> tuple[FileEdit, ...]:
+        """The edits that change something."""
+        return tuple(e for e in self.edits if e.before != e.after)
 
 
 class Loader(ABC):
     """One way to tell the kernel of the next start what to reserve.
 
-    `title` names it, `back` tells how to start without the reservation by hand.
+    `title` names it, `back` tells how to start without the reservation by hand, `menu_in_tree` what makes the
+    menu anew on the machine whose tree was edited, `by_hand` what to do where not all could be put back.
     """
 
     title: str
     back: str
+    menu_in_tree: str = ""
+    by_hand: str = "look at {menu}"
+
+    # How it stands -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def standing(self, machine: Machine) -> Standing:
         """How the next start stands. Raises EmupmemError where that cannot be read."""
 
-    @abstractmethod
-    def steps(
-        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
-    ) -> Steps:
-        """What makes our items exactly `items`, with `extra` words added and `drop` words taken away.
+    def line(self, machine: Machine) -> CommandLine:
+        """The kernel command line of the next start. Raises EmupmemError where it cannot be told."""
+        now = self.standing(machine)
+        if now.line is None:
+            raise EmupmemError(f"which entry of {now.menu} boots by default cannot be told")
+        return now.line
 
-        Nothing in it where all is so already. Raises EmupmemError.
-        """
+    def next_start(self, machine: Machine, unseen: list[tuple[str, str]]) -> NextStart:
+        """The same for a verdict: what cannot be read goes to `unseen`, as (rung, reason)."""
+        try:
+            now = self.standing(machine)
+        except EmupmemError as exc:
+            unseen += [("configured", exc.message), ("generated", exc.message)]
+            return NextStart(None, (), self.title, None, self.title, ())
+        return NextStart(now.items, now.items, now.where, now.entries, now.menu, self.sources(machine))
+
+    def sources(self, machine: Machine) -> tuple[str, ...]:
+        """The files whose times tell when the next start was changed."""
+        return ()
+
+    def target(self, machine: Machine) -> BootEntry | None:
+        """The entry that boots next, None where that cannot be told."""
+        try:
+            return self.standing(machine).default
+        except EmupmemError:
+            return None
+
+    def trial(self, machine: Machine) -> Trial | None:
+        """The trial that is set up, None where there is none."""
+        return None
+
+    def seen(self, machine: Machine, name: str) -> str:
+        """The loader and its menu in one line; `name` is what it calls itself, as far as that is known."""
+        try:
+            now = self.standing(machine)
+        except EmupmemError as exc:
+            return f"{name or self.title}: {exc.message}"
+        count = sum(1 for e in now.entries if e.ours)
+        return (
+            f"{name or self.title}, {count} entr{'ies' if count != 1 else 'y'} of this system in {now.menu}"
+        )
+
+    # Whether it may be changed -------------------------------------------------------------------------------
 
     @abstractmethod
     def refuse(self, machine: Machine) -> None:
         """Raise EmupmemError where this way is not open on the machine."""
+
+    def checks(self, machine: Machine) -> dict[str, Check]:
+        """The checks before a change, by name."""
+        return {"loader": self._check}
+
+    def _check(self, machine: Machine) -> tuple[str, ...]:
+        self.refuse(machine)
+        try:
+            self.standing(machine)
+        except EmupmemError:
+            if machine.running and not machine.is_root:
+                return ()  # a dry run without root
+            raise
+        return ()
+
+    def refuse_apply(self, machine: Machine, now: Standing, options: Options) -> None:
+        """Raise EmupmemError for what must not be joined with a new reservation, and for options of others."""
+        if options.variable != editor_text.LINUX:
+            raise EmupmemError(
+                f"--variable names a variable of GRUB's, and {self.title} starts this machine",
+                "leave it away",
+            )
+
+    def refuse_removal(self, machine: Machine) -> None:  # noqa: B027 (most loaders refuse none)
+        """Raise EmupmemError where a reservation must not be given back here."""
 
     def refuse_trial(self, machine: Machine) -> None:
         """Raise EmupmemError where a trial boot is not possible."""
@@ -97,6 +255,73 @@ class Loader(ABC):
             f"a trial is not known for {self.title}, which starts this machine",
             "apply without --trial; " + self.back.format(memmap="memmap=…") + " goes back",
         )
+
+    def refuse_kexec(self, machine: Machine) -> None:
+        """Raise EmupmemError where a trial by kexec is not possible."""
+        raise EmupmemError("a trial by kexec reads GRUB's menu", "--trial without kexec, or no trial here")
+
+    # What a change is ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+        """What makes the next start as wanted, and takes the entry of a trial away.
+
+        Nothing in it where all is so already. Raises EmupmemError.
+        """
+
+    def settle(self, machine: Machine, now: Standing) -> Steps:
+        """What is left to do without another reservation: an unfinished run, a trial that is given up."""
+        return self.steps(machine, Wanted(now.items))
+
+    def trial_steps(self, machine: Machine, now: Standing, wanted: Wanted) -> Steps:
+        """What makes the entry of a trial with the words `wanted.trial`. Raises EmupmemError."""
+        self.refuse_trial(machine)
+        raise NotImplementedError
+
+    def files(self, machine: Machine) -> tuple[str, ...]:
+        """Files that a change may write, whatever this one does: what a killed run left is beside them."""
+        return ()
+
+    # While it is carried out ---------------------------------------------------------------------------------
+
+    def chosen(self, machine: Machine) -> bool:
+        """Whether the next start takes the entry of a trial."""
+        return False
+
+    def choosing(self, wanted: bool) -> Command | None:
+        """The program that lets the next start be the trial, or not, as it is shown."""
+        return None
+
+    def choose(self, machine: Machine, wanted: bool) -> None:
+        """Let the next start be the trial, or not. Raises EmupmemError."""
+        step = self.choosing(wanted)
+        done = machine.run(step) if step is not None else None
+        if step is not None and done is not None and done.status:
+            raise EmupmemError(f"{step.argv[0]} failed with status {done.status}: {done.last_words}")
+
+    def prove(self, machine: Machine, before: Standing, steps: Steps) -> int:
+        """Read everything again; the number of entries that carry the reservation.
+
+        Raises EmupmemError where the entries are not as planned.
+        """
+        after = self.standing(machine)
+        wrong = problems(before, after, steps.wanted)
+        if not wrong and machine.live:
+            wrong = self.trial_problem(before, after, steps.wanted)
+        if wrong:
+            raise EmupmemError(f"the boot entries are not as planned: {wrong}")
+        return sum(1 for e in after.entries if e.ours and e.command_line.reservations)
+
+    def trial_problem(self, before: Standing, after: Standing, wanted: Wanted) -> str:
+        """What is wrong with the entry of the trial, empty where nothing is."""
+        if not wanted.trial:
+            return "the entry of the trial is still there" if after.trial else ""
+        words = (*(before.default.words if before.default is not None else ()), *wanted.trial)
+        return "" if after.trial == words else "the entry of the trial is not there, or has other words"
+
+    def done_by(self, steps: Steps) -> str:
+        """Who made the entries, for the report."""
+        return self.title
 
 
 class Owned(Loader):
@@ -110,9 +335,7 @@ class Owned(Loader):
     def standing(self, machine: Machine) -> Standing:
         raise Refused(self.by)
 
-    def steps(
-        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
-    ) -> Steps:
+    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
         raise Refused(self.by)
 
     def refuse(self, machine: Machine) -> None:
@@ -128,11 +351,9 @@ class Owned(Loader):
         raise RefusedRemoval(self.by, words)
 
 
-def problems(
-    before: Standing, after: Standing, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
-) -> str:
+def problems(before: Standing, after: Standing, wanted: Wanted) -> str:
     """What is wrong after a change, the first thing; empty where all entries are as planned and else as before."""
-    wrong = boot_entry.problems(after.entries, items, items)
+    wrong = boot_entry.problems(after.entries, wanted.items, wanted.items)
     if wrong:
         entry, why = wrong[0]
         return f"{after.menu}{f': {entry.ids[-1] or entry.title}' if entry else ''}: {why}"
@@ -141,12 +362,17 @@ def problems(
         was = old.get(entry.ids)
         if was is None:
             continue
-        wanted = [w for w in text.foreign_words(was.command_line) if not (was.ours and w in drop)]
-        wanted += [w for w in extra if was.ours and w not in wanted]
-        if sorted(text.foreign_words(entry.command_line)) != sorted(wanted):
+        words = [w for w in text.foreign_words(was.command_line) if not (was.ours and w in wanted.drop)]
+        words += [w for w in wanted.add if was.ours and w not in words]
+        if sorted(text.foreign_words(entry.command_line)) != sorted(words):
             return f"{after.menu}: {entry.ids[-1] or entry.title}: other words of it were changed"
         if entry.kernel != was.kernel:
             return f"{after.menu}: {entry.ids[-1] or entry.title}: it starts another kernel"
     if len(after.entries) < len(before.entries):
         return f"{after.menu}: entries are gone"
     return ""
+
+
+def taken_choice(other: str) -> tuple[str, ...]:
+    """The warning that somebody else's choice for the next start is lost."""
+    return (f"the next start was chosen to be “{other}”: the trial takes its place",) if other else ()

@@ -6,11 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from emupmem.boot import detect, foreign, loader
+from emupmem.boot import detect
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot.foreign import Refused
-from emupmem.boot.grub import environment
-from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.boot.loader import Check
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError, Plan, Presence
 from emupmem.planner import survey
@@ -53,25 +52,12 @@ def checks(machine: Machine) -> dict[str, Check]:
         "container": _refuse_container,
         "xen": _refuse_xen,
     }
-    other = detect.of(machine)
-    if other is not None:
-        own: dict[str, Check] = {"loader": lambda m: _refuse_other(m, other)}
-    else:
-        own = {"grub": _refuse_no_grub}
-        own |= (
-            {"loader": _refuse_loader, "menus": _refuse_two_menus, "copies": _copies}
-            if machine.running
-            else {}
-        )
     return {
         **(host if machine.running else {}),
-        **own,
+        **detect.of(machine).checks(machine),
         "kernel": _refuse_kernel,
         "modules": _refuse_modules,
     }
-
-
-Check = Callable[[Machine], tuple[str, ...]]
 
 
 def _refuse_processor(machine: Machine) -> tuple[str, ...]:
@@ -123,89 +109,10 @@ def container(machine: Machine) -> str:
     return kind
 
 
-def _refuse_other(machine: Machine, other: loader.Loader) -> tuple[str, ...]:
-    """What stands in the way of another loader than GRUB with grub-mkconfig."""
-    other.refuse(machine)
-    try:
-        other.standing(machine)
-    except EmupmemError:
-        if machine.running and not machine.is_root:
-            return ()  # a dry run without root
-        raise
-    return ()
-
-
-def _refuse_no_grub(machine: Machine) -> tuple[str, ...]:
-    if machine.read(GRUB_DEFAULT) is None:
-        raise EmupmemError(
-            f"there is no {GRUB_DEFAULT}: this machine is not started by a GRUB that grub-mkconfig sets up",
-            "emupmem changes such machines only; emupmem suggest tells the value to add by hand",
-        )
-    name = environment.grub_cfg(machine)
-    try:
-        data = machine.read(name)
-    except EmupmemError:
-        if machine.running and not machine.is_root:
-            return ()  # a dry run without root
-        raise
-    if data is None and machine.running:
-        raise EmupmemError(
-            f"there is no {name}: GRUB does not start this machine", "is another boot loader in use?"
-        )
-    return ()
-
-
-def menu(machine: Machine) -> str:
-    """The generated menu, empty where there is none or it is not ours to read."""
-    try:
-        data = machine.read(environment.grub_cfg(machine))
-    except EmupmemError:
-        return ""
-    return (data or b"").decode("utf-8", "surrogateescape")
-
-
-def _refuse_loader(machine: Machine) -> tuple[str, ...]:
-    """The boot loader that started this kernel, by the mark that GRUB leaves (`owner` knows those of others)."""
-    if "BOOT_IMAGE=" not in machine.peek("/proc/cmdline"):
-        raise EmupmemError(
-            "GRUB did not start this kernel (no BOOT_IMAGE= in /proc/cmdline): "
-            "another boot loader, a unified kernel image or a direct start did",
-            "what GRUB is told would not reach it; emupmem suggest tells the value to add by hand",
-        )
-    return ()
-
-
-def _refuse_two_menus(machine: Machine) -> tuple[str, ...]:
-    menus = environment.grub_cfgs(machine)
-    if len(menus) > 1:
-        raise EmupmemError(
-            f"there are two boot menus, {' and '.join(menus)}: which one starts this machine cannot be told",
-            "move the one that is not in use out of the way",
-        )
-    return ()
-
-
-def _copies(machine: Machine) -> tuple[str, ...]:
-    """Proxmox keeps copies of the menu, which its hook in grub-mkconfig makes (000_proxmox_boot_header)."""
-    if not machine.exists(foreign.PROXMOX_ESPS):
-        return ()
-    return (
-        "GRUB reads the copies of the menu that proxmox-boot-tool makes on other partitions: only the menu here "
-        "is checked, emupmem verify proves it after the reboot",
-    )
-
-
 def target(machine: Machine) -> boot_kernel.Target | None:
     """The kernel that boots by default, None where that cannot be told."""
-    other = detect.of(machine)
-    if other is not None:
-        try:
-            default = other.standing(machine).default
-        except EmupmemError:
-            return None
-        return boot_kernel.kernel_of(machine, default) if default is not None else None
-    cfg = menu(machine)
-    return boot_kernel.target_kernel(machine, cfg) if cfg else None
+    entry = detect.of(machine).target(machine)
+    return boot_kernel.kernel_of(machine, entry) if entry is not None else None
 
 
 def planned_for(machine: Machine, found: survey.Survey) -> survey.Survey:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from emupmem.boot.bls import text
+from emupmem.boot.bls.sources import sources_or_entries
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import BOOTC, Refused
-from emupmem.boot.loader import Loader, Standing, Steps
+from emupmem.boot.loader import Loader, Standing, Steps, Wanted
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, EmupmemError
 from emupmem.system.machine import Machine
@@ -41,20 +42,21 @@ class RpmOstree(Loader):
             raise EmupmemError(f"rpm-ostree kargs failed with status {done.status}: {done.last_words}")
         return lines[-1]  # versions before 2020 print a heading first
 
-    def steps(
-        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
-    ) -> Steps:
-        old = self._arguments(machine)
+    def sources(self, machine: Machine) -> tuple[str, ...]:
+        return sources_or_entries(machine)
+
+    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+        old, items, extra, drop = self._arguments(machine), wanted.items, wanted.add, wanted.drop
         new = text.reworked(old, items, extra, drop)
         text.prove(old, new, items, extra, drop)
         gone, added = _difference(text.raw_words(old), text.raw_words(new))
         if not gone and not added:
-            return Steps()
+            return Steps(wanted)
         return Steps(
-            (),
-            (_kargs(gone, added, "make a deployment with the new arguments"),),
-            (),
-            (_kargs(added, gone, "take that back"),),
+            wanted,
+            commands=(_kargs(gone, added, "make a deployment with the new arguments"),),
+            undo=(_kargs(added, gone, "take that back"),),
+            remembered=extra,
         )
 
     def refuse(self, machine: Machine) -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from emupmem.boot import efi
-from emupmem.boot.bls import entries as bls_entries
+from emupmem.boot import efi, owner, programs
 from emupmem.boot.bls import files as bls_files
 from emupmem.boot.bls import sources as bls_sources
 from emupmem.boot.bls import text as bls_text
@@ -37,11 +36,17 @@ from emupmem.boot.bls.files import (
     real_edits,
     trial_file,
 )
-from emupmem.boot.bls.sources import source_edits, source_items, torn_files
+from emupmem.boot.bls.sources import (
+    source_edits,
+    source_items,
+    sources_or_entries,
+    torn_files,
+    written_files,
+)
 from emupmem.boot.efi import SELECTED, efi_text
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import Refused
-from emupmem.boot.loader import Loader, Standing, Steps
+from emupmem.boot.loader import Loader, Standing, Steps, Trial, Wanted, taken_choice
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, EmupmemError, FileEdit
 from emupmem.system.machine import Machine
@@ -77,12 +82,14 @@ class SystemdBoot(Loader):
         chosen = trial_chosen(machine)
         return Standing(items, where, menu, tuple(entries), default, words, chosen, snapshots_kept(others))
 
-    def steps(
-        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
-    ) -> Steps:
-        from emupmem.boot import programs
+    def sources(self, machine: Machine) -> tuple[str, ...]:
+        return sources_or_entries(machine)
 
-        standing = self.standing(machine)
+    def files(self, machine: Machine) -> tuple[str, ...]:
+        return written_files(machine)
+
+    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+        standing, items, extra, drop = self.standing(machine), wanted.items, wanted.add, wanted.drop
         made = (
             standing.default.text
             if standing.default and programs.has_program(machine, "kernel-install")
@@ -97,8 +104,7 @@ class SystemdBoot(Loader):
             edits.append(edit_of(machine, name, after))
         trial = trial_file(machine)  # the last one: while it is there, a confirm can be finished
         edits += [FileEdit(trial, machine.read(trial), None)] if trial else []
-        forget = (FORGET_TRIAL,) if trial_chosen(machine) else ()
-        return Steps(real_edits(edits), forget, torn=torn_files(machine, ours))
+        return Steps(wanted, real_edits(edits), torn=torn_files(machine, ours), remembered=extra)
 
     def _ours(self, machine: Machine) -> list[str]:
         running = own_line(machine)
@@ -107,16 +113,25 @@ class SystemdBoot(Loader):
         ]
 
     def refuse(self, machine: Machine) -> None:
-        from emupmem.boot import owner
-
         if machine.running and efi_text(machine, SELECTED).endswith(".efi"):
             raise Refused(owner.unified(machine, started=True))
         if owner.boots_image(machine):
             raise Refused(owner.unified(machine, started=False))
 
     def refuse_trial(self, machine: Machine) -> None:
-
         refuse_trial(machine)
+
+    def trial(self, machine: Machine) -> Trial | None:
+        return read_trial_entry(machine)
+
+    def trial_steps(self, machine: Machine, now: Standing, wanted: Wanted) -> Steps:
+        return trial_steps(machine, now, wanted)
+
+    def chosen(self, machine: Machine) -> bool:
+        return trial_chosen(machine)
+
+    def choosing(self, wanted: bool) -> Command | None:
+        return CHOOSE if wanted else FORGET_TRIAL
 
 
 class SdBootUtil(SystemdBoot):
@@ -131,16 +146,17 @@ class SdBootUtil(SystemdBoot):
     def refuse_trial(self, machine: Machine) -> None:
         Loader.refuse_trial(self, machine)  # its entries may be GRUB's
 
-    def steps(
-        self, machine: Machine, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
-    ) -> Steps:
-        wanted = super().steps(machine, items, extra, drop)
-        sources = tuple(e for e in wanted.edits if e.name.startswith("/etc/kernel/"))
-        if not wanted.edits:
-            return Steps(torn=wanted.torn)
+    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+        steps = super().steps(machine, wanted)
+        sources = tuple(e for e in steps.edits if e.name.startswith("/etc/kernel/"))
+        if not steps.edits:
+            return steps
         command = Command(("sdbootutil", _sdbootutil_verb(machine)), "write the boot entries anew")
         # Of the older verb, and of one that goes wrong, no entry is safe.
-        return Steps(sources, (command,), tuple(entry_files(machine)), (command,), wanted.torn)
+        entries, rewritten = tuple(entry_files(machine)), tuple(e.name for e in sources)
+        return replace(
+            steps, edits=sources, commands=(command,), owned=entries, undo=(command,), rewritten=rewritten
+        )
 
 
 def _sdbootutil_verb(machine: Machine) -> str:
@@ -159,7 +175,6 @@ SORT_KEY = "zz-emupmem-trial"
 """Sorted after all distributions: the first entry boots by default (Boot Loader Specification, Sorting)."""
 
 CHOOSE = Command(("bootctl", "set-oneshot", TRIAL_ENTRY), "choose it for the next start only")
-FORGET = bls_entries.FORGET_TRIAL
 
 
 def refuse_trial(machine: Machine) -> None:
@@ -184,8 +199,8 @@ def refuse_trial(machine: Machine) -> None:
         )
 
 
-def trial_steps(machine: Machine, standing: Standing, words: Sequence[str]) -> Steps:
-    """What makes the entry and chooses it: the one that boots by default, with `words` added.
+def trial_steps(machine: Machine, standing: Standing, wanted: Wanted) -> Steps:
+    """What makes the entry: the one that boots by default, with the words of the trial added.
 
     The words of new kernels are written down where kernel-install would take those of the running boot: of the
     trial. Raises EmupmemError.
@@ -193,10 +208,10 @@ def trial_steps(machine: Machine, standing: Standing, words: Sequence[str]) -> S
     default = _default_text_name(machine)
     name = f"{default.rpartition('/')[0]}/{TRIAL_ENTRY}"
     before = machine.read(name)
-    after = trial_entry(_trial_text(machine, default), words).encode("utf-8", "surrogateescape")
+    after = trial_entry(_trial_text(machine, default), wanted.trial).encode("utf-8", "surrogateescape")
     edits = [*bls_sources.kept_source(machine, standing), FileEdit(name, before, after)]
-    chosen = () if standing.chosen else (CHOOSE,)
-    return Steps(tuple(e for e in edits if e.before != e.after), chosen, (), (FORGET,) if chosen else ())
+    other = "" if standing.chosen else efi.one_shot(machine)
+    return Steps(wanted, real_edits(edits), notes=taken_choice(other))
 
 
 def trial_entry(text: str, words: Sequence[str]) -> str:
@@ -210,16 +225,7 @@ def trial_entry(text: str, words: Sequence[str]) -> str:
     return "\n".join([*head, *kept])
 
 
-@dataclass(frozen=True, slots=True)
-class TrialEntry:
-    """The trial's entry: its file, the added words, and whether its kernel is there."""
-
-    file: str
-    words: tuple[str, ...]
-    starts: bool
-
-
-def read_trial_entry(machine: Machine) -> TrialEntry | None:
+def read_trial_entry(machine: Machine) -> Trial | None:
     """The trial's entry, None where there is none."""
     name = bls_files.trial_file(machine)
     text = machine.peek(name) if name else ""
@@ -229,7 +235,7 @@ def read_trial_entry(machine: Machine) -> TrialEntry | None:
     kernel = (
         f"{name.removesuffix(f'/loader/entries/{TRIAL_ENTRY}')}/{bls_text.value(text, 'linux').lstrip('/')}"
     )
-    return TrialEntry(name, tuple(found[1].split(" ")), machine.exists(kernel))
+    return Trial(name, tuple(found[1].split(" ")), trial_chosen(machine), machine.exists(kernel))
 
 
 def _default_text_name(machine: Machine) -> str:

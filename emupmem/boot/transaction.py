@@ -1,68 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carrying out a change with GRUB: written, made, read again, judged, or all put back."""
+"""Carrying out a change, whatever the boot loader: set aside, written, made, read again, judged, or all put back.
+
+Files are replaced by rename, then the loader's own programs run, then everything is read again. At every moment
+what boots is whole: as it was, as it will be, or a whole copy of it lies beside it.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from emupmem.boot import elsewhere, foreign
-from emupmem.boot import entry as boot_entry
+from emupmem.boot.bls import sources
 from emupmem.boot.change import Change, Outcome, Tell
-from emupmem.boot.elsewhere import GENERATOR_SECONDS, put, refuse_changed
-from emupmem.boot.grub import dropin, environment, trial
-from emupmem.boot.grub import menu as grub_menu
-from emupmem.boot.grub.defaults import effective_defaults
-from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.boot.loader import Loader, Steps
 from emupmem.device import boot_unit
 from emupmem.device.unit import FILE as UNIT_FILE
 from emupmem.editor import edits
-from emupmem.model import UNCHANGED, Command, EmupmemError
+from emupmem.model import UNCHANGED, Command, EmupmemError, FileEdit
 from emupmem.system import backups, files, lock
 from emupmem.system.backups import BACKUPS, stamp
 from emupmem.system.lock import Interrupts, interrupts
 from emupmem.system.machine import Machine
 
+GENERATOR_SECONDS = 600
+"""How long a program that writes a boot menu may take."""
 
-def grub_leftovers(machine: Machine, cfg: str) -> list[Path]:
-    return backups.leftovers(machine, (*WRITTEN, cfg, environment.grubenv_name(machine)))
+KERNEL_FOLDER = "/etc/kernel"
+LEFT_BY_PROGRAMS = re.compile(r"sed[A-Za-z0-9]{6}|grubenv\.new|grub\.cfg\.new")
+"""What sed -i, grub-editenv and grub-mkconfig write first, and leave where they are killed or fail."""
 
-
-WRITTEN = (GRUB_DEFAULT, UNIT_FILE, trial.SCRIPT, dropin.NAME)
-"""What is replaced by rename; the menu is what the generator writes in place."""
-
-
-def has_leftovers(machine: Machine, cfg: str) -> bool:
-    """Whether a run that was killed left something."""
-    return backups.is_aside(machine, cfg) or bool(grub_leftovers(machine, cfg))
-
-
-def menu_problems(
-    machine: Machine, cfg: str, normal: Sequence[str], recovery: Sequence[str]
-) -> list[tuple[boot_entry.BootEntry | None, str]]:
-    try:
-        data = machine.read(cfg)
-    except EmupmemError:
-        return []  # not ours to read without root: a dry run says nothing of it
-    text = (data or b"").decode("utf-8", "surrogateescape")
-    wrong = boot_entry.problems(grub_menu.entries(text), normal, recovery)
-    return wrong or ([] if grub_menu.whole(text) else [(None, "it is not written to its end")])
-
-
-# The transaction ------------------------------------------------------------------------------------
+WORDS_RECORD = f"{BACKUPS}/words"
+"""Words beside memmap= that an apply added where no former bytes tell them."""
 
 
 def carry_out(machine: Machine, change: Change, tell: Tell = lambda step: None) -> Outcome:
-    """Write the new text, make the menu, prove the menu; or put everything back and say why.
+    """Do it, and prove it; or put everything back and say why.
 
     `tell` is called after every step with its name. Raises EmupmemError; the old configuration
     is then in force again (the message says so if even that failed).
     """
     with interrupts() as stop, lock.change_lock(machine):
         stop.check()
-        # GRUB first: a unit without its reservation does nothing, and is all that a crash can leave.
+        # The loader first: a unit without its reservation does nothing, and is all that a crash can leave.
         outcome = _carry_out_boot(machine, change, tell, stop) if change.boot_needed else Outcome()
         problems = [p for p in (outcome.problem, _carry_out_unit(machine, change)) if p]
         return replace(outcome, problem="; ".join(problems))
@@ -85,188 +67,318 @@ def _carry_out_unit(machine: Machine, change: Change) -> str:
 
 def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrupts) -> Outcome:
     """The boot loader's side of the transaction."""
-    if change.elsewhere is not None:
-        backup, carry = elsewhere.carry_out(machine, change.elsewhere, tell, stop)
-        return Outcome(backup, carry, change.elsewhere.by.title)
-    refuse_changed(machine, ((GRUB_DEFAULT, change.before), *((e.name, e.before) for e in change.edits)))
-    generator = _generator(machine)
-    backups.remove_leftovers(machine, grub_leftovers(machine, environment.grub_cfg(machine)))
+    by, steps = change.by, change.steps
+    _mend(machine, steps)
+    _refuse_changed(machine, steps.edits)
+    for step in steps.commands if machine.live else ():
+        if machine.find(step.argv[0]) is None:
+            raise EmupmemError(f"{step.argv[0]} is not installed", state=UNCHANGED)
+    backups.remove_leftovers(machine, _litter(machine, by, steps))
     tell("locked")
-    backup = ""
-    if change.before != change.after:
-        moment = stamp()
-        backups.back_up(machine, GRUB_DEFAULT, moment, change.after, ".written")
-        backup = backups.back_up(machine, GRUB_DEFAULT, moment, change.before)
-        tell("backup")
-        stop.check()
-    if generator is None:
-        _write(machine, change)
-        tell("written")
-        return Outcome(backup)
-    menu = _Menu(environment.grub_cfg(machine), backup, chosen=trial.chosen(machine))
-    menu = replace(menu, kept=_set_menu_aside(machine, menu.name))
-    tell("set aside")
+    former = _former(machine, steps)
+    backup = _back_up(machine, steps, former)
+    tell("backup")
+    stop.check()
     try:
-        if not change.trial:
-            _choose(machine, False)  # before the entry is gone: GRUB would start another one than the default
-        _write(machine, change)
+        for name in former.kept:  # some programs write in place, and to put a copy back needs no room
+            backups.set_aside(machine, name)
+        tell("set aside")
+        if not change.trial:  # before the entry is gone: another one than the default might start
+            _choose(machine, by, False)
+        _write(machine, steps, former)
         tell("written")
-        carry = _generate(machine, generator, change, stop, menu.name)
+        carry = _make(machine, change, stop)
         tell("generated")
-        files.sync_written(machine, menu.name)
-        _choose(machine, bool(change.trial))
+        if change.trial:
+            _choose(machine, by, True)
+            by.prove(machine, change.before, steps)  # what chose it may have written more than its choice
         tell("chosen")
         stop.check()
     except BaseException as exc:
-        _roll_back(machine, change, menu, exc)
+        _roll_back(machine, change, former, exc)
         raise
-    backups.drop_aside(machine, menu.name)
+    problem = _edited_meanwhile(machine, steps)
+    _drop_copies(machine, by, steps)
+    if not change.normal and not change.trial:
+        _forget_records(machine)
     tell("done")
-    return Outcome(backup, carry, generator.argv[0], _edited_meanwhile(machine, change))
+    return Outcome(backup, carry, by.done_by(steps), problem)
 
 
-def _choose(machine: Machine, wanted: bool) -> None:
-    """Let the next start be the trial, or not; a choice of somebody else stays."""
-    if wanted != trial.chosen(machine):
-        environment.set_grubenv(machine, trial.NEXT, trial.ID if wanted else "")
+# Before ----------------------------------------------------------------------------------------------
 
 
-def _write(machine: Machine, change: Change) -> None:
-    if change.before != change.after:
-        files.replace_file(machine, GRUB_DEFAULT, change.after)
-    for edit in change.edits:
-        put(machine, edit.name, edit.after, edit.mode)
+def _mend(machine: Machine, steps: Steps) -> None:
+    """Let the whole copies of what a killed run tore take their place; what it had only made goes."""
+    for name in steps.torn:
+        if backups.is_aside(machine, name):
+            backups.put_back(machine, name)
+        else:
+            files.delete_file(machine, name)
+
+
+def _refuse_changed(machine: Machine, watched: Sequence[FileEdit]) -> None:
+    """Raise EmupmemError where a file is not as it was when the change was made up."""
+    for edit in watched:
+        if machine.read(edit.name) != edit.before:
+            raise EmupmemError(
+                f"{edit.name} was changed by somebody else meanwhile", "look at it and try again"
+            )
 
 
 @dataclass(frozen=True, slots=True)
-class _Menu:
-    """The grub.cfg of a transaction, the backup of the defaults; whether a copy is kept, and a trial was chosen."""
+class _Former:
+    """What a change may have to put back: contents, links and where they lead, and what was not there.
 
-    name: str
-    backup: str
-    kept: bool = False
-    chosen: bool = False
+    `kept` are the files that are set aside, `names` those in the folders that programs write to, `missing` the
+    folders that are not there, the deepest one first.
+    """
 
-
-def _edited_meanwhile(machine: Machine, change: Change) -> str:
-    if machine.read(GRUB_DEFAULT) == change.after:
-        return ""
-    return f"{GRUB_DEFAULT} was changed by somebody else while the menu was made: look at it, then run emupmem verify"
-
-
-def _set_menu_aside(machine: Machine, cfg: str) -> bool:
-    """Keep the menu that boots now. A torn one, of a run that was killed, is replaced by its whole copy."""
-    text = (machine.read(cfg) or b"").decode("utf-8", "surrogateescape")
-    if backups.is_aside(machine, cfg) and not grub_menu.whole(text):
-        backups.put_back(machine, cfg)
-    return backups.set_aside(machine, cfg)
+    moment: str
+    files: dict[str, bytes | None]
+    kept: tuple[str, ...]
+    links: dict[str, str]
+    names: dict[str, frozenset[str]]
+    missing: tuple[str, ...]
 
 
-def _generator(machine: Machine) -> Command | None:
-    if not machine.live:
-        return None
-    found = environment.generator(machine)
-    if found is None:
-        raise EmupmemError(
-            "neither update-grub2, update-grub, grub2-mkconfig nor grub-mkconfig is installed: "
-            "nothing could make grub.cfg",
-            state=UNCHANGED,
-        )
-    return found
+def _former(machine: Machine, steps: Steps) -> _Former:
+    edited = [e.name for e in steps.edits if e.before != e.after or e.name in steps.rewritten]
+    touched = [*steps.menus, *edited, *steps.owned]
+    names = dict.fromkeys([*touched, WORDS_RECORD])
+    contents = {n: machine.read(n) for n in names}
+    links = {n: target for n in names if (target := machine.link_target(n))}
+    folders = {n.rpartition("/")[0] for n in touched}
+    there = {f: frozenset(machine.names(f)) for f in folders}
+    above = {str(p) for f in folders for p in (Path(f), *Path(f).parents)}
+    missing = sorted((f for f in above if not machine.exists(f)), key=len, reverse=True)
+    kept = tuple(n for n in dict.fromkeys(touched) if contents[n] is not None)
+    return _Former(stamp(), contents, kept, links, there, tuple(missing))
 
 
-def _generate(machine: Machine, generator: Command, change: Change, stop: Interrupts, cfg: str) -> int:
-    """Run the generator and judge its menu; the number of entries that carry the argument."""
+def _back_up(machine: Machine, steps: Steps, former: _Former) -> str:
+    """Keep what was written by hand or by other programs, but not the menu, which is made of it.
+
+    The name of the first backup, empty where there is none.
+    """
+    first = ""
+    for edit in steps.changed:
+        if edit.name in steps.recorded and edit.after is not None:
+            backups.back_up(machine, edit.name, former.moment, edit.after, ".written")
+    for name in (n for n in former.kept if n not in steps.menus):
+        data = former.files[name]
+        backup = backups.back_up(machine, name, former.moment, data) if data is not None else ""
+        first = first or backup
+    return first
+
+
+# What is done ----------------------------------------------------------------------------------------
+
+
+def _put(machine: Machine, name: str, data: bytes | None, mode: int = 0o644) -> None:
+    """Make a file have this content, or none. Raises EmupmemError."""
+    if machine.read(name) == data:
+        return
+    if data is None:
+        files.delete_file(machine, name)
+    else:
+        files.install_file(machine, name, data, mode)
+
+
+def _write(machine: Machine, steps: Steps, former: _Former) -> None:
+    if KERNEL_FOLDER in former.missing and any(e.after for e in steps.edits):
+        backups.back_up(machine, KERNEL_FOLDER, former.moment, b"", ".made")
+    for edit in steps.edits:
+        data = edit.after
+        if edit.name == sources.KERNEL_CMDLINE:
+            made = edit.before is None or sources.made_by_us(machine, edit.before)
+            if data is None and edit.before is not None and edit.name in steps.rewritten:
+                # grubby would make another: it goes when all is done, and the record tells a killed run that it may
+                data = sources.bare(edit.before, steps.wanted.drop)
+            if data is not None and made:
+                backups.back_up(machine, edit.name, former.moment, data, ".made")
+        _put(machine, edit.name, data, edit.mode)
+    if steps.remembered:
+        files.install_file(machine, WORDS_RECORD, " ".join(steps.remembered) + "\n", 0o600)
+
+
+def _make(machine: Machine, change: Change, stop: Interrupts) -> int:
+    """Run the programs and have everything read again; the number of entries that carry the argument."""
+    steps = change.steps
+    for step in steps.commands if machine.live else ():
+        _run(machine, step, stop, steps.language)
+    for edit in steps.edits:
+        if edit.name in steps.rewritten:
+            _put(machine, edit.name, edit.after, edit.mode)
+    carry = change.by.prove(machine, change.before, steps)
+    for name in (*steps.menus, *steps.owned) if steps.commands and machine.live else ():
+        if machine.exists(name):
+            files.sync_written(machine, name)  # the programs do not
+    return carry
+
+
+def _run(machine: Machine, step: Command, stop: Interrupts, language: str = "C") -> None:
     stop.check()
-    # In the language of the menu that is there, or every other line of it would change as well.
-    language = grub_menu.language((machine.read(cfg) or b"").decode("utf-8", "surrogateescape"))
-    done = machine.run(generator, GENERATOR_SECONDS, language)
-    name = generator.argv[0]
+    done = machine.run(step, GENERATOR_SECONDS, language)
     if done.status:
-        raise EmupmemError(f"{name} failed with status {done.status}: {done.last_words}")
-    wrong = menu_problems(machine, cfg, change.normal, change.recovery)
-    if wrong:
-        entry, why = wrong[0]
-        where = f"{cfg}:{entry.line} “{entry.title}”" if entry else cfg
-        raise EmupmemError(
-            f"{name} made a menu that is not as planned: {where}: {why}", _blame(machine, change)
-        )
-    text = (machine.read(cfg) or b"").decode("utf-8", "surrogateescape")
-    problem = trial.problem(text, change.trial)
-    if problem:
-        raise EmupmemError(f"{name} made a menu that is not as planned: {cfg}: {problem}")
-    return sum(1 for e in grub_menu.entries(text) if e.ours and e.command_line.reservations)
+        raise EmupmemError(f"{step.argv[0]} failed with status {done.status}: {done.last_words}")
 
 
-def _blame(machine: Machine, change: Change) -> str:
-    """Which file had the last word on the variables, for the message."""
-    try:
-        values = effective_defaults(machine, change.after)  # our own drop-in is written at this point
-    except EmupmemError:
+def _choose(machine: Machine, by: Loader, wanted: bool) -> None:
+    """Let the next start be the trial, or not; a choice of somebody else stays."""
+    if not machine.live or by.chosen(machine) == wanted:
+        return
+    by.choose(machine, wanted)
+    if by.chosen(machine) != wanted:
+        raise EmupmemError(f"the entry of the trial is {'not' if wanted else 'still'} chosen")
+
+
+def _edited_meanwhile(machine: Machine, steps: Steps) -> str:
+    ours = (e for e in steps.edits if e.name not in steps.rewritten and e.name not in steps.owned)
+    name = next((e.name for e in ours if machine.read(e.name) != e.after), "")
+    if not name:
         return ""
-    others = sorted(
-        {f"{v.filename}:{v.line}" for v in values.values() if v.filename not in ("", GRUB_DEFAULT)}
+    return f"{name} was changed by somebody else while the menu was made: look at it, then run emupmem verify"
+
+
+# What a killed run leaves ----------------------------------------------------------------------------
+
+
+def is_unfinished(machine: Machine, by: Loader, steps: Steps) -> bool:
+    """Whether a run that was killed left something behind."""
+    return bool(_litter(machine, by, steps)) or any(
+        backups.is_aside(machine, n) for n in _names(machine, by, steps)
     )
-    return f"{', '.join(others)} has the last word on the command line" if others else ""
 
 
-def _roll_back(machine: Machine, change: Change, menu: _Menu, exc: BaseException) -> None:
-    """Put the old text and the old menu back; tells in the error what state the machine is in."""
-    state = "the old configuration is back, nothing is changed"
-    # The menu first: it is what boots, and putting it back is a rename that needs no room. But nobody may be
-    # sent to an entry that it does not have.
-    steps: list[Callable[[], None]] = [] if menu.chosen else [partial(_choose, machine, False)]
-    steps += [partial(backups.put_back, machine, menu.name)] if menu.kept else []
-    steps += [partial(put, machine, e.name, e.before, e.mode) for e in change.edits]
-    steps += [partial(_choose, machine, True)] if menu.chosen else []
+def _names(machine: Machine, by: Loader, steps: Steps) -> tuple[str, ...]:
+    names = (*by.files(machine), *steps.menus, *steps.owned, *(e.name for e in steps.edits))
+    return tuple(dict.fromkeys(names))
+
+
+def _litter(machine: Machine, by: Loader, steps: Steps) -> list[Path]:
+    """Half-written files beside what a change writes."""
+    return backups.leftovers(machine, (*_names(machine, by, steps), UNIT_FILE))
+
+
+def _drop_copies(machine: Machine, by: Loader, steps: Steps) -> None:
+    for name in _names(machine, by, steps):
+        backups.drop_aside(machine, name)
+
+
+def _forget_records(machine: Machine) -> None:
+    """Nothing is reserved any more: what tells of it goes, and a folder that was made for it."""
+    folders = [n for n in machine.names(BACKUPS) if n.startswith("kernel.") and n.endswith(".made")]
+    if folders:
+        files.drop_folder(machine, KERNEL_FOLDER)
+    for name in (WORDS_RECORD, *sources.made_records(machine), *(f"{BACKUPS}/{n}" for n in folders)):
+        files.discard_file(machine, name)
+
+
+# All put back ----------------------------------------------------------------------------------------
+
+
+def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseException) -> None:
+    """Put everything back; tells in the error what state the machine is in."""
+    by, steps, kept = change.by, change.steps, ""
     failed: list[str] = []
-    for step in steps:
+    again: list[str] = []
+
+    def attempt(step: Callable[[], object], problems: list[str] = failed) -> None:
         try:
             step()
         except EmupmemError as second:
+            problems.append(second.message)
+
+    ran = machine.live and _programs_wrote(machine, change, former)
+    # The menu first: it is what boots, and putting it back is a rename that needs no room. But nobody may be
+    # sent to an entry that it does not have.
+    if not change.before.chosen:
+        attempt(partial(_choose, machine, by, False))
+    for name in steps.menus:
+        attempt(partial(_put_back, machine, former, name))
+    for edit in steps.edits:
+        try:
+            kept += _put_edit_back(machine, steps, former, edit)
+        except EmupmemError as second:
             failed.append(second.message)
-    try:
-        state += _put_defaults_back(machine, change)
-    except EmupmemError as second:
-        failed.append(second.message)
-    else:
-        if menu.backup:
-            files.discard_file(
-                machine, f"{menu.backup}.written"
-            )  # what was never in force is nothing to undo later
-    failed += _copies_put_back(machine)
+    for step in steps.undo if ran else ():
+        attempt(partial(_run, machine, step, Interrupts()), again if steps.owned else failed)
+    for name in (*steps.menus, *steps.owned, *steps.rewritten, WORDS_RECORD):
+        attempt(partial(_put_back, machine, former, name))
+    if change.before.chosen:
+        attempt(partial(_choose, machine, by, True))
+    _clear_new(machine, former, not failed)
+    for step in steps.refresh if machine.live else ():
+        attempt(partial(_run, machine, step, Interrupts()))
+    state = "the old configuration is back, nothing is changed" + kept
+    if again:  # the files are put back all the same; sdbootutil does more than write them
+        todo = "; ".join(" ".join(step.argv) for step in steps.undo)
+        state = f"the old configuration is back; run {todo} when that works again: {again[0]}"
     if failed:
-        state = (
-            f"and not all could be put back: {'; '.join(failed)}. Before you reboot: make room, restore "
-            f"{GRUB_DEFAULT} from {BACKUPS} and run update-grub2"
-        )
+        what = by.by_hand.format(menu=change.before.menu)
+        state = f"and not all could be put back: {'; '.join(failed)}. Before you reboot: {what}"
+    else:
+        _drop_copies(machine, by, steps)
     if isinstance(exc, EmupmemError):
         exc.state = state
 
 
-def _copies_put_back(machine: Machine) -> list[str]:
-    """Let Proxmox make its copies of the menu from the old defaults again; what went wrong."""
-    if not machine.live or not machine.exists(foreign.PROXMOX_ESPS):
-        return []
-    done = machine.output(*foreign.PROXMOX_REFRESH, timeout=GENERATOR_SECONDS)
-    if done is not None and not done.status:
-        return []
-    return [
-        f"{' '.join(foreign.PROXMOX_REFRESH)} failed: {done.last_words if done else 'it is not installed'}"
-    ]
+def _programs_wrote(machine: Machine, change: Change, former: _Former) -> bool:
+    """Whether the programs did something that their `undo` is to take back."""
+    owned = change.steps.owned
+    if owned:
+        return any(machine.read(n) != former.files[n] for n in owned)
+    try:
+        return change.by.standing(machine) != change.before
+    except EmupmemError:
+        return False
 
 
-def _put_defaults_back(machine: Machine, change: Change) -> str:
-    """Write the old text; an edit that somebody made meanwhile is kept in it, or else beside it."""
-    now = machine.read(GRUB_DEFAULT)
-    if now is None or now in (change.before, change.after):
-        if now != change.before:
-            files.replace_file(machine, GRUB_DEFAULT, change.before)
+def _put_edit_back(machine: Machine, steps: Steps, former: _Former, edit: FileEdit) -> str:
+    """Put an edited file back; an edit that somebody made meanwhile is kept in it, or else beside it.
+
+    What of that there is to tell. Raises EmupmemError.
+    """
+    now, name = machine.read(edit.name), edit.name
+    if name not in former.files:
+        return ""  # it was only watched
+    if name in steps.rewritten or name in steps.owned or now in (edit.before, edit.after, None):
+        _put_back(machine, former, name, edit.mode)
         return ""
-    undone = edits.undo_lines(now, change.before, change.after)
+    undone = edits.undo_lines(now, edit.before, edit.after) if edit.before and edit.after and now else None
     if undone is not None:
-        files.replace_file(machine, GRUB_DEFAULT, undone)
-        return f"; {GRUB_DEFAULT} keeps what somebody else changed in it meanwhile"
-    kept = backups.back_up(machine, GRUB_DEFAULT, stamp(), now, ".edited")
-    files.replace_file(machine, GRUB_DEFAULT, change.before)
-    return f"; what somebody else wrote into {GRUB_DEFAULT} meanwhile is kept as {kept}"
+        files.replace_file(machine, name, undone)
+        return f"; {name} keeps what somebody else changed in it meanwhile"
+    kept = backups.back_up(machine, name, stamp(), now or b"", ".edited")
+    _put(machine, name, edit.before, edit.mode)
+    return f"; what somebody else wrote into {name} meanwhile is kept as {kept}"
+
+
+def _put_back(machine: Machine, former: _Former, name: str, mode: int = 0o644) -> None:
+    """Make a file what it was: by its copy, which needs no room, else by its content. Raises EmupmemError."""
+    link, data = former.links.get(name, ""), former.files[name]
+    if link and machine.link_target(name) != link:
+        files.make_link(machine, name, link)  # sed -i puts a file in the place of a link
+    if data is not None and backups.is_aside(machine, name):
+        backups.put_back(machine, name)
+    elif data is None and (machine.exists(name) or machine.is_link(name)):
+        files.delete_file(machine, name)
+    else:
+        _put(machine, name, data, mode)
+
+
+def _clear_new(machine: Machine, former: _Former, all_back: bool) -> None:
+    """Take away what is left of a program that was ended, of our records, and the folders that were made."""
+    for folder, names in former.names.items():
+        for name in machine.names(folder):
+            if name not in names and LEFT_BY_PROGRAMS.fullmatch(name):
+                files.discard_file(machine, f"{folder}/{name}")
+    for folder in former.missing:
+        files.drop_folder(machine, folder)
+    for name in machine.names(BACKUPS):
+        # What was never in force is nothing to undo later.
+        if name.endswith(f".{former.moment}.made") or (
+            all_back and name.endswith(f".{former.moment}.written")
+        ):
+            files.discard_file(machine, f"{BACKUPS}/{name}")

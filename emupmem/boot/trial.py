@@ -7,20 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from emupmem.boot import detect, systemd_boot
-from emupmem.boot.bls import entries
+from emupmem.boot import detect
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.trial import (
-    SCRIPT,
     chosen,
     default_to_try,
     entry_text_of,
     files_of_entry,
-    is_in_menu,
     local_path,
     menu,
-    obstacle,
-    read_script,
     with_words,
 )
 from emupmem.kernel.cmdline import is_cut, parse_command_line
@@ -28,7 +23,7 @@ from emupmem.model import Command, EmupmemError
 from emupmem.system.machine import Machine
 
 PSTORE = "/var/lib/systemd/pstore"
-KEXEC_MARK = "emupmem.boot.grub.trial=kexec,"
+KEXEC_MARK = "emupmem.trial=kexec,"
 """Begins the word that stands before the added ones in a kernel that kexec started, and names the variable
 for a confirm: there is no entry on the disk to tell a trial by. The kernel and init pass over it."""
 
@@ -99,17 +94,10 @@ UNLOAD = Command(("kexec", "-u"), "forget the kernel that was loaded")
 
 
 def refuse(machine: Machine) -> None:
-    """Raise EmupmemError where GRUB could not forget the choice by itself, with the reason."""
+    """Raise EmupmemError where the loader could not forget the choice by itself, with the reason."""
     if not machine.live:
         raise EmupmemError("a trial is for the running machine", "--root edits a tree")
-    other = detect.of(machine)
-    if other is not None:
-        other.refuse_trial(machine)
-        return
-    why, fix = obstacle(machine)
-    if why:
-        again = "a trial that hangs would be started again and again; "
-        raise EmupmemError(f"GRUB cannot clear its choice: {why}", again + (fix or "apply without --trial"))
+    detect.of(machine).refuse_trial(machine)
 
 
 def state(machine: Machine) -> State | None:
@@ -119,29 +107,20 @@ def state(machine: Machine) -> State | None:
     if mark is not None and line.words[mark + 1 :]:
         variable = line.words[mark].removeprefix(KEXEC_MARK)
         return State(line.words[mark + 1 :], variable, False, True, True, kexec=True)
-    made = _made(machine)
+    made = detect.of(machine).trial(machine)
     if made is None:
         return None
-    file, variable, words, coming, in_menu = made
+    words, variable, coming = made.words, made.variable, made.chosen
     booted = re.search(r"^btime (\d+)", machine.peek("/proc/stat"), re.MULTILINE)
-    written = machine.modified(file)
+    written = machine.modified(made.file)
     since = booted is not None and written is not None and int(booted[1]) > written
     wanted = [i.text for i in parse_command_line(words[0]).reservations]
     running = [i.text for i in line.reservations] == wanted
-    if coming and not in_menu:
+    if coming and not made.starts:
         gone = "its entry is not in the menu any more (was its kernel removed?)"
         return State(words, variable, False, running, False, gone)
     why = _last_words(machine, written or 0) if since and not running and not coming else ""
     return State(words, variable, coming, running, since, why)
-
-
-def _made(machine: Machine) -> tuple[str, str, tuple[str, ...], bool, bool] | None:
-    """(file that makes the entry, variable, added words, whether it is chosen, is in the menu), or None."""
-    if isinstance(detect.of(machine), systemd_boot.SystemdBoot):
-        entry = systemd_boot.read_trial_entry(machine)
-        return (entry.file, "", entry.words, entries.trial_chosen(machine), entry.starts) if entry else None
-    read = read_script(machine.peek(SCRIPT))
-    return (SCRIPT, *read, chosen(machine), is_in_menu(machine)) if read else None
 
 
 def _last_words(machine: Machine, since: float) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from emupmem.boot import change, obstacles, prepare
+from emupmem.boot import loader, obstacles, prepare
 from emupmem.boot.foreign import Refused
 from emupmem.cli import trial as cli_trial
 from emupmem.cli.change import carry_out, change_result
@@ -112,7 +112,7 @@ def apply(
         except Refused as exc:
             raise refusal_with_plan(exc, machine, from_, source, request, nokaslr) from exc
         found = survey(from_, source, machine)
-        options = change.Options(variable.value, add, replace, nokaslr)
+        options = loader.Options(variable.value, add, replace, nokaslr)
         wishes = _wishes(mount or [], fs, owner, mode, keep or [])
         if trial is not None:
             if wishes:

@@ -9,14 +9,12 @@ from typing import Any, NoReturn
 
 from emupmem.boot import transaction
 from emupmem.boot.change import Change, Outcome
-from emupmem.boot.grub import environment
-from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.cli import render
 from emupmem.cli.output import Exit, say
 from emupmem.cli.session import Session
 from emupmem.device.unit import FILE
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import EmupmemError
+from emupmem.model import Command, EmupmemError
 from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
 
@@ -83,27 +81,39 @@ def _show_change(machine: Machine, prepared: Change) -> None:
     if prepared.plan:
         render.plan_line(out, prepared.plan)
     render.diff(out, prepared.diff)
-    if prepared.elsewhere is not None:
-        for step in prepared.elsewhere.steps.commands:
-            out.print(f"then: {shlex.join(step.argv)}", soft_wrap=True)
-        out.print(f"(and check every entry of {prepared.elsewhere.before.menu})")
+    if not machine.live and prepared.by.menu_in_tree:
+        out.print(f"then, on that machine: {prepared.by.menu_in_tree}")
         return
-    generator = environment.generator(machine) if machine.live else None
-    name = environment.grub_cfg(machine)
-    if generator:
-        out.print(f"then: {shlex.join(generator.argv)} (and check every entry of {name})")
-    elif not machine.live:
-        out.print("then, on that machine: update-grub2")
+    for step in _programs(prepared):
+        out.print(f"then: {shlex.join(step.argv)}", soft_wrap=True)
+    out.print(f"(and check every entry of {prepared.before.menu})", soft_wrap=True)
+
+
+def _programs(prepared: Change) -> list[Command]:
+    """What is run, in order."""
+    choosing = prepared.by.choosing(bool(prepared.trial)) if prepared.chooses else None
+    commands = list(prepared.steps.commands)
+    if choosing is None:
+        return commands
+    return [*commands, choosing] if prepared.trial else [choosing, *commands]
+
+
+def _tell_files(prepared: Change, outcome: Outcome) -> None:
+    """The files that were written and those that were removed, and where their former text is."""
+    written = [e for e in prepared.steps.changed if e.after is not None]
+    removed = [e.name for e in prepared.steps.changed if e.after is None]
+    if written:
+        there = [e for e in written if e.before is not None]
+        kept = f" (before: {outcome.backup if len(written) == 1 else BACKUPS})" if there else ""
+        print(f"✓ {', '.join(e.name for e in written)} written{kept}")
+    if removed:
+        print(f"✓ {', '.join(removed)} removed")
 
 
 def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
-    if prepared.elsewhere is not None and any(e.before != e.after for e in prepared.edits):
-        names = [e.name for e in prepared.edits if e.before != e.after]
-        print(f"✓ {', '.join(names)} written (before: {BACKUPS})")
-    elif outcome.backup:
-        print(f"✓ {GRUB_DEFAULT} written (before: {outcome.backup})")
+    _tell_files(prepared, outcome)
     if not machine.live:
-        first = "" if prepared.elsewhere is not None else "update-grub2, "
+        first = f"{prepared.by.menu_in_tree}, " if prepared.by.menu_in_tree else ""
         print(f"Nothing was run in the tree. On that machine: {first}reboot, emupmem verify")
         return
     if prepared.trial:
@@ -127,23 +137,16 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
             print(line)
 
 
-_MENU = "in GRUB's menu (hold Shift or press Esc at the start)"
-
-
 def _way_back(machine: Machine, prepared: Change) -> list[str]:
     """What to do where the machine does not come up with the change; nothing where it takes none of its memory."""
     if not machine.live or not prepared.boot_needed:
         return []
-    by = prepared.elsewhere.by if prepared.elsewhere is not None else None
     if prepared.trial:
         again = "If it hangs or panics: switch it off and on, and the old configuration is back. By hand: "
-        if by is not None:
-            return [f"{again}{by.back.format(memmap=prepared.tries)}, or choose another entry."]
-        return [f"{again}{_MENU} choose another entry, or press e and delete {prepared.tries}."]
+        return [f"{again}{prepared.by.back.format(memmap=prepared.tries)}, or choose another entry."]
     if not prepared.memmap:
         return []
-    by_hand = f"{_MENU} press e, delete {prepared.memmap}, press Ctrl-x"
-    back = by_hand if by is None else by.back.format(memmap=prepared.memmap)
+    back = prepared.by.back.format(memmap=prepared.memmap)
     return [f"If the machine does not come up: {back}; then sudo emupmem remove."]
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from emupmem.boot import prepare, trial
-from emupmem.boot.change import Change, Options
+from emupmem.boot.change import Change
+from emupmem.boot.loader import Options
 from emupmem.cli.change import carry_out, change_result
 from emupmem.cli.options import DryRun, Json, Yes
 from emupmem.cli.output import Exit, say

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emupmem.boot import detect, obstacles
+from emupmem.boot import detect
 from emupmem.boot import efi as boot_efi
 from emupmem.boot import entry as boot_entry
 from emupmem.boot.grub import environment, trial
 from emupmem.boot.grub import menu as grub_menu
+from emupmem.boot.grub.checks import readable_menu
 from emupmem.boot.grub.environment import GENERATORS, GRUB_DEFAULT
 from emupmem.device.blocks import Mounted
 from emupmem.doctor.finding import Eye, Finding
@@ -38,19 +39,7 @@ MENU_COPIES = 3
 
 
 def look_at_loader(machine: Machine) -> str:
-    other = detect.of(machine)
-    name = boot_efi.loader_name(machine)
-    if other is None:
-        shown = name if "grub" in name.lower() else f"GRUB, which {name} started" if name else "GRUB"
-        return f"{shown}, {environment.grub_cfg(machine)}"
-    try:
-        standing = other.standing(machine)
-    except EmupmemError as exc:
-        return f"{name or other.title}: {exc.message}"
-    count = sum(1 for e in standing.entries if e.ours)
-    return (
-        f"{name or other.title}, {count} entr{'ies' if count != 1 else 'y'} of this system in {standing.menu}"
-    )
+    return detect.of(machine).seen(machine, boot_efi.loader_name(machine))
 
 
 def look_at_secure_boot(machine: Machine) -> bool | None:
@@ -88,7 +77,7 @@ def firmware(efi: bool, secure: bool | None, uki: bool) -> Finding:
 
 def look_at_sources(eye: Eye) -> list[Finding]:
     """Where another loader's entries take their words from."""
-    if eye.loader is None:
+    if eye.by_grub:
         return []
     try:
         standing = eye.loader.standing(eye.machine)
@@ -99,7 +88,7 @@ def look_at_sources(eye: Eye) -> list[Finding]:
 
 
 def look_at_variables(eye: Eye) -> list[Finding]:
-    if eye.loader is not None:
+    if not eye.by_grub:
         return []
     if eye.effective is None:
         problem = eye.defaults_problem
@@ -121,7 +110,7 @@ def variable(name: str, seen: Effective) -> Finding:
 
 
 def look_at_boots(eye: Eye) -> Finding | None:
-    if eye.loader is not None:
+    if not eye.by_grub:
         return None  # `source` says it
     machine, name = eye.machine, environment.grub_cfg(eye.machine)
     if eye.entry is None:
@@ -247,7 +236,7 @@ def look_at_room(eye: Eye) -> Finding:
             there = there.rpartition("/")[0] or "/"
         place = mounted_for(eye.machine.real(there), eye.mounts)
         places.append((folder, eye.machine.room(there), place is not None and "ro" in place.options))
-    menu = len(obstacles.menu(eye.machine).encode("utf-8", "surrogateescape"))
+    menu = len(readable_menu(eye.machine).encode("utf-8", "surrogateescape"))
     return room(places, MENU_COPIES * menu + MIB)
 
 

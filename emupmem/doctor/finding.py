@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from emupmem.boot import entry as boot_entry
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot import loader as boot_loader
+from emupmem.boot.grub.loader import Grub
 from emupmem.device.blocks import Mounted
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import CommandLine, EmupmemError
@@ -58,8 +59,13 @@ class Eye:
     target: boot_kernel.Target | None = None
     config: str = ""
     mounts: tuple[Mounted, ...] = ()
-    loader: boot_loader.Loader | None = None
+    loader: boot_loader.Loader = field(default_factory=Grub)
     entry: boot_entry.BootEntry | None = None
+
+    @property
+    def by_grub(self) -> bool:
+        """Whether GRUB's defaults and menu are what there is to look at."""
+        return isinstance(self.loader, Grub)
 
     @property
     def booted(self) -> CommandLine:

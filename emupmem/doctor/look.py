@@ -15,6 +15,7 @@ from emupmem.boot import detect, obstacles
 from emupmem.boot.foreign import Refused
 from emupmem.boot.grub import defaults as grub_defaults
 from emupmem.boot.grub import environment, menu
+from emupmem.boot.grub.checks import readable_menu
 from emupmem.device.blocks import mounts
 from emupmem.doctor.boot import (
     firmware,
@@ -91,9 +92,9 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
         look_at_boots,
         lambda e: words(e.line),
         lambda e: regions(e.line),
-        lambda e: look_at_grubenv(e) if e.loader is None else None,
+        lambda e: look_at_grubenv(e) if e.by_grub else None,
         look_at_room,
-        lambda e: look_at_generator(e.machine) if e.loader is None else None,
+        lambda e: look_at_generator(e.machine) if e.by_grub else None,
         lambda e: tools({t: e.machine.find(t) is not None for t in (*NEEDED, *WANTED)}, has_type_7(e)),
         look_at_hibernation,
         _plan,
@@ -116,7 +117,7 @@ def _open(machine: Machine, wait: float) -> Eye:
         eye.config = machine.kernel_config(eye.target.release)[1]
     boots: CommandLine | None = None
     try:
-        if eye.loader is None:
+        if eye.by_grub:
             grub_defaults.read_defaults(machine)
             eye.effective = defaults.effective(
                 grub_defaults.grub_texts(machine), sh=grub_defaults.judge(machine)
@@ -124,8 +125,8 @@ def _open(machine: Machine, wait: float) -> Eye:
         boots = prepare.next_line(machine)
     except EmupmemError as exc:
         eye.defaults_problem = exc
-    if eye.loader is None:
-        eye.entry = menu.default_entry(obstacles.menu(machine), environment.grubenv(machine))
+    if eye.by_grub:
+        eye.entry = menu.default_entry(readable_menu(machine), environment.grubenv(machine))
     eye.line = boots if boots is not None else eye.booted
     try:
         eye.found = survey.of_machine(machine, boots=boots)
@@ -156,8 +157,7 @@ def _refusals(machine: Machine) -> Callable[..., Finding]:
 
 def _plan(eye: Eye) -> Finding | None:
     """A rehearsal of apply, up to the new text; nothing is written."""
-    from emupmem.boot import change, prepare
-    from emupmem.editor import text
+    from emupmem.boot import loader, prepare
 
     if eye.found is None or eye.situation is None:
         return None
@@ -168,11 +168,11 @@ def _plan(eye: Eye) -> Finding | None:
     made = None
     try:
         made = plan.plan(eye.situation, Request())
-        if eye.loader is not None:
+        if not eye.by_grub:
             eye.loader.refuse(eye.machine)
-        if eye.machine.live and (eye.effective is not None or eye.loader is not None):
+        if eye.machine.live and (eye.effective is not None or not eye.by_grub):
             request = Request(made.reservations[0].size)
-            prepare.prepare_apply(eye.machine, eye.found, request, change.Options(text.LINUX))
+            prepare.prepare_apply(eye.machine, eye.found, request, loader.Options())
     except Refused as exc:
         seen = f"{made.memmap} would leave {human(made.ram_left)} of RAM" if made else exc.message
         return Finding("plan", "stop", seen, exc.for_words(made.memmap).hint if made else exc.hint)

@@ -31,7 +31,7 @@ class GoalPlan:
     """
 
     state: str
-    wanted: ipmctl.Wanted
+    wanted: ipmctl.WantedGoal
     command: Command
     dimms: tuple[ipmctl.Dimm, ...]
     regions: tuple[Region, ...]
@@ -65,7 +65,7 @@ class GoalPlan:
         return {p.region for p in self.makes}
 
 
-def plan_goal(machine: Machine, wanted: ipmctl.Wanted) -> GoalPlan:
+def plan_goal(machine: Machine, wanted: ipmctl.WantedGoal) -> GoalPlan:
     """Where the modules are on the way to what is wanted. Raises EmupmemError for each refusal."""
     if machine.find("ipmctl") is None:
         raise EmupmemError(
@@ -119,7 +119,7 @@ def _first_namespaces(
     return tuple(plan_create(machine, view, r.name) for r in able)
 
 
-def _judged(goal: tuple[ipmctl.Goal, ...], wanted: ipmctl.Wanted) -> tuple[ipmctl.Goal, ...]:
+def _judged(goal: tuple[ipmctl.Goal, ...], wanted: ipmctl.WantedGoal) -> tuple[ipmctl.Goal, ...]:
     """The goal that waits. Raises EmupmemError where it failed or is another than the wanted one."""
     drop = "sudo ipmctl delete -goal drops it"
     failed = next((g for g in goal if g.failed), None)

@@ -107,7 +107,7 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedGoal:
     """What the user asks of the modules: a mode of MODES, the share of RAM in per cent, one socket or all."""
 
     mode: str
@@ -143,7 +143,7 @@ def _target(socket: int | None) -> tuple[str, ...]:
     return () if socket is None else ("-socket", str(socket))
 
 
-def create_goal(wanted: Wanted) -> Command:
+def create_goal(wanted: WantedGoal) -> Command:
     """Set the goal. Always with -f: without it ipmctl waits for an answer, and we have asked already."""
     properties = [f"MemoryMode={wanted.memory_percent}"] if wanted.memory_percent else []
     if wanted.memory_percent < 100:
@@ -153,7 +153,7 @@ def create_goal(wanted: Wanted) -> Command:
     return Command(argv, "tell the firmware what to make of the modules at the next boot")
 
 
-def wanted(mode: str, memory_percent: int | None = None, socket: int | None = None) -> Wanted:
+def wanted(mode: str, memory_percent: int | None = None, socket: int | None = None) -> WantedGoal:
     """The request in one form. Raises EmupmemError where the options contradict each other."""
     if mode not in MODES:
         raise EmupmemError(f"there is no mode {mode}", f"there are {', '.join(MODES)}")
@@ -163,7 +163,7 @@ def wanted(mode: str, memory_percent: int | None = None, socket: int | None = No
                 f"--mode memory makes all of it RAM, not {memory_percent} %",
                 f"--mode appdirect --memory-percent {memory_percent} leaves the rest persistent",
             )
-        return Wanted(mode, 100, socket)
+        return WantedGoal(mode, 100, socket)
     percent = memory_percent or 0
     if not 0 <= percent <= 100:
         raise EmupmemError(f"{percent} % is not a share", "write a number from 0 to 99")
@@ -171,7 +171,7 @@ def wanted(mode: str, memory_percent: int | None = None, socket: int | None = No
         raise EmupmemError(
             "with 100 % as RAM nothing is left for App Direct", "--mode memory makes all of it RAM"
         )
-    return Wanted(mode, percent, socket)
+    return WantedGoal(mode, percent, socket)
 
 
 # What ipmctl answers ----------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def _table(lines: list[str]) -> list[Record]:
 # Decisions ---------------------------------------------------------------------------------------------
 
 
-def goal_matches(waiting: Iterable[Goal], ask: Wanted) -> bool:
+def goal_matches(waiting: Iterable[Goal], ask: WantedGoal) -> bool:
     """Whether a goal that waits has the share of RAM that is asked for.
 
     Interleaved or not is not told by every version, and is not compared.
@@ -345,7 +345,7 @@ def goal_matches(waiting: Iterable[Goal], ask: Wanted) -> bool:
     return bool(there) and _share(memory, memory + persistent, ask.memory_percent)
 
 
-def is_as_asked(modules: Iterable[Dimm], there: Iterable[InterleaveSet], ask: Wanted) -> bool:
+def is_as_asked(modules: Iterable[Dimm], there: Iterable[InterleaveSet], ask: WantedGoal) -> bool:
     """Whether the modules are what the goal would make of them, so that no goal is needed."""
     working = [m for m in modules if m.works]
     regions = tuple(there)
@@ -365,7 +365,7 @@ def _share(memory: int, total: int, percent: int) -> bool:
     return abs(memory * 100 - percent * total) <= TOLERANCE * total
 
 
-def _kinds_fit(there: Iterable[InterleaveSet], ask: Wanted, working: Iterable[Dimm]) -> bool:
+def _kinds_fit(there: Iterable[InterleaveSet], ask: WantedGoal, working: Iterable[Dimm]) -> bool:
     """Whether the sets are of the kind asked for. Where each socket has one module, nothing can interleave."""
     kinds = {kind.strip() for s in there for kind in s.type.split(",")}
     if ask.mode == "appdirect-not-interleaved":

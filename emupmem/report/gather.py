@@ -19,6 +19,7 @@ from emupmem.boot import efi, foreign, loader, obstacles, rpm_ostree
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot.bls import entries, files, sources
 from emupmem.boot.grub import defaults, environment, menu
+from emupmem.boot.grub.checks import readable_menu
 from emupmem.boot.grub.environment import GRUB_CFGS, GRUB_DEFAULT
 from emupmem.device.blocks import mounts
 from emupmem.device.unit import FILE as UNIT_FILE
@@ -146,7 +147,7 @@ def gather(machine: Machine, findings: Sequence[finding.Finding]) -> Archive:
     _gather_memory(basket)
     _gather_devices(basket)
     _gather_mounts(basket)
-    images = {e.kernel for e in menu.entries(obstacles.menu(machine))}
+    images = {e.kernel for e in menu.entries(readable_menu(machine))}
     images |= {"/boot" + i for i in images} | ({kernel.image} if kernel is not None else set())
     facts: dict[str, Any] = {
         "format": FORMAT,

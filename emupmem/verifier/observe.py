@@ -5,14 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from emupmem.boot import entry
-from emupmem.boot.grub import environment
-from emupmem.boot.grub import menu as grub_menu
-from emupmem.boot.grub.defaults import items_by_variable
-from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.boot import detect, trial
 from emupmem.boot.kernel import module_states
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import BootLog, EmupmemError, FirmwareMap
@@ -38,16 +34,16 @@ def observe(machine: Machine, wait: float) -> Observation:
 
     unseen: list[tuple[str, str]] = []
     cmdline = parse_command_line(machine.peek("/proc/cmdline"))
-    next_start = _next_start(machine, unseen)
+    next_start = detect.of(machine).next_start(machine, unseen)
     release = machine.peek("/proc/sys/kernel/osrelease")
-    seen = Observation(next_start.configured, next_start.variable, cmdline)
+    seen = Observation(next_start.configured, next_start.where, cmdline)
     if cmdline.reservations:
         if machine.live and wait:
             machine.settle()
         wait_for(lambda: complete(replace(seen, regions=_regions(machine))), wait)
     return Observation(
         configured=next_start.configured,
-        variable=next_start.variable,
+        variable=next_start.where,
         command_line=cmdline,
         recovery=next_start.recovery,
         entries=next_start.entries,
@@ -65,45 +61,7 @@ def observe(machine: Machine, wait: float) -> Observation:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _NextStart:
-    """How the next start is set up: what is configured, what was made of it, and the files of that."""
-
-    configured: tuple[str, ...] | None
-    recovery: tuple[str, ...]
-    variable: str
-    entries: tuple[entry.BootEntry, ...] | None
-    menu: str
-    files: tuple[str, ...]
-    whole: bool = True
-
-
-def _next_start(machine: Machine, unseen: list[tuple[str, str]]) -> _NextStart:
-    from emupmem.boot import detect
-    from emupmem.boot.bls import files as bls_files
-    from emupmem.boot.bls import sources as bls_sources
-
-    other = detect.of(machine)
-    if other is None:
-        configured, recovery, variable = items_by_variable(machine, unseen)
-        name = environment.grub_cfg(machine)
-        cfg = _try_read(machine, name, "generated", unseen)
-        entries = grub_menu.entries(cfg) if cfg is not None else None
-        whole = cfg is None or grub_menu.whole(cfg)
-        return _NextStart(configured, recovery, variable, entries, name, (name,), whole)
-    try:
-        standing = other.standing(machine)
-    except EmupmemError as exc:
-        unseen += [("configured", exc.message), ("generated", exc.message)]
-        return _NextStart(None, (), other.title, None, other.title, ())
-    # Not those on FAT where it can be avoided: their times have no zone.
-    sources = [f for f in (bls_sources.KERNEL_CMDLINE, GRUB_DEFAULT) if machine.exists(f)]
-    files = tuple(sources or bls_files.entry_files(machine))
-    return _NextStart(standing.items, standing.items, standing.where, standing.entries, standing.menu, files)
-
-
 def _trial(machine: Machine) -> SeenTrial | None:
-    from emupmem.boot import trial
     from emupmem.verifier.observation import SeenTrial
 
     found = trial.state(machine)
@@ -149,18 +107,6 @@ def _firmware(machine: Machine, unseen: list[tuple[str, str]]) -> FirmwareMap | 
     except EmupmemError as exc:
         unseen.append(("firmware", exc.message))
         return None
-
-
-def _try_read(machine: Machine, name: str, what: str, unseen: list[tuple[str, str]]) -> str | None:
-    try:
-        data = machine.read(name)
-    except EmupmemError as exc:
-        unseen.append((what, exc.message))
-        return None
-    if data is None:
-        unseen.append((what, f"there is no {name}"))
-        return None
-    return data.decode("utf-8", "surrogateescape")
 
 
 def _is_newer(machine: Machine, files: Sequence[str]) -> bool | None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from emupmem.boot.change import Options
+from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_apply
 from emupmem.model import GIB, MIB, FirmwareMap, Kind, MapEntry, Request
 from emupmem.planner import survey

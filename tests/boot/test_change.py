@@ -16,8 +16,9 @@ import pytest
 
 import emupmem
 from emupmem.boot import transaction
-from emupmem.boot.change import Change, Options
+from emupmem.boot.change import Change
 from emupmem.boot.grub import defaults
+from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_apply, prepare_remove
 from emupmem.boot.transaction import carry_out
 from emupmem.model import GIB, UNCHANGED, EmupmemError, Request
@@ -274,7 +275,7 @@ def test_a_default_that_cannot_be_written_is_said_once(
 ) -> None:
     before = menu(machine)
 
-    def full(machine: Machine, name: str, data: bytes) -> None:
+    def full(machine: Machine, name: str, data: bytes, mode: int = 0) -> None:
         raise EmupmemError(
             f"{name} cannot be written: No space left on device", "the disk is full", state=UNCHANGED
         )
@@ -301,24 +302,44 @@ def test_what_cannot_be_put_back_is_not_said_to_be_unchanged(
     assert caught.value.hint == "the disk is full"
 
 
+TEARS = '#!/bin/sh\n: > "$(dirname $0)/../boot/grub/grub.cfg"\nexit 1\n'
+
+
 def test_the_menu_is_put_back_even_where_the_default_cannot_be(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = menu(machine)
-    script(machine, "update-grub2", '#!/bin/sh\n: > "$(dirname $0)/../boot/grub/grub.cfg"\nexit 1\n')
-    real, calls = files.replace_file, []
+    before, real = menu(machine), backups.put_back
+    script(machine, "update-grub2", TEARS)
 
-    def once(machine: Machine, name: str, data: bytes) -> None:
+    def only_the_menu(machine: Machine, name: str) -> None:
+        if name == "/etc/default/grub":
+            raise EmupmemError(f"{name} cannot be put back: Read-only file system")
+        real(machine, name)
+
+    monkeypatch.setattr(backups, "put_back", only_the_menu)
+    with pytest.raises(EmupmemError) as caught:
+        apply(machine)
+    assert "not all could be put back: /etc/default/grub" in caught.value.hint
+    assert menu(machine) == before
+
+
+def test_all_is_put_back_where_the_generator_leaves_no_room(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, real, calls = menu(machine), files.replace_file, []
+    script(machine, "update-grub2", TEARS)
+
+    def once(machine: Machine, name: str, data: bytes, mode: int = 0o644) -> None:
         calls.append(name)
         if len(calls) > 1:
             raise EmupmemError(f"{name} cannot be written: No space left on device")
-        real(machine, name, data)
+        real(machine, name, data, mode)
 
     monkeypatch.setattr(files, "replace_file", once)
     with pytest.raises(EmupmemError) as caught:
         apply(machine)
-    assert "not all could be put back" in caught.value.hint
-    assert menu(machine) == before
+    assert "the old configuration is back" in caught.value.hint
+    unchanged(machine, before)
 
 
 def test_a_torn_menu_is_not_as_asked(machine: FakeMachine) -> None:
@@ -472,7 +493,7 @@ def test_a_signal_at_any_step_leaves_the_old_or_the_new(machine: FakeMachine, nu
 
 CHILD = """
     import os, signal, sys
-    from emupmem.boot.change import Options
+    from emupmem.boot.loader import Options
     from emupmem.boot.prepare import prepare_apply, prepare_remove
     from emupmem.boot.transaction import carry_out
     from emupmem.planner import survey
@@ -590,8 +611,11 @@ def test_an_apply_that_was_rolled_back_is_no_record_to_undo(machine: FakeMachine
 def test_an_apply_that_was_killed_is_no_record_to_undo_either(machine: FakeMachine) -> None:
     apply(machine, GIB, nokaslr=True)
     prepared = prepare_apply(machine, FOUND, Request(2 * GIB), Options(replace=True))
-    backups.back_up(machine, "/etc/default/grub", "2999-01-01T00:00:00.000000Z", prepared.after, ".written")
-    backups.back_up(machine, "/etc/default/grub", "2999-01-01T00:00:00.000000Z", prepared.before)
+    (edit,) = prepared.edits
+    backups.back_up(
+        machine, "/etc/default/grub", "2999-01-01T00:00:00.000000Z", edit.after or b"", ".written"
+    )
+    backups.back_up(machine, "/etc/default/grub", "2999-01-01T00:00:00.000000Z", edit.before or b"")
     remove(machine)
     assert default(machine) == STOCK
 
@@ -668,12 +692,17 @@ def test_a_menu_that_nobody_touched_needs_no_putting_back(
     unchanged(machine, before)
 
 
-def test_a_copy_that_has_gone_is_said(machine: FakeMachine) -> None:
-    script(machine, "update-grub2", '#!/bin/sh\nrm "$(dirname $0)/../boot/grub/"/.grub.cfg.*\nexit 1\n')
+def test_where_the_copy_has_gone_the_menu_is_written_back(machine: FakeMachine) -> None:
+    before = menu(machine)
+    script(
+        machine,
+        "update-grub2",
+        TEARS.replace("exit 1", 'rm "$(dirname $0)/../boot/grub/"/.grub.cfg.*\nexit 1'),
+    )
     with pytest.raises(EmupmemError) as caught:
         apply(machine, GIB)
-    assert "not all could be put back: /boot/grub/grub.cfg cannot be put back" in caught.value.hint
-    assert menu(machine), "and nothing is deleted"
+    assert "the old configuration is back" in caught.value.hint
+    unchanged(machine, before)
 
 
 def test_a_copy_left_over_is_cleared_by_the_next_run(machine: FakeMachine) -> None:

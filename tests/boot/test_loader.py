@@ -316,7 +316,7 @@ def survey_of(machine: FakeMachine) -> survey.Survey:
 def apply(
     machine: FakeMachine, size: int = GIB, *, add: bool = False, replace: bool = False, nokaslr: bool = False
 ) -> change.Outcome | None:
-    options = change.Options(add=add, replace=replace, nokaslr=nokaslr)
+    options = loader.Options(add=add, replace=replace, nokaslr=nokaslr)
     prepared = prepare.prepare_apply(machine, survey_of(machine), Request(size), options)
     return transaction.carry_out(machine, prepared) if prepared.needed else None
 
@@ -403,14 +403,14 @@ def test_nokaslr_comes_and_goes_with_the_reservation(here: FakeMachine) -> None:
 
 
 def test_variable_is_a_matter_of_grub_mkconfig(here: FakeMachine) -> None:
-    options = change.Options("GRUB_CMDLINE_LINUX_DEFAULT")
+    options = loader.Options("GRUB_CMDLINE_LINUX_DEFAULT")
     with pytest.raises(EmupmemError, match="--variable names a variable of GRUB's"):
         prepare.prepare_apply(here, survey_of(here), Request(GIB), options)
 
 
 def test_a_dry_run_changes_nothing(here: FakeMachine) -> None:
     files = content(here)
-    prepared = prepare.prepare_apply(here, survey_of(here), Request(GIB), change.Options())
+    prepared = prepare.prepare_apply(here, survey_of(here), Request(GIB), loader.Options())
     assert prepared.needed
     assert content(here) == files
 
@@ -581,7 +581,7 @@ def test_half_of_the_entries_is_finished(tmp_path: Path) -> None:
 
 def test_an_edit_meanwhile_is_respected(tmp_path: Path) -> None:
     machine = systemd_boot(tmp_path)
-    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
     put(machine, "/etc/kernel/cmdline", "root=LABEL=new\n")
     files = content(machine)
     with pytest.raises(EmupmemError, match="was changed by somebody else meanwhile"):
@@ -593,7 +593,7 @@ def test_a_tree_is_edited_without_running_anything(tmp_path: Path) -> None:
     machine = systemd_boot(tmp_path)
     script(machine, "bootctl", "#!/bin/sh\ntouch /nonexistent/never\n")
     machine.live = False
-    prepared = prepare.prepare_apply(machine, _planned(machine), Request(GIB), change.Options())
+    prepared = prepare.prepare_apply(machine, _planned(machine), Request(GIB), loader.Options())
     transaction.carry_out(machine, prepared)
     assert "memmap=1G!4G" in lines(machine)[f"{ID}-{RELEASE}"]
 
@@ -700,16 +700,14 @@ def test_an_sdbootutil_that_fails_is_rolled_back(tmp_path: Path) -> None:
 
 def test_rpm_ostree_is_told_only_what_differs(tmp_path: Path) -> None:
     machine = ostree(tmp_path)
-    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
-    assert prepared.elsewhere is not None
-    (command,) = prepared.elsewhere.steps.commands
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
+    (command,) = prepared.steps.commands
     assert command.argv == ("rpm-ostree", "kargs", "--append=memmap=1G!4G")
     transaction.carry_out(machine, prepared)
     prepared = prepare.prepare_apply(
-        machine, survey_of(machine), Request(2 * GIB), change.Options(replace=True)
+        machine, survey_of(machine), Request(2 * GIB), loader.Options(replace=True)
     )
-    assert prepared.elsewhere is not None
-    (command,) = prepared.elsewhere.steps.commands
+    (command,) = prepared.steps.commands
     assert command.argv == ("rpm-ostree", "kargs", "--delete=memmap=1G!4G", "--append=memmap=2G!4G")
 
 
@@ -769,4 +767,4 @@ def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) ->
 
 def test_a_trial_is_refused_where_the_loader_cannot_forget_it(here: FakeMachine) -> None:
     with pytest.raises(EmupmemError, match=r"a trial is not known for|the boot loader does not say"):
-        prepare.prepare_trial(here, survey_of(here), Request(GIB), change.Options())
+        prepare.prepare_trial(here, survey_of(here), Request(GIB), loader.Options())

@@ -12,7 +12,7 @@ from emupmem.boot import change, detect, systemd_boot, trial
 from emupmem.boot import efi as boot_efi
 from emupmem.boot.bls import entries
 from emupmem.boot.bls import text as bls_text
-from emupmem.boot.change import Options
+from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_abandon, prepare_confirm, prepare_trial
 from emupmem.boot.transaction import carry_out
 from emupmem.model import GIB, EmupmemError, Request

@@ -18,7 +18,7 @@ import emupmem
 import emupmem.boot.grub.environment
 import emupmem.system.backups
 import emupmem.system.files
-from emupmem.boot import change, prepare, systemd_boot, transaction
+from emupmem.boot import loader, prepare, systemd_boot, transaction
 from emupmem.boot.grub import environment
 from emupmem.model import GIB, EmupmemError, Request
 from tests import fake
@@ -56,7 +56,7 @@ def tree(machine: FakeMachine) -> dict[str, tuple[object, ...]]:
 
 
 def apply(machine: FakeMachine, size: int = GIB, *, replace: bool = False, nokaslr: bool = False) -> None:
-    options = change.Options(replace=replace, nokaslr=nokaslr)
+    options = loader.Options(replace=replace, nokaslr=nokaslr)
     prepared = prepare.prepare_apply(machine, survey_of(machine), Request(size), options)
     transaction.carry_out(machine, prepared)
 

@@ -11,9 +11,10 @@ import pytest
 
 from emupmem.boot import prepare as boot_prepare
 from emupmem.boot import trial
-from emupmem.boot.change import Change, Options
+from emupmem.boot.change import Change
 from emupmem.boot.grub import environment
 from emupmem.boot.grub import trial as grub_trial
+from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_abandon, prepare_confirm, prepare_trial
 from emupmem.boot.transaction import carry_out
 from emupmem.kernel.cmdline import COMMAND_LINE_MAX
@@ -483,7 +484,7 @@ def test_kexec_goes_straight_into_it(run: Run, here: FakeMachine) -> None:
         script(here, name, f"#!/bin/sh\necho {name} \"$@\" >> '{log}'\n")
     load, start = kexec(run, "--variable", "GRUB_CMDLINE_LINUX_DEFAULT")
     line = f"BOOT_IMAGE=/boot/vmlinuz-{RELEASE} root=UUID=0 ro quiet splash"
-    line += " emupmem.boot.grub.trial=kexec,GRUB_CMDLINE_LINUX_DEFAULT memmap=1G!4G"
+    line += " emupmem.trial=kexec,GRUB_CMDLINE_LINUX_DEFAULT memmap=1G!4G"
     kernel, initrd = f"/boot/vmlinuz-{RELEASE}", f"--initrd=/boot/initrd.img-{RELEASE}"
     assert load == ["kexec", "-a", "-l", kernel, initrd, f"--command-line={line}"]
     assert start == ["systemctl", "kexec"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from emupmem.boot import prepare, transaction
-from emupmem.boot.change import Options
+from emupmem.boot.loader import Options
 from emupmem.model import GIB, MIB, Request
 from emupmem.planner import survey
 from tests import PROJECT, fake

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from emupmem.boot.change import Change, Options
+from emupmem.boot.change import Change
 from emupmem.boot.grub import defaults as grub_defaults
 from emupmem.boot.grub import menu, trial
+from emupmem.boot.loader import Options
 from emupmem.boot.prepare import (
     prepare_abandon,
     prepare_apply,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from emupmem.boot import change, prepare, transaction
+from emupmem.boot import loader, prepare, transaction
 from emupmem.model import GIB, Request
 from tests.boot import test_loader
 from tests.boot.test_loader import survey_of
@@ -50,7 +50,7 @@ STARTS: dict[str, Callable[[Path], FakeMachine]] = {
 
 
 def apply(machine: FakeMachine) -> None:
-    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), change.Options())
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
     if prepared.needed:
         transaction.carry_out(machine, prepared)
 

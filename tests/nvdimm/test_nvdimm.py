@@ -584,7 +584,9 @@ def test_ram_is_not_destroyed(machine: FakeMachine) -> None:
 # The goal -------------------------------------------------------------------------------------------
 
 
-def asked(mode: str = "appdirect", percent: int | None = None, socket: int | None = None) -> ipmctl.Wanted:
+def asked(
+    mode: str = "appdirect", percent: int | None = None, socket: int | None = None
+) -> ipmctl.WantedGoal:
     return ipmctl.wanted(mode, percent, socket)
 
 

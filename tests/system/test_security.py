@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from emupmem import units
-from emupmem.boot.change import Options
 from emupmem.boot.grub import dropin
+from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_apply
 from emupmem.boot.transaction import carry_out
 from emupmem.cli import render

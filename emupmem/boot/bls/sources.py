@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from emupmem.boot import programs
 from emupmem.boot.bls import text as bls_text
-from emupmem.boot.bls.files import entry_text, file_text
+from emupmem.boot.bls.files import BOOT_FOLDERS, TRIAL_ENTRY, entry_files, entry_text, file_text
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.boot.loader import Standing
@@ -52,6 +53,21 @@ def source_files(machine: Machine) -> list[str]:
     """The files that new kernels' words come from, where they are not GRUB's."""
     names = (KERNEL_CMDLINE, VENDOR_CMDLINE, *_dropins(machine), "/etc/kernel/entry-token", "/etc/machine-id")
     return [n for n in names if machine.exists(n)]
+
+
+def sources_or_entries(machine: Machine) -> tuple[str, ...]:
+    """The files whose times tell when the next start was changed.
+
+    Not those on FAT where it can be avoided: their times have no zone.
+    """
+    found = [f for f in (KERNEL_CMDLINE, GRUB_DEFAULT) if machine.exists(f)]
+    return tuple(found or entry_files(machine))
+
+
+def written_files(machine: Machine) -> tuple[str, ...]:
+    """The files that a change of the entries may write."""
+    trials = [f"{folder}/loader/entries/{TRIAL_ENTRY}" for folder in BOOT_FOLDERS]
+    return (*entry_files(machine), *SOURCES, *trials)
 
 
 def _dropins(machine: Machine) -> list[str]:
@@ -103,8 +119,6 @@ def _main_source_edits(
 def kept_source(machine: Machine, standing: Standing) -> list[FileEdit]:
     """What keeps new kernels from taking their words from the boot that runs, where they would."""
     default = standing.default
-    from emupmem.boot import programs
-
     needed = programs.has_program(machine, "kernel-install") and machine.read(VENDOR_CMDLINE) is None
     if default is None or not needed or machine.exists(KERNEL_CMDLINE):
         return []

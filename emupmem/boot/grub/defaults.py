@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emupmem.boot.change import OUR_WORDS
 from emupmem.boot.grub import dropin, menu
 from emupmem.boot.grub.environment import GRUB_DEFAULT, GRUB_DROPINS
+from emupmem.boot.loader import OUR_WORDS
 from emupmem.editor import defaults, edits, quoting
 from emupmem.editor import text as editor_text
 from emupmem.kernel.cmdline import mangled, parse_command_line
@@ -135,8 +135,8 @@ def _records(machine: Machine) -> list[str]:
     return [f"{BACKUPS}/{n.removesuffix('.written')}" for n in sorted(names, reverse=True)]
 
 
-def refuse_dropin_items(machine: Machine, main: bytes, present: Sequence[str]) -> None:
-    """Reservations made in a drop-in are somebody's own; two places that reserve are a trap."""
+def refuse_dropin_items(machine: Machine) -> None:
+    """Raise EmupmemError for a drop-in of somebody else that reserves: two places that do are a trap."""
     for name, text in grub_texts(machine):
         if name in (GRUB_DEFAULT, dropin.NAME):
             continue

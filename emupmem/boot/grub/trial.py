@@ -170,11 +170,6 @@ def chosen(machine: Machine) -> bool:
     return environment.grubenv(machine).get(NEXT) == ID
 
 
-def left_over(machine: Machine) -> bool:
-    """Whether the menu or GRUB's environment block still has a trial, its script being gone."""
-    return chosen(machine) or bool(problem(menu(machine), ()))
-
-
 def obstacle(machine: Machine) -> tuple[str, str]:
     """(why GRUB could not forget a choice by itself, what cures that); two empty strings where it can.
 
