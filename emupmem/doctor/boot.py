@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from emupmem.boot import detect
 from emupmem.boot import efi as boot_efi
@@ -15,16 +14,13 @@ from emupmem.boot.grub.checks import readable_menu
 from emupmem.boot.grub.environment import GENERATORS, GRUB_DEFAULT
 from emupmem.device.blocks import Mounted
 from emupmem.doctor.finding import Eye, Finding
+from emupmem.editor.defaults import Effective
 from emupmem.kernel.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count
 from emupmem.model import MAX_MEMMAP_REGIONS, MIB, CommandLine, EmupmemError, Span
 from emupmem.planner import survey
 from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
 from emupmem.units import human, tight
-
-if TYPE_CHECKING:
-    from emupmem.editor.defaults import Effective
-
 
 EFI_LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"

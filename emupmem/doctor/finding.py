@@ -5,21 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from emupmem.boot import entry as boot_entry
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot import loader as boot_loader
 from emupmem.boot.grub.loader import Grub
 from emupmem.device.blocks import Mounted
+from emupmem.editor.defaults import Effective
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import CommandLine, EmupmemError
 from emupmem.planner import survey
 from emupmem.planner.situation import Situation
 from emupmem.system.machine import Machine
-
-if TYPE_CHECKING:
-    from emupmem.editor.defaults import Effective
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ pure function of what was seen. A finding is `ok`, `note` (good to know), `warn`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from emupmem.boot import detect, obstacles
+from emupmem.boot import detect, loader, obstacles, prepare
 from emupmem.boot.foreign import Refused
 from emupmem.boot.grub import defaults as grub_defaults
 from emupmem.boot.grub import environment, menu
@@ -53,14 +52,14 @@ from emupmem.doctor.kernel import (
     look_at_modules,
     look_at_randomisation,
 )
+from emupmem.editor import defaults
 from emupmem.model import CommandLine, EmupmemError, Request
 from emupmem.planner import plan, survey
 from emupmem.system.machine import Machine
 from emupmem.units import human, tight
 from emupmem.verifier import observe
-
-if TYPE_CHECKING:
-    from emupmem.verifier.observation import Verdict
+from emupmem.verifier.ladder import verify
+from emupmem.verifier.observation import Verdict
 
 
 def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
@@ -108,9 +107,6 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
 
 
 def _open(machine: Machine, wait: float) -> Eye:
-    from emupmem.boot import prepare
-    from emupmem.editor import defaults
-
     eye = Eye(machine, wait, mounts=mounts(machine), loader=detect.of(machine))
     eye.target = obstacles.target(machine)
     if eye.target is not None:
@@ -157,8 +153,6 @@ def _refusals(machine: Machine) -> Callable[..., Finding]:
 
 def _plan(eye: Eye) -> Finding | None:
     """A rehearsal of apply, up to the new text; nothing is written."""
-    from emupmem.boot import loader, prepare
-
     if eye.found is None or eye.situation is None:
         return None
     items = [i for v in (eye.effective or {}).values() for i in v.items]
@@ -184,8 +178,6 @@ def _plan(eye: Eye) -> Finding | None:
 
 
 def _ladder(eye: Eye) -> Finding:
-    from emupmem.verifier.ladder import verify
-
     return ladder(verify(observe.observe(eye.machine, eye.wait)))
 
 

@@ -10,15 +10,13 @@ import tarfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
+from emupmem.editor.shell import Sourced
+from emupmem.editor.text import VARIABLES
 from emupmem.model import MIB, EmupmemError, NodeRange
 from emupmem.report import untar
 from emupmem.system.sysfs import Region
-
-if TYPE_CHECKING:
-    from emupmem.editor.shell import Sourced
-
 
 FORMAT = 1
 """The version of the archive's layout: a reader refuses one that it does not know."""
@@ -204,9 +202,6 @@ def _wrong_fact(facts: Mapping[str, Any]) -> str:
 
 def sourced_of(fact: Mapping[str, Any]) -> Sourced | EmupmemError:
     """What sh said there, as the editor knows it. Raises ValueError and its like for other shapes."""
-    from emupmem.editor.shell import Sourced
-    from emupmem.editor.text import VARIABLES
-
     if "error" in fact:
         return EmupmemError(str(fact["error"]), str(fact.get("hint", "")))
     values = tuple({v: None if row[v] is None else str(row[v]) for v in VARIABLES} for row in fact["values"])

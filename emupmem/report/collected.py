@@ -8,19 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from emupmem.boot import obstacles
+from emupmem.boot.grub import defaults
 from emupmem.doctor import finding, look
+from emupmem.editor.shell import Judge, Sourced
 from emupmem.model import Command, EmupmemError, NodeRange
 from emupmem.planner import survey
 from emupmem.report.archive import TREE, Archive, damaged_archive, sourced_of
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 from emupmem.system.sysfs import Region
-
-if TYPE_CHECKING:
-    from emupmem.editor.shell import Judge, Sourced
-
 
 # The machine in an archive --------------------------------------------------------------------------
 
@@ -152,9 +151,6 @@ def _judging(name: str) -> Iterator[None]:
 
 def plan_from(archive: Archive, name: str, source: str = "auto") -> survey.Survey:
     """What an archive tells the planner, as `survey.of_machine` would on that machine. Raises EmupmemError."""
-    from emupmem.boot import obstacles
-    from emupmem.boot.grub import defaults
-
     machine = Collected(archive)
     with _judging(name):
         refused = obstacles.first(machine)

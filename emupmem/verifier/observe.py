@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from emupmem.boot import detect, trial
 from emupmem.boot.kernel import module_states
+from emupmem.device import proof, unit
+from emupmem.device.proof import SeenMount
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import BootLog, EmupmemError, FirmwareMap
 from emupmem.parser.bootlog import parse_boot_log
@@ -18,20 +19,14 @@ from emupmem.planner.survey import read_iomem
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
 from emupmem.system.sysfs import Region
-
-if TYPE_CHECKING:
-    from emupmem.device.proof import SeenMount
-    from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial
-
+from emupmem.verifier.ladder import complete
+from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial
 
 # Observation --------------------------------------------------------------------------------------
 
 
 def observe(machine: Machine, wait: float) -> Observation:
     """Everything that verify judges, after waiting up to `wait` seconds for the devices to appear."""
-    from emupmem.verifier.ladder import complete
-    from emupmem.verifier.observation import Observation
-
     unseen: list[tuple[str, str]] = []
     cmdline = parse_command_line(machine.peek("/proc/cmdline"))
     next_start = detect.of(machine).next_start(machine, unseen)
@@ -62,8 +57,6 @@ def observe(machine: Machine, wait: float) -> Observation:
 
 
 def _trial(machine: Machine) -> SeenTrial | None:
-    from emupmem.verifier.observation import SeenTrial
-
     found = trial.state(machine)
     if found is None:
         return None
@@ -72,8 +65,6 @@ def _trial(machine: Machine) -> SeenTrial | None:
 
 def _mounts(machine: Machine, wait: float) -> tuple[SeenMount, ...]:
     """The mounts of our devices and of the boot unit; while that is at work we wait."""
-    from emupmem.device import proof, unit
-
     data = machine.read(unit.FILE)
     text = data.decode("utf-8", "replace") if data is not None and machine.is_link(unit.LINK) else ""
     try:
@@ -95,8 +86,6 @@ def _regions(machine: Machine) -> tuple[SeenRegion, ...]:
 
 
 def _seen(r: Region) -> SeenRegion:
-    from emupmem.verifier.observation import SeenRegion
-
     return SeenRegion(r.name, r.size, r.start, r.block, r.block_size, r.dax, r.numa_node, r.provider, r.mode)
 
 

@@ -329,7 +329,6 @@ def remove(machine: FakeMachine) -> change.Outcome | None:
 def lines(machine: FakeMachine) -> dict[str, str]:
     """The command line of every entry, as its loader hands it to the kernel."""
     other = detect.of(machine)
-    assert other is not None
     return {
         f"{e.ids[0] or e.title}{'' if e.ours else ' (other)'}": e.text
         for e in other.standing(machine).entries
@@ -753,7 +752,6 @@ def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) ->
     assert type(detect.of(there)) is type(detect.of(here))
     before = [line for name, line in lines(here).items() if "(other)" not in name]
     other = detect.of(there)
-    assert other is not None
     after = [e.text for e in other.standing(there).entries if e.ours]
     assert len(after) == len(before)
     said = {f.name: (f.status, f.evidence.replace(ID, "")) for f in look.look(here)}

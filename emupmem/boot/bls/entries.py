@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from emupmem.boot.bls import menu as bls_menu
 from emupmem.boot.bls import text as bls_text
 from emupmem.boot.bls.files import BOOT_FOLDERS, TRIAL_ENTRY, entry_files, entry_text
 from emupmem.boot.bls.sources import KERNEL_CMDLINE
@@ -54,8 +55,6 @@ def own_line(machine: Machine) -> CommandLine:
     """A command line that starts this system: of this boot; in a tree /etc/kernel/cmdline, else the default entry."""
     if machine.running:
         return parse_command_line(machine.peek("/proc/cmdline"))
-    from emupmem.boot.bls import menu as bls_menu
-
     texts = {bls_menu.id_of(n): entry_text(machine, n) for n in entry_files(machine)}
     menu = [
         bls_text.options(texts[n])
@@ -153,8 +152,6 @@ def default_entry_of(machine: Machine, entries: Sequence[BootEntry]) -> BootEntr
 
     In a tree: as loader.conf says, else the first one of systemd-boot's menu.
     """
-    from emupmem.boot.bls import menu as bls_menu
-
     ours = [e for e in entries if e.ours]
     wanted = [default_id(machine), efi_text(machine, SELECTED)] if machine.running else bls_menu.menu(machine)
     names = [re.sub(r"[^\x20-\x7e]", "", n).removesuffix(".conf") for n in wanted]

@@ -5,23 +5,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from emupmem.boot.grub import dropin, menu
 from emupmem.boot.grub.environment import GRUB_DEFAULT, GRUB_DROPINS
 from emupmem.boot.loader import OUR_WORDS
-from emupmem.editor import defaults, edits, quoting
+from emupmem.editor import defaults, edits, quoting, shell
 from emupmem.editor import text as editor_text
+from emupmem.editor.shell import Judge
 from emupmem.kernel.cmdline import mangled, parse_command_line
 from emupmem.model import CommandLine, EmupmemError, FileEdit
 from emupmem.planner.survey import GRUB_MKCONFIGS
 from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
 from emupmem.units import human
-
-if TYPE_CHECKING:
-    from emupmem.editor.shell import Judge
-
 
 # What to change -----------------------------------------------------------------------------------
 
@@ -181,9 +177,6 @@ def items_by_variable(
     machine: Machine, unseen: list[tuple[str, str]]
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...], str]:
     """Our items in GRUB's defaults, drop-ins included: of normal entries, of recovery entries, and where."""
-    from emupmem.editor import defaults
-    from emupmem.editor import text as editor_text
-
     try:
         if machine.read(GRUB_DEFAULT) is None:
             raise EmupmemError(f"there is no {GRUB_DEFAULT}")
@@ -197,8 +190,6 @@ def items_by_variable(
 
 def judge(machine: Machine) -> Judge:
     """The sh that reads GRUB's defaults: for the tree of another machine it sees no programs and no files."""
-    from emupmem.editor import shell
-
     if machine.replay is not None:
         return machine.replay
     return shell.judge(with_programs=machine.live)
@@ -206,8 +197,5 @@ def judge(machine: Machine) -> Judge:
 
 def configured_items(machine: Machine, data: bytes) -> dict[str, tuple[str, ...]]:
     """Our items in a text of /etc/default/grub, for each variable that has any."""
-    from emupmem.editor import defaults
-    from emupmem.editor import text as editor_text
-
     found = defaults.read(data, GRUB_DEFAULT, sh=judge(machine))
     return {v: found.variable(v).items for v in editor_text.VARIABLES if found.variable(v).items}
