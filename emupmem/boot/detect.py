@@ -13,10 +13,10 @@ from emupmem.boot.grub_bls import GrubBls
 from emupmem.boot.loader import Loader, Owned
 from emupmem.boot.rpm_ostree import RpmOstree
 from emupmem.boot.systemd_boot import SdBootUtil, SystemdBoot
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 
-def of(machine: Machine) -> Loader:
+def of(machine: Host) -> Loader:
     """What starts the machine: GRUB with a menu by grub-mkconfig where nothing else is to be seen."""
     if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
         return RpmOstree()

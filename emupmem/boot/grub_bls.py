@@ -22,7 +22,7 @@ from emupmem.boot.loader import Loader, Standing, Steps, Wanted
 from emupmem.editor import defaults
 from emupmem.editor import text as editor_text
 from emupmem.model import UNCHANGED, Command, CommandLine, EmupmemError, FileEdit
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 MAY_BE_UNSET = ("tuned_params",)
 """Variables in entries that have a value only while TuneD wants to add words."""
@@ -39,7 +39,7 @@ class GrubBls(Loader):
     back = "in GRUB's menu (hold Shift or press Esc at the start) press e, delete {memmap}, press Ctrl-x"
     folders = ("/boot",)
 
-    def standing(self, machine: Machine) -> Standing:
+    def standing(self, machine: Host) -> Standing:
         variables = tuple(environment.grubenv(machine).items())
         entries = []
         for name in entry_files(machine, self.folders):
@@ -56,13 +56,13 @@ class GrubBls(Loader):
         items = tuple(i.text for i in default.command_line.reservations) if default is not None else ()
         return Standing(items, "the boot entries", "/boot/loader/entries", tuple(entries), default)
 
-    def sources(self, machine: Machine) -> tuple[str, ...]:
+    def sources(self, machine: Host) -> tuple[str, ...]:
         return sources_or_entries(machine)
 
-    def files(self, machine: Machine) -> tuple[str, ...]:
+    def files(self, machine: Host) -> tuple[str, ...]:
         return (*written_files(machine), environment.grubenv_name(machine))
 
-    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+    def steps(self, machine: Host, wanted: Wanted) -> Steps:
         standing, items, extra, drop = self.standing(machine), wanted.items, wanted.add, wanted.drop
         files, env = entry_files(machine, self.folders), environment.grubenv_name(machine)
         torn = (*torn_files(machine, files), *([env] if environment.torn_grubenv(machine) else []))
@@ -86,7 +86,7 @@ class GrubBls(Loader):
             remembered=extra,
         )
 
-    def _new_kernels(self, machine: Machine, standing: Standing) -> str:
+    def _new_kernels(self, machine: Host, standing: Standing) -> str:
         """The words of the default entry without those that TuneD adds to each entry by itself."""
         known = tuple((k, v) for k, v in environment.grubenv(machine).items() if k not in MAY_BE_UNSET)
         names = entry_files(machine, self.folders)
@@ -104,7 +104,7 @@ class GrubBls(Loader):
         )
 
     def _defaults(
-        self, machine: Machine, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+        self, machine: Host, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
     ) -> list[FileEdit]:
         """What grub2-mkconfig --update-bls-cmdline, and on RHEL 8 any grub2-mkconfig, would write over the entries."""
         before = machine.read(GRUB_DEFAULT)
@@ -118,7 +118,7 @@ class GrubBls(Loader):
 
     def _grubby(
         self,
-        machine: Machine,
+        machine: Host,
         standing: Standing,
         items: Sequence[str],
         extra: Sequence[str],
@@ -148,7 +148,7 @@ class GrubBls(Loader):
         argv += ["--no-etc-grub-update"] if _knows(machine, "--no-etc-grub-update") else []
         return Command(tuple(argv), "change the boot entries")
 
-    def refuse(self, machine: Machine) -> None:
+    def refuse(self, machine: Host) -> None:
         if not machine.live and not machine.running:
             raise EmupmemError(
                 "GRUB takes its entries from /boot/loader/entries here (BLS): grubby changes them, on that machine",
@@ -161,7 +161,7 @@ class GrubBls(Loader):
             )
 
 
-def _refuse_unset(machine: Machine, names: Sequence[str]) -> None:
+def _refuse_unset(machine: Host, names: Sequence[str]) -> None:
     """Raise EmupmemError for an entry whose words are in a variable that GRUB's environment block does not set.
 
     grubby changes the variable there, or nothing at all, and what the menu sets instead is not seen here.
@@ -184,7 +184,7 @@ def _mangled(word: str) -> bool:
     return any(c in word for c in "\\$&\"'*?[ \t")
 
 
-def _knows(machine: Machine, option: str) -> bool:
+def _knows(machine: Host, option: str) -> bool:
     """Whether this grubby has an option: those that write /etc/default/grub too can be told not to."""
     done = machine.output("grubby", "--help")
     return done is not None and option.encode() in done.stdout + done.stderr

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from emupmem.boot import entry as boot_entry
 from emupmem.model import CommandLine, KernelRelease, ModuleState, Presence
 from emupmem.parser.bootlog import kernel_release
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 # What will boot ------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ class Target:
         return self.version or kernel_release(self.release)
 
 
-def kernel_of(machine: Machine, entry: boot_entry.BootEntry) -> Target:
+def kernel_of(machine: Host, entry: boot_entry.BootEntry) -> Target:
     """The kernel that an entry starts."""
     # With a /boot or an ESP of its own the loader's paths begin below it.
     folders = ("", "/boot", "/efi", "/boot/efi")
@@ -54,7 +54,7 @@ OPTIONS = {
 }
 
 
-def kernel_lacks(machine: Machine, release: str) -> tuple[str, list[str]]:
+def kernel_lacks(machine: Host, release: str) -> tuple[str, list[str]]:
     """(configuration file, options that the kernel lacks); ("", []) where no configuration is kept."""
     name, text = machine.kernel_config(release)
     if not text:
@@ -63,7 +63,7 @@ def kernel_lacks(machine: Machine, release: str) -> tuple[str, list[str]]:
     return name, [f"{o} ({why})" for o, (good, why) in OPTIONS.items() if values.get(o, "n") not in good]
 
 
-def module_states(machine: Machine, release: str, cmdline: CommandLine) -> tuple[ModuleState, ...]:
+def module_states(machine: Host, release: str, cmdline: CommandLine) -> tuple[ModuleState, ...]:
     """How the kernel of this release has each module of the driver chain."""
     base = next(
         (b for b in (f"/lib/modules/{release}", f"/usr/lib/modules/{release}") if machine.exists(b)), ""
@@ -90,7 +90,7 @@ def _module_state(name: str, listed: str, builtin: str, blocked: dict[str, str],
     return ModuleState(name, Presence.AVAILABLE if f"/{name}.ko" in listed else Presence.MISSING)
 
 
-def _blacklist(machine: Machine, cmdline: CommandLine) -> dict[str, str]:
+def _blacklist(machine: Host, cmdline: CommandLine) -> dict[str, str]:
     """Modules that must not be loaded by themselves, and the place that says so."""
     blocked: dict[str, str] = {}
     for folder in ("/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"):

@@ -19,6 +19,7 @@ from emupmem.boot.foreign import PLACEHOLDER, Owner, Refused, RefusedRemoval
 from emupmem.editor import text as editor_text
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
+from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
 PROGRAMS = ("grubby", "sdbootutil", "rpm-ostree", "kernel-install", "bootctl")
@@ -27,7 +28,7 @@ PROGRAMS = ("grubby", "sdbootutil", "rpm-ostree", "kernel-install", "bootctl")
 OUR_WORDS = ("nokaslr",)
 """Words beside memmap= that apply adds when asked to."""
 
-Check = Callable[[Machine], tuple[str, ...]]
+Check = Callable[[Host], tuple[str, ...]]
 """Raises EmupmemError for what apply must not touch, gives warnings for what could not be told."""
 
 
@@ -173,17 +174,17 @@ class Loader(ABC):
     # How it stands -------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def standing(self, machine: Machine) -> Standing:
+    def standing(self, machine: Host) -> Standing:
         """How the next start stands. Raises EmupmemError where that cannot be read."""
 
-    def line(self, machine: Machine) -> CommandLine:
+    def line(self, machine: Host) -> CommandLine:
         """The kernel command line of the next start. Raises EmupmemError where it cannot be told."""
         now = self.standing(machine)
         if now.line is None:
             raise EmupmemError(f"which entry of {now.menu} boots by default cannot be told")
         return now.line
 
-    def next_start(self, machine: Machine, unseen: list[tuple[str, str]]) -> NextStart:
+    def next_start(self, machine: Host, unseen: list[tuple[str, str]]) -> NextStart:
         """The same for a verdict: what cannot be read goes to `unseen`, as (rung, reason)."""
         try:
             now = self.standing(machine)
@@ -192,22 +193,22 @@ class Loader(ABC):
             return NextStart(None, (), self.title, None, self.title, ())
         return NextStart(now.items, now.items, now.where, now.entries, now.menu, self.sources(machine))
 
-    def sources(self, machine: Machine) -> tuple[str, ...]:
+    def sources(self, machine: Host) -> tuple[str, ...]:
         """The files whose times tell when the next start was changed."""
         return ()
 
-    def target(self, machine: Machine) -> BootEntry | None:
+    def target(self, machine: Host) -> BootEntry | None:
         """The entry that boots next, None where that cannot be told."""
         try:
             return self.standing(machine).default
         except EmupmemError:
             return None
 
-    def trial(self, machine: Machine) -> Trial | None:
+    def trial(self, machine: Host) -> Trial | None:
         """The trial that is set up, None where there is none."""
         return None
 
-    def seen(self, machine: Machine, name: str) -> str:
+    def seen(self, machine: Host, name: str) -> str:
         """The loader and its menu in one line; `name` is what it calls itself, as far as that is known."""
         try:
             now = self.standing(machine)
@@ -221,14 +222,14 @@ class Loader(ABC):
     # Whether it may be changed -------------------------------------------------------------------------------
 
     @abstractmethod
-    def refuse(self, machine: Machine) -> None:
+    def refuse(self, machine: Host) -> None:
         """Raise EmupmemError where this way is not open on the machine."""
 
-    def checks(self, machine: Machine) -> dict[str, Check]:
+    def checks(self, machine: Host) -> dict[str, Check]:
         """The checks before a change, by name."""
         return {"loader": self._check}
 
-    def _check(self, machine: Machine) -> tuple[str, ...]:
+    def _check(self, machine: Host) -> tuple[str, ...]:
         self.refuse(machine)
         try:
             self.standing(machine)
@@ -238,7 +239,7 @@ class Loader(ABC):
             raise
         return ()
 
-    def refuse_apply(self, machine: Machine, now: Standing, options: Options) -> None:
+    def refuse_apply(self, machine: Host, now: Standing, options: Options) -> None:
         """Raise EmupmemError for what must not be joined with a new reservation, and for options of others."""
         if options.variable != editor_text.LINUX:
             raise EmupmemError(
@@ -246,45 +247,45 @@ class Loader(ABC):
                 "leave it away",
             )
 
-    def refuse_removal(self, machine: Machine) -> None:  # noqa: B027 (most loaders refuse none)
+    def refuse_removal(self, machine: Host) -> None:  # noqa: B027 (most loaders refuse none)
         """Raise EmupmemError where a reservation must not be given back here."""
 
-    def refuse_trial(self, machine: Machine) -> None:
+    def refuse_trial(self, machine: Host) -> None:
         """Raise EmupmemError where a trial boot is not possible."""
         raise EmupmemError(
             f"a trial is not known for {self.title}, which starts this machine",
             "apply without --trial; " + self.back.format(memmap="memmap=…") + " goes back",
         )
 
-    def refuse_kexec(self, machine: Machine) -> None:
+    def refuse_kexec(self, machine: Host) -> None:
         """Raise EmupmemError where a trial by kexec is not possible."""
         raise EmupmemError("a trial by kexec reads GRUB's menu", "--trial without kexec, or no trial here")
 
     # What a change is ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+    def steps(self, machine: Host, wanted: Wanted) -> Steps:
         """What makes the next start as wanted, and takes the entry of a trial away.
 
         Nothing in it where all is so already. Raises EmupmemError.
         """
 
-    def settle(self, machine: Machine, now: Standing) -> Steps:
+    def settle(self, machine: Host, now: Standing) -> Steps:
         """What is left to do without another reservation: an unfinished run, a trial that is given up."""
         return self.steps(machine, Wanted(now.items))
 
-    def trial_steps(self, machine: Machine, now: Standing, wanted: Wanted) -> Steps:
+    def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         """What makes the entry of a trial with the words `wanted.trial`. Raises EmupmemError."""
         self.refuse_trial(machine)
         raise NotImplementedError
 
-    def files(self, machine: Machine) -> tuple[str, ...]:
+    def files(self, machine: Host) -> tuple[str, ...]:
         """Files that a change may write, whatever this one does: what a killed run left is beside them."""
         return ()
 
     # While it is carried out ---------------------------------------------------------------------------------
 
-    def chosen(self, machine: Machine) -> bool:
+    def chosen(self, machine: Host) -> bool:
         """Whether the next start takes the entry of a trial."""
         return False
 
@@ -299,7 +300,7 @@ class Loader(ABC):
         if step is not None and done is not None and done.status:
             raise EmupmemError(f"{step.argv[0]} failed with status {done.status}: {done.last_words}")
 
-    def prove(self, machine: Machine, before: Standing, steps: Steps) -> int:
+    def prove(self, machine: Host, before: Standing, steps: Steps) -> int:
         """Read everything again; the number of entries that carry the reservation.
 
         Raises EmupmemError where the entries are not as planned.
@@ -332,19 +333,19 @@ class Owned(Loader):
     def __init__(self, by: Owner) -> None:
         self.by, self.title = by, by.title
 
-    def standing(self, machine: Machine) -> Standing:
+    def standing(self, machine: Host) -> Standing:
         raise Refused(self.by)
 
-    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+    def steps(self, machine: Host, wanted: Wanted) -> Steps:
         raise Refused(self.by)
 
-    def refuse(self, machine: Machine) -> None:
+    def refuse(self, machine: Host) -> None:
         raise Refused(self.by)
 
-    def refuse_trial(self, machine: Machine) -> None:
+    def refuse_trial(self, machine: Host) -> None:
         raise Refused(self.by)
 
-    def refuse_removal(self, machine: Machine) -> None:
+    def refuse_removal(self, machine: Host) -> None:
         """Raise EmupmemError with the way to give back what is reserved."""
         booted = parse_command_line(machine.peek("/proc/cmdline")).reservations if machine.running else ()
         words = f"memmap={','.join(i.text for i in booted)}" if booted else PLACEHOLDER

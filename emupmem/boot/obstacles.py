@@ -15,10 +15,10 @@ from emupmem.model import EmupmemError, Plan, Presence
 from emupmem.planner import survey
 from emupmem.planner.kernels import kernel_problem
 from emupmem.planner.survey import ELSEWHERE, WSL
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 
-def refuse(machine: Machine) -> tuple[str, ...]:
+def refuse(machine: Host) -> tuple[str, ...]:
     """Raise EmupmemError for the first obstacle; give warnings for what could not be told.
 
     On the running machine everything counts; of a tree only what the tree shows, and what it does
@@ -27,7 +27,7 @@ def refuse(machine: Machine) -> tuple[str, ...]:
     return tuple(warning for check in checks(machine).values() for warning in check(machine))
 
 
-def first(machine: Machine) -> EmupmemError | None:
+def first(machine: Host) -> EmupmemError | None:
     """Why apply would refuse, None where it would not."""
     try:
         refuse(machine)
@@ -44,7 +44,7 @@ def for_plan(refused: Refused, make: Callable[[], Plan], extra: tuple[str, ...] 
         return refused
 
 
-def checks(machine: Machine) -> dict[str, Check]:
+def checks(machine: Host) -> dict[str, Check]:
     """The checks that make sense here, by name, in order: each gives warnings or raises EmupmemError."""
     host: dict[str, Check] = {
         "processor": _refuse_processor,
@@ -60,7 +60,7 @@ def checks(machine: Machine) -> dict[str, Check]:
     }
 
 
-def _refuse_processor(machine: Machine) -> tuple[str, ...]:
+def _refuse_processor(machine: Host) -> tuple[str, ...]:
     if machine.architecture not in ("x86_64", "AMD64"):
         raise EmupmemError(
             f"this machine is {machine.architecture}: memmap=SIZE!OFFSET exists on x86-64 only", ELSEWHERE
@@ -68,14 +68,14 @@ def _refuse_processor(machine: Machine) -> tuple[str, ...]:
     return ()
 
 
-def _refuse_wsl(machine: Machine) -> tuple[str, ...]:
+def _refuse_wsl(machine: Host) -> tuple[str, ...]:
     version = machine.peek("/proc/version")
     if WSL.search(version) or machine.exists("/proc/sys/fs/binfmt_misc/WSLInterop"):
         raise EmupmemError("this is WSL: Windows starts its kernel, not GRUB", ELSEWHERE)
     return ()
 
 
-def _refuse_container(machine: Machine) -> tuple[str, ...]:
+def _refuse_container(machine: Host) -> tuple[str, ...]:
     kind = container(machine)
     if kind:
         raise EmupmemError(
@@ -85,7 +85,7 @@ def _refuse_container(machine: Machine) -> tuple[str, ...]:
     return ()
 
 
-def _refuse_xen(machine: Machine) -> tuple[str, ...]:
+def _refuse_xen(machine: Host) -> tuple[str, ...]:
     if "control_d" in machine.peek("/proc/xen/capabilities"):
         raise EmupmemError("this is a Xen dom0: Xen, not Linux, owns the memory map", ELSEWHERE)
     if machine.peek("/sys/hypervisor/guest_type") == "PV":
@@ -93,7 +93,7 @@ def _refuse_xen(machine: Machine) -> tuple[str, ...]:
     return ()
 
 
-def container(machine: Machine) -> str:
+def container(machine: Host) -> str:
     """The kind of container we are in, empty outside one."""
     kind = machine.peek("/run/systemd/container")
     if not kind:
@@ -109,13 +109,13 @@ def container(machine: Machine) -> str:
     return kind
 
 
-def target(machine: Machine) -> boot_kernel.Target | None:
+def target(machine: Host) -> boot_kernel.Target | None:
     """The kernel that boots by default, None where that cannot be told."""
     entry = detect.of(machine).target(machine)
     return boot_kernel.kernel_of(machine, entry) if entry is not None else None
 
 
-def planned_for(machine: Machine, found: survey.Survey) -> survey.Survey:
+def planned_for(machine: Host, found: survey.Survey) -> survey.Survey:
     """A survey for the kernel that boots by default on a machine or in a tree.
 
     Raises as survey.for_kernel does, and where the machine is WSL or Xen's.
@@ -127,7 +127,7 @@ def planned_for(machine: Machine, found: survey.Survey) -> survey.Survey:
     return survey.for_kernel(found, kernel.kernel if kernel is not None else None)
 
 
-def _refuse_kernel(machine: Machine) -> tuple[str, ...]:
+def _refuse_kernel(machine: Host) -> tuple[str, ...]:
     """The kernel that will boot must be able to make the device."""
     kernel = target(machine)
     if kernel is None:
@@ -152,7 +152,7 @@ def _refuse_kernel(machine: Machine) -> tuple[str, ...]:
     return ()
 
 
-def _refuse_modules(machine: Machine) -> tuple[str, ...]:
+def _refuse_modules(machine: Host) -> tuple[str, ...]:
     """And it must have the drivers; where its configuration is not kept, that cannot be told."""
     kernel = target(machine)
     if kernel is None or not boot_kernel.kernel_lacks(machine, kernel.release)[0]:

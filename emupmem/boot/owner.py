@@ -20,7 +20,7 @@ from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.boot.programs import has_program
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 LOADER_MAGIC = b"#### LoaderInfo: systemd-boot "
 """What systemd-boot has in its binary to be known by (src/boot/boot.c, SD_MAGIC)."""
@@ -29,14 +29,14 @@ _EFIVARS = efi.LOADER_INFO.rpartition("/")[0]
 _NOT_PASSED_ON = ("BOOT_IMAGE=", "initrd=")
 
 
-def owner(machine: Machine) -> Owner | None:
+def owner(machine: Host) -> Owner | None:
     """What owns the boot entries, None where emupmem may know a way to change them."""
     if machine.exists(foreign.NIXOS_MARK):
         return foreign.NIXOS
     return _of_boot(machine) if machine.running else _of_tree(machine)
 
 
-def by_grub(machine: Machine) -> bool:
+def by_grub(machine: Host) -> bool:
     """Whether GRUB started this kernel, whatever started GRUB."""
     words = parse_command_line(machine.peek("/proc/cmdline")).words
     if not words or not words[0].startswith("BOOT_IMAGE="):
@@ -45,7 +45,7 @@ def by_grub(machine: Machine) -> bool:
     return not any("BOOT_IMAGE=" in machine.peek(n) for n in (*files.entry_files(machine), *_others(machine)))
 
 
-def _of_boot(machine: Machine) -> Owner | None:
+def _of_boot(machine: Host) -> Owner | None:
     """The owner on a running machine."""
     if _first(machine, foreign.EXTLINUX_CONFIGS) and not machine.exists(environment.grub_cfg(machine)):
         return foreign.EXTLINUX
@@ -61,7 +61,7 @@ def _of_boot(machine: Machine) -> Owner | None:
     return _named(machine, name) if name else _nameless(machine)
 
 
-def _named(machine: Machine, name: str) -> Owner | None:
+def _named(machine: Host, name: str) -> Owner | None:
     lower = name.lower()
     if "refind" in lower:
         return foreign.REFIND
@@ -74,7 +74,7 @@ def _named(machine: Machine, name: str) -> Owner | None:
     return None if "grub" in lower else foreign.unknown(name)
 
 
-def _nameless(machine: Machine) -> Owner | None:
+def _nameless(machine: Host) -> Owner | None:
     """The owner where no loader left its name."""
     there = _configured(machine)
     if there is not None:
@@ -86,7 +86,7 @@ def _nameless(machine: Machine) -> Owner | None:
     return foreign.NOTHING_KNOWN
 
 
-def _of_tree(machine: Machine) -> Owner | None:
+def _of_tree(machine: Host) -> Owner | None:
     """The owner in a tree."""
     if machine.exists(foreign.PROXMOX_ESPS):
         return foreign.PROXMOX_TREE
@@ -102,7 +102,7 @@ def _of_tree(machine: Machine) -> Owner | None:
     return other or _of_tree_by_entries(machine, entries, grub, systemd_boot)
 
 
-def _of_tree_by_entries(machine: Machine, entries: bool, grub: bool, systemd_boot: bool) -> Owner | None:
+def _of_tree_by_entries(machine: Host, entries: bool, grub: bool, systemd_boot: bool) -> Owner | None:
     if grub or environment.grub_reads_bls(machine):
         return None
     if entries:
@@ -113,14 +113,14 @@ def _of_tree_by_entries(machine: Machine, entries: bool, grub: bool, systemd_boo
     return None if machine.exists(GRUB_DEFAULT) else foreign.NOTHING_KNOWN
 
 
-def _generator(machine: Machine) -> Owner | None:
+def _generator(machine: Host) -> Owner | None:
     """What writes the entries that systemd-boot reads, other than kernel-install."""
     if machine.exists(foreign.KERNELSTUB_CONFIG):
         return foreign.KERNELSTUB
     return foreign.SDBOOT_MANAGE if machine.exists(foreign.SDBOOT_MANAGE_CONFIG) else None
 
 
-def _configured(machine: Machine) -> Owner | None:
+def _configured(machine: Host) -> Owner | None:
     """The loader whose configuration is here."""
     if _first(machine, foreign.LIMINE_CONFIGS):
         return limine(machine)
@@ -129,16 +129,16 @@ def _configured(machine: Machine) -> Owner | None:
     return foreign.EXTLINUX if _first(machine, foreign.EXTLINUX_CONFIGS) else None
 
 
-def _others(machine: Machine) -> list[str]:
+def _others(machine: Host) -> list[str]:
     names = (*foreign.LIMINE_CONFIGS, *foreign.REFIND_CONFIGS)
     return [n for n in names if machine.exists(n)]
 
 
-def _first(machine: Machine, names: Sequence[str]) -> str:
+def _first(machine: Host, names: Sequence[str]) -> str:
     return next((n for n in names if machine.exists(n)), "")
 
 
-def limine(machine: Machine) -> Owner:
+def limine(machine: Host) -> Owner:
     """Limine, with or without the tool that writes its entries."""
     config = _first(machine, foreign.LIMINE_CONFIGS) or "limine.conf"
     tool = next((t for t in foreign.LIMINE_TOOLS if has_program(machine, t)), "")
@@ -149,33 +149,33 @@ def limine(machine: Machine) -> Owner:
     return foreign.limine(config, tool, layered, _passed_on(machine) if machine.running else "")
 
 
-def _limine_layers(machine: Machine) -> list[str]:
+def _limine_layers(machine: Host) -> list[str]:
     """The files that limine-entry-tool reads, in its order."""
     folders = ("/usr/share/limine-entry-tool.d", "/etc/limine-entry-tool.d")
     parts = [f"{f}/{n}" for f in folders for n in machine.names(f) if n.endswith(".conf")]
     return [foreign.LIMINE_TOOL_CONFIG, *parts, foreign.LIMINE_DEFAULTS]
 
 
-def _passed_on(machine: Machine) -> str:
+def _passed_on(machine: Host) -> str:
     """The words of this boot without those that a loader adds, and without ours."""
     line = parse_command_line(machine.peek("/proc/cmdline"))
     return " ".join(w for w in text.foreign_words(line) if not w.startswith(_NOT_PASSED_ON))
 
 
-def has_systemd_boot(machine: Machine) -> bool:
+def has_systemd_boot(machine: Host) -> bool:
     """Whether systemd-boot is on a boot partition of the tree."""
     names = ("EFI/systemd/systemd-bootx64.efi", "EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/bootx64.efi")
     places = [f"{folder}/{name}" for folder in files.BOOT_FOLDERS for name in names]
     return any(LOADER_MAGIC in (machine.read(p) or b"") for p in places)
 
 
-def unified(machine: Machine, started: bool) -> Owner:
+def unified(machine: Host, started: bool) -> Owner:
     """A unified kernel image, with the partition that it is on."""
     esps = [f for f in files.BOOT_FOLDERS if machine.exists(f"{f}/EFI")]
     return foreign.unified(next(iter(esps), "/boot"), started)
 
 
-def boots_image(machine: Machine) -> bool:
+def boots_image(machine: Host) -> bool:
     """Whether a unified kernel image boots by default, although boot entries are here."""
     if machine.running and by_grub(machine):
         return False

@@ -26,16 +26,16 @@ from emupmem.model import UNCHANGED, CommandLine, EmupmemError, Plan, Request, R
 from emupmem.planner import survey
 from emupmem.planner.plan import plan, satisfied
 from emupmem.planner.situation import STEPS, Situation
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 
-def next_line(machine: Machine) -> CommandLine:
+def next_line(machine: Host) -> CommandLine:
     """The kernel command line of the next start, whatever the boot loader. Raises EmupmemError."""
     return detect.of(machine).line(machine)
 
 
 def change_of(
-    machine: Machine,
+    machine: Host,
     by: Loader,
     now: Standing,
     steps: Steps,
@@ -50,7 +50,7 @@ def change_of(
 
 
 def prepare_apply(
-    machine: Machine,
+    machine: Host,
     found: survey.Survey,
     request: Request,
     options: Options,
@@ -107,7 +107,7 @@ def _decide(
 
 
 def _with_mounts(
-    machine: Machine, change: Change, made: Plan | None, wishes: Sequence[boot_unit.Wish]
+    machine: Host, change: Change, made: Plan | None, wishes: Sequence[boot_unit.Wish]
 ) -> Change:
     """The change with the unit that mounts the devices as wished, one wish for a device."""
     meant = sorted(made.reservations if made else _reservations(change.normal), key=_start)
@@ -120,7 +120,7 @@ def _with_mounts(
     return replace(change, unit=boot_unit.unit_change(machine, _ranges(change), pairs))
 
 
-def prepare_remove(machine: Machine, items: Sequence[str] = ()) -> Change:
+def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
     """The change that gives reserved memory back: all of it, or the named items.
 
     Where nothing else changed GRUB's defaults since apply, the kept backup gives the former bytes.
@@ -152,13 +152,13 @@ def _left(present: Sequence[str], items: Sequence[str]) -> tuple[str, ...]:
     return tuple(i for i in present if i not in named) if named else ()
 
 
-def _added_words(machine: Machine) -> tuple[str, ...]:
+def _added_words(machine: Host) -> tuple[str, ...]:
     """Words beside memmap= that the last apply added: its record names them."""
     words = machine.peek(WORDS_RECORD).split()
     return tuple(w for w in OUR_WORDS if w in words)
 
 
-def _with_units(machine: Machine, change: Change) -> Change:
+def _with_units(machine: Host, change: Change) -> Change:
     """The change with the unit left for what stays reserved, and a warning for content that is kept no more."""
     left_unit = _unit_left(machine, change)
     lost = [m for m in _kept(left_unit.before) if m.dir not in {k.dir for k in _kept(left_unit.after)}]
@@ -182,7 +182,7 @@ def _ranges(change: Change) -> list[tuple[int, int]]:
     return [(r.start, r.size) for r in _reservations(change.normal)]
 
 
-def _unit_left(machine: Machine, change: Change) -> UnitChange:
+def _unit_left(machine: Host, change: Change) -> UnitChange:
     """The unit without the mounts of what is given back. It never stops the giving back."""
     try:
         return boot_unit.unit_change(machine, _ranges(change))
@@ -221,7 +221,7 @@ def _as_asked(situation: Situation, request: Request, present: Sequence[str]) ->
 
 
 def prepare_trial(
-    machine: Machine, found: survey.Survey, request: Request, options: Options, entry: bool = True
+    machine: Host, found: survey.Survey, request: Request, options: Options, entry: bool = True
 ) -> Change:
     """The change that makes one extra entry in the boot menu with the reservation, and nothing permanent.
 
@@ -251,7 +251,7 @@ def prepare_trial(
     return change_of(machine, by, now, steps, wanted.plan, found.notes)
 
 
-def prepare_confirm(machine: Machine) -> Change:
+def prepare_confirm(machine: Host) -> Change:
     """The change that makes the reservation of a trial permanent and takes the entry away.
 
     Raises EmupmemError where no trial is there, or this boot is not it.
@@ -272,20 +272,20 @@ def prepare_confirm(machine: Machine) -> Change:
     return change_of(machine, by, now, by.steps(machine, wanted))
 
 
-def _rest_of_confirm(machine: Machine) -> Change | None:
+def _rest_of_confirm(machine: Host) -> Change | None:
     """What a confirm that was killed left to do: the reservation of this boot is permanent, its menu is not made."""
     rest = _settled(machine)
     booted = parse_command_line(machine.peek("/proc/cmdline")).reservations
     return rest if rest.needed and booted and rest.normal == tuple(i.text for i in booted) else None
 
 
-def _settled(machine: Machine) -> Change:
+def _settled(machine: Host) -> Change:
     by = detect.of(machine)
     now = by.standing(machine)
     return change_of(machine, by, now, by.settle(machine, now))
 
 
-def prepare_abandon(machine: Machine) -> Change:
+def prepare_abandon(machine: Host) -> Change:
     """The change that takes the entry of a trial away again. Raises EmupmemError where there is none."""
     change = _settled(machine)
     now = change.before

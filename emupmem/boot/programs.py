@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 BIN_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
-def has_program(machine: Machine, program: str) -> bool:
+def has_program(machine: Host, program: str) -> bool:
     """Whether a program is installed on the machine, or in the tree."""
     if machine.running:
         return machine.find(program) is not None

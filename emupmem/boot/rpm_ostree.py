@@ -13,7 +13,7 @@ from emupmem.boot.foreign import BOOTC, Refused
 from emupmem.boot.loader import Loader, Standing, Steps, Wanted
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, EmupmemError
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 KARGS = ("rpm-ostree", "kargs")
 
@@ -24,7 +24,7 @@ class RpmOstree(Loader):
     title = "rpm-ostree"
     back = "in the boot menu choose the deployment before this one"
 
-    def standing(self, machine: Machine) -> Standing:
+    def standing(self, machine: Host) -> Standing:
         line = self._arguments(machine)
         words = parse_command_line(line).words
         entry = BootEntry(("next deployment",), ("",), (0,), "", words, 1, False, True)
@@ -33,7 +33,7 @@ class RpmOstree(Loader):
         entry = replace(entry, version=kernel)
         return Standing(items, "rpm-ostree kargs", "rpm-ostree kargs", (entry,), entry)
 
-    def _arguments(self, machine: Machine) -> str:
+    def _arguments(self, machine: Host) -> str:
         done = machine.output(*KARGS, timeout=60)
         if done is None:
             raise Refused(BOOTC)
@@ -42,10 +42,10 @@ class RpmOstree(Loader):
             raise EmupmemError(f"rpm-ostree kargs failed with status {done.status}: {done.last_words}")
         return lines[-1]  # versions before 2020 print a heading first
 
-    def sources(self, machine: Machine) -> tuple[str, ...]:
+    def sources(self, machine: Host) -> tuple[str, ...]:
         return sources_or_entries(machine)
 
-    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+    def steps(self, machine: Host, wanted: Wanted) -> Steps:
         old, items, extra, drop = self._arguments(machine), wanted.items, wanted.add, wanted.drop
         new = text.reworked(old, items, extra, drop)
         text.prove(old, new, items, extra, drop)
@@ -59,7 +59,7 @@ class RpmOstree(Loader):
             remembered=extra,
         )
 
-    def refuse(self, machine: Machine) -> None:
+    def refuse(self, machine: Host) -> None:
         if not machine.running:
             raise EmupmemError(
                 "this is the tree of an ostree system: kernel arguments belong to its deployments",

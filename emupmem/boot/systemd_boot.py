@@ -49,7 +49,7 @@ from emupmem.boot.foreign import Refused
 from emupmem.boot.loader import Loader, Standing, Steps, Trial, Wanted, taken_choice
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, EmupmemError, FileEdit
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 
 class SystemdBoot(Loader):
@@ -62,7 +62,7 @@ class SystemdBoot(Loader):
     title = "systemd-boot"
     back = "in the boot menu (hold Space at the start) press e on the entry, delete {memmap}, press Enter"
 
-    def standing(self, machine: Machine) -> Standing:
+    def standing(self, machine: Host) -> Standing:
         running = own_line(machine)
         entries: list[BootEntry] = []
         menu, others = "", 0
@@ -82,13 +82,13 @@ class SystemdBoot(Loader):
         chosen = trial_chosen(machine)
         return Standing(items, where, menu, tuple(entries), default, words, chosen, snapshots_kept(others))
 
-    def sources(self, machine: Machine) -> tuple[str, ...]:
+    def sources(self, machine: Host) -> tuple[str, ...]:
         return sources_or_entries(machine)
 
-    def files(self, machine: Machine) -> tuple[str, ...]:
+    def files(self, machine: Host) -> tuple[str, ...]:
         return written_files(machine)
 
-    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+    def steps(self, machine: Host, wanted: Wanted) -> Steps:
         standing, items, extra, drop = self.standing(machine), wanted.items, wanted.add, wanted.drop
         made = (
             standing.default.text
@@ -106,28 +106,28 @@ class SystemdBoot(Loader):
         edits += [FileEdit(trial, machine.read(trial), None)] if trial else []
         return Steps(wanted, real_edits(edits), torn=torn_files(machine, ours), remembered=extra)
 
-    def _ours(self, machine: Machine) -> list[str]:
+    def _ours(self, machine: Host) -> list[str]:
         running = own_line(machine)
         return [
             n for n in entry_files(machine) if is_of_this_system(machine, n, entry_text(machine, n), running)
         ]
 
-    def refuse(self, machine: Machine) -> None:
+    def refuse(self, machine: Host) -> None:
         if machine.running and efi_text(machine, SELECTED).endswith(".efi"):
             raise Refused(owner.unified(machine, started=True))
         if owner.boots_image(machine):
             raise Refused(owner.unified(machine, started=False))
 
-    def refuse_trial(self, machine: Machine) -> None:
+    def refuse_trial(self, machine: Host) -> None:
         refuse_trial(machine)
 
-    def trial(self, machine: Machine) -> Trial | None:
+    def trial(self, machine: Host) -> Trial | None:
         return read_trial_entry(machine)
 
-    def trial_steps(self, machine: Machine, now: Standing, wanted: Wanted) -> Steps:
+    def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         return trial_steps(machine, now, wanted)
 
-    def chosen(self, machine: Machine) -> bool:
+    def chosen(self, machine: Host) -> bool:
         return trial_chosen(machine)
 
     def choosing(self, wanted: bool) -> Command | None:
@@ -143,10 +143,10 @@ class SdBootUtil(SystemdBoot):
     title = "sdbootutil"
     back = "in the boot menu press e on the entry, delete {memmap}, go on; or choose an older snapshot"
 
-    def refuse_trial(self, machine: Machine) -> None:
+    def refuse_trial(self, machine: Host) -> None:
         Loader.refuse_trial(self, machine)  # its entries may be GRUB's
 
-    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+    def steps(self, machine: Host, wanted: Wanted) -> Steps:
         steps = super().steps(machine, wanted)
         sources = tuple(e for e in steps.edits if e.name.startswith("/etc/kernel/"))
         if not steps.edits:
@@ -159,7 +159,7 @@ class SdBootUtil(SystemdBoot):
         )
 
 
-def _sdbootutil_verb(machine: Machine) -> str:
+def _sdbootutil_verb(machine: Host) -> str:
     """`update-all-entries` writes the options only; versions before it write whole entries."""
     done = machine.output("sdbootutil", "--help")
     has = done is not None and b"update-all-entries" in done.stdout + done.stderr
@@ -177,7 +177,7 @@ SORT_KEY = "zz-emupmem-trial"
 CHOOSE = Command(("bootctl", "set-oneshot", TRIAL_ENTRY), "choose it for the next start only")
 
 
-def refuse_trial(machine: Machine) -> None:
+def refuse_trial(machine: Host) -> None:
     """Raise EmupmemError where systemd-boot could not forget the choice by itself, with the reason."""
     features = (machine.read(FEATURES) or b"")[4:12]  # after the attributes
     if "systemd-boot" not in efi.loader_name(machine).lower() or not (
@@ -199,7 +199,7 @@ def refuse_trial(machine: Machine) -> None:
         )
 
 
-def trial_steps(machine: Machine, standing: Standing, wanted: Wanted) -> Steps:
+def trial_steps(machine: Host, standing: Standing, wanted: Wanted) -> Steps:
     """What makes the entry: the one that boots by default, with the words of the trial added.
 
     The words of new kernels are written down where kernel-install would take those of the running boot: of the
@@ -225,7 +225,7 @@ def trial_entry(text: str, words: Sequence[str]) -> str:
     return "\n".join([*head, *kept])
 
 
-def read_trial_entry(machine: Machine) -> Trial | None:
+def read_trial_entry(machine: Host) -> Trial | None:
     """The trial's entry, None where there is none."""
     name = bls_files.trial_file(machine)
     text = machine.peek(name) if name else ""
@@ -238,7 +238,7 @@ def read_trial_entry(machine: Machine) -> Trial | None:
     return Trial(name, tuple(found[1].split(" ")), trial_chosen(machine), machine.exists(kernel))
 
 
-def _default_text_name(machine: Machine) -> str:
+def _default_text_name(machine: Host) -> str:
     """The file of the entry that boots by default."""
     default = SystemdBoot().standing(machine).default
     files = [n for n in bls_files.entry_files(machine) if default and n.endswith(f"/{default.ids[0]}.conf")]
@@ -247,5 +247,5 @@ def _default_text_name(machine: Machine) -> str:
     return files[0]
 
 
-def _trial_text(machine: Machine, name: str) -> str:
+def _trial_text(machine: Host, name: str) -> str:
     return (machine.read(name) or b"").decode("utf-8", "surrogateescape")

@@ -22,6 +22,7 @@ from emupmem.editor import edits
 from emupmem.model import UNCHANGED, Command, EmupmemError, FileEdit
 from emupmem.system import backups, files, lock
 from emupmem.system.backups import BACKUPS, stamp
+from emupmem.system.host import Host
 from emupmem.system.lock import Interrupts, interrupts
 from emupmem.system.machine import Machine
 
@@ -117,7 +118,7 @@ def _mend(machine: Machine, steps: Steps) -> None:
             files.delete_file(machine, name)
 
 
-def _refuse_changed(machine: Machine, watched: Sequence[FileEdit]) -> None:
+def _refuse_changed(machine: Host, watched: Sequence[FileEdit]) -> None:
     """Raise EmupmemError where a file is not as it was when the change was made up."""
     for edit in watched:
         if machine.read(edit.name) != edit.before:
@@ -142,7 +143,7 @@ class _Former:
     missing: tuple[str, ...]
 
 
-def _former(machine: Machine, steps: Steps) -> _Former:
+def _former(machine: Host, steps: Steps) -> _Former:
     edited = [e.name for e in steps.edits if e.before != e.after or e.name in steps.rewritten]
     touched = [*steps.menus, *edited, *steps.owned]
     names = dict.fromkeys([*touched, WORDS_RECORD])
@@ -233,7 +234,7 @@ def _choose(machine: Machine, by: Loader, wanted: bool) -> None:
         raise EmupmemError(f"the entry of the trial is {'not' if wanted else 'still'} chosen")
 
 
-def _edited_meanwhile(machine: Machine, steps: Steps) -> str:
+def _edited_meanwhile(machine: Host, steps: Steps) -> str:
     ours = (e for e in steps.edits if e.name not in steps.rewritten and e.name not in steps.owned)
     name = next((e.name for e in ours if machine.read(e.name) != e.after), "")
     if not name:
@@ -244,19 +245,19 @@ def _edited_meanwhile(machine: Machine, steps: Steps) -> str:
 # What a killed run leaves ----------------------------------------------------------------------------
 
 
-def is_unfinished(machine: Machine, by: Loader, steps: Steps) -> bool:
+def is_unfinished(machine: Host, by: Loader, steps: Steps) -> bool:
     """Whether a run that was killed left something behind."""
     return bool(_litter(machine, by, steps)) or any(
         backups.is_aside(machine, n) for n in _names(machine, by, steps)
     )
 
 
-def _names(machine: Machine, by: Loader, steps: Steps) -> tuple[str, ...]:
+def _names(machine: Host, by: Loader, steps: Steps) -> tuple[str, ...]:
     names = (*by.files(machine), *steps.menus, *steps.owned, *(e.name for e in steps.edits))
     return tuple(dict.fromkeys(names))
 
 
-def _litter(machine: Machine, by: Loader, steps: Steps) -> list[Path]:
+def _litter(machine: Host, by: Loader, steps: Steps) -> list[str]:
     """Half-written files beside what a change writes."""
     return backups.leftovers(machine, (*_names(machine, by, steps), UNIT_FILE))
 
@@ -324,7 +325,7 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
         exc.state = state
 
 
-def _programs_wrote(machine: Machine, change: Change, former: _Former) -> bool:
+def _programs_wrote(machine: Host, change: Change, former: _Former) -> bool:
     """Whether the programs did something that their `undo` is to take back."""
     owned = change.steps.owned
     if owned:

@@ -20,7 +20,7 @@ from emupmem.boot.grub.trial import (
 )
 from emupmem.kernel.cmdline import is_cut, parse_command_line
 from emupmem.model import Command, EmupmemError
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 PSTORE = "/var/lib/systemd/pstore"
 KEXEC_MARK = "emupmem.trial=kexec,"
@@ -46,7 +46,7 @@ class State:
     kexec: bool = False
 
 
-def kexec(machine: Machine, words: Sequence[str], variable: str) -> tuple[Command, Command]:
+def kexec(machine: Host, words: Sequence[str], variable: str) -> tuple[Command, Command]:
     """What loads the kernel that boots by default with `words` added, and what starts it at once.
 
     Nothing on the disk changes, and any reset goes back. Raises EmupmemError where that is not possible.
@@ -93,14 +93,14 @@ def kexec(machine: Machine, words: Sequence[str], variable: str) -> tuple[Comman
 UNLOAD = Command(("kexec", "-u"), "forget the kernel that was loaded")
 
 
-def refuse(machine: Machine) -> None:
+def refuse(machine: Host) -> None:
     """Raise EmupmemError where the loader could not forget the choice by itself, with the reason."""
     if not machine.live:
         raise EmupmemError("a trial is for the running machine", "--root edits a tree")
     detect.of(machine).refuse_trial(machine)
 
 
-def state(machine: Machine) -> State | None:
+def state(machine: Host) -> State | None:
     """The trial of this machine, None where there is none."""
     line = parse_command_line(machine.peek("/proc/cmdline"))
     mark = next((n for n, w in enumerate(line.words) if w.startswith(KEXEC_MARK)), None)
@@ -123,7 +123,7 @@ def state(machine: Machine) -> State | None:
     return State(words, variable, coming, running, since, why)
 
 
-def _last_words(machine: Machine, since: float) -> str:
+def _last_words(machine: Host, since: float) -> str:
     """What the start before this one left behind: a panic in pstore (moved by systemd-pstore) or in the journal."""
     folders = ["/sys/fs/pstore", PSTORE]
     folders += [f"{PSTORE}/{n}" for n in machine.names(PSTORE)]

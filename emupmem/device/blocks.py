@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import UNCHANGED, Command, EmupmemError, MemmapItem
+from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 from emupmem.system.sysfs import Region
@@ -75,7 +76,7 @@ def _plain(word: str) -> str:
     return data.decode("utf-8", "replace")
 
 
-def mounts(machine: Machine) -> tuple[Mounted, ...]:
+def mounts(machine: Host) -> tuple[Mounted, ...]:
     """Everything that is mounted, in the kernel's order."""
     return parse_mountinfo(machine.peek("/proc/self/mountinfo"))
 
@@ -86,7 +87,7 @@ def mount_of(all_mounts: Sequence[Mounted], folder: str) -> Mounted | None:
     return max(reversed(above), key=lambda m: len(m.dir), default=None)
 
 
-def stack(machine: Machine, number: str, depth: int = 8) -> tuple[str, ...]:
+def stack(machine: Host, number: str, depth: int = 8) -> tuple[str, ...]:
     """What a block device (MAJ:MIN) is made of, from the top: `LVM`, `encrypted`, `RAID`, `multipath`, `mapped`."""
     here = f"/sys/dev/block/{number}"
     kinds = {"LVM": "LVM", "CRYPT": "encrypted", "mpath": "multipath"}
@@ -99,12 +100,12 @@ def stack(machine: Machine, number: str, depth: int = 8) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def mounted_at(machine: Machine, device: Pmem) -> str:
+def mounted_at(machine: Host, device: Pmem) -> str:
     """Where a device is mounted, empty where it is not."""
     return next((m.dir for m in mounts(machine) if m.number == device.number), "")
 
 
-def devices(machine: Machine) -> tuple[Pmem, ...]:
+def devices(machine: Host) -> tuple[Pmem, ...]:
     """All pmem block devices, namespaces of one region too; ours are those on a range that this boot reserves."""
     regions = {r.name: r for r in machine.regions()}
     items = _reservations(machine, tuple(regions.values()))
@@ -112,14 +113,14 @@ def devices(machine: Machine) -> tuple[Pmem, ...]:
     for name in machine.names("/sys/class/block"):
         if not re.fullmatch(r"pmem\d+(\.\d+)?s?", name):
             continue
-        parts = machine.path(f"/sys/class/block/{name}").parts
+        parts = machine.real(f"/sys/class/block/{name}").split("/")
         region = next((regions[p] for p in parts if p in regions), None)
         if region is not None:
             found.append(_device(machine, name, region, items.get(region.name)))
     return tuple(sorted(found, key=lambda d: (d.start is None, d.start, d.dev)))
 
 
-def _reservations(machine: Machine, regions: Sequence[Region]) -> dict[str, MemmapItem]:
+def _reservations(machine: Host, regions: Sequence[Region]) -> dict[str, MemmapItem]:
     """The reservation of each region: by its start, or without root (addresses are hidden) by size and order."""
     items = parse_command_line(machine.peek("/proc/cmdline")).reservations
     found = {r.name: i for r in regions for i in items if r.start == i.start}
@@ -130,7 +131,7 @@ def _reservations(machine: Machine, regions: Sequence[Region]) -> dict[str, Memm
     return found
 
 
-def _device(machine: Machine, name: str, region: Region, item: MemmapItem | None) -> Pmem:
+def _device(machine: Host, name: str, region: Region, item: MemmapItem | None) -> Pmem:
     base = f"/sys/class/block/{name}"
     parts = [n for n in machine.names(base) if re.fullmatch(rf"{re.escape(name)}p\d+", n)]
     return Pmem(

@@ -23,6 +23,7 @@ from emupmem.device.decide import (
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError
 from emupmem.system import accounts, files
+from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 from emupmem.units import tight
 
@@ -35,7 +36,7 @@ def boot_mount(steps: Steps, request: MountRequest) -> unit.BootMount:
     )
 
 
-def is_at_boot(machine: Machine, folder: str) -> bool:
+def is_at_boot(machine: Host, folder: str) -> bool:
     """Whether the unit mounts something at this folder."""
     try:
         data = machine.read(unit.FILE)
@@ -44,7 +45,7 @@ def is_at_boot(machine: Machine, folder: str) -> bool:
         return False
 
 
-def program(machine: Machine) -> str:
+def program(machine: Host) -> str:
     """The emupmem that the unit may start as root: installed where only root can change it. Raises EmupmemError."""
     places = ("/usr/local/bin/emupmem", "/usr/bin/emupmem")
     for place in places:
@@ -74,7 +75,7 @@ class Wish:
     keep: str = ""
 
 
-def check_wishes(machine: Machine, wishes: Sequence[Wish]) -> None:
+def check_wishes(machine: Host, wishes: Sequence[Wish]) -> None:
     """Everything of --mount that can be judged before anything is changed. Raises EmupmemError."""
     for wish in wishes:
         name = check_dir(wish.dir)
@@ -96,7 +97,7 @@ def check_wishes(machine: Machine, wishes: Sequence[Wish]) -> None:
 
 
 def unit_change(
-    machine: Machine,
+    machine: Host,
     reserved: Sequence[tuple[int, int]],
     wishes: Sequence[tuple[tuple[int, int], Wish]] = (),
 ) -> unit.UnitChange:
@@ -140,7 +141,7 @@ def write_unit(machine: Machine, change: unit.UnitChange) -> None:
         machine.output("systemctl", "daemon-reload")
 
 
-def at_boot(machine: Machine, steps: Steps, request: MountRequest) -> unit.UnitChange:
+def at_boot(machine: Host, steps: Steps, request: MountRequest) -> unit.UnitChange:
     """The unit that does the same at every boot. Raises EmupmemError for a device that is not ours."""
     item = steps.device.item
     if item is None:
@@ -159,7 +160,7 @@ def at_boot(machine: Machine, steps: Steps, request: MountRequest) -> unit.UnitC
     return unit_change(machine, [*configured, (item.start, item.size)], [((item.start, item.size), wish)])
 
 
-def _configured(machine: Machine) -> list[tuple[int, int]]:
+def _configured(machine: Host) -> list[tuple[int, int]]:
     """Ranges that the present unit names: mount --at-boot takes none of them away."""
     data = machine.read(unit.FILE)
     return [(m.start, m.size) for m in unit.read(data.decode("utf-8", "replace"))] if data is not None else []

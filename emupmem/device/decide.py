@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from emupmem.device.blocks import Mounted, Pmem
 from emupmem.device.proof import SeenMount
 from emupmem.model import GIB, MIB, Check, Command, EmupmemError
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 from emupmem.units import human
 
 FILE_SYSTEMS = ("ext4", "xfs")
@@ -59,7 +59,7 @@ class MountRequest:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What was seen of a folder: where it leads to, its state (see Machine.folder_state), who may swap it."""
+    """What was seen of a folder: where it leads to, its state (see Host.folder_state), who may swap it."""
 
     real: str
     state: str
@@ -297,7 +297,7 @@ def _refuse_signature(device: Pmem, signature: str, fs: str, force: bool) -> Non
 # Looking ---------------------------------------------------------------------------------------------
 
 
-def folder_of(machine: Machine, name: str) -> Folder:
+def folder_of(machine: Host, name: str) -> Folder:
     return Folder(machine.real(name), machine.folder_state(name), machine.loose_parent(name))
 
 

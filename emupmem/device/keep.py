@@ -16,6 +16,7 @@ from emupmem.device.unit import BootMount
 from emupmem.model import Command, EmupmemError
 from emupmem.system import files
 from emupmem.system.files import refuse_kernel_folder
+from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 from emupmem.units import human
 
@@ -26,7 +27,7 @@ UMOUNT_SECONDS = 60
 Tell = Callable[[str], None]
 
 
-def check(machine: Machine, file: str, size: int, folder: str) -> None:
+def check(machine: Host, file: str, size: int, folder: str) -> None:
     """Refuse an image file that could not keep `size` bytes of the device mounted at `folder`.
 
     Raises EmupmemError. Of a tree only the name is judged.
@@ -73,7 +74,7 @@ def note(wanted: BootMount) -> str:
     return f"{NOTES}/kept.{wanted.range.replace('!', '-')}"
 
 
-def belongs(machine: Machine, wanted: BootMount) -> bool:
+def belongs(machine: Host, wanted: BootMount) -> bool:
     """Whether the content of the device belongs to its image in this boot."""
     return machine.peek(note(wanted)) == wanted.keep
 

@@ -19,7 +19,7 @@ from emupmem.kernel.cmdline import is_cut, kaslr_avoided, mangled, memmap_region
 from emupmem.model import MAX_MEMMAP_REGIONS, MIB, CommandLine, EmupmemError, Span
 from emupmem.planner import survey
 from emupmem.system.backups import BACKUPS
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 from emupmem.units import human, tight
 
 EFI_LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -34,11 +34,11 @@ MENU_COPIES = 3
 # Boot loader and firmware --------------------------------------------------------------------------
 
 
-def look_at_loader(machine: Machine) -> str:
+def look_at_loader(machine: Host) -> str:
     return detect.of(machine).seen(machine, boot_efi.loader_name(machine))
 
 
-def look_at_secure_boot(machine: Machine) -> bool | None:
+def look_at_secure_boot(machine: Host) -> bool | None:
     """The last byte of the UEFI variable (four bytes of attributes come first)."""
     try:
         data = machine.read(SECURE_BOOT)
@@ -47,7 +47,7 @@ def look_at_secure_boot(machine: Machine) -> bool | None:
     return data[4] == 1 if data is not None and len(data) > 4 else None
 
 
-def is_uki(machine: Machine) -> bool:
+def is_uki(machine: Host) -> bool:
     return machine.exists(boot_efi.STUB_INFO)
 
 
@@ -196,7 +196,7 @@ def mounted_for(path: str, found: Sequence[Mounted]) -> Mounted | None:
     return sorted(over, key=lambda m: len(m.dir.rstrip("/")))[-1] if over else None
 
 
-def grubenv_name(machine: Machine) -> str:
+def grubenv_name(machine: Host) -> str:
     return environment.grubenv_name(machine)
 
 
@@ -248,7 +248,7 @@ def room(places: Sequence[tuple[str, int, bool]], needed: int) -> Finding:
     return Finding("room", "ok", f"{seen} free")
 
 
-def look_at_generator(machine: Machine) -> Finding:
+def look_at_generator(machine: Host) -> Finding:
     found = environment.generator(machine)
     edit = next((p for p in ("grub-editenv", "grub2-editenv") if machine.find(p)), "")
     return generator(" ".join(found.argv) if found is not None else "", edit)

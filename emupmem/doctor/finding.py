@@ -16,7 +16,7 @@ from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import CommandLine, EmupmemError
 from emupmem.planner import survey
 from emupmem.planner.situation import Situation
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def good(findings: Sequence[Finding]) -> bool:
 class Eye:
     """What several findings need, seen once."""
 
-    machine: Machine
+    machine: Host
     wait: float
     effective: Mapping[str, Effective] | None = None
     defaults_problem: EmupmemError | None = None

@@ -10,7 +10,7 @@ from emupmem.boot.grub.environment import GENERATORS
 from emupmem.doctor.finding import Eye, Finding
 from emupmem.model import LOW_LIMIT, EmupmemError, Kind, NodeRange
 from emupmem.planner import survey
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 from emupmem.units import human
 
 LOCKDOWN = "/sys/kernel/security/lockdown"
@@ -37,7 +37,7 @@ def rights(is_root: bool) -> Finding | None:
     return Finding("rights", "note", "not root: some things cannot be seen", "sudo emupmem doctor sees all")
 
 
-def look_at_host(machine: Machine) -> Finding:
+def look_at_host(machine: Host) -> Finding:
     done = machine.output("systemd-detect-virt", "--vm")
     kind = done.stdout.decode("utf-8", "replace").strip() if done is not None else ""
     return host(kind or machine.peek("/sys/hypervisor/type"), done is not None)

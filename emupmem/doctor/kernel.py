@@ -14,7 +14,7 @@ from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import MAX_MEMMAP_REGIONS, CommandLine, ModuleState, Presence
 from emupmem.planner import kernels
 from emupmem.planner.situation import Situation
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 # The kernel ------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ def built_in(config: str) -> Finding | None:
     return Finding("built-in", "note", seen)
 
 
-def listing(machine: Machine) -> tuple[str, ...]:
+def listing(machine: Host) -> tuple[str, ...]:
     """What lists the initramfs of the kernel that boots; empty where that cannot be told."""
     kernel = obstacles.target(machine)
     release = kernel.release if kernel is not None else ""

@@ -55,14 +55,14 @@ from emupmem.doctor.kernel import (
 from emupmem.editor import defaults
 from emupmem.model import CommandLine, EmupmemError, Request
 from emupmem.planner import plan, survey
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 from emupmem.units import human, tight
 from emupmem.verifier import observe
 from emupmem.verifier.ladder import verify
 from emupmem.verifier.observation import Verdict
 
 
-def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
+def look(machine: Host, wait: float = 0) -> tuple[Finding, ...]:
     """All findings of a machine, in the order of the boot. Needs no root and changes nothing.
 
     `wait` is how many seconds devices may take to appear.
@@ -106,7 +106,7 @@ def look(machine: Machine, wait: float = 0) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def _open(machine: Machine, wait: float) -> Eye:
+def _open(machine: Host, wait: float) -> Eye:
     eye = Eye(machine, wait, mounts=mounts(machine), loader=detect.of(machine))
     eye.target = obstacles.target(machine)
     if eye.target is not None:
@@ -131,7 +131,7 @@ def _open(machine: Machine, wait: float) -> Eye:
     return eye
 
 
-def _refusals(machine: Machine) -> Callable[..., Finding]:
+def _refusals(machine: Host) -> Callable[..., Finding]:
     """What `apply` itself says, several of its checks in one finding."""
     checks = obstacles.checks(machine)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at a machine through `Machine` and makes the values that the pure stages work on."""
+"""Looks at a machine through `Host` and makes the values that the pure stages work on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
 from emupmem.planner.kernels import KERNEL_NEEDED, kernel_problem
 from emupmem.planner.places import disagreements, high_losses
 from emupmem.planner.situation import Situation
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 from emupmem.units import span_text
 
 # editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
@@ -75,7 +75,7 @@ def of_log(source: Source, name: str) -> Survey:
     return Survey(situation, name, notes, refusal(log), reserved=_reserved(log.command_line))
 
 
-def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None = None) -> Survey:
+def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = None) -> Survey:
     """What the running machine tells, from the first source that can be trusted.
 
     Every other readable source has a veto: a place must be RAM for all of them. `boots` are the
@@ -133,7 +133,7 @@ def of_machine(machine: Machine, source: str = "auto", boots: CommandLine | None
     return Survey(situation, shown, all_notes, refused, reserved=_reserved(next_line))
 
 
-def _logs(machine: Machine, source: str) -> list[tuple[str, BootLog]]:
+def _logs(machine: Host, source: str) -> list[tuple[str, BootLog]]:
     """The boot logs that can be read and were asked for; the journal only where dmesg does not serve."""
     found: list[tuple[str, BootLog]] = []
     for name, argv in (
@@ -243,7 +243,7 @@ GRUB_MKCONFIGS = tuple(
 )
 
 
-def read_iomem(machine: Machine, unseen: list[tuple[str, str]]) -> tuple[IomemLine, ...] | None:
+def read_iomem(machine: Host, unseen: list[tuple[str, str]]) -> tuple[IomemLine, ...] | None:
     try:
         lines = parse_iomem(machine.peek("/proc/iomem"))
     except EmupmemError as exc:

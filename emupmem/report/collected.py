@@ -7,31 +7,29 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from emupmem.boot import obstacles
 from emupmem.boot.grub import defaults
 from emupmem.doctor import finding, look
 from emupmem.editor.shell import Judge, Sourced
-from emupmem.model import Command, EmupmemError, NodeRange
+from emupmem.model import EmupmemError, NodeRange
 from emupmem.planner import survey
 from emupmem.report.archive import TREE, Archive, damaged_archive, sourced_of
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 from emupmem.system.programs import Completed
 from emupmem.system.sysfs import Region
 
 # The machine in an archive --------------------------------------------------------------------------
 
 
-class Collected(Machine):
+class Collected(Host):
     """The machine that an archive was made of.
 
-    Its root lies below a file, so that whatever is not looked up here is not there; no program is run.
+    No file of this machine is looked at and no program is run: what the archive does not tell is not there.
     """
 
     def __init__(self, archive: Archive) -> None:
-        super().__init__("/dev/null/archive")
         self.facts = archive.facts
         self.members = archive.members
         self.replay = _replay(archive.facts["sourced"])
@@ -63,9 +61,6 @@ class Collected(Machine):
                 found.setdefault(parent, set()).add(base)
         return found
 
-    def path(self, name: str | Path) -> Path:
-        return self.root / str(name).lstrip("/")
-
     def real(self, name: str) -> str:
         return name
 
@@ -93,16 +88,13 @@ class Collected(Machine):
     def room(self, folder: str) -> int:
         return int(self.facts["room"].get(folder, 0))
 
-    def is_link(self, name: str) -> bool:
-        return False
-
     def find(self, program: str) -> str | None:
         return f"/usr/bin/{program}" if program in self.facts["tools"] else None
 
-    def run(self, command: Command, timeout: float = 60, language: str = "C") -> Completed:
-        known = self.facts["outputs"].get(" ".join(command.argv))
+    def output(self, *argv: str, timeout: float = 30) -> Completed | None:
+        known = self.facts["outputs"].get(" ".join(argv))
         if known is None:
-            raise EmupmemError(f"{command.argv[0]} was not run where the archive was made")
+            return None  # it was not run where the archive was made
         data = self.members.get(known["member"], b"")
         return Completed(known["status"], data, b"" if data else known["said"].encode())
 
@@ -111,9 +103,6 @@ class Collected(Machine):
 
     def regions(self) -> tuple[Region, ...]:
         return tuple(Region(**r) for r in self.facts["regions"])
-
-    def settle(self) -> None:
-        pass
 
     def kernel_banner(self, image: str) -> str:
         return str(self.facts["banners"].get(image, ""))

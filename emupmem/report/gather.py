@@ -30,7 +30,7 @@ from emupmem.parser.bootlog import parse_boot_log
 from emupmem.report.archive import COMMANDS, DOCTOR, FORMAT, LARGEST_FILE, TREE, Archive, as_json
 from emupmem.report.masking import Masked, mask, secrets
 from emupmem.system.backups import BACKUPS
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 DMESG = ("dmesg",)
 JOURNAL = ("journalctl", "-k", "-b", "0", "-o", "cat", "--no-pager")
@@ -93,7 +93,7 @@ _DRIVERS = re.compile(r"/(?:nd_|libnvdimm|dax|dax_|device_dax|ramdax)\w*\.ko")
 
 @dataclass
 class _Basket:
-    machine: Machine
+    machine: Host
     members: dict[str, bytes] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
@@ -120,7 +120,7 @@ class _Basket:
         self.put(TREE + name, text.encode("utf-8", "surrogateescape"))
 
 
-def gather(machine: Machine, findings: Sequence[finding.Finding]) -> Archive:
+def gather(machine: Host, findings: Sequence[finding.Finding]) -> Archive:
     """Look at a machine: all that planning and diagnosing need, secrets still in it. Needs no root."""
     basket = _Basket(machine)
     kernel = obstacles.target(machine)
@@ -254,7 +254,7 @@ def _gather_stack(basket: _Basket, number: str, depth: int = 8) -> None:
         _gather_stack(basket, under, depth - 1)
 
 
-def _versions(machine: Machine) -> dict[str, str]:
+def _versions(machine: Host) -> dict[str, str]:
     """The first line of what each installed program says of its version."""
     found = {}
     for name in (*host.TOOLS, *loader.PROGRAMS, *foreign.LIMINE_TOOLS):
@@ -290,7 +290,7 @@ def _outputs(basket: _Basket, needs_drivers: bool) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _sourced(machine: Machine) -> dict[str, Any]:
+def _sourced(machine: Host) -> dict[str, Any]:
     """What sh makes of GRUB's defaults here: a reader elsewhere must not run them."""
     try:
         seen = defaults.judge(machine)([text for _, text in defaults.grub_texts(machine)])
@@ -305,6 +305,6 @@ def _sourced(machine: Machine) -> dict[str, Any]:
     }
 
 
-def of_machine(machine: Machine) -> Masked:
+def of_machine(machine: Host) -> Masked:
     """All of it: look, let the doctor look, mask."""
     return mask(gather(machine, look.look(machine)), *secrets(machine))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emupmem.report.archive import DOCTOR, MARKER, TREE, Archive, as_json
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 # Masking -----------------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class Masked:
     values: Mapping[str, int]
 
 
-def secrets(machine: Machine) -> tuple[set[str], set[str]]:
+def secrets(machine: Host) -> tuple[set[str], set[str]]:
     """(host names, user names) that a machine goes by. System accounts are no secret."""
     hosts = {machine.peek(n).strip() for n in ("/proc/sys/kernel/hostname", "/etc/hostname")}
     hosts |= {machine.peek("/proc/sys/kernel/domainname").strip()}

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from emupmem.model import EmupmemError
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 
-def find_account(machine: Machine, owner: str) -> tuple[int, int]:
+def find_account(machine: Host, owner: str) -> tuple[int, int]:
     """(user id, group id) of `USER`, `USER:GROUP` or numbers; the user's own group if none is named.
 
     Raises EmupmemError for a name that the machine does not know.
@@ -25,7 +25,7 @@ def find_account(machine: Machine, owner: str) -> tuple[int, int]:
     return uid, (groups[group] if group in groups else int(group)) if group else gid
 
 
-def _account_lines(machine: Machine, file: str, fields: int, name: str) -> list[list[str]]:
+def _account_lines(machine: Host, file: str, fields: int, name: str) -> list[list[str]]:
     """Lines of a user or group file; on the running machine what other sources (LDAP) know of `name` too."""
     text = machine.peek(file)
     if machine.live and name:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from emupmem.model import UNCHANGED, EmupmemError
 from emupmem.system import log
 from emupmem.system.errors import write_hint
 from emupmem.system.files import fresh_name, make_synced_folder, sync_folder, write_like
+from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
 BACKUPS = "/var/backups/emupmem"
@@ -70,30 +70,30 @@ def set_aside(machine: Machine, name: str) -> bool:
     return True
 
 
-def is_aside(machine: Machine, name: str) -> bool:
+def is_aside(machine: Host, name: str) -> bool:
     """Whether a run that was killed left such a copy."""
-    return os.path.exists(aside_name(machine.path(name)))  # noqa: PTH110 (as in exists)
+    return machine.exists(str(aside_name(Path(machine.real(name)))))
 
 
-def read_aside(machine: Machine, name: str) -> bytes | None:
+def read_aside(machine: Host, name: str) -> bytes | None:
     """What that copy holds. Raises EmupmemError where it may not be read."""
     return machine.read(str(aside_name(Path(machine.real(name)))))
 
 
-def leftovers(machine: Machine, names: Sequence[str]) -> list[Path]:
+def leftovers(machine: Host, names: Sequence[str]) -> list[str]:
     """Half-written files that a killed run left beside `names` and the backups."""
-    places = [machine.path(n) for n in names]
-    beside = [p for place in places for p in (fresh_name(place), half_name(aside_name(place)))]
+    places = [Path(machine.real(n)) for n in names]
+    beside = [str(p) for place in places for p in (fresh_name(place), half_name(aside_name(place)))]
     halves = [n for n in machine.names(BACKUPS) if n.startswith(".") and n.endswith(".new")]
-    return [p for p in beside if os.path.exists(p)] + [machine.path(BACKUPS) / n for n in halves]  # noqa: PTH110
+    return [p for p in beside if machine.exists(p)] + [f"{BACKUPS}/{n}" for n in halves]
 
 
-def remove_leftovers(machine: Machine, litter: Sequence[Path]) -> None:
+def remove_leftovers(machine: Machine, names: Sequence[str]) -> None:
     """Take that away, as far as possible; the lock keeps others away."""
-    for path in litter:
+    for name in names:
         with contextlib.suppress(OSError):
-            path.unlink()
-            log.place("deleted", path)
+            machine.path(name).unlink()
+            log.file(machine, "deleted", name)
 
 
 def put_back(machine: Machine, name: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine as it is: its files read, its programs run. Writing is in the other modules of this package.
+"""A machine with a folder of its own: its files read, its programs run. Writing is in other modules of the package.
 
 A `Machine` is a root directory. `/` is the machine we run on; any other directory is a tree of
 another machine, where symbolic links are resolved inside the tree and nothing is executed.
@@ -15,43 +15,30 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from emupmem.model import Command, EmupmemError, NodeRange
 from emupmem.system import log
 from emupmem.system.errors import sudo_hint
+from emupmem.system.host import Host
 from emupmem.system.programs import ENVIRONMENT, MOST_OUTPUT, PATH, QUIET, Completed, end_session, listen
 from emupmem.system.sysfs import (
     Region,
-    read_firmware_entries,
-    read_huge_page_bytes,
     read_kernel_banner,
-    read_kernel_config,
     read_nodes,
     read_regions,
 )
 
-if TYPE_CHECKING:
-    from emupmem.editor.shell import Judge
 
-
-class Machine:
+class Machine(Host):
     """The files and programs of one machine, below `root`."""
 
     held: int | None = None
     """The lock, while we hold it: programs that we start then hold it as well."""
 
-    replay: Judge | None = None
-    """What sh once made of this machine's GRUB defaults, where they are not to be sourced (an archive)."""
-
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
         self.live = self.root.resolve() == Path("/")
-
-    @property
-    def running(self) -> bool:
-        """Whether a running kernel is to be seen in it: the live machine, or what was collected of one."""
-        return self.live
 
     # Files -----------------------------------------------------------------------------------
 
@@ -84,7 +71,6 @@ class Machine:
         return self.root.joinpath(*done)
 
     def read(self, name: str) -> bytes | None:
-        """Content of a file, None where it is not there. Raises EmupmemError where it may not be read."""
         try:
             return self.path(name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -94,7 +80,6 @@ class Machine:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file to read from, for what may be large. Raises EmupmemError."""
         try:
             with self.path(name).open("rb") as file:
                 yield file
@@ -102,7 +87,6 @@ class Machine:
             raise EmupmemError(f"{name} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc
 
     def peek(self, name: str) -> str:
-        """Text of a small file, empty where it is missing or not ours to read."""
         try:
             return self.path(name).read_bytes().decode("utf-8", "replace").strip("\n\0")
         except OSError:
@@ -112,21 +96,18 @@ class Machine:
         return os.path.exists(self.path(name))  # noqa: PTH110 (Path.exists raises where a folder is closed to us)
 
     def names(self, folder: str) -> list[str]:
-        """Names in a folder, sorted; none where it cannot be read."""
         try:
             return sorted(p.name for p in self.path(folder).iterdir())
         except OSError:
             return []
 
     def modified(self, name: str) -> float | None:
-        """When a file was last written (seconds of the epoch)."""
         try:
             return self.path(name).stat().st_mtime
         except OSError:
             return None
 
     def link_target(self, name: str) -> str:
-        """Where a symbolic link leads, as it is written; empty for everything else."""
         place = self.path(name.rpartition("/")[0]) / name.rpartition("/")[2]
         return str(place.readlink()) if place.is_symlink() else ""
 
@@ -136,7 +117,6 @@ class Machine:
     # Devices and mounted folders -----------------------------------------------------------------
 
     def block_number(self, name: str) -> str:
-        """`MAJOR:MINOR` of a block device, empty for everything else."""
         try:
             info = self.path(name).stat()
         except OSError:
@@ -146,15 +126,9 @@ class Machine:
         return f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
 
     def real(self, name: str) -> str:
-        """The name that an absolute path leads to once all symbolic links are followed."""
         return "/" + str(self.path(name).relative_to(self.root)).removeprefix(".")
 
-    def loose_parent(self, name: str) -> str:
-        """The first folder above `name` in which others than root could put something else; empty if none."""
-        return next((str(p) for p in reversed(Path(name).parents) if self.loose(str(p))), "")
-
     def loose(self, name: str) -> bool:
-        """Whether others than root (and ourselves) may change a file or what is in a folder."""
         try:
             info = self.path(name).stat()
         except OSError:
@@ -162,7 +136,6 @@ class Machine:
         return info.st_uid not in (0, os.geteuid()) or bool(info.st_mode & 0o022)
 
     def entry_kind(self, name: str) -> str:
-        """`file`, `folder`, `block`, `character`, `other` or `missing`: what a name leads to."""
         try:
             mode = self.path(name).stat().st_mode
         except OSError:
@@ -176,7 +149,6 @@ class Machine:
         return next((word for word, test in tests if test(mode)), "other")
 
     def file_system(self, name: str) -> str:
-        """`MAJOR:MINOR` of the file system that a name lies on, empty where it is not there."""
         try:
             number = self.path(name).stat().st_dev
         except OSError:
@@ -184,14 +156,12 @@ class Machine:
         return f"{os.major(number)}:{os.minor(number)}"
 
     def file_size(self, name: str) -> int | None:
-        """Bytes of a file, None where there is none."""
         try:
             return self.path(name).stat().st_size
         except OSError:
             return None
 
     def room(self, folder: str) -> int:
-        """Bytes that are free on the file system of a folder; 0 where that cannot be told."""
         try:
             info = os.statvfs(self.path(folder))
         except OSError:
@@ -199,14 +169,12 @@ class Machine:
         return info.f_bavail * info.f_frsize
 
     def block_size(self, folder: str) -> int:
-        """Bytes that the file system of a folder gives in one piece; 0 where that cannot be told."""
         try:
             return os.statvfs(self.path(folder)).f_bsize
         except OSError:
             return 0
 
     def folder_state(self, name: str) -> str:
-        """`missing`, `empty`, `full`, or `no folder`."""
         place = self.path(name)
         if not place.exists():
             return "missing"
@@ -220,7 +188,6 @@ class Machine:
     # Programs --------------------------------------------------------------------------------
 
     def find(self, program: str) -> str | None:
-        """Absolute path of a program on the fixed PATH, None where it is missing."""
         for folder in PATH.split(":"):
             candidate = Path(folder) / program
             if candidate.is_file() and os.access(candidate, os.X_OK):
@@ -279,7 +246,6 @@ class Machine:
         return Completed(child.returncode, out, err)
 
     def output(self, *argv: str, timeout: float = 30) -> Completed | None:
-        """Like run, for programs that may be missing or fail: None where they cannot be run."""
         try:
             return self.run(Command(argv), timeout)
         except EmupmemError:
@@ -295,37 +261,11 @@ class Machine:
     def architecture(self) -> str:
         return platform.machine()
 
-    def firmware_entries(self) -> list[tuple[int, str, str, str]]:
-        """(index, start, end, type) of /sys/firmware/memmap, as text."""
-        return read_firmware_entries(self)
-
-    def huge_page_bytes(self) -> int:
-        """RAM that is kept as huge pages now, of all sizes, in bytes."""
-        return read_huge_page_bytes(self)
-
     def nodes(self) -> tuple[NodeRange, ...]:
-        """Memory ranges of the NUMA nodes by sysfs, each node's gaps filled where no other node lies in them.
-
-        RAM that is reserved has no memory blocks; the gap it leaves inside a node is the node's.
-        A single node has all the memory there is.
-        """
         return read_nodes(self)
 
     def regions(self) -> tuple[Region, ...]:
-        """The libnvdimm regions that carry persistent memory, with the block device of each."""
         return read_regions(self)
 
-    def settle(self) -> None:
-        """Wait until udev has nothing more to do, so that a healthy device is not reported missing."""
-        self.output("udevadm", "settle", "--timeout=10")
-
     def kernel_banner(self, image: str) -> str:
-        """The version text inside a kernel image (boot protocol header, offset 0x20e); empty if none.
-
-        It tells the stable number that `uname -r` of a distribution hides.
-        """
         return read_kernel_banner(self, image)
-
-    def kernel_config(self, release: str) -> tuple[str, str]:
-        """(file, text) of the build configuration of a kernel; two empty strings where none is kept."""
-        return read_kernel_config(self, release)

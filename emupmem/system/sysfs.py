@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emupmem.model import NodeRange
-from emupmem.system.reader import Reader
+from emupmem.system.reader import FileReader, Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def read_huge_page_bytes(machine: Reader) -> int:
     return sum((_number(machine.peek(f"{base}/{n}/nr_hugepages")) or 0) * int(kib) * 1024 for n, kib in sizes)
 
 
-def read_nodes(machine: Reader) -> tuple[NodeRange, ...]:
+def read_nodes(machine: FileReader) -> tuple[NodeRange, ...]:
     """Memory ranges of the NUMA nodes by sysfs, each node's gaps filled where no other node lies in them.
 
     RAM that is reserved has no memory blocks; the gap it leaves inside a node is the node's.
@@ -77,14 +77,14 @@ def read_nodes(machine: Reader) -> tuple[NodeRange, ...]:
     return tuple(out)
 
 
-def read_regions(machine: Reader) -> tuple[Region, ...]:
+def read_regions(machine: FileReader) -> tuple[Region, ...]:
     """The libnvdimm regions that carry persistent memory, with the block device of each."""
     bus = "/sys/bus/nd/devices"
     found = [_region(machine, bus, n) for n in machine.names(bus) if re.fullmatch(r"region\d+", n)]
     return tuple(sorted(found, key=lambda r: (r.start is None, r.start, r.name)))
 
 
-def _region(machine: Reader, bus: str, name: str) -> Region:
+def _region(machine: FileReader, bus: str, name: str) -> Region:
     here = f"{bus}/{name}"
     claims = [c for c in machine.names(here) if re.fullmatch(r"(namespace|pfn|btt|dax)\d+\.\d+", c)]
     # The block device hangs on the namespace, or on the pfn or btt device that claimed it.
@@ -112,7 +112,7 @@ def _region(machine: Reader, bus: str, name: str) -> Region:
     )
 
 
-def read_kernel_banner(machine: Reader, image: str) -> str:
+def read_kernel_banner(machine: FileReader, image: str) -> str:
     """The version text inside a kernel image (boot protocol header, offset 0x20e); empty if none.
 
     It tells the stable number that `uname -r` of a distribution hides.

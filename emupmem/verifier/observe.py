@@ -16,8 +16,8 @@ from emupmem.model import BootLog, EmupmemError, FirmwareMap
 from emupmem.parser.bootlog import parse_boot_log
 from emupmem.parser.sources import parse_sysfs_memmap
 from emupmem.planner.survey import read_iomem
+from emupmem.system.host import Host
 from emupmem.system.lock import wait_for
-from emupmem.system.machine import Machine
 from emupmem.system.sysfs import Region
 from emupmem.verifier.ladder import complete
 from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial
@@ -25,7 +25,7 @@ from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial
 # Observation --------------------------------------------------------------------------------------
 
 
-def observe(machine: Machine, wait: float) -> Observation:
+def observe(machine: Host, wait: float) -> Observation:
     """Everything that verify judges, after waiting up to `wait` seconds for the devices to appear."""
     unseen: list[tuple[str, str]] = []
     cmdline = parse_command_line(machine.peek("/proc/cmdline"))
@@ -56,14 +56,14 @@ def observe(machine: Machine, wait: float) -> Observation:
     )
 
 
-def _trial(machine: Machine) -> SeenTrial | None:
+def _trial(machine: Host) -> SeenTrial | None:
     found = trial.state(machine)
     if found is None:
         return None
     return SeenTrial(found.words, found.chosen, found.running, found.started_since, found.why, found.kexec)
 
 
-def _mounts(machine: Machine, wait: float) -> tuple[SeenMount, ...]:
+def _mounts(machine: Host, wait: float) -> tuple[SeenMount, ...]:
     """The mounts of our devices and of the boot unit; while that is at work we wait."""
     data = machine.read(unit.FILE)
     text = data.decode("utf-8", "replace") if data is not None and machine.is_link(unit.LINK) else ""
@@ -76,12 +76,12 @@ def _mounts(machine: Machine, wait: float) -> tuple[SeenMount, ...]:
     return proof.look(machine, wanted)
 
 
-def _activating(machine: Machine, name: str) -> bool:
+def _activating(machine: Host, name: str) -> bool:
     done = machine.output("systemctl", "show", "-P", "ActiveState", name)
     return done is not None and done.stdout.strip() == b"activating"
 
 
-def _regions(machine: Machine) -> tuple[SeenRegion, ...]:
+def _regions(machine: Host) -> tuple[SeenRegion, ...]:
     return tuple(_seen(r) for r in machine.regions())
 
 
@@ -89,7 +89,7 @@ def _seen(r: Region) -> SeenRegion:
     return SeenRegion(r.name, r.size, r.start, r.block, r.block_size, r.dax, r.numa_node, r.provider, r.mode)
 
 
-def _firmware(machine: Machine, unseen: list[tuple[str, str]]) -> FirmwareMap | None:
+def _firmware(machine: Host, unseen: list[tuple[str, str]]) -> FirmwareMap | None:
     entries = machine.firmware_entries()
     try:
         return parse_sysfs_memmap(entries) if entries else None
@@ -98,14 +98,14 @@ def _firmware(machine: Machine, unseen: list[tuple[str, str]]) -> FirmwareMap | 
         return None
 
 
-def _is_newer(machine: Machine, files: Sequence[str]) -> bool | None:
+def _is_newer(machine: Host, files: Sequence[str]) -> bool | None:
     """Whether the boot menu, or an entry of it, was written after this boot; None where that cannot be told."""
     booted = re.search(r"^btime (\d+)", machine.peek("/proc/stat"), re.MULTILINE)
     written = [when for f in files if (when := machine.modified(f)) is not None]
     return None if booted is None or not written else max(written) > int(booted[1])
 
 
-def _this_boot(machine: Machine, unseen: list[tuple[str, str]]) -> BootLog | None:
+def _this_boot(machine: Host, unseen: list[tuple[str, str]]) -> BootLog | None:
     """This boot's log from dmesg or the journal, whichever still has the `user:` map."""
     last: BootLog | None = None
     why = "the kernel's log could not be read"

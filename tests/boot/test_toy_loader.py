@@ -16,7 +16,7 @@ from emupmem.boot.entry import BootEntry
 from emupmem.boot.loader import Loader, Options, Standing, Steps, Wanted
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, Command, EmupmemError, FileEdit, Request
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 from tests.boot.test_change import FOUND
 from tests.fake import FakeMachine, build, put, script
 
@@ -30,17 +30,17 @@ class Toy(Loader):
     title = "Toy"
     back = "type {memmap} backwards"
 
-    def standing(self, machine: Machine) -> Standing:
+    def standing(self, machine: Host) -> Standing:
         words = parse_command_line(machine.peek(MENU)).words
         entry = BootEntry(("Linux",), ("linux",), (0,), "/vmlinuz-6.12.0-1-amd64", words, 1, False, True)
         items = tuple(i.text for i in parse_command_line(machine.peek(SOURCE)).reservations)
         return Standing(items, SOURCE, MENU, (entry,), entry)
 
-    def refuse(self, machine: Machine) -> None:
+    def refuse(self, machine: Host) -> None:
         if machine.find("toy-install") is None:
             raise EmupmemError("toy-install is not installed", "install toy")
 
-    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+    def steps(self, machine: Host, wanted: Wanted) -> Steps:
         before = (machine.read(SOURCE) or b"").decode()
         after = text.reworked(before.strip(), wanted.items, wanted.add, wanted.drop) + "\n"
         if before == after and machine.peek(MENU) == after.strip():

@@ -32,6 +32,7 @@ from emupmem.report import collected, gather
 from emupmem.report.archive import Archive, pack, unpack
 from emupmem.report.collected import Collected
 from emupmem.report.masking import Masker
+from emupmem.system.machine import Machine
 from tests import examples
 from tests.cli.runner import Run
 from tests.cli.test_cli import reboot
@@ -278,6 +279,11 @@ def test_places_that_are_refused(
 
 
 # On another machine ----------------------------------------------------------------------------------
+
+
+def test_by_its_type_an_archive_cannot_be_written_to() -> None:
+    assert not issubclass(Collected, Machine)
+    assert not {"path", "root", "run"} & set(dir(Collected))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from emupmem.boot.efi import SELECTED, efi_text, one_shot
 from emupmem.boot.entry import BootEntry
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, CommandLine, EmupmemError
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 SNAPSHOT = re.compile(r"(?:\A|/)\.snapshots/\d+/snapshot\Z")
 """How a subvolume of snapper's ends."""
@@ -26,12 +26,12 @@ FORGET_TRIAL = Command(("bootctl", "set-oneshot", ""), "forget the choice of the
 BOOTCTL_LIST = ("bootctl", "list", "--json=short")
 
 
-def trial_chosen(machine: Machine) -> bool:
+def trial_chosen(machine: Host) -> bool:
     """Whether the next start takes the trial."""
     return one_shot(machine) == TRIAL_ENTRY
 
 
-def is_of_this_system(machine: Machine, name: str, text: str, running: CommandLine) -> bool:
+def is_of_this_system(machine: Host, name: str, text: str, running: CommandLine) -> bool:
     """Whether an entry starts this system, and not another one that shares the partition.
 
     By the machine's id or its entry token where the entry tells one, else by the root file system.
@@ -51,7 +51,7 @@ def is_of_this_system(machine: Machine, name: str, text: str, running: CommandLi
     return _root_words(bls_text.options(text)) == _root_words(running.text)
 
 
-def own_line(machine: Machine) -> CommandLine:
+def own_line(machine: Host) -> CommandLine:
     """A command line that starts this system: of this boot; in a tree /etc/kernel/cmdline, else the default entry."""
     if machine.running:
         return parse_command_line(machine.peek("/proc/cmdline"))
@@ -66,13 +66,13 @@ def own_line(machine: Machine) -> CommandLine:
     return parse_command_line(next((line for line in lines if "root=" in line), ""))
 
 
-def _root_of(machine: Machine) -> str:
+def _root_of(machine: Host) -> str:
     """What /etc/fstab mounts at /, empty where it does not say."""
     lines = [x.split("#")[0].split() for x in machine.peek("/etc/fstab").splitlines()]
     return next((f[0] for f in lines if len(f) > 1 and f[1] == "/"), "")
 
 
-def is_of_another_snapshot(machine: Machine, text: str) -> bool:
+def is_of_another_snapshot(machine: Host, text: str) -> bool:
     """Whether an entry starts a snapshot of snapper's that is not the one that runs (or boots by default in a tree)."""
     theirs, here = subvolume(bls_text.options(text)), _subvolume_here(machine)
     return bool(theirs and here and SNAPSHOT.search(theirs) and theirs != here)
@@ -91,7 +91,7 @@ def _subvolume_of(options: Sequence[str]) -> str:
     return named[-1] if named else ""
 
 
-def _subvolume_here(machine: Machine) -> str:
+def _subvolume_here(machine: Host) -> str:
     """The subvolume of /: of the kernel that runs, else as it is mounted; of a tree, as its own files say."""
     if machine.running:
         named = subvolume(machine.peek("/proc/cmdline"))
@@ -110,7 +110,7 @@ def _mounted_subvolume(mountinfo: str) -> str:
     return root[-1][3].strip("/") if root else ""
 
 
-def _default_of_tree(machine: Machine) -> str:
+def _default_of_tree(machine: Host) -> str:
     """The entry that loader.conf of a tree names, empty where it names none, or one of those that match."""
     for folder in BOOT_FOLDERS:
         wanted = bls_text.value(machine.peek(f"{folder}/loader/loader.conf"), "default").removesuffix(".conf")
@@ -147,7 +147,7 @@ def bls_entry(name: str, text: str, line: str, ours: bool) -> BootEntry:
     return BootEntry((title,), (stem,), (0,), bls_text.value(text, "linux"), words, at, False, ours, version)
 
 
-def default_entry_of(machine: Machine, entries: Sequence[BootEntry]) -> BootEntry | None:
+def default_entry_of(machine: Host, entries: Sequence[BootEntry]) -> BootEntry | None:
     """The entry that boots by itself: as bootctl says, else the one that started this boot, else its kernel's.
 
     In a tree: as loader.conf says, else the first one of systemd-boot's menu.
@@ -161,7 +161,7 @@ def default_entry_of(machine: Machine, entries: Sequence[BootEntry]) -> BootEntr
     return next(iter([*by_name, *by_kernel, *ours]), None)
 
 
-def default_id(machine: Machine) -> str:
+def default_id(machine: Host) -> str:
     """What bootctl calls the default (an entry's file, or a unified kernel image's), empty where it does not."""
     done = machine.output(*BOOTCTL_LIST) if machine.running else None
     if done is None or done.status:
@@ -173,7 +173,7 @@ def default_id(machine: Machine) -> str:
         return ""
 
 
-def no_entries_error(machine: Machine, what: str) -> EmupmemError:
+def no_entries_error(machine: Host, what: str) -> EmupmemError:
     if not machine.is_root:
         return EmupmemError("the boot entries are shown to root only", "run it with sudo")
     return EmupmemError(

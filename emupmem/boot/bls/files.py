@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from emupmem.boot.bls import text as bls_text
 from emupmem.model import FileEdit
 from emupmem.system import backups
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 BOOT_FOLDERS = ("/efi", "/boot/efi", "/boot")
 """Where an EFI system partition or an extended boot partition is mounted (bootctl(1))."""
@@ -20,7 +20,7 @@ TRIAL_ENTRY = "emupmem-trial.conf"
 # Entries of the Boot Loader Specification ------------------------------------------------------------
 
 
-def entry_files(machine: Machine, folders: Sequence[str] = BOOT_FOLDERS) -> list[str]:
+def entry_files(machine: Host, folders: Sequence[str] = BOOT_FOLDERS) -> list[str]:
     """The entries that lie here, one name for each file."""
     found: dict[str, str] = {}
     for folder in folders:
@@ -31,17 +31,17 @@ def entry_files(machine: Machine, folders: Sequence[str] = BOOT_FOLDERS) -> list
     return list(found.values())
 
 
-def trial_file(machine: Machine) -> str:
+def trial_file(machine: Host) -> str:
     """The entry of a trial boot, empty where there is none."""
     names = [f"{folder}/loader/entries/{TRIAL_ENTRY}" for folder in BOOT_FOLDERS]
     return next((n for n in names if machine.exists(n)), "")
 
 
-def file_text(machine: Machine, name: str) -> str:
+def file_text(machine: Host, name: str) -> str:
     return (machine.read(name) or b"").decode("utf-8", "surrogateescape")
 
 
-def entry_text(machine: Machine, name: str) -> str:
+def entry_text(machine: Host, name: str) -> str:
     """An entry; of one that a program tore when it was killed, the copy that lies beside it."""
     text = file_text(machine, name)
     if any(key in ("linux", "efi") for key, _ in bls_text.fields(text)):
@@ -50,7 +50,7 @@ def entry_text(machine: Machine, name: str) -> str:
     return aside.decode("utf-8", "surrogateescape") if aside is not None else text
 
 
-def edit_of(machine: Machine, name: str, text: str) -> FileEdit:
+def edit_of(machine: Host, name: str, text: str) -> FileEdit:
     before = entry_text(machine, name)
     return FileEdit(name, before.encode("utf-8", "surrogateescape"), text.encode("utf-8", "surrogateescape"))
 
@@ -62,7 +62,7 @@ def real_edits(edits: Sequence[FileEdit]) -> tuple[FileEdit, ...]:
 # Unified kernel images -----------------------------------------------------------------------------
 
 
-def unified_images(machine: Machine) -> list[str]:
+def unified_images(machine: Host) -> list[str]:
     """The unified kernel images that systemd-boot finds by itself."""
     found = [n for folder in BOOT_FOLDERS for n in machine.names(f"{folder}/EFI/Linux")]
     return sorted({n for n in found if n.lower().endswith(".efi")})

@@ -10,12 +10,12 @@ from emupmem.boot import efi
 from emupmem.boot.bls import files
 from emupmem.boot.bls import text as bls_text
 from emupmem.boot.bls.files import unified_images
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 # The menu of systemd-boot ----------------------------------------------------------------------------
 
 
-def menu(machine: Machine) -> list[str]:
+def menu(machine: Host) -> list[str]:
     """The names of systemd-boot's menu in its order, that which boots by default first, as far as files tell.
 
     An image of this distribution comes before its entries: it has a sort key always and no machine id
@@ -29,7 +29,7 @@ def menu(machine: Machine) -> list[str]:
     return names
 
 
-def _patterns(machine: Machine) -> list[str]:
+def _patterns(machine: Host) -> list[str]:
     """What is to boot by default, in lower case, the first to be found wins."""
     config = next((t for f in files.BOOT_FOLDERS if (t := machine.peek(f"{f}/loader/loader.conf"))), "")
     values = dict(bls_text.fields(config))
@@ -39,7 +39,7 @@ def _patterns(machine: Machine) -> list[str]:
     return [p.lower() for t in told if (p := last if t == "@saved" else t)]
 
 
-def _entries(machine: Machine) -> list[str]:
+def _entries(machine: Host) -> list[str]:
     """The names of the entries, sorted as systemd-boot does."""
     found = [(n, files.entry_text(machine, n)) for n in files.entry_files(machine)]
     found = [(n, t) for n, t in found if not n.rpartition("/")[2].startswith("auto-")]

@@ -15,10 +15,10 @@ from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError, FileEdit
 from emupmem.system import backups
 from emupmem.system.backups import BACKUPS
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 
-def torn_files(machine: Machine, names: Sequence[str]) -> tuple[str, ...]:
+def torn_files(machine: Host, names: Sequence[str]) -> tuple[str, ...]:
     """The entries, and the source of new kernels' words, that a program which was killed left half-written."""
     torn = [n for n in names if file_text(machine, n) != entry_text(machine, n)]
     return (*torn, *([KERNEL_CMDLINE] if source_is_torn(machine) else []))
@@ -37,7 +37,7 @@ KERNEL_INSTALL_ADDS = ("systemd.machine_id=",)
 """Words that kernel-install adds by itself (90-loaderentry.install): they do not belong into its source."""
 
 
-def source_items(machine: Machine, default: BootEntry | None) -> tuple[tuple[str, ...], str]:
+def source_items(machine: Host, default: BootEntry | None) -> tuple[tuple[str, ...], str]:
     """Our items where new kernels take them from, and its name; without such a file the default entry itself."""
     data = _source(machine)
     if data is not None:
@@ -49,13 +49,13 @@ def source_items(machine: Machine, default: BootEntry | None) -> tuple[tuple[str
     return items, "the boot entries"
 
 
-def source_files(machine: Machine) -> list[str]:
+def source_files(machine: Host) -> list[str]:
     """The files that new kernels' words come from, where they are not GRUB's."""
     names = (KERNEL_CMDLINE, VENDOR_CMDLINE, *_dropins(machine), "/etc/kernel/entry-token", "/etc/machine-id")
     return [n for n in names if machine.exists(n)]
 
 
-def sources_or_entries(machine: Machine) -> tuple[str, ...]:
+def sources_or_entries(machine: Host) -> tuple[str, ...]:
     """The files whose times tell when the next start was changed.
 
     Not those on FAT where it can be avoided: their times have no zone.
@@ -64,23 +64,23 @@ def sources_or_entries(machine: Machine) -> tuple[str, ...]:
     return tuple(found or entry_files(machine))
 
 
-def written_files(machine: Machine) -> tuple[str, ...]:
+def written_files(machine: Host) -> tuple[str, ...]:
     """The files that a change of the entries may write."""
     trials = [f"{folder}/loader/entries/{TRIAL_ENTRY}" for folder in BOOT_FOLDERS]
     return (*entry_files(machine), *SOURCES, *trials)
 
 
-def _dropins(machine: Machine) -> list[str]:
+def _dropins(machine: Host) -> list[str]:
     return [f"{CMDLINE_D}/{n}" for n in machine.names(CMDLINE_D) if n.endswith((".conf", ".cfg"))]
 
 
-def _source(machine: Machine) -> bytes | None:
+def _source(machine: Host) -> bytes | None:
     """/etc/kernel/cmdline; of one that a program tore when it was killed, what it was before."""
     torn = source_is_torn(machine)
     return backups.read_aside(machine, KERNEL_CMDLINE) if torn else machine.read(KERNEL_CMDLINE)
 
 
-def source_is_torn(machine: Machine) -> bool:
+def source_is_torn(machine: Host) -> bool:
     """Whether it is empty, and a copy or a record says that it was not."""
     data = machine.read(KERNEL_CMDLINE)
     empty = data is not None and not data.strip(b"\0 \t\r\n")
@@ -88,7 +88,7 @@ def source_is_torn(machine: Machine) -> bool:
 
 
 def source_edits(
-    machine: Machine, made: str | None, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+    machine: Host, made: str | None, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
 ) -> list[FileEdit]:
     """What keeps the source of new kernels' command lines in step with the entries.
 
@@ -104,7 +104,7 @@ def source_edits(
 
 
 def _main_source_edits(
-    machine: Machine, made: str | None, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
+    machine: Host, made: str | None, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
 ) -> list[FileEdit]:
     data = _source(machine)
     if data is None:
@@ -116,7 +116,7 @@ def _main_source_edits(
     return [FileEdit(KERNEL_CMDLINE, data, _reworked_file(data, items, extra, drop))]
 
 
-def kept_source(machine: Machine, standing: Standing) -> list[FileEdit]:
+def kept_source(machine: Host, standing: Standing) -> list[FileEdit]:
     """What keeps new kernels from taking their words from the boot that runs, where they would."""
     default = standing.default
     needed = programs.has_program(machine, "kernel-install") and machine.read(VENDOR_CMDLINE) is None
@@ -126,7 +126,7 @@ def kept_source(machine: Machine, standing: Standing) -> list[FileEdit]:
 
 
 def _made_source(
-    machine: Machine, line: str, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
+    machine: Host, line: str, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
 ) -> FileEdit:
     """An /etc/kernel/cmdline where there is none: without it new kernels take the words of the running boot."""
     vendor = machine.read(VENDOR_CMDLINE)
@@ -148,12 +148,12 @@ def bare(data: bytes, drop: Sequence[str]) -> bytes:
     return _reworked_file(data, (), (), drop)
 
 
-def made_by_us(machine: Machine, data: bytes) -> bool:
+def made_by_us(machine: Host, data: bytes) -> bool:
     """Whether /etc/kernel/cmdline is a file that an apply of ours made where there was none."""
     return any(machine.read(n) == data for n in made_records(machine))
 
 
-def made_records(machine: Machine) -> list[str]:
+def made_records(machine: Host) -> list[str]:
     """The records of such files."""
     names = machine.names(BACKUPS)
     return [f"{BACKUPS}/{n}" for n in names if n.startswith("cmdline.") and n.endswith(".made")]

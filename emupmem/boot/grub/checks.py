@@ -7,10 +7,10 @@ from emupmem.boot import foreign
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.model import EmupmemError
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 
-def readable_menu(machine: Machine) -> str:
+def readable_menu(machine: Host) -> str:
     """The generated menu, empty where there is none or it is not ours to read."""
     try:
         data = machine.read(environment.grub_cfg(machine))
@@ -19,7 +19,7 @@ def readable_menu(machine: Machine) -> str:
     return (data or b"").decode("utf-8", "surrogateescape")
 
 
-def refuse_no_grub(machine: Machine) -> tuple[str, ...]:
+def refuse_no_grub(machine: Host) -> tuple[str, ...]:
     """Raise EmupmemError where grub-mkconfig does not set this machine up."""
     if machine.read(GRUB_DEFAULT) is None:
         raise EmupmemError(
@@ -40,7 +40,7 @@ def refuse_no_grub(machine: Machine) -> tuple[str, ...]:
     return ()
 
 
-def refuse_other_loader(machine: Machine) -> tuple[str, ...]:
+def refuse_other_loader(machine: Host) -> tuple[str, ...]:
     """The boot loader that started this kernel, by the mark that GRUB leaves (`owner` knows those of others)."""
     if "BOOT_IMAGE=" not in machine.peek("/proc/cmdline"):
         raise EmupmemError(
@@ -51,7 +51,7 @@ def refuse_other_loader(machine: Machine) -> tuple[str, ...]:
     return ()
 
 
-def refuse_two_menus(machine: Machine) -> tuple[str, ...]:
+def refuse_two_menus(machine: Host) -> tuple[str, ...]:
     """Raise EmupmemError where it cannot be told which menu starts this machine."""
     menus = environment.grub_cfgs(machine)
     if len(menus) > 1:
@@ -62,7 +62,7 @@ def refuse_two_menus(machine: Machine) -> tuple[str, ...]:
     return ()
 
 
-def warn_of_copies(machine: Machine) -> tuple[str, ...]:
+def warn_of_copies(machine: Host) -> tuple[str, ...]:
     """Proxmox keeps copies of the menu, which its hook in grub-mkconfig makes (000_proxmox_boot_header)."""
     if not machine.exists(foreign.PROXMOX_ESPS):
         return ()

@@ -16,13 +16,13 @@ from emupmem.kernel.cmdline import mangled, parse_command_line
 from emupmem.model import CommandLine, EmupmemError, FileEdit
 from emupmem.planner.survey import GRUB_MKCONFIGS
 from emupmem.system.backups import BACKUPS
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 from emupmem.units import human
 
 # What to change -----------------------------------------------------------------------------------
 
 
-def read_defaults(machine: Machine) -> bytes:
+def read_defaults(machine: Host) -> bytes:
     """The text of /etc/default/grub. Raises EmupmemError where there is none."""
     data = machine.read(GRUB_DEFAULT)
     if data is None:
@@ -33,7 +33,7 @@ def read_defaults(machine: Machine) -> bytes:
     return data
 
 
-def effective_line(machine: Machine, main: bytes) -> CommandLine:
+def effective_line(machine: Host, main: bytes) -> CommandLine:
     """The kernel command line that GRUB's defaults give a normal entry, drop-ins included."""
     values = effective_defaults(machine, main)
     return parse_command_line(
@@ -42,7 +42,7 @@ def effective_line(machine: Machine, main: bytes) -> CommandLine:
 
 
 def effective_defaults(
-    machine: Machine, main: bytes, own: bytes | bool | None = True
+    machine: Host, main: bytes, own: bytes | bool | None = True
 ) -> dict[str, defaults.Effective]:
     """What GRUB's defaults come to with `main` as /etc/default/grub, and `own` as our drop-in.
 
@@ -67,7 +67,7 @@ def refuse_mangled(line: CommandLine) -> None:
         )
 
 
-def read_own_dropin(machine: Machine) -> tuple[str, tuple[str, ...]] | None:
+def read_own_dropin(machine: Host) -> tuple[str, tuple[str, ...]] | None:
     """(variable, words) of our drop-in, None where there is none. Raises EmupmemError for one that was edited."""
     data = machine.read(dropin.NAME)
     if data is None or not reads_dropins(machine):
@@ -80,7 +80,7 @@ def read_own_dropin(machine: Machine) -> tuple[str, tuple[str, ...]] | None:
     return found
 
 
-def unread_dropin(machine: Machine) -> tuple[FileEdit, ...]:
+def unread_dropin(machine: Host) -> tuple[FileEdit, ...]:
     """What takes our drop-in away where no grub-mkconfig reads it."""
     data = machine.read(dropin.NAME)
     if data is None or not data.startswith(dropin.MARK.encode()) or reads_dropins(machine):
@@ -101,14 +101,14 @@ def reserved_twice(held: dict[str, tuple[str, ...]], hint: str) -> EmupmemError:
     return EmupmemError(f"{GRUB_DEFAULT} reserves in two places: {places}", hint)
 
 
-def words_to_take_out(machine: Machine, before: bytes, after: bytes) -> tuple[str, ...]:
+def words_to_take_out(machine: Host, before: bytes, after: bytes) -> tuple[str, ...]:
     """Words other than memmap= that an undo takes away: what apply had added beside it (nokaslr)."""
     old, new = (defaults.read(t, GRUB_DEFAULT, sh=judge(machine)) for t in (before, after))
     gone = (set(old.variable(v).words) - set(new.variable(v).words) for v in editor_text.VARIABLES)
     return tuple(w for words in gone for w in sorted(words) if w in OUR_WORDS)
 
 
-def undone_defaults(machine: Machine, current: bytes) -> bytes:
+def undone_defaults(machine: Host, current: bytes) -> bytes:
     """The text without our items: former bytes from the backups of the applies that made it."""
     text = current
     for name in _records(machine):
@@ -125,13 +125,13 @@ def undone_defaults(machine: Machine, current: bytes) -> bytes:
     return defaults.remove_items(text, None, sh=judge(machine))
 
 
-def _records(machine: Machine) -> list[str]:
+def _records(machine: Host) -> list[str]:
     """Backups of /etc/default/grub that an apply or remove of ours made, newest first."""
     names = [n for n in machine.names(BACKUPS) if n.startswith("grub.") and n.endswith(".written")]
     return [f"{BACKUPS}/{n.removesuffix('.written')}" for n in sorted(names, reverse=True)]
 
 
-def refuse_dropin_items(machine: Machine) -> None:
+def refuse_dropin_items(machine: Host) -> None:
     """Raise EmupmemError for a drop-in of somebody else that reserves: two places that do are a trap."""
     for name, text in grub_texts(machine):
         if name in (GRUB_DEFAULT, dropin.NAME):
@@ -145,7 +145,7 @@ def refuse_dropin_items(machine: Machine) -> None:
                 )
 
 
-def reads_dropins(machine: Machine) -> bool:
+def reads_dropins(machine: Host) -> bool:
     """Whether the machine's grub-mkconfig sources /etc/default/grub.d: Debian's family patches it so.
 
     By the program itself, else by /etc/os-release; where neither is there, it is taken to.
@@ -159,14 +159,14 @@ def reads_dropins(machine: Machine) -> bool:
     return not release or bool({"debian", "ubuntu"} & set(" ".join(family).split()))
 
 
-def _readable(machine: Machine, name: str) -> bytes | None:
+def _readable(machine: Host, name: str) -> bytes | None:
     try:
         return machine.read(name)
     except EmupmemError:
         return None
 
 
-def grub_texts(machine: Machine) -> list[tuple[str, bytes]]:
+def grub_texts(machine: Host) -> list[tuple[str, bytes]]:
     """The files that grub-mkconfig sources, in its order: (name, content)."""
     dropins = machine.names(GRUB_DROPINS) if reads_dropins(machine) else []
     names = [GRUB_DEFAULT, *(f"{GRUB_DROPINS}/{n}" for n in dropins if n.endswith(".cfg"))]
@@ -174,7 +174,7 @@ def grub_texts(machine: Machine) -> list[tuple[str, bytes]]:
 
 
 def items_by_variable(
-    machine: Machine, unseen: list[tuple[str, str]]
+    machine: Host, unseen: list[tuple[str, str]]
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...], str]:
     """Our items in GRUB's defaults, drop-ins included: of normal entries, of recovery entries, and where."""
     try:
@@ -188,14 +188,14 @@ def items_by_variable(
     return (*linux, *default), linux, editor_text.DEFAULT if default and not linux else editor_text.LINUX
 
 
-def judge(machine: Machine) -> Judge:
+def judge(machine: Host) -> Judge:
     """The sh that reads GRUB's defaults: for the tree of another machine it sees no programs and no files."""
     if machine.replay is not None:
         return machine.replay
     return shell.judge(with_programs=machine.live)
 
 
-def configured_items(machine: Machine, data: bytes) -> dict[str, tuple[str, ...]]:
+def configured_items(machine: Host, data: bytes) -> dict[str, tuple[str, ...]]:
     """Our items in a text of /etc/default/grub, for each variable that has any."""
     found = defaults.read(data, GRUB_DEFAULT, sh=judge(machine))
     return {v: found.variable(v).items for v in editor_text.VARIABLES if found.variable(v).items}

@@ -12,6 +12,7 @@ from emupmem.system import log
 from emupmem.system.backups import is_aside, read_aside
 from emupmem.system.errors import write_hint
 from emupmem.system.files import fresh_name, sync_file, sync_folder, write_like
+from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 from emupmem.system.sysfs import peek_file
 
@@ -26,7 +27,7 @@ ESP_MARKS = ("/etc/grub2-efi.cfg", "/boot/grub2/grubenv")
 GENERATORS = ("update-grub2", "update-grub", "grub2-mkconfig", "grub-mkconfig")
 
 
-def grub_cfg(machine: Machine) -> str:
+def grub_cfg(machine: Host) -> str:
     """Where the generated menu lies (the first that exists, else Debian's place).
 
     Red Hat's family up to 8 has it in the EFI system partition, where others have a stub that leads to it.
@@ -37,7 +38,7 @@ def grub_cfg(machine: Machine) -> str:
     return own or here or GRUB_CFGS[0]
 
 
-def _esp_menu(machine: Machine) -> str:
+def _esp_menu(machine: Host) -> str:
     """The menu in the EFI system partition that belongs to this system, empty where there is none."""
     names = [f"{ESP_FOLDERS}/{n}/grub.cfg" for n in machine.names(ESP_FOLDERS)]
     folders = {machine.real(m).rpartition("/")[0] for m in ESP_MARKS if machine.exists(m)}
@@ -47,19 +48,19 @@ def _esp_menu(machine: Machine) -> str:
     return next(iter(own or (full if alone else [])), "")
 
 
-def grub_cfgs(machine: Machine) -> list[str]:
+def grub_cfgs(machine: Host) -> list[str]:
     """The menus that lie here, one name for each file."""
     names = [n for n in (*GRUB_CFGS, grub_cfg(machine)) if machine.exists(n)]
-    return list({machine.path(name): name for name in reversed(names)}.values())
+    return list({machine.real(name): name for name in reversed(names)}.values())
 
 
-def grubenv_name(machine: Machine) -> str:
+def grubenv_name(machine: Host) -> str:
     """Where GRUB's environment block lies: next to the menu, else in one of its usual places."""
     beside = grub_cfg(machine).rpartition("/")[0] + "/grubenv"
     return next((n for n in (beside, *GRUBENVS) if machine.exists(n)), beside)
 
 
-def grubenv(machine: Machine) -> dict[str, str]:
+def grubenv(machine: Host) -> dict[str, str]:
     """Variables of GRUB's environment block."""
     name = grubenv_name(machine)
     if torn_grubenv(machine):
@@ -67,7 +68,7 @@ def grubenv(machine: Machine) -> dict[str, str]:
     return _variables(machine.peek(name))
 
 
-def torn_grubenv(machine: Machine) -> bool:
+def torn_grubenv(machine: Host) -> bool:
     """Whether a program that was killed left half an environment block, and the whole one is kept next to it."""
     name = grubenv_name(machine)
     return is_aside(machine, name) and not machine.peek(name).startswith("# GRUB Environment Block")
@@ -100,7 +101,7 @@ def set_grubenv(machine: Machine, name: str, value: str) -> None:
     log.file(machine, "wrote", file)
 
 
-def generator(machine: Machine) -> Command | None:
+def generator(machine: Host) -> Command | None:
     """The program that makes grub.cfg from the defaults, None where there is none.
 
     grub-mkconfig is told to write the menu that lies here.
@@ -118,7 +119,7 @@ def _variables(text: str) -> dict[str, str]:
     return {key: value for key, eq, value in pairs if eq}
 
 
-def grub_reads_bls(machine: Machine) -> bool:
+def grub_reads_bls(machine: Host) -> bool:
     """Whether GRUB takes its entries from files of the Boot Loader Specification."""
     try:
         menu = (machine.read(grub_cfg(machine)) or b"").decode("utf-8", "surrogateescape")

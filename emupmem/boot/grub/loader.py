@@ -52,6 +52,7 @@ from emupmem.editor import defaults, quoting
 from emupmem.editor import text as editor_text
 from emupmem.model import CommandLine, EmupmemError, FileEdit
 from emupmem.system.backups import BACKUPS
+from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
 
@@ -65,7 +66,7 @@ class Grub(Loader):
 
     # How it stands -------------------------------------------------------------------------------------------
 
-    def standing(self, machine: Machine) -> Standing:
+    def standing(self, machine: Host) -> Standing:
         main = read_defaults(machine)
         held = grub_defaults.configured_items(machine, main)
         own = read_own_dropin(machine)
@@ -85,10 +86,10 @@ class Grub(Loader):
             source=effective_line(machine, main),
         )
 
-    def line(self, machine: Machine) -> CommandLine:
+    def line(self, machine: Host) -> CommandLine:
         return effective_line(machine, read_defaults(machine))
 
-    def next_start(self, machine: Machine, unseen: list[tuple[str, str]]) -> NextStart:
+    def next_start(self, machine: Host, unseen: list[tuple[str, str]]) -> NextStart:
         configured, recovery, variable = items_by_variable(machine, unseen)
         name = environment.grub_cfg(machine)
         cfg = _seen_text(machine, name, unseen)
@@ -96,30 +97,30 @@ class Grub(Loader):
         whole = cfg is None or grub_menu.whole(cfg)
         return NextStart(configured, recovery, variable, entries, name, (name,), whole)
 
-    def target(self, machine: Machine) -> BootEntry | None:
+    def target(self, machine: Host) -> BootEntry | None:
         cfg = checks.readable_menu(machine)
         found = grub_menu.default_entry(cfg, environment.grubenv(machine)) if cfg else None
         if found is None:
             found = next((e for e in grub_menu.entries(cfg) if e.ours and not e.recovery), None)
         return found
 
-    def trial(self, machine: Machine) -> Trial | None:
+    def trial(self, machine: Host) -> Trial | None:
         found = trial.read_script(machine.peek(trial.SCRIPT))
         if found is None:
             return None
         variable, words = found
         return Trial(trial.SCRIPT, words, trial.chosen(machine), trial.is_in_menu(machine), variable)
 
-    def seen(self, machine: Machine, name: str) -> str:
+    def seen(self, machine: Host, name: str) -> str:
         shown = name if "grub" in name.lower() else f"GRUB, which {name} started" if name else "GRUB"
         return f"{shown}, {environment.grub_cfg(machine)}"
 
     # Whether it may be changed -------------------------------------------------------------------------------
 
-    def refuse(self, machine: Machine) -> None:
+    def refuse(self, machine: Host) -> None:
         checks.refuse_no_grub(machine)
 
-    def checks(self, machine: Machine) -> dict[str, Check]:
+    def checks(self, machine: Host) -> dict[str, Check]:
         started: dict[str, Check] = {
             "loader": checks.refuse_other_loader,
             "menus": checks.refuse_two_menus,
@@ -127,7 +128,7 @@ class Grub(Loader):
         }
         return {"grub": checks.refuse_no_grub, **(started if machine.running else {})}
 
-    def refuse_apply(self, machine: Machine, now: Standing, options: Options) -> None:
+    def refuse_apply(self, machine: Host, now: Standing, options: Options) -> None:
         held = {place: items for place, items in now.places if place != dropin.NAME}
         if len(held) > 1 and not options.replace:
             raise reserved_twice(held, "--replace puts the new one in place of both")
@@ -137,10 +138,10 @@ class Grub(Loader):
             )
         refuse_dropin_items(machine)
 
-    def refuse_removal(self, machine: Machine) -> None:
+    def refuse_removal(self, machine: Host) -> None:
         refuse_dropin_items(machine)
 
-    def refuse_trial(self, machine: Machine) -> None:
+    def refuse_trial(self, machine: Host) -> None:
         why, fix = trial.obstacle(machine)
         if why:
             again = "a trial that hangs would be started again and again; "
@@ -148,12 +149,12 @@ class Grub(Loader):
                 f"GRUB cannot clear its choice: {why}", again + (fix or "apply without --trial")
             )
 
-    def refuse_kexec(self, machine: Machine) -> None:
+    def refuse_kexec(self, machine: Host) -> None:
         return
 
     # What a change is ----------------------------------------------------------------------------------------
 
-    def steps(self, machine: Machine, wanted: Wanted) -> Steps:
+    def steps(self, machine: Host, wanted: Wanted) -> Steps:
         main, own = read_defaults(machine), read_own_dropin(machine)
         held = grub_defaults.configured_items(machine, main)
         if not wanted.items:
@@ -170,11 +171,11 @@ class Grub(Loader):
             return steps_to(machine, main, after, wanted)
         return placed_steps(machine, main, wanted)
 
-    def settle(self, machine: Machine, now: Standing) -> Steps:
+    def settle(self, machine: Host, now: Standing) -> Steps:
         main = read_defaults(machine)
         return steps_to(machine, main, main, Wanted(variable=now.where))
 
-    def trial_steps(self, machine: Machine, now: Standing, wanted: Wanted) -> Steps:
+    def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         text = trial.menu(machine)
         variable = wanted.variable or editor_text.LINUX
         made = trial.script(text, environment.grubenv(machine), wanted.trial, variable, machine.exists)
@@ -187,18 +188,18 @@ class Grub(Loader):
         steps = Steps(replace(wanted, recovery=()), edits, unfinished=again, notes=taken_choice(other))
         return with_generator(machine, steps)
 
-    def files(self, machine: Machine) -> tuple[str, ...]:
+    def files(self, machine: Host) -> tuple[str, ...]:
         return grub_files(machine)
 
     # While it is carried out ---------------------------------------------------------------------------------
 
-    def chosen(self, machine: Machine) -> bool:
+    def chosen(self, machine: Host) -> bool:
         return trial.chosen(machine)
 
     def choose(self, machine: Machine, wanted: bool) -> None:
         environment.set_grubenv(machine, trial.NEXT, trial.ID if wanted else "")
 
-    def prove(self, machine: Machine, before: Standing, steps: Steps) -> int:
+    def prove(self, machine: Host, before: Standing, steps: Steps) -> int:
         if not machine.live:
             return 0  # the menu is made on that machine
         cfg, name = before.menu, self.done_by(steps)  # not one that a generator made elsewhere
@@ -217,7 +218,7 @@ class Grub(Loader):
         return steps.commands[0].argv[0] if steps.commands else ""
 
 
-def _seen_text(machine: Machine, name: str, unseen: list[tuple[str, str]]) -> str | None:
+def _seen_text(machine: Host, name: str, unseen: list[tuple[str, str]]) -> str | None:
     try:
         data = machine.read(name)
     except EmupmemError as exc:
@@ -229,12 +230,12 @@ def _seen_text(machine: Machine, name: str, unseen: list[tuple[str, str]]) -> st
     return data.decode("utf-8", "surrogateescape")
 
 
-def _without_choice(machine: Machine) -> dict[str, str]:
+def _without_choice(machine: Host) -> dict[str, str]:
     """GRUB's environment block without a choice for one start."""
     return {k: v for k, v in environment.grubenv(machine).items() if k != trial.NEXT}
 
 
-def _blame(machine: Machine) -> str:
+def _blame(machine: Host) -> str:
     """Which file had the last word on the variables, for the message; the new defaults are in place."""
     try:
         values = effective_defaults(machine, read_defaults(machine))

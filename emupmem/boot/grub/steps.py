@@ -24,18 +24,16 @@ from emupmem.editor import defaults, quoting
 from emupmem.editor import text as editor_text
 from emupmem.model import UNCHANGED, Command, EmupmemError, FileEdit
 from emupmem.system import backups
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 
-def grub_files(machine: Machine) -> tuple[str, ...]:
+def grub_files(machine: Host) -> tuple[str, ...]:
     """The files that a change may write."""
     own = (GRUB_DEFAULT, trial.SCRIPT, dropin.NAME)
     return (*own, environment.grub_cfg(machine), environment.grubenv_name(machine))
 
 
-def given_back_steps(
-    machine: Machine, main: bytes, held: dict[str, tuple[str, ...]], wanted: Wanted
-) -> Steps:
+def given_back_steps(machine: Host, main: bytes, held: dict[str, tuple[str, ...]], wanted: Wanted) -> Steps:
     """All of it. Where nothing else changed the file since apply, the kept backup gives the former bytes."""
     after = undone_defaults(machine, main) if held else main
     if after != main:
@@ -45,7 +43,7 @@ def given_back_steps(
     return steps_to(machine, main, after, wanted, None)
 
 
-def placed_steps(machine: Machine, main: bytes, wanted: Wanted) -> Steps:
+def placed_steps(machine: Host, main: bytes, wanted: Wanted) -> Steps:
     """The items in /etc/default/grub, or where that is overridden, in a drop-in."""
     sh, variable = grub_defaults.judge(machine), wanted.variable
     after = defaults.set_items(main, variable, wanted.items, extra_words=wanted.add, sh=sh)
@@ -65,7 +63,7 @@ def placed_steps(machine: Machine, main: bytes, wanted: Wanted) -> Steps:
     return dropin_steps(machine, main, wanted, wanted.add)
 
 
-def dropin_steps(machine: Machine, main: bytes, wanted: Wanted, extra: Sequence[str]) -> Steps:
+def dropin_steps(machine: Host, main: bytes, wanted: Wanted, extra: Sequence[str]) -> Steps:
     """The items in a drop-in of our own.
 
     Raises EmupmemError where another file still has the last word, or would be changed by it.
@@ -87,7 +85,7 @@ def dropin_steps(machine: Machine, main: bytes, wanted: Wanted, extra: Sequence[
 
 
 def steps_to(
-    machine: Machine, main: bytes, after: bytes, wanted: Wanted, own: bytes | bool | None = True
+    machine: Host, main: bytes, after: bytes, wanted: Wanted, own: bytes | bool | None = True
 ) -> Steps:
     """The steps to these defaults, `own` being our drop-in (True: as it is); the script of a trial goes."""
     values = effective_defaults(machine, after, own)
@@ -107,7 +105,7 @@ def steps_to(
     return with_generator(machine, Steps(wanted, tuple(edits), unfinished=left))
 
 
-def with_generator(machine: Machine, steps: Steps) -> Steps:
+def with_generator(machine: Host, steps: Steps) -> Steps:
     """The same with the generator, where anything is to be done and the machine is here to run it."""
     unchosen = machine.live and trial.chosen(machine) != bool(steps.wanted.trial)
     if not machine.live or not (steps.changed or steps.unfinished or unchosen):
@@ -135,9 +133,7 @@ def with_generator(machine: Machine, steps: Steps) -> Steps:
     )
 
 
-def menu_problems(
-    machine: Machine, cfg: str, wanted: Wanted
-) -> list[tuple[boot_entry.BootEntry | None, str]]:
+def menu_problems(machine: Host, cfg: str, wanted: Wanted) -> list[tuple[boot_entry.BootEntry | None, str]]:
     """What is wrong with the menu; nothing is known of one that is not ours to read."""
     try:
         text = menu_text(machine, cfg)
@@ -148,11 +144,11 @@ def menu_problems(
     return wrong or ([] if grub_menu.whole(text) else [(None, "it is not written to its end")])
 
 
-def menu_text(machine: Machine, name: str) -> str:
+def menu_text(machine: Host, name: str) -> str:
     return (machine.read(name) or b"").decode("utf-8", "surrogateescape")
 
 
-def whole_menu(machine: Machine) -> str:
+def whole_menu(machine: Host) -> str:
     """The menu, its whole copy where it is torn, empty where it is not ours to read."""
     try:
         return trial.menu(machine)
@@ -160,7 +156,7 @@ def whole_menu(machine: Machine) -> str:
         return ""
 
 
-def has_leftovers(machine: Machine) -> bool:
+def has_leftovers(machine: Host) -> bool:
     """Whether a run that was killed left something."""
     names = grub_files(machine)
     return any(backups.is_aside(machine, n) for n in names) or bool(backups.leftovers(machine, names))

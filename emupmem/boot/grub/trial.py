@@ -23,7 +23,7 @@ from emupmem.device.blocks import Mounted, mount_of, mounts, stack
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError
 from emupmem.system import backups
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 ID = "emupmem-trial"
 SCRIPT = "/etc/grub.d/42_emupmem_trial"
@@ -156,7 +156,7 @@ def problem(cfg: str, words: Sequence[str]) -> str:
     return ""
 
 
-def menu(machine: Machine) -> str:
+def menu(machine: Host) -> str:
     """The boot menu; where a run that was killed tore it, the whole copy beside it."""
     name = environment.grub_cfg(machine)
     text = (machine.read(name) or b"").decode("utf-8", "surrogateescape")
@@ -165,12 +165,12 @@ def menu(machine: Machine) -> str:
     return text
 
 
-def chosen(machine: Machine) -> bool:
+def chosen(machine: Host) -> bool:
     """Whether the next start is the trial."""
     return environment.grubenv(machine).get(NEXT) == ID
 
 
-def obstacle(machine: Machine) -> tuple[str, str]:
+def obstacle(machine: Host) -> tuple[str, str]:
     """(why GRUB could not forget a choice by itself, what cures that); two empty strings where it can.
 
     It overwrites the blocks of a file that is there (save_env, grub-core/commands/loadenv.c), and only if the
@@ -195,7 +195,7 @@ def obstacle(machine: Machine) -> tuple[str, str]:
     return (f"{name} is on {why}", "") if why else ("", "")
 
 
-def _unwritable(machine: Machine, on: Mounted) -> str:
+def _unwritable(machine: Host, on: Mounted) -> str:
     """Why GRUB cannot write to a file system, empty where it can."""
     if on.fs not in WRITABLE:
         return f"{on.fs}, which GRUB only reads"
@@ -205,7 +205,7 @@ def _unwritable(machine: Machine, on: Mounted) -> str:
     return f"{on.source} ({', '.join(kinds)}), which GRUB is not sure to write to" if kinds else ""
 
 
-def is_in_menu(machine: Machine) -> bool:
+def is_in_menu(machine: Host) -> bool:
     """Whether the entry is in the menu; what we may not read is taken for good."""
     try:
         data = machine.read(environment.grub_cfg(machine))
