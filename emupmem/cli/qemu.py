@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from emupmem.cli.options import EPILOG
 from emupmem.cli.output import print_json, say, size_of, usage
@@ -22,10 +23,29 @@ from emupmem.system import machine as system_machine
 from emupmem.vm import arguments, export
 from emupmem.vm import backend as vm_backend
 from emupmem.vm import guest as vm_guest
-from emupmem.vm.arguments import Device, Options, Persistence, Plan, Wish
+from emupmem.vm import size as vm_size
+from emupmem.vm.arguments import Plan
 from emupmem.vm.guest import Guest
+from emupmem.vm.wish import Device, Kind, Options, Persistence, Wish
 
-Prepared = tuple[system_machine.Machine, str, Guest, list[Wish], Options, Plan]
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What was found and decided: the program, the guest's own arguments, and what is added to them."""
+
+    machine: system_machine.Machine
+    program: str
+    given: list[str]
+    guest: Guest
+    wishes: list[Wish]
+    options: Options
+    plan: Plan
+
+    @property
+    def argv(self) -> list[str]:
+        """The whole command line."""
+        return [self.program, *self.given, *self.plan.argv]
+
 
 T = TypeVar("T")
 
@@ -51,6 +71,22 @@ app = typer.Typer(
 )
 
 PASS = {"allow_extra_args": True, "ignore_unknown_options": False}
+EXAMPLE = "-m 2G …"
+
+
+class TakesQemu(TyperCommand):
+    """A command that tells where QEMU's own arguments belong."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as exc:
+            option = getattr(exc, "option_name", None)
+            if type(exc).__name__ != "NoSuchOption" or not option or option.startswith("--"):
+                raise
+            usage(f"{option} is no option of emupmem", f"what is QEMU's follows --: … --pmem 1G -- {EXAMPLE}")
+
+
 Sizes = Annotated[
     list[str] | None, typer.Option("--pmem", metavar="SIZE", help="Size of the device, as 1G; once for each.")
 ]
@@ -137,6 +173,8 @@ class Asked:
     def count(self) -> int:
         """How many devices. Raises EmupmemError for none, and for more nodes than devices."""
         count = max(len(self.pmem or []), len(self.backend or []))
+        if "" in (self.backend or []):
+            usage("--backend is empty", "leave it away for memory of QEMU, whose content ends with it")
         if not count:
             usage("which device? --pmem SIZE, or --backend PATH, or both")
         if len(self.node or []) > count:
@@ -174,7 +212,7 @@ def _taking_options(command: Callable[[typer.Context, Asked], None]) -> Callable
     return taking
 
 
-@app.command("args", epilog=EPILOG, context_settings=PASS)
+@app.command("args", cls=TakesQemu, epilog=EPILOG, context_settings=PASS)
 @_taking_options
 def args(context: typer.Context, asked: Asked) -> None:
     """Print the arguments: a line for a shell, or --json, --libvirt, --readconfig. Starts and makes nothing.
@@ -184,7 +222,7 @@ def args(context: typer.Context, asked: Asked) -> None:
     _print(asked.form or "print", context.args, asked)
 
 
-@app.command("run", epilog=EPILOG, context_settings=PASS)
+@app.command("run", cls=TakesQemu, epilog=EPILOG, context_settings=PASS)
 @_taking_options
 def run(context: typer.Context, asked: Asked) -> None:
     """Start your virtual machine (its arguments follow --) with the device added: qemu run --pmem 1G -- -m 2G …
@@ -195,51 +233,69 @@ def run(context: typer.Context, asked: Asked) -> None:
     if asked.form:
         _print(asked.form, context.args, asked)
         return
-    here, program, _, wishes, _, plan = _prepare(context.args, asked)
-    _tell(plan)
-    for wish in wishes:
+    made = _prepare(context.args, asked)
+    _tell(made.plan)
+    for wish in made.wishes:
         path = wish.backend.path
         if path and wish.backend.size is None:
-            files.make_sparse_file(here, path, wish.size)
+            files.make_sparse_file(made.machine, path, wish.size)
             say(f"✓ {path} made, sparse")
         if path:
-            lock.lock_until_exit(here, path, asked.shared_backend or asked.readonly, not asked.readonly)
-    processes.exec_program(here, [program, *context.args, *plan.argv])
+            lock.lock_until_exit(
+                made.machine, path, asked.shared_backend or asked.readonly, not asked.readonly
+            )
+    processes.exec_program(made.machine, made.argv)
 
 
 def _print(form: str, given: list[str], asked: Asked) -> None:
     result: dict[str, Any] = {"argv": [], "promises": [], "notes": []}
     with Session(result, form == "json").errors():
-        here, program, guest, wishes, options, plan = _prepare(given, asked)
-        argv = [*given, *plan.argv]
-        result |= {"argv": [program, *argv], "promises": list(plan.promises), "notes": list(plan.notes)}
+        made = _prepare(given, asked)
+        plan = made.plan
+        if form == "libvirt":
+            notes = (*plan.notes, *export.libvirt_notes(made.wishes, made.options))
+            promises = export.libvirt_promises(made.wishes, made.options, plan.promises)
+            plan = replace(plan, notes=notes, promises=tuple(promises))
+        result |= {"argv": made.argv, "promises": list(plan.promises), "notes": list(plan.notes)}
         if form == "json":
             print_json(result)
             return
         if form == "readconfig":
-            if not vm_backend.knows(here, program, "-readconfig"):
+            if not vm_backend.knows(made.machine, made.program, "-readconfig"):
                 raise EmupmemError("this QEMU has no -readconfig", "--print gives a line")
             print(export.readconfig(plan), end="")
         elif form == "libvirt":
-            print(export.libvirt(guest, wishes, options, plan), end="")
+            print(export.libvirt(made.guest, made.wishes, made.options, plan), end="")
         else:
-            print(export.shell_line(program, argv))
+            print(export.shell_line(made.argv))
         _tell(plan)
 
 
-def _prepare(argv: list[str], asked: Asked) -> Prepared:
+def _prepare(words: list[str], asked: Asked) -> Launch:
     options, count = asked.options(), asked.count
     here = system_machine.Machine()
-    program = vm_backend.program(here, asked.qemu)
+    typed, given = vm_guest.split_program(words)
+    if typed and asked.qemu not in (vm_backend.PROGRAM, typed):
+        usage(f"QEMU is given twice: --qemu {asked.qemu} and {typed} after --")
+    if own := vm_guest.misplaced(given):
+        usage(f"{own} is an option of emupmem: it comes before --", f"emupmem qemu args {own} … -- {EXAMPLE}")
+    program = vm_backend.program(here, typed or asked.qemu)
     version = vm_backend.version(here, program)
-    guest = vm_guest.read_guest(argv)
+    guest = vm_guest.read_guest(given, lambda name: vm_backend.read_config(here, _absolute(name)))
     if options.machine and guest.machine:
         usage(f"the machine type is given twice: --machine {options.machine} and -machine {guest.machine}")
+    paths = frozenset(vm_backend.same_for_all_names(here, _absolute(p)) for p in guest.paths)
+    guest = replace(guest, paths=paths)
     wishes = [_wish(here, asked, guest, n) for n in range(count)]
-    kinds = (arguments.Kind.DAX_FILE, arguments.Kind.DEVDAX)
+    kinds = (Kind.DAX_FILE, Kind.DEVDAX)
     if any(w.backend.kind in kinds for w in wishes) and vm_backend.has_libpmem(here, program):
         options = replace(options, pmem=True)
-    return here, program, guest, wishes, options, arguments.plan(guest, wishes, options, version)
+    plan = arguments.plan(guest, wishes, options, version)
+    return Launch(here, program, given, guest, wishes, options, plan)
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).absolute())
 
 
 def _wish(here: system_machine.Machine, asked: Asked, guest: Guest, n: int) -> Wish:
@@ -247,9 +303,11 @@ def _wish(here: system_machine.Machine, asked: Asked, guest: Guest, n: int) -> W
     path, size, node = _nth(asked.backend, n), _nth(asked.pmem, n), _nth(asked.node, n)
     shared = asked.shared_backend or asked.readonly
     inside = vm_backend.file_inside(guest.name, n)
-    found = vm_backend.look(here, str(Path(path).absolute()), shared, inside) if path else vm_backend.MEMORY
-    bytes_ = arguments.choose_size(found, size_of(size) if size is not None else None)
-    return arguments.Wish(found, bytes_, node, size_of(asked.label) if asked.label is not None else 0)
+    found = vm_backend.look(here, _absolute(path), shared, inside) if path else vm_backend.MEMORY
+    label = size_of(asked.label) if asked.label is not None else 0
+    align = size_of(asked.align) if asked.align is not None else 0
+    bytes_ = vm_size.choose_size(found, size_of(size) if size is not None else None, label, align)
+    return Wish(found, bytes_, node, label)
 
 
 def _nth(given: list[T] | None, n: int) -> T | None:

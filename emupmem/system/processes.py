@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which processes use a device or a file; and becoming another program."""
+"""Who uses a device or a file: processes, and the kernel itself; and becoming another program."""
 
 from __future__ import annotations
 
 import os
+import re
+import stat
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -13,19 +15,83 @@ from emupmem.system import log
 from emupmem.system.machine import Machine
 
 
+def identity(machine: Machine, name: str) -> str:
+    """The same word for all names of a file or device, by links or hard links; empty where it is not there."""
+    try:
+        info = machine.path(name).stat()
+    except OSError:
+        return ""
+    if stat.S_ISBLK(info.st_mode) or stat.S_ISCHR(info.st_mode):
+        return f"{stat.S_IFMT(info.st_mode):o} {info.st_rdev}"
+    return f"{info.st_dev} {info.st_ino}"
+
+
+def character_number(machine: Machine, name: str) -> str:
+    """`MAJOR:MINOR` of a character device, empty for everything else."""
+    try:
+        info = machine.path(name).stat()
+    except OSError:
+        return ""
+    return f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" if stat.S_ISCHR(info.st_mode) else ""
+
+
 def processes_mapping(machine: Machine, name: str) -> list[str]:
-    """`NAME (process N)` of the processes that have a file mapped, as far as we may look."""
+    """`NAME (process N)` of the processes that have a file mapped or open for writing, as far as we may look."""
     try:
         info = machine.path(name).stat()
     except OSError:
         return []
     mark = f" {os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x} {info.st_ino} "
+    one = identity(machine, name)
     pids = sorted((n for n in machine.names("/proc") if n.isdigit()), key=int)
     return [
         f"{machine.peek(f'/proc/{p}/comm')} (process {p})"
         for p in pids
-        if mark in machine.peek(f"/proc/{p}/maps")
+        if mark in machine.peek(f"/proc/{p}/maps") or _writes(machine, p, one)
     ]
+
+
+def _writes(machine: Machine, pid: str, one: str) -> bool:
+    """Whether a process, not we ourselves, has a file open for writing."""
+    if pid == str(os.getpid()):
+        return False
+    here = f"/proc/{pid}"
+    for number in machine.names(f"{here}/fd"):
+        try:
+            info = Path(machine.root, f"{here}/fd/{number}".lstrip("/")).stat()
+        except OSError:
+            continue
+        if f"{info.st_dev} {info.st_ino}" != one:
+            continue
+        flags = re.search(r"^flags:\s*([0-7]+)$", machine.peek(f"{here}/fdinfo/{number}"), re.MULTILINE)
+        if flags and int(flags[1], 8) & os.O_ACCMODE:
+            return True
+    return False
+
+
+def kernel_use(machine: Machine, name: str) -> tuple[str, str] | None:
+    """How the kernel itself has a file in use (`as swap space`), and what ends that; None where it has not."""
+    one = identity(machine, name)
+    for line in machine.peek("/proc/swaps").splitlines()[1:]:
+        place = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split()[0]) if line.split() else ""
+        if place and identity(machine, place) == one:
+            return "as swap space", f"sudo swapoff {place} first"
+    for device in machine.names("/sys/block"):
+        behind = machine.peek(f"/sys/block/{device}/loop/backing_file")
+        if behind and identity(machine, behind) == one:
+            return f"by the loop device /dev/{device}", f"sudo losetup -d /dev/{device} (after umount) first"
+    return None
+
+
+def mounted_elsewhere(machine: Machine, number: str) -> str:
+    """Where a device is mounted for other processes: `on DIR in the mount namespace of NAME (process N)`."""
+    for pid in sorted((n for n in machine.names("/proc") if n.isdigit()), key=int):
+        for line in machine.peek(f"/proc/{pid}/mountinfo").splitlines():
+            words = line.split(" ")
+            if len(words) > 4 and words[2] == number:
+                who = machine.peek(f"/proc/{pid}/comm")
+                return f"on {words[4]} in the mount namespace of {who} (process {pid})"
+    return ""
 
 
 def exec_program(machine: Machine, argv: list[str]) -> NoReturn:

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from emupmem.device import dax
 from emupmem.device.blocks import Mounted, Pmem, devices, mounts
-from emupmem.model import Command, EmupmemError
+from emupmem.model import MIB, Command, EmupmemError
 from emupmem.system import files, lock, processes
 from emupmem.system.files import kernel_folder, refuse_kernel_folder
 from emupmem.system.machine import Machine
-from emupmem.vm.arguments import NOT_RAW, Backend, Kind, parse_version
+from emupmem.vm.arguments import NOT_RAW, parse_version
+from emupmem.vm.wish import Backend, Kind
 
 IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 MEMORY = Backend(Kind.RAM)
 PROGRAM = "qemu-system-x86_64"
 NAME = "{}{}.img"
 """The file in a folder that was given: the virtual machine's name and which device of it. The next start finds it."""
+MOST_CONFIG = MIB
 
 
 def program(machine: Machine, name: str) -> str:
@@ -54,11 +57,21 @@ def has_libpmem(machine: Machine, qemu: str) -> bool:
     return "emupmem-no-such-device" in said and "libpmem" not in said
 
 
+def read_config(machine: Machine, name: str) -> str:
+    """The text of a file for -readconfig. Raises EmupmemError where it cannot be read a second time by QEMU."""
+    hint = "give the RAM with -m after -- as well, and leave -readconfig to a script that starts QEMU"
+    if machine.entry_kind(name) != "file" or (machine.file_size(name) or 0) > MOST_CONFIG:
+        raise EmupmemError(f"-readconfig {name} is not a file that can be read here", hint)
+    data = machine.read(name)
+    return (data or b"").decode("utf-8", "replace")
+
+
 def look(machine: Machine, name: str, shared: bool = False, inside: str = "vnvdimm0.img") -> Backend:
     """What is there under an absolute name, as far as this user may see. A folder means the file `inside` it.
 
-    Raises EmupmemError for what cannot be behind a device: a disk that is mounted, a file that another
-    program has mapped (unless `shared`), an image that is not raw, no device at all.
+    Symbolic links are followed: what counts is where they lead. Raises EmupmemError for what cannot be behind a
+    device: a disk that is mounted, a file that another program uses (unless `shared`), an image that is not raw,
+    no device at all.
     """
     state = machine.entry_kind(name)
     if state == "folder":
@@ -66,18 +79,28 @@ def look(machine: Machine, name: str, shared: bool = False, inside: str = "vnvdi
         state = machine.entry_kind(name)
     if state not in ("file", "missing", "character", "block"):
         raise EmupmemError(f"{name} is neither a file nor a device that can be behind an NVDIMM")
-    if state != "missing" and not shared:
-        holders = processes.processes_mapping(machine, name)
-        if holders:
-            raise EmupmemError(
-                f"{name} is in use by {', '.join(holders)}",
-                "two virtual machines would write over each other; name another file, or --shared-backend",
-            )
-    if state == "character":
-        return _devdax(machine, name)
-    if state == "block":
-        return _block(machine, name)
-    return _file(machine, name, state == "file")
+    if state != "missing":
+        _refuse_used(machine, name, shared)
+    found = {"character": _devdax, "block": _block}.get(state, _file)(machine, name)
+    return replace(found, identity=same_for_all_names(machine, name))
+
+
+def same_for_all_names(machine: Machine, name: str) -> str:
+    """A word that is the same for all names of one file or device, also of one that is not there yet."""
+    return processes.identity(machine, name) or machine.real(name)
+
+
+def _refuse_used(machine: Machine, name: str, shared: bool) -> None:
+    """Raise EmupmemError where a program or the kernel itself has it in use."""
+    by = processes.kernel_use(machine, name)
+    if by is not None:
+        raise EmupmemError(f"{name} is in use {by[0]}", by[1])
+    holders = [] if shared else processes.processes_mapping(machine, name)
+    if holders:
+        raise EmupmemError(
+            f"{name} is in use by {', '.join(holders)}",
+            "two virtual machines would write over each other; name another file, or --shared-backend",
+        )
 
 
 def file_inside(guest: str, number: int) -> str:
@@ -86,11 +109,14 @@ def file_inside(guest: str, number: int) -> str:
     return NAME.format(f"{plain}-vnvdimm" if plain else "vnvdimm", number)
 
 
-def _file(machine: Machine, name: str, there: bool) -> Backend:
-    folder = name.rpartition("/")[0] or "/"
+def _file(machine: Machine, name: str) -> Backend:
+    there = machine.entry_kind(name) == "file"
     _refuse_kernel_folder(machine, name, there)
+    real = machine.real(name)
+    folder = real.rpartition("/")[0] or "/"
     if machine.entry_kind(folder) != "folder":
-        raise EmupmemError(f"{folder} is not a folder", "make it first")
+        leads = f"{name} leads to {real}, and " if machine.is_link(name) else ""
+        raise EmupmemError(f"{leads}{folder} is not a folder", "make it first")
     size = machine.file_size(name) if there else None
     room = None if there else machine.room(folder)
     if there and not size:
@@ -100,7 +126,8 @@ def _file(machine: Machine, name: str, there: bool) -> Backend:
             f"{name} is a disk image of the form {form}: the guest would write over it",
             f"qemu-img convert -O raw {name} NEW makes a raw one; -drive is for disks",
         )
-    on = _mount_of(machine, folder)
+    # A file can be a mount of its own (mount --bind), so the file is asked where there is one.
+    on = _mount_of(machine, real if there else folder)
     if on is not None and on.fs in IN_MEMORY:
         pages = machine.block_size(folder) if on.fs == "hugetlbfs" else 0
         return Backend(Kind.VOLATILE_FILE, name, size, align=pages, room=room)
@@ -148,8 +175,8 @@ def _proof(name: str, there: bool) -> tuple[bool, bool]:
     return bool(proof.dax_file), bool(proof.map_sync)
 
 
-def _mount_of(machine: Machine, folder: str) -> Mounted | None:
-    number = machine.file_system(folder)
+def _mount_of(machine: Machine, name: str) -> Mounted | None:
+    number = machine.file_system(name)
     return next((m for m in reversed(mounts(machine)) if m.number == number), None)
 
 
@@ -158,9 +185,10 @@ def _emulated(device: Pmem) -> bool:
 
 
 def _devdax(machine: Machine, name: str) -> Backend:
-    base = f"/sys/bus/dax/devices/{name.rpartition('/')[2]}"
+    # By its numbers: a name, or where a link leads, says nothing.
+    base = f"/sys/dev/char/{processes.character_number(machine, name)}"
     size = machine.peek(f"{base}/size")
-    if not size.isdigit():
+    if not size.isdigit() or not machine.exists(f"/sys/bus/dax/devices/{machine.path(base).name}"):
         raise EmupmemError(f"{name} is not a DAX device", "as /dev/dax0.0")
     align = machine.peek(f"{base}/align")
     provider = next((r.provider for r in machine.regions() if r.name in machine.path(base).parts), "")
@@ -187,6 +215,11 @@ def _block(machine: Machine, name: str) -> Backend:
         raise EmupmemError(
             f"{name} is mounted on {where}: guest and host would destroy its file system",
             f"give a file on it: --backend {where}",
+        )
+    if elsewhere := processes.mounted_elsewhere(machine, number):
+        raise EmupmemError(
+            f"{name} is mounted {elsewhere}: guest and host would destroy its file system",
+            "unmount it there, or give a file",
         )
     with lock.hold_device(machine, name):
         pass

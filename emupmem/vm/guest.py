@@ -1,25 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest that QEMU's own arguments describe."""
+"""The guest that QEMU's own arguments describe, in words and in the files that -readconfig names."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from emupmem.model import MIB, EmupmemError
+from emupmem.vm.options import Pairs, every_option, qemu_size
 
 DEFAULT_RAM = 128 * MIB
 """QEMU's own default of `-m`."""
+
+PLUGGED = ("nvdimm", "pc-dimm", "virtio-pmem", "virtio-mem", "hv-balloon")
+"""Devices whose memory lies between the RAM and `maxmem`, by how their drivers' names begin."""
+SLOTTED = ("nvdimm", "pc-dimm")
+
+Reader = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
     """What the arguments of a virtual machine say of its memory: bytes; None where they say nothing.
 
-    `nodes` is the memory of each NUMA node, `bare` a word of `-machine` that has no `=`, `paths` the files
-    behind its memory objects.
+    `nodes` is the memory of each NUMA node, `node_cpus` its processors (`0-1`, empty where it is not told),
+    `plugged` the sizes of its memory devices, `bare` a word of `-machine` that has no `=`, `ids` the names of
+    its objects and devices, `paths` the files behind its memory objects and disks.
     """
 
     ram: int | None = None
@@ -27,126 +34,170 @@ class Guest:
     maxmem: int = 0
     machine: str = ""
     used_slots: int = 0
-    plugged: int = 0
+    plugged: tuple[int, ...] = ()
     nodes: tuple[int | None, ...] = ()
     ids: frozenset[str] = frozenset()
     name: str = ""
     bare: str = ""
     paths: frozenset[str] = frozenset()
+    cpus: int = 1
+    node_cpus: tuple[str, ...] = ()
+    accelerator: str = ""
 
 
-# The guest's own arguments ---------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Seen:
+    """What was read so far: a later word wins over an earlier one, as in QEMU."""
+
+    size: int | None = None
+    machine_size: int | None = None
+    slots: int = 0
+    maxmem: int = 0
+    machine: str = ""
+    main: str = ""
+    bare: str = ""
+    name: str = ""
+    cpus: int = 1
+    accelerator: str = ""
+    sizes: dict[str, int] = field(default_factory=dict)
+    plugged: list[tuple[str, str]] = field(default_factory=list)
+    nodes: list[Pairs] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    paths: set[str] = field(default_factory=set)
+
+    def take(self, option: str, pairs: Pairs) -> None:
+        """One option with its properties."""
+        named = dict(pairs)
+        bare_first = pairs[0][1] if pairs and pairs[0][0] == "" else ""
+        if option in ("object", "device") and named.get("id"):
+            self.ids.add(named["id"])
+        if option == "m":
+            self._memory(named, bare_first)
+        elif option in ("machine", "M"):
+            self._machine(pairs, named.get("type") or bare_first)
+        elif option == "object":
+            self.sizes[named.get("id", "")] = qemu_size(named.get("size", ""), 1) or 0
+            self.paths |= {named["mem-path"]} if named.get("mem-path") else set()
+        elif option == "device":
+            driver = named.get("driver") or bare_first
+            if driver.startswith(PLUGGED) and named.get("memdev"):
+                self.plugged.append((driver, named["memdev"]))
+        elif option == "numa" and (named.get("type") or bare_first) == "node":
+            self.nodes.append(pairs)
+        elif option == "name":
+            self.name = named.get("guest") or bare_first or self.name
+        elif option in ("smp", "smp-opts"):
+            self.cpus = _processors(named, bare_first) or self.cpus
+        elif option == "accel":
+            self.accelerator = named.get("accel") or bare_first or self.accelerator
+        else:
+            self.paths |= {
+                v for k, v in pairs if k in ("file", "filename", "file.filename") or option[:2] == "hd"
+            }
+
+    def _memory(self, named: dict[str, str], first: str) -> None:
+        size = qemu_size(named.get("size") or first)
+        self.size = self.size if size is None else size
+        self._more(named.get("slots", ""), named.get("maxmem", ""))
+
+    def _more(self, slots: str, maxmem: str) -> None:
+        self.slots = int(slots) if slots.isdigit() else self.slots
+        self.maxmem = qemu_size(maxmem, 1) or self.maxmem
+
+    def _machine(self, pairs: Pairs, name: str) -> None:
+        named = dict(pairs)
+        self.machine = name or self.machine
+        self.bare = next((v for k, v in pairs[1:] if k == ""), self.bare)
+        self.main = named.get("memory-backend") or self.main
+        self.accelerator = named.get("accel", self.accelerator).partition(":")[0]
+        self.machine_size = qemu_size(named.get("memory.size", ""), 1) or self.machine_size
+        self._more(named.get("memory.slots", ""), named.get("memory.max-size", ""))
+
+    @property
+    def ram(self) -> int | None:
+        """`-m` wins over `-machine memory.size=` wherever it stands; the backend counts where neither is given."""
+        if self.size is not None:
+            return self.size
+        return self.machine_size if self.machine_size is not None else self.sizes.get(self.main) or None
 
 
-def escaped(value: str) -> str:
-    """A value inside a QEMU option: a comma is written twice."""
-    return value.replace(",", ",,")
+def _nothing_to_read(name: str) -> str:
+    raise EmupmemError(f"{name} was not read")
 
 
-def join_continued(group: dict[str, str], first: str) -> str:
-    rest = {k: v for k, v in group.items() if k != first}
-    return ",".join([group[first], *(f"{k}={escaped(v)}" for k, v in rest.items())])
-
-
-def split_option(text: str) -> list[tuple[str, str]]:
-    """`a,b=c,,d` as [("", "a"), ("b", "c,d")]: QEMU's own rule of commas (util/keyval.c)."""
-    found = []
-    for part in text.replace(",,", "\0").split(","):
-        key, equals, value = part.partition("=")
-        found.append((key, value) if equals else ("", key))
-    return [(k.replace("\0", ","), v.replace("\0", ",")) for k, v in found]
-
-
-def qemu_size(text: str, default_unit: int = MIB) -> int | None:
-    """Bytes that QEMU reads from a size (`2G`, `512`, `1.5g`); None for what it would refuse."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?|0[xX][0-9a-fA-F]+)([bkKmMgGtTpPeE]?)", text.strip())
-    if not found:
-        return None
-    units = {"b": 1} | {u: 1024 ** (n + 1) for n, u in enumerate("kmgtpe")}
-    unit = units[found[2].lower()] if found[2] else default_unit
-    number = int(found[1], 16) if found[1].lower().startswith("0x") else float(found[1])
-    return int(number * unit)
-
-
-def read_guest(argv: Sequence[str]) -> Guest:
+def read_guest(argv: Sequence[str], read: Reader = _nothing_to_read) -> Guest:
     """What the arguments of a virtual machine say of its memory and its devices.
 
-    Raises EmupmemError for a machine type that has no NVDIMMs.
+    `read` gives the text of a file for `-readconfig`. Raises EmupmemError for a machine type that has no
+    NVDIMMs, and where such a file cannot be read.
     """
-    ram: int | None = None
-    slots = maxmem = used = 0
-    machine = name = bare = main = ""
-    sizes: dict[str, int] = {}
-    plugged: list[str] = []
-    nodes: list[dict[str, str]] = []
-    ids: set[str] = set()
-    paths: set[str] = set()
-    for option, value in _options(argv):
-        pairs = _pairs(value)
-        named = dict(pairs)
-        first = named.get(
-            {"machine": "type", "M": "type", "numa": "type", "device": "driver"}.get(option, ""), ""
-        )
-        first = first or (pairs[0][1] if pairs and pairs[0][0] == "" else "")
-        if named.get("id"):
-            ids.add(named["id"])
-        if option == "m":
-            size = qemu_size(named.get("size") or first)
-            ram = ram if size is None else size
-            slots = int(named["slots"]) if named.get("slots", "").isdigit() else slots
-            maxmem = qemu_size(named.get("maxmem", ""), 1) or maxmem
-        elif option in ("machine", "M"):
-            machine = first or machine
-            bare = next((v for k, v in pairs[1:] if k == ""), bare)
-            main = named.get("memory-backend") or main
-        elif option == "object":
-            sizes[named.get("id", "")] = qemu_size(named.get("size", ""), 1) or 0
-            paths |= {named["mem-path"]} if named.get("mem-path") else set()
-        elif option == "device" and first in ("nvdimm", "pc-dimm"):
-            used += 1
-            plugged.append(named.get("memdev", ""))
-        elif option == "device" and first.startswith("virtio-pmem"):
-            plugged.append(named.get("memdev", ""))
-        elif option == "numa" and first == "node":
-            nodes.append(named)
-        elif option == "name":
-            name = named.get("guest") or first or name
-    if machine and not re.match(r"(pc|q35)(-|$)", machine):
-        raise EmupmemError(f"-machine {machine} has no NVDIMMs", "pc and q35 have")
+    seen = _Seen()
+    for option, pairs in every_option(argv, read):
+        seen.take(option, pairs)
+    if seen.machine and not re.match(r"(pc|q35)(-|$)", seen.machine):
+        raise EmupmemError(f"-machine {seen.machine} has no NVDIMMs", "pc and q35 have")
+    nodes = [dict(pairs) for pairs in seen.nodes]
     return Guest(
-        sizes.get(main) or None if ram is None else ram,
-        slots,
-        maxmem,
-        machine,
-        used,
-        sum(sizes.get(p, 0) for p in plugged),
-        tuple(sizes.get(n["memdev"]) if "memdev" in n else qemu_size(n.get("mem", "")) for n in nodes),
-        frozenset(ids),
-        name,
-        bare,
-        frozenset(paths),
+        seen.ram,
+        seen.slots,
+        seen.maxmem,
+        seen.machine,
+        sum(driver in SLOTTED for driver, _ in seen.plugged),
+        tuple(seen.sizes.get(memory, 0) for _, memory in seen.plugged),
+        tuple(seen.sizes.get(n["memdev"]) if "memdev" in n else qemu_size(n.get("mem", "")) for n in nodes),
+        frozenset(seen.ids),
+        seen.name,
+        seen.bare,
+        frozenset(seen.paths),
+        seen.cpus,
+        tuple(",".join(v for k, v in pairs if k == "cpus") for pairs in seen.nodes),
+        seen.accelerator,
     )
 
 
-def _pairs(value: str) -> list[tuple[str, str]]:
-    """The properties of an option, which may be written as JSON too (libvirt does that)."""
-    if value.startswith("{"):
-        try:
-            return [(k, str(v)) for k, v in json.loads(value).items() if not isinstance(v, (dict, list))]
-        except ValueError:
-            return []
-    return split_option(value)
+def _processors(named: dict[str, str], first: str) -> int:
+    """How many processors `-smp` gives; 0 where it does not tell."""
+    told = named.get("cpus") or first
+    if told.isdigit():
+        return int(told)
+    parts = [
+        named[k] for k in ("sockets", "dies", "clusters", "cores", "threads") if named.get(k, "").isdigit()
+    ]
+    product = 1 if parts else 0
+    for part in parts:
+        product *= int(part)
+    return product
 
 
-def _options(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """(option, value) of those options that we look at; QEMU takes `--machine` as well as `-machine`."""
-    ours = ("m", "machine", "M", "object", "device", "numa", "name")
-    found = []
-    at = 0
-    while at < len(argv):
-        name = re.sub(r"^--?", "", argv[at]) if argv[at].startswith("-") else ""
-        if name in ours and at + 1 < len(argv):
-            found.append((name, argv[at + 1]))
-            at += 1
-        at += 1
-    return found
+PROGRAM_NAMES = re.compile(r"qemu-system-\w+|qemu-kvm|kvm")
+OURS = (
+    "--pmem",
+    "--pmem-file",
+    "--backend",
+    "--share",
+    "--readonly",
+    "--align",
+    "--label",
+    "--node",
+    "--persistence",
+    "--ram",
+    "--qemu",
+    "--shared-backend",
+    "--print",
+    "--libvirt",
+    "--json",
+)
+"""Options of emupmem that QEMU does not have under the same name."""
+
+
+def split_program(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of QEMU where a whole command line is given (empty where it is not), and its arguments."""
+    first = words[0] if words else ""
+    if PROGRAM_NAMES.fullmatch(first.rpartition("/")[2]):
+        return first, list(words[1:])
+    return "", list(words)
+
+
+def misplaced(words: Sequence[str]) -> str:
+    """The first of our own options among QEMU's arguments, empty where there is none."""
+    return next((w for w in words if w.partition("=")[0] in OURS), "")

@@ -29,23 +29,15 @@ from emupmem.device import dax, keep
 from emupmem.device import image as device_image
 from emupmem.device.dax import Proof
 from emupmem.model import GIB, KIB, MIB, EmupmemError
-from emupmem.system import lock
+from emupmem.system import lock, processes
 from emupmem.system.machine import Machine
 from emupmem.vm import arguments, export
 from emupmem.vm import backend as vm_backend
-from emupmem.vm.arguments import (
-    MAX_SLOTS,
-    Backend,
-    Device,
-    Kind,
-    Options,
-    Persistence,
-    Wish,
-    choose_size,
-    plan,
-    promise,
-)
-from emupmem.vm.guest import Guest, escaped, qemu_size, read_guest, split_option
+from emupmem.vm.arguments import MAX_SLOTS, plan, promise
+from emupmem.vm.guest import Guest, read_guest
+from emupmem.vm.options import escaped, qemu_size, split_option
+from emupmem.vm.size import choose_size
+from emupmem.vm.wish import Backend, Device, Kind, Options, Persistence, Wish
 from tests.cli.runner import Run
 from tests.device.test_mount import PmemMachine, add_device, device_stand_ins, mounted, reserve
 from tests.fake import build, put
@@ -239,7 +231,7 @@ def test_what_the_guest_has_already() -> None:
         ),
     )
     libvirts = read_guest(written)
-    assert (libvirts.plugged, libvirts.used_slots) == (2 * GIB, 2)
+    assert (sum(libvirts.plugged), libvirts.used_slots) == (2 * GIB, 2)
     assert libvirts.paths == {"/vm/x"}
     assert libvirts.ids == {"x", "vnvdimm0"}
     assert read_guest(("-object", "{half")) == Guest()
@@ -425,14 +417,20 @@ def test_devices(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     here.claimed = True
     refused("is in use", lambda: vm_backend.look(here, "/dev/pmem0"))
     refused("emupmem gives no other disk", lambda: vm_backend.look(here, "/dev/sda"))
-    refused("/dev/null is not a DAX device", lambda: vm_backend.look(here, "/dev/null"))
+    numbers = {"/dev/dax0.0": "252:0", "/dev/null": "1:3", "/dev/dax7.0": "1:5"}
+    monkeypatch.setattr(processes, "character_number", lambda machine, name: numbers[name])
     base = "/sys/devices/platform/e820_pmem/ndbus0/region0/dax0.0"
     put(here, f"{base}/size", f"{GIB - 2 * MIB}\n")
     put(here, f"{base}/align", "2097152\n")
     link = here.root / "sys/bus/dax/devices/dax0.0"
     link.parent.mkdir(parents=True)
     link.symlink_to(base)
+    (here.root / "sys/dev/char").mkdir(parents=True)
+    (here.root / "sys/dev/char/252:0").symlink_to(base)
     put(here, "/sys/devices/platform/e820_pmem/ndbus0/provider", "e820\n")
+    refused("/dev/null is not a DAX device", lambda: vm_backend.look(here, "/dev/null"))
+    kinds["/dev/dax7.0"] = "character"
+    refused("/dev/dax7.0 is not a DAX device", lambda: vm_backend.look(here, "/dev/dax7.0"))
     put_mapped(here, "/dev/dax0.0")
     refused("/dev/dax0.0 is in use by qemu (process 7)", lambda: vm_backend.look(here, "/dev/dax0.0"))
     assert vm_backend.look(here, "/dev/dax0.0", shared=True).kind is Kind.DEVDAX
@@ -609,7 +607,9 @@ def test_signals_reach_qemu_and_the_file_is_locked_meanwhile(tmp_path: Path) -> 
             time.sleep(0.1)
         second = emupmem_qemu(*words)
         assert second.returncode == 1
-        assert "is in use by another virtual machine" in second.stderr
+        assert f"(process {child.pid})" in second.stderr, "who has it"
+        with pytest.raises(EmupmemError, match="in use by another virtual machine"):
+            lock.lock_until_exit(Machine(), str(tmp_path / "f"), shared=False)
         with (tmp_path / "f").open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         child.send_signal(signal.SIGTERM)

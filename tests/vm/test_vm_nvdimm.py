@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from emupmem.model import MIB
-from emupmem.vm.arguments import Backend, Kind, Options, Wish, plan
+from emupmem.vm.arguments import plan
 from emupmem.vm.guest import read_guest
+from emupmem.vm.wish import Backend, Kind, Options, Wish
 from tests.vm.image import image
 from tests.vm.machine import Machine
 from tests.vm.nested import nested_guest
