@@ -88,7 +88,10 @@ def plan_goal(machine: Machine, wanted: ipmctl.WantedGoal) -> GoalPlan:
         states = ", ".join(f"{d.id} is {d.health}" for d in dimms)
         raise EmupmemError(f"no module{where} is in order: {states}", "sudo ipmctl show -a -dimm tells more")
     sets = ask_ipmctl(machine, ipmctl.show_regions, ipmctl.sets, wanted.socket)
-    goal = ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals, wanted.socket)
+    # Not every version keeps to the socket that it is asked for.
+    dimms = tuple(d for d in dimms if wanted.socket is None or d.socket in (None, wanted.socket))
+    sets = tuple(s for s in sets if wanted.socket is None or s.socket in (None, wanted.socket))
+    goal = ipmctl.on_socket(ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals, wanted.socket), wanted.socket)
     view = look(machine)
     regions = _destroyed(view, dimms, sets)
     command = ipmctl.create_goal(wanted)
@@ -166,7 +169,8 @@ def set_goal(machine: Machine, plan: GoalPlan) -> GoalPlan:
     if plan.state != "needed":  # another hand was faster
         return plan
     text = ipmctl_error(machine, plan.command)
-    waiting = ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals, plan.wanted.socket)
+    shown = ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals, plan.wanted.socket)
+    waiting = ipmctl.on_socket(shown, plan.wanted.socket)
     if not waiting:
         raise EmupmemError("ipmctl reports no goal after setting one", "sudo ipmctl show -goal")
     return replace(plan, state="pending", goal=waiting, warnings=(*plan.warnings, *ipmctl.warnings(text)))

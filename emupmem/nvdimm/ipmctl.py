@@ -46,8 +46,10 @@ _UNITS = {
     "TB": 10**12,
 }
 _NOTHING = re.compile(
-    r"^\W*(no (functional |manageable )?(dimms|pmem modules) in the system"
-    r"|there are no (regions|goal configs) defined in the system"
+    r"^\W*(?:initialization failed\W+|error: )?"
+    r"(no (functional |manageable )?(dimms|aep dimms|pmem modules) in the system"
+    r"|there are no (regions|goal configs) defined (in the system|on the specified socket)"
+    r"|there are no (dimms|aeps|pmem modules) on the specified socket"
     r"|no regions (are )?defined)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -194,13 +196,14 @@ def nothing(text: str) -> bool:
 
 
 def empty(text: str) -> bool:
-    """Whether there is no word in it, or only tags."""
-    return not _without_tags(text).strip()
+    """Whether there is no word in it, or only tags, or the head of a table without rows."""
+    lines = [line for line in _without_tags(text).splitlines() if line.strip(" =\t")]
+    return not lines or (len(lines) == 1 and bool(_IDS & set(re.split(r"[|\s]+", lines[0]))))
 
 
 def complaint(text: str) -> str:
     """The line in which ipmctl says what went wrong, empty where it says nothing like that."""
-    found = _WRONG.search(_without_tags(text))
+    found = None if nothing(text) else _WRONG.search(_without_tags(text))
     return " ".join(found[0].split()).rstrip(".") if found else ""
 
 
@@ -259,12 +262,17 @@ def sets(text: str) -> tuple[InterleaveSet, ...]:
     )
 
 
+def on_socket(found: Iterable[Goal], socket: int | None) -> tuple[Goal, ...]:
+    """The goals of one socket (None: of all); those that do not tell their socket count."""
+    return tuple(g for g in found if socket is None or g.socket in (None, socket))
+
+
 def goals(text: str) -> tuple[Goal, ...]:
     """The goal of each module of `show -goal` in any form; `create -goal` prints the same table."""
     return tuple(
         Goal(
             r["DimmID"],
-            number(r.get("SocketID", "")),
+            _socket(r),
             size(r.get("MemorySize", "")) or 0,
             (size(r.get("AppDirect1Size", "")) or 0) + (size(r.get("AppDirect2Size", "")) or 0),
             r.get("Status", ""),
@@ -317,19 +325,36 @@ def _blocks(lines: Iterable[str]) -> list[Record]:
 
 
 def _table(lines: list[str]) -> list[Record]:
-    """Rows below a head of names: cells apart by `|`, or by tabs or two blanks and more."""
+    """Rows below a head of names: cells apart by `|`, or by blanks and tabs (1.x).
+
+    Raises EmupmemError for a row that does not fit its head: a module that is left out would be lost.
+    """
     head: list[str] = []
     found = []
     for line in lines:
-        piped = "|" in line
-        cells = [c.strip() for c in (line.split("|") if piped else re.split(r"\t+|\s{2,}", line.strip()))]
-        if not any(cells) or set(line.strip()) <= {"="}:
+        if not line.strip(" =\t"):
             continue
-        if any(c in ("DimmID", "ISetID", "RegionID") for c in cells):
-            head = cells
-        elif head and (piped or len(cells) == len(head)) and any(re.match(r"0x|\d", c) for c in cells):
-            found.append(dict(zip(head, cells, strict=False)))
+        if _IDS & set(re.split(r"[|\s]+", line)):
+            head = _cells(line, 0) if "|" in line else line.split()
+        elif head and re.match(r"\s*(0x[0-9a-fA-F]+|\d+|[0-9a-fA-F]{4}-\S+)(\s|\||$)", line):
+            cells = _cells(line, len(head))
+            if len(cells) != len(head):
+                raise EmupmemError(f"a line in a table of ipmctl cannot be read: {' '.join(line.split())}")
+            found.append(dict(zip(head, cells, strict=True)))
     return found
+
+
+_IDS = {"DimmID", "ISetID", "RegionID"}
+_CELL = re.compile(r"[\d.]+ [KMGT]?i?B\b|[^\s,]+(?:, [^\s,]+)*")
+"""One cell between blanks: a size with its unit, or words with commas between them (`Unlocked, Frozen`)."""
+
+
+def _cells(line: str, count: int) -> list[str]:
+    """The cells of a row that has `count` of them. Where one has blanks in it, tabs or two blanks are between them."""
+    if "|" in line:
+        return [c.strip() for c in line.split("|")]
+    cells = _CELL.findall(line)
+    return cells if len(cells) == count else re.split(r"\t+|\s{2,}", line.strip())
 
 
 # Decisions ---------------------------------------------------------------------------------------------

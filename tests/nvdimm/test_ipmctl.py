@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from emupmem.model import GIB, EmupmemError
 from emupmem.nvdimm import ipmctl
+from emupmem.nvdimm import view as nvdimm_view
+from emupmem.system.machine import Machine
 
 # 1.x, early: columns apart by blanks
 V1 = """
@@ -102,6 +106,60 @@ REGION_XML = """<?xml version="1.0"?>
 """
 
 
+# The program of Debian 12, asked on a machine without modules: each command printed this and ended with this status.
+REAL_VERSION = "Intel(R) Optane(TM) Persistent Memory Command Line Interface Version 03.00.00.0468-1\n"
+REAL_NOTHING = ("Initialization failed. No PMem modules in the system.\n", 1)
+
+# 01.00.00.3072: tabs, and for regions columns that run to the right with one blank between them
+EARLY_DIMMS = (
+    "DimmID\tCapacity\tHealthState\tActionRequired\tLockState\tFWVersion\n"
+    "0x0001\t126.4 GiB\tHealthy\t\t0\t\tUnlocked, Frozen\t01.00.00.4888\n"
+)
+EARLY_GOAL = (
+    "SocketID\tDimmID\tMemorySize\tAppDirect1Size\tAppDirect2Size\n"
+    "0x0000\t\t0x0001\t88.0 GiB\t\t12.0 GiB\t0.0 GiB\n"
+    "A reboot is required to process new memory allocation goals.\n"
+)
+EARLY_REGIONS = (
+    "SocketID             ISetID    PersistentMemoryType  Capacity FreeCapacity HealthState\n"
+    "       0 0xb8c12120c7bd1110               AppDirect 252.0 GiB      0.0 GiB     Healthy\n"
+    "       1 0x2acfda90a44a8a22 AppDirect, AppDirectNotInterleaved 252.0 GiB      0.0 GiB     Healthy\n"
+)
+
+
+def test_early_and_odd_tables() -> None:
+    (module,) = ipmctl.dimms(EARLY_DIMMS)
+    assert (module.id, module.capacity, module.health, module.lock) == (
+        "0x0001",
+        126 * GIB + GIB * 4 // 10,
+        "Healthy",
+        "Unlocked, Frozen",
+    )
+    (waiting,) = ipmctl.goals(EARLY_GOAL)
+    assert (waiting.socket, waiting.memory, waiting.app_direct) == (0, 88 * GIB, 12 * GIB)
+    first, second = ipmctl.sets(EARLY_REGIONS)
+    assert (first.iset, first.type, first.capacity, first.free, first.health, first.socket) == (
+        0xB8C12120C7BD1110,
+        "AppDirect",
+        252 * GIB,
+        0,
+        "Healthy",
+        0,
+    )
+    assert (second.type, second.socket) == ("AppDirect, AppDirectNotInterleaved", 1)
+
+
+def test_a_row_that_cannot_be_read_is_not_left_out() -> None:
+    with pytest.raises(EmupmemError, match="in a table of ipmctl"):
+        ipmctl.dimms(EARLY_DIMMS + "0x0011\t126.4 GiB\tHealthy\n")
+
+
+@pytest.mark.parametrize("head", [EARLY_DIMMS.splitlines()[0], V2.splitlines()[1], " SocketID | ISetID\n==="])
+def test_a_head_without_rows_is_nothing(head: str) -> None:
+    assert ipmctl.empty(head)
+    assert not ipmctl.empty(f"{head}\nsomething else")
+
+
 def test_modules_in_each_form() -> None:
     old, new, blocks, xml = (ipmctl.dimms(t) for t in (V1, V2, BLOCKS, XML))
     assert [(d.id, d.capacity, d.health, d.socket) for d in old] == [
@@ -145,6 +203,11 @@ def test_sets_in_each_form() -> None:
         "\nNo PMem modules in the system.\n",
         "No functional PMem modules in the system.",
         "No manageable DIMMs in the system.",
+        "No manageable AEP DIMMs in the system.",
+        REAL_NOTHING[0],
+        "Error: There are no AEPs on the specified socket(s).",
+        "Error: There are no PMem modules on the specified socket(s).",
+        "There are no goal configs defined on the specified socket.\nPlease use 'show -region' to display them.",
         "There are no Regions defined in the system.",
         "There are no goal configs defined in the system.\nPlease use 'show -region' to display them.",
         '<?xml version="1.0"?>\n<Results>\n<Result>\nNo PMem modules in the system.\n</Result>\n</Results>',
@@ -226,6 +289,21 @@ def test_versions() -> None:
 
 def argv(*options: object) -> str:
     return " ".join(ipmctl.create_goal(ipmctl.wanted(*options)).argv)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(shutil.which("ipmctl") is None, reason="no ipmctl here")
+def test_the_real_ipmctl_without_modules() -> None:
+    machine = Machine()
+    said = machine.output("ipmctl", "version")
+    assert said is not None
+    assert ipmctl.version(said.stdout.decode()) >= (3, 0, 0, 468)
+    for socket in (None, 0):
+        for show in (ipmctl.show_dimms, ipmctl.show_regions, ipmctl.show_goal):
+            done = machine.run(show(socket))
+            if ipmctl.dimms(done.stdout.decode()):
+                pytest.skip("there are modules here")
+            assert ipmctl.nothing(done.stdout.decode()), done
+    assert nvdimm_view.ask_ipmctl(machine, ipmctl.show_dimms, ipmctl.dimms) == ()
 
 
 def test_goal_commands() -> None:

@@ -20,6 +20,7 @@ from emupmem.nvdimm import goal, ipmctl, show
 from emupmem.nvdimm import view as nvdimm_view
 from tests.cli.runner import Run
 from tests.fake import FakeMachine, build, put, running, script
+from tests.nvdimm.test_ipmctl import REAL_NOTHING, REAL_VERSION
 
 NDCTL = """#!/bin/sh
 case "$1" in
@@ -704,6 +705,46 @@ def test_goals_that_wait_or_failed(machine: FakeMachine) -> None:
     )
     assert "the firmware did not take the goal of 0x0001: Failed - Bad request" in refused(
         lambda: goal.plan_goal(machine, asked())
+    )
+
+
+def test_a_goal_of_another_socket_does_not_count(machine: FakeMachine) -> None:
+    """ipmctl before 03.00 shows the goals of all sockets, whichever is asked for."""
+    optane(machine, direct=0)
+    put(machine, "/buses", "[]")
+    put(
+        machine, "/ipmctl/dimm", "".join(DIMM.format(i, "Healthy", s, 0, 0) for i, s in ((1, 0), (0x1001, 1)))
+    )
+    put(machine, "/ipmctl/goal", GOAL)
+    assert goal.plan_goal(machine, asked(socket=0)).state == "pending"
+    for told in (GOAL, "---DimmID=0x0001---\n   MemorySize=0 B\n   AppDirect1Size=126.000 GiB\n"):
+        put(machine, "/ipmctl/goal", told)
+        plan = goal.plan_goal(machine, asked(socket=1))
+        assert (plan.state, [d.id for d in plan.dimms]) == ("needed", ["0x1001"])
+        put(machine, "/ipmctl/goal.set", told)
+        assert "reports no goal" in refused(lambda p=plan: goal.set_goal(machine, p))  # type: ignore[misc]
+    put(machine, "/ipmctl/region", SET)
+    put(machine, "/ipmctl/goal", "There are no goal configs defined on the specified socket.\n")
+    put(
+        machine,
+        "/ipmctl/dimm",
+        "".join(DIMM.format(i, "Healthy", s, 0, 126 * GIB) for i, s in ((1, 0), (0x1001, 1))),
+    )
+    assert goal.plan_goal(machine, asked(socket=0)).state == "done"
+    assert goal.plan_goal(machine, asked(socket=1)).state == "needed", "the set is of socket 0"
+
+
+def test_the_ipmctl_of_debian_12_without_modules(machine: FakeMachine) -> None:
+    optane(machine)
+    text, status = REAL_NOTHING
+    script(
+        machine,
+        "ipmctl",
+        f"#!/bin/sh\n[ $1 != version ] || {{ echo '{REAL_VERSION}'; exit; }}\necho '{text}'\nexit {status}\n",
+    )
+    assert nvdimm_view.look(machine).warnings == ()
+    assert "ipmctl finds no Optane modules on socket 0 |" in refused(
+        lambda: goal.plan_goal(machine, asked(socket=0))
     )
 
 
