@@ -93,7 +93,8 @@ def _wait_for_device(machine: Machine, wanted: unit.BootMount) -> Pmem:
     if device.size != wanted.size:
         raise EmupmemError(
             f"{device.dev} has {human(device.size)} instead of {human(wanted.size)}",
-            "sudo emupmem verify tells why",
+            "a mode of its own takes a part of it (sudo emupmem nvdimm show): sudo ndctl destroy-namespace -f, or a "
+            "cold start, makes it plain again",
         )
     return device
 

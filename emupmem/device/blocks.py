@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emupmem.device.nature import EMULATED
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import UNCHANGED, Command, EmupmemError, MemmapItem
 from emupmem.system.host import Host
@@ -49,6 +50,7 @@ class Pmem:
     holders: tuple[str, ...] = ()
     item: MemmapItem | None = None
     provider: str = ""
+    domain: str = ""
 
     @property
     def whole(self) -> bool:
@@ -120,12 +122,17 @@ def devices(machine: Host) -> tuple[Pmem, ...]:
     return tuple(sorted(found, key=lambda d: (d.start is None, d.start, d.dev)))
 
 
+def reserved_regions(machine: Host) -> frozenset[str]:
+    """The names of the regions that lie in what this boot reserves."""
+    return frozenset(_reservations(machine, machine.regions()))
+
+
 def _reservations(machine: Host, regions: Sequence[Region]) -> dict[str, MemmapItem]:
     """The reservation of each region: by its start, or without root (addresses are hidden) by size and order."""
     items = parse_command_line(machine.peek("/proc/cmdline")).reservations
     found = {r.name: i for r in regions for i in items if r.start == i.start}
     for size in {i.size for i in items}:
-        hidden = [r for r in regions if r.start is None and r.size == size]
+        hidden = [r for r in regions if r.start is None and r.size == size and r.provider in ("", *EMULATED)]
         same = [i for i in items if i.size == size]
         found |= {r.name: i for r, i in zip(hidden, same, strict=False)}
     return found
@@ -145,6 +152,7 @@ def _device(machine: Host, name: str, region: Region, item: MemmapItem | None) -
         tuple(machine.names(f"{base}/holders")),
         item,
         region.provider,
+        machine.peek(f"/sys/bus/nd/devices/{region.name}/persistence_domain"),
     )
 
 

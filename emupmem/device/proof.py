@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from emupmem.device import dax, unit
 from emupmem.device.blocks import Mounted, Pmem, devices, mounts, signature
+from emupmem.device.nature import VOLATILE, nature
 from emupmem.model import Check, EmupmemError
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
@@ -78,6 +79,7 @@ def see_mount(
         proof.aligned,
         proof.why,
         at_boot,
+        fate=nature(machine, device.provider, device.item is not None, device.domain),
     )
 
 
@@ -155,7 +157,7 @@ def _mounted(mount: SeenMount) -> Check:
         )
     option = "dax=always" if "dax=always" in mount.options else "dax"
     boot = ", at every boot" if mount.at_boot else ""
-    fate = f"saved to {mount.keep} at an orderly shutdown only" if mount.keep else "emulated, volatile"
+    fate = f"saved to {mount.keep} at an orderly shutdown only" if mount.keep else mount.fate
     return Check("mounted", "ok", expected, f"{mount.dir} with {option}{boot} · {fate}")
 
 
@@ -208,7 +210,7 @@ class SeenMount:
     `fs` is what the device holds (empty: blank), `wanted` what was asked (empty: anything), `at`
     where it is mounted, `keep` the image that its content is kept in. `faults` is what writing to 4 MiB
     took, `huge` what that means, `no_huge` why the kernel has no huge pages for files at all, `why` why a
-    proof could not be made.
+    proof could not be made, `fate` what keeps the content.
     """
 
     device: str
@@ -226,3 +228,4 @@ class SeenMount:
     why: str = ""
     at_boot: bool = False
     keep: str = ""
+    fate: str = VOLATILE

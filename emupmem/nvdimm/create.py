@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from emupmem.device import ramdax
 from emupmem.device.blocks import signature
 from emupmem.model import MIB, Command, EmupmemError
+from emupmem.nvdimm import cxl
 from emupmem.nvdimm.view import MODES, SECONDS, Namespace, Region, View, find, look, order_of, words_of
 from emupmem.system import processes
 from emupmem.system.lock import wait_for
@@ -100,7 +101,7 @@ def plan_create(
     align: int = 0,
 ) -> Plan:
     """What makes a namespace, in the named region or the first with room. Raises EmupmemError for each refusal."""
-    there = _choose(view, region, size, mode, align)
+    there = _choose(machine, view, region, size, mode, align)
     if (why := obstacle_of_region(there, mode, align)) is not None:
         raise why
     options = (*(("-M", map_) if map_ else ()), *(("-a", str(align)) if align else ()))
@@ -111,16 +112,18 @@ def plan_create(
     return Plan((Command(argv, f"make a {mode} namespace of {human(size)}"),), there.name)
 
 
-def _choose(view: View, name: str, size: int | None, mode: str, align: int) -> Region:
+def _choose(machine: Machine, view: View, name: str, size: int | None, mode: str, align: int) -> Region:
     """The named region; else the first with labels and room, real ones before emulated ones."""
     if name:
         for one in view.regions:
             if one.name == name:
                 return one
         listed = ", ".join(r.name for r in view.regions)
-        raise EmupmemError(f"there is no region {name}", f"there is {listed}" if listed else _NO_REGION)
+        raise EmupmemError(
+            f"there is no region {name}", f"there is {listed}" if listed else _no_region(machine)
+        )
     if not view.regions:
-        raise EmupmemError("there is no region", _NO_REGION)
+        raise EmupmemError("there is no region", _no_region(machine))
     usable = [r for r in view.regions if r.enabled and r.labelled]
     usable.sort(key=lambda r: (r.emulated, order_of(r)))
     able = [r for r in usable if obstacle_of_region(r, mode, align) is None]
@@ -145,7 +148,9 @@ def _choose(view: View, name: str, size: int | None, mode: str, align: int) -> R
     )
 
 
-_NO_REGION = "on Optane modules: sudo emupmem nvdimm goal --mode appdirect; else there is no NVDIMM"
+def _no_region(machine: Machine) -> str:
+    optane = "on Optane modules: sudo emupmem nvdimm goal --mode appdirect; else there is no NVDIMM"
+    return cxl.region_command(machine) or optane
 
 
 def obstacle_of_region(there: Region, mode: str, align: int) -> EmupmemError | None:

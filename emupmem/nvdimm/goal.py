@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from emupmem.device.nature import EMULATED
 from emupmem.model import Command, EmupmemError
 from emupmem.nvdimm import ipmctl
 from emupmem.nvdimm.create import LEAST, Plan, create, obstacle_of_region, plan_create
@@ -149,7 +150,7 @@ def _destroyed(
     return tuple(
         r
         for r in view.regions
-        if not r.emulated
+        if r.provider not in EMULATED
         and (bool(mine & set(r.dimms)) or r.iset in isets or not r.dimms or not set(r.dimms) <= others)
     )
 

@@ -34,10 +34,9 @@ def _region_words(r: Region) -> list[str]:
     words.append(r.provider)
     if r.numa_node is not None:
         words.append(f"node {r.numa_node}")
-    if r.emulated:
-        words.append("emulated, volatile")
-    else:
-        words.append(f"persistence domain {r.persistence_domain}")
+    words.append(r.nature)
+    if r.bad_blocks:
+        words.append(_bad(r.bad_blocks))
     return words if r.enabled else [*words, "disabled"]
 
 
@@ -48,11 +47,27 @@ def _dimm_words(d: Dimm) -> str:
         words.append(f"Optane {o.id}, socket {o.socket}" if o.socket is not None else f"Optane {o.id}")
         words.append(human(o.capacity) if o.capacity is not None else "size unknown")
         words.append(o.health)
+    if _held_back(d):
+        words.append(_held_back(d))
+    words += [f"failed: {', '.join(d.faults)}"] if d.faults else []
     return " · ".join(words if d.enabled else [*words, "disabled"])
 
 
+def _held_back(d: Dimm) -> str:
+    """What a passphrase keeps from being used, by the kernel or by ipmctl."""
+    word = d.security or (d.optane.lock.lower() if d.optane is not None else "")
+    return "" if word in ("", "disabled", "unsupported", "n/a", "unknown", "not supported") else word
+
+
+def _bad(count: int) -> str:
+    return f"{count} bad block{'s' if count != 1 else ''} of 512 bytes"
+
+
 def _namespace_lines(n: Namespace) -> list[str]:
-    lines = [f"{n.name}  {n.mode}{f' (map {n.map})' if n.map else ''}, {human(n.size)}"]
+    size = human(n.size) if n.size else "size not told"
+    lines = [f"{n.name}  {n.mode}{f' (map {n.map})' if n.map else ''}, {size}"]
+    if n.bad_blocks:
+        lines[0] += f" · {_bad(n.bad_blocks)}"
     if n.system_ram:
         lines[0] += " · in use as RAM"
     if not n.enabled:

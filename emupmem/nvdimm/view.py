@@ -17,16 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from emupmem.device.blocks import mounts
+from emupmem.device.blocks import mounts, reserved_regions
+from emupmem.device.nature import nature
 from emupmem.model import KIB, MIB, Command, EmupmemError
-from emupmem.nvdimm import ipmctl
+from emupmem.nvdimm import cxl, ipmctl
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 
 MODES = ("raw", "sector", "fsdax", "devdax")
-
-EMULATED = ("e820", "ramdax")
-"""Providers of regions that are RAM: what memmap= made, and its division by ramdax."""
 
 ALIGNMENTS = (4 * KIB, 2 * MIB)
 """What every kernel can, where ndctl does not tell."""
@@ -51,7 +49,8 @@ class Mount:
 class Namespace:
     """A namespace: bytes usable, its device (`/dev/pmem0`, empty where it has none), its mounts.
 
-    `map` is where the page map lies (`mem`, `dev`), `align` 0 where the mode has none.
+    `map` is where the page map lies (`mem`, `dev`), `align` 0 where the mode has none; `size` is 0 where the
+    kernel does not tell it (a namespace that is disabled).
     """
 
     name: str
@@ -64,6 +63,7 @@ class Namespace:
     enabled: bool
     system_ram: bool = False
     mounts: tuple[Mount, ...] = ()
+    bad_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Region:
 
     `start` is None where the kernel hides it, `iset` the number of the interleave set in hexadecimal,
     `dimms` are the names of its modules, `alignments` what its fsdax and devdax can have. `emulated`:
-    it is RAM, and volatile.
+    it is RAM, and volatile; `nature` says it in words. `bad_blocks` are pieces of 512 bytes.
     """
 
     name: str
@@ -91,6 +91,8 @@ class Region:
     dimms: tuple[str, ...]
     alignments: tuple[int, ...]
     namespaces: tuple[Namespace, ...]
+    nature: str = ""
+    bad_blocks: int = 0
 
     def step(self, align: int = 0) -> int:
         """Namespaces start and end at multiples of this: bytes over all interleaved modules."""
@@ -104,7 +106,10 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Dimm:
-    """A module as the kernel names it (`nmem0`); `optane` what ipmctl knows of it, None where it is no such."""
+    """A module as the kernel names it (`nmem0`); `optane` what ipmctl knows of it, None where it is no such.
+
+    `security` as the kernel tells it (`locked`, empty where there is none), `faults` what it reports as failed.
+    """
 
     name: str
     id: str
@@ -112,6 +117,8 @@ class Dimm:
     enabled: bool
     label_area: bool
     optane: ipmctl.Dimm | None = None
+    security: str = ""
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,9 @@ def look(machine: Machine, socket: int | None = None) -> View:
             goal = ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals) if optane else ()
         except EmupmemError as exc:
             warnings = (exc.message,)  # no Optane, or a broken ipmctl: what ndctl tells is right all the same
+    command = cxl.region_command(machine)
+    if command:
+        warnings = (*warnings, f"a CXL device has persistent capacity in no region: {command}")
     known = {m.handle: m for m in optane}
     view = View(tuple(replace(d, optane=known.get(d.handle)) for d in dimms), regions, goal, warnings)
     return view if socket is None else _of_socket(view, optane, socket)
@@ -222,22 +232,39 @@ def _mounts(machine: Machine) -> dict[str, tuple[Mount, ...]]:
 
 def _dimm(machine: Machine, d: dict[str, Any]) -> Dimm:
     commands = machine.peek(f"{BUS}/{d['dev']}/commands").split()
+    told = [w.removeprefix("flag_") for w, on in d.items() if w.startswith("flag_") and on]
     return Dimm(
-        d["dev"], d.get("id", ""), d.get("handle"), d.get("state") != "disabled", "set_data" in commands
+        d["dev"],
+        d.get("id", ""),
+        d.get("handle"),
+        d.get("state") != "disabled",
+        "set_data" in commands,
+        security=d.get("security", ""),
+        faults=tuple(w.replace("_", " ") for w in sorted(told)),
     )
+
+
+def _bad_blocks(machine: Machine, name: str) -> int:
+    """How many pieces of 512 bytes the kernel knows as bad, from a `badblocks` of sysfs: lines of start and count."""
+    lines = (line.split() for line in machine.peek(name).splitlines())
+    return sum(int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit())
 
 
 def _region(
     machine: Machine, provider: str, r: dict[str, Any], all_mounts: dict[str, tuple[Mount, ...]]
 ) -> Region:
     here = f"{BUS}/{r['dev']}"
-    emulated = provider in EMULATED
+    reserved = r["dev"] in reserved_regions(machine)
+    emulated = reserved or provider == "ramdax"
     kind = machine.peek(f"{here}/nstype")
     labelled = kind != LABEL_LESS if kind else provider != "e820"
     start = machine.peek(f"{here}/resource")
     align = machine.peek(f"{here}/align")
     alignments = {a for c in r.get("capabilities", ()) for a in c.get("alignments", ())}
-    spaces = [_namespace(n, r["dev"], all_mounts) for n in r.get("namespaces", ()) if n.get("size")]
+    # The seed for the next one has the size 0; one that is disabled may have none at all.
+    there = [n for n in r.get("namespaces", ()) if n.get("size") != 0]
+    spaces = [_namespace(machine, n, r["dev"], all_mounts) for n in there]
+    domain = r.get("persistence_domain", "unknown")
     iset = r.get("iset_id")
     return Region(
         r["dev"],
@@ -248,7 +275,7 @@ def _region(
         r.get("max_available_extent", r.get("available_size", 0)) if labelled else 0,
         r.get("align") or (int(align, 0) if align else 0),
         r.get("numa_node"),
-        r.get("persistence_domain", "unknown"),
+        domain,
         r.get("state") != "disabled",
         labelled,
         emulated,
@@ -257,6 +284,8 @@ def _region(
         tuple(dict.fromkeys(m["dimm"] for m in r.get("mappings", ()))),
         tuple(sorted(alignments)) or ALIGNMENTS,
         tuple(sorted(spaces, key=order_of)),
+        nature(machine, provider, reserved, domain),
+        _bad_blocks(machine, f"{here}/badblocks"),
     )
 
 
@@ -264,7 +293,9 @@ def interleave_set_of(number: int) -> str:
     return f"0x{number:016x}"
 
 
-def _namespace(n: dict[str, Any], region: str, all_mounts: dict[str, tuple[Mount, ...]]) -> Namespace:
+def _namespace(
+    machine: Machine, n: dict[str, Any], region: str, all_mounts: dict[str, tuple[Mount, ...]]
+) -> Namespace:
     block = n.get("blockdev", "")
     chars = [d for g in (n.get("daxregion", {}),) for d in g.get("devices", ())]
     char = n.get("chardev") or next((d["chardev"] for d in chars), "")
@@ -275,12 +306,13 @@ def _namespace(n: dict[str, Any], region: str, all_mounts: dict[str, tuple[Mount
         region,
         {"memory": "fsdax", "dax": "devdax", "safe": "sector"}.get(n.get("mode", ""), n.get("mode", "")),
         n.get("map", ""),
-        n["size"],
+        n.get("size", 0),
         n.get("align") or n.get("daxregion", {}).get("align", 0),
         f"/dev/{dev}" if dev else "",
         enabled,
         any(d.get("mode") == "system-ram" for d in chars),
         all_mounts.get(block, ()),
+        _bad_blocks(machine, f"/sys/class/block/{block}/badblocks") if block else 0,
     )
 
 

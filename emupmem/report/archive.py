@@ -155,7 +155,7 @@ def _facts(data: bytes, name: str) -> Mapping[str, Any]:
 
 
 _REGION: dict[str, Any] = {
-    **dict.fromkeys(("name", "provider", "block", "mode", "driver"), str),
+    **dict.fromkeys(("name", "provider", "block", "mode", "driver", "claim", "char"), str),
     **dict.fromkeys(("size", "block_size"), int),
     **dict.fromkeys(("start", "numa_node", "dax"), int | None),
 }

@@ -17,7 +17,11 @@ from emupmem.system.reader import FileReader, Reader
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A libnvdimm region: bytes; `start` None where the kernel hides it from us."""
+    """A libnvdimm region: bytes; `start` None where the kernel hides it from us.
+
+    `claim` says what an info block on it made of it: `pfn` (fsdax), `btt` (sector), `dax` (devdax), empty where
+    there is none; `char` is the character device of devdax, and `block_size` its size then.
+    """
 
     name: str
     size: int
@@ -29,6 +33,8 @@ class Region:
     dax: bool | None
     mode: str
     driver: str
+    claim: str = ""
+    char: str = ""
 
 
 def read_firmware_entries(machine: Reader) -> list[tuple[int, str, str, str]]:
@@ -98,6 +104,9 @@ def _region(machine: FileReader, bus: str, name: str) -> Region:
         else ""
     )
     provider = machine.path(here).parent
+    char = "" if block else _character(machine, name)
+    size = _number(machine.peek(f"/sys/class/block/{block}/size")) or 0 if block else 0
+    kind = re.sub(r"[\d.]", "", owner)
     return Region(
         name,
         _number(machine.peek(f"{here}/size")) or 0,
@@ -105,11 +114,19 @@ def _region(machine: FileReader, bus: str, name: str) -> Region:
         peek_file(provider / "provider"),
         _number(machine.peek(f"{here}/numa_node")),
         block,
-        (_number(machine.peek(f"/sys/class/block/{block}/size")) or 0) * 512 if block else 0,
+        (_number(machine.peek(f"/sys/bus/dax/devices/{char}/size")) or 0) if char else size * 512,
         {"1": True, "0": False}.get(machine.peek(f"/sys/class/block/{block}/queue/dax")) if block else None,
         mode,
         driver,
+        "dax" if char else kind if kind in ("pfn", "btt") else "",
+        char,
     )
+
+
+def _character(machine: FileReader, region: str) -> str:
+    """The DAX character device of a region, empty where it has none."""
+    base = "/sys/bus/dax/devices"
+    return next((n for n in machine.names(base) if region in machine.path(f"{base}/{n}").parts), "")
 
 
 def read_kernel_banner(machine: FileReader, image: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from emupmem.boot import entry as boot_entry
+from emupmem.device.nature import EMULATED
 from emupmem.device.proof import MOUNT_RUNGS, explained, left_over, mount_rungs
 from emupmem.model import Check, Device, FirmwareMap, Kind, MemmapItem, ModuleState, Presence, Span
 from emupmem.units import human, span_text
@@ -72,7 +73,7 @@ def verify(seen: Observation) -> Verdict:
 def complete(seen: Observation) -> bool:
     """Whether every reserved range has its device: what --wait waits for."""
     found = [_region_of(seen, item) for item in seen.command_line.reservations]
-    return all(region is not None and region.block for region in found)
+    return all(region is not None and (region.block or region.char) for region in found)
 
 
 def _trial(seen: SeenTrial) -> Check:
@@ -228,7 +229,8 @@ def _region_of(seen: Observation, item: MemmapItem) -> SeenRegion | None:
     for region in seen.regions:
         if region.start == item.start:
             return region
-    hidden = [r for r in seen.regions if r.start is None and r.size == item.size]
+    mine = [r for r in seen.regions if r.provider in ("", *EMULATED)]
+    hidden = [r for r in mine if r.start is None and r.size == item.size]
     same = [i for i in seen.command_line.reservations if i.size == item.size]
     at = same.index(item)
     return hidden[at] if at < len(hidden) else None
@@ -247,18 +249,30 @@ def _device(seen: Observation, items: Sequence[MemmapItem]) -> Check:
         if region.size != item.size:
             what = f"{region.name} has {human(region.size)} instead of {human(item.size)}"
             return Check("device", "fail", expected, what, "the range was cut: look at the kernel's log")
-        if not region.block:
+        if not region.block and not region.char:
             what, hint = _no_block(seen, region)
             return Check("device", "fail", expected, what, hint)
-        if region.block_size != item.size:
+        # An info block takes a part of the range; the kernel has found that it fits.
+        if region.block_size != item.size and not (region.claim and 0 < region.block_size < item.size):
             mode = f" (mode {region.mode})" if region.mode else ""
             what = f"/dev/{region.block} has {human(region.block_size)} instead of {human(item.size)}{mode}"
             hint = "an old info block changed its mode: ndctl destroy-namespace -f, or start the machine cold"
             return Check("device", "fail", expected, what, hint)
         node = f", node {region.numa_node}" if region.numa_node is not None and region.numa_node >= 0 else ""
         unseen = "" if region.start is not None else " (its address is shown to root only)"
-        found.append(f"/dev/{region.block}, {human(region.size)}{node}{unseen}")
+        shape = _shape(region)
+        found.append(f"/dev/{region.block or region.char}, {human(region.size)}{shape}{node}{unseen}")
     return Check("device", "ok", expected, "; ".join(found) + " · emulated, volatile")
+
+
+MODES = {"pfn": "fsdax with a page map on it", "btt": "sector", "dax": "devdax"}
+
+
+def _shape(region: SeenRegion) -> str:
+    """What `nvdimm create` or ndctl made of a range that is one plain device otherwise."""
+    return (
+        f" ({MODES[region.claim]}, {human(region.block_size)} of it usable)" if region.claim in MODES else ""
+    )
 
 
 def _no_region(seen: Observation) -> tuple[str, str]:
@@ -302,21 +316,29 @@ def _dax(seen: Observation, items: Sequence[MemmapItem]) -> Check:
     expected = "DAX on (queue/dax is 1)"
     for item in items:
         region = _region_of(seen, item)
+        if region is not None and region.claim in ("btt", "dax"):
+            continue
         if region is None or region.dax is None:
             return Check("dax", "skipped", expected, "queue/dax could not be read")
         if not region.dax:
             hint = "the namespace is not in fsdax mode: sudo ndctl create-namespace -f -e namespace… -m fsdax"
             return Check("dax", "fail", expected, f"off on /dev/{region.block}", hint)
-    return Check("dax", "ok", expected, "on")
+    claims = {region.claim for item in items if (region := _region_of(seen, item)) is not None}
+    words = (
+        *(("on",) if claims - {"btt", "dax"} else ()),
+        *(("devdax: programs map the device itself",) if "dax" in claims else ()),
+        *(("none: sector has no DAX",) if "btt" in claims else ()),
+    )
+    return Check("dax", "ok", expected, "; ".join(words))
 
 
 def _devices(seen: Observation, items: Sequence[MemmapItem]) -> tuple[Device, ...]:
     found = []
     for item in items:
         region = _region_of(seen, item)
-        if region is not None and region.block:
+        if region is not None and (region.block or region.char):
             device = Device(
-                f"/dev/{region.block}",
+                f"/dev/{region.block or region.char}",
                 region.start,
                 region.block_size,
                 region.numa_node,

@@ -12,7 +12,10 @@ from emupmem.model import BootLog, Check, CommandLine, Device, FirmwareMap, Iome
 
 @dataclass(frozen=True, slots=True)
 class SeenRegion:
-    """A libnvdimm region and the block device of its namespace (bytes; None where not shown to us)."""
+    """A libnvdimm region and the device of its namespace (bytes; None where not shown to us).
+
+    `claim` and `char` are those of `sysfs.Region`.
+    """
 
     name: str
     size: int
@@ -23,6 +26,8 @@ class SeenRegion:
     numa_node: int | None
     provider: str = ""
     mode: str = ""
+    claim: str = ""
+    char: str = ""
 
 
 @dataclass(frozen=True, slots=True)

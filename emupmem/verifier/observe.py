@@ -86,7 +86,19 @@ def _regions(machine: Host) -> tuple[SeenRegion, ...]:
 
 
 def _seen(r: Region) -> SeenRegion:
-    return SeenRegion(r.name, r.size, r.start, r.block, r.block_size, r.dax, r.numa_node, r.provider, r.mode)
+    return SeenRegion(
+        r.name,
+        r.size,
+        r.start,
+        r.block,
+        r.block_size,
+        r.dax,
+        r.numa_node,
+        r.provider,
+        r.mode,
+        r.claim,
+        r.char,
+    )
 
 
 def _firmware(machine: Host, unseen: list[tuple[str, str]]) -> FirmwareMap | None:

@@ -24,8 +24,12 @@ NO_BARE_WORDS_SINCE = (6, 1)
 """Since then `-machine pc,nvdimm` ends QEMU ("Expected '=' after parameter"): `nvdimm=on` does in every version."""
 MAX_SLOTS = 256
 
-LABELS = "while a label area is empty the guest has a raw device of the whole region; ndctl destroy-namespace"
-"""TODO"""
+LABELS = (
+    "a label area that is empty counts as none: the guest has one raw device without DAX there, and ndctl "
+    "create-namespace fails until labels are written: in the guest sudo emupmem nvdimm destroy namespace0.0 "
+    "(or ndctl disable-region, init-labels, enable-region)"
+)
+"""Seen with ndctl 76 and Linux 6.1."""
 
 NOT_RAW = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\0": "qed"}
 """How the files of disk images begin that are no plain row of bytes (block/*.c of QEMU)."""

@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 from emupmem.device import dax
-from emupmem.device.blocks import Mounted, Pmem, devices, mounts
+from emupmem.device.blocks import Mounted, Pmem, devices, mounts, reserved_regions
 from emupmem.model import MIB, Command, EmupmemError
 from emupmem.system import files, lock, processes
 from emupmem.system.files import kernel_folder, refuse_kernel_folder
@@ -181,7 +181,7 @@ def _mount_of(machine: Machine, name: str) -> Mounted | None:
 
 
 def _emulated(device: Pmem) -> bool:
-    return device.item is not None or device.provider in ("e820", "ramdax")
+    return device.item is not None or device.provider == "ramdax"
 
 
 def _devdax(machine: Machine, name: str) -> Backend:
@@ -191,13 +191,14 @@ def _devdax(machine: Machine, name: str) -> Backend:
     if not size.isdigit() or not machine.exists(f"/sys/bus/dax/devices/{machine.path(base).name}"):
         raise EmupmemError(f"{name} is not a DAX device", "as /dev/dax0.0")
     align = machine.peek(f"{base}/align")
-    provider = next((r.provider for r in machine.regions() if r.name in machine.path(base).parts), "")
+    region = next((r for r in machine.regions() if r.name in machine.path(base).parts), None)
+    ours = region is not None and (region.provider == "ramdax" or region.name in reserved_regions(machine))
     return Backend(
         Kind.DEVDAX,
         name,
         int(size),
         True,
-        provider in ("e820", "ramdax"),
+        ours,
         int(align) if align.isdigit() else 0,
     )
 

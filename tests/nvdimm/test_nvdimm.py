@@ -120,6 +120,10 @@ def buses(
         put(machine, f"{nvdimm_view.BUS}/{n}/commands", "get_size get_data set_data cmd_call \n")
     for r in regions:
         kind = machine.root / f"{nvdimm_view.BUS}/{r['dev']}/nstype".lstrip("/")
+        if provider == "e820":
+            start = (int(r["dev"][6:]) + 4) * GIB
+            put(machine, f"{nvdimm_view.BUS}/{r['dev']}/size", str(r["size"]))
+            put(machine, "/proc/cmdline", f"{machine.peek('/proc/cmdline')} memmap={r['size']}!{start}")
         if not kind.exists() or provider == "e820":
             put(machine, f"{nvdimm_view.BUS}/{r['dev']}/nstype", "4" if provider == "e820" else "5")
             put(machine, f"{nvdimm_view.BUS}/{r['dev']}/resource", hex((int(r["dev"][6:]) + 4) * GIB))
@@ -228,8 +232,8 @@ def test_the_tree(machine: FakeMachine) -> None:
     assert (reserved.free, ramdax.free) == (0, GIB)
     text = "\n".join(show.tree(view))
     assert (
-        "region0  512 MiB · room for 384 MiB · ACPI.NFIT · node 0 · persistence domain memory_controller"
-        in text
+        "region0  512 MiB · room for 384 MiB · ACPI.NFIT · node 0 · NVDIMM · persistence domain "
+        "memory_controller" in text
     )
     assert "├─ nmem0  8680-nmem0 · Optane 0x0001, socket 0 · 126.4 GiB · Healthy" in text
     assert (
@@ -240,6 +244,73 @@ def test_the_tree(machine: FakeMachine) -> None:
         "region1  512 MiB · no labels: one namespace of all of it · e820 · node 1 · emulated, volatile"
         in text
     )
+
+
+def test_what_is_said_of_each_kind(machine: FakeMachine) -> None:
+    """Only what memmap= reserved (or ramdax divides) is emulated and volatile."""
+
+    def said(provider: str) -> str:
+        buses(machine, region("region1", space("namespace1.0", size=GIB)), file="again")
+        text = (machine.root / "again").read_text().replace("ACPI.NFIT", provider)
+        put(machine, "/buses", text)
+        (found,) = nvdimm_view.look(machine).regions
+        assert (found.emulated, found.volatile) == (("emulated" in found.nature),) * 2
+        assert found.nature in show.tree(nvdimm_view.look(machine))[0]
+        return found.nature
+
+    put(machine, "/proc/cpuinfo", "flags\t\t: fpu sse2\n")
+    assert said("ACPI.NFIT") == "NVDIMM · persistence domain memory_controller"
+    assert said("CXL") == "CXL memory · persistence domain memory_controller"
+    assert said("e820") == "marked as persistent by the firmware (type 12), not by memmap="
+    put(machine, "/proc/cpuinfo", "flags\t\t: fpu sse2 hypervisor\n")
+    assert said("ACPI.NFIT").startswith("virtual NVDIMM, kept by what the host has behind it")
+    assert said("virtio-pmem") == "virtio-pmem, kept by what the host has behind it"
+    assert said("ramdax") == "emulated, volatile"
+    put(machine, f"{nvdimm_view.BUS}/region1/size", str(512 * MIB))
+    put(machine, "/proc/cmdline", "quiet memmap=512M!5G")
+    assert said("e820") == "emulated, volatile"
+
+
+def test_bad_blocks_locked_modules_and_namespaces_without_size(machine: FakeMachine) -> None:
+    disabled = space("namespace0.1", state="disabled")
+    del disabled["size"]
+    buses(machine, region("region0", space("namespace0.0"), disabled, dimms=("nmem0",)))
+    listed = json.loads((machine.root / "buses").read_text())
+    listed[0]["dimms"][0] |= {"security": "locked", "flag_failed_flush": True, "flag_smart_event": False}
+    put(machine, "/buses", json.dumps(listed))
+    put(machine, f"{nvdimm_view.BUS}/region0/badblocks", "8 1\n65536 16\n")
+    put(machine, "/sys/class/block/pmem0/badblocks", "8 1\n")
+    view = nvdimm_view.look(machine)
+    text = "\n".join(show.tree(view))
+    assert "17 bad blocks of 512 bytes" in text.splitlines()[0]
+    assert "nmem0  8680-nmem0 · locked · failed: failed flush" in text
+    assert "namespace0.0  fsdax, 62 MiB · 1 bad block of 512 bytes" in text
+    assert "namespace0.1  fsdax, size not told · disabled" in text
+    optane(machine)
+    assert "namespace0.1" in refused(lambda: goal.plan_goal(machine, asked("memory"))), (
+        "it would be destroyed"
+    )
+    put(machine, "/ipmctl/dimm", DIMM.format(1, "Healthy", 0, 0, 0).replace("Disabled", "Unlocked, Frozen"))
+    del listed[0]["dimms"][0]["security"]
+    put(machine, "/buses", json.dumps(listed))
+    assert "Healthy · unlocked, frozen" in "\n".join(show.tree(nvdimm_view.look(machine)))
+
+
+def test_before_there_is_a_cxl_region(machine: FakeMachine) -> None:
+    put(machine, "/buses", "[]")
+    assert "nvdimm goal" in refused(lambda: create(machine))
+    put(machine, "/sys/bus/cxl/devices/mem0/pmem/size", "0x10000000\n")
+    put(machine, "/sys/bus/cxl/devices/mem1/pmem/size", "0x0\n")
+    put(machine, "/sys/bus/cxl/devices/decoder0.0/cap_pmem", "0\n")
+    put(machine, "/sys/bus/cxl/devices/decoder0.1/cap_pmem", "1\n")
+    command = "sudo cxl create-region -t pmem -m -d decoder0.1 mem0"
+    assert f"there is no region | {command}" in refused(lambda: create(machine))
+    assert command in refused(lambda: create(machine, region="region0"))
+    assert nvdimm_view.look(machine).warnings == (
+        f"a CXL device has persistent capacity in no region: {command}",
+    )
+    put(machine, "/sys/bus/cxl/devices/pmem_region0/size", "0x10000000\n")
+    assert nvdimm_view.look(machine).warnings == ()
 
 
 def test_sockets(machine: FakeMachine) -> None:
