@@ -21,10 +21,10 @@ import pytest
 import emupmem
 import emupmem.system.machine
 from emupmem.device import dax, decide, unit
-from emupmem.device.blocks import Mounted, Pmem, parse_blkid, parse_mountinfo
+from emupmem.device.blocks import Mounted, Pmem, devices, mounts, parse_blkid, parse_mountinfo
 from emupmem.device.dax import Proof
 from emupmem.device.decide import Folder, MountRequest
-from emupmem.device.proof import SeenMount, mount_rungs
+from emupmem.device.proof import SeenMount, mount_rungs, see_mount
 from emupmem.kernel import release
 from emupmem.model import GIB, MIB, Busy, EmupmemError
 from emupmem.system import files, lock, processes
@@ -805,6 +805,32 @@ SEEN = SeenMount("/dev/pmem0", "/mnt/p", "ext4", "ext4", "/mnt/p", ("rw", "dax=a
 def rungs(**changes: Any) -> dict[str, tuple[str, str, str]]:
     checks = mount_rungs((dataclasses.replace(SEEN, **changes),))
     return {c.name: (c.status, c.found, c.hint) for c in checks}
+
+
+def test_the_mount_of_another_device_is_not_called_volatile(here: PmemMachine) -> None:
+    mounted(here, "pmem0", "/mnt/p")
+    all_mounts = mounts(here)
+
+    def said() -> str:
+        (device,) = devices(here)
+        rungs = mount_rungs((see_mount(here, device, "/mnt/p", "", all_mounts, False),))
+        return next(c.found for c in rungs if c.name == "mounted")
+
+    assert said().endswith("emulated, volatile")
+    reserve(here, "quiet")
+    bus = "/sys/devices/platform/e820_pmem/ndbus0"
+    put(here, f"{bus}/region0/persistence_domain", "cpu_cache\n")
+    for provider, flags, words in (
+        ("ACPI.NFIT", "fpu", "NVDIMM · persistence domain cpu_cache"),
+        ("ACPI.NFIT", "fpu hypervisor", "virtual NVDIMM, kept by what the host has behind it"),
+        ("CXL", "fpu", "CXL memory"),
+        ("virtio-pmem", "fpu hypervisor", "virtio-pmem, kept by what the host has behind it"),
+        ("e820", "fpu", "marked as persistent by the firmware"),
+    ):
+        put(here, f"{bus}/provider", f"{provider}\n")
+        put(here, "/proc/cpuinfo", f"flags\t\t: {flags}\n")
+        assert words in said()
+        assert "volatile" not in said()
 
 
 def test_five_good_rungs() -> None:

@@ -227,6 +227,36 @@ def test_sizes_that_differ() -> None:
     )
 
 
+def test_what_was_made_of_the_range_is_as_planned() -> None:
+    """`nvdimm create` gives a region another mode: its info block takes a part of the range."""
+    for claim, block, char, size, device, dax in (
+        ("pfn", "pmem0", "", GIB - 16 * MIB, "fsdax with a page map on it, 1008 MiB of it usable", "on"),
+        ("btt", "pmem0s", "", GIB - 2 * MIB, "sector, 1022 MiB of it usable", "none: sector has no DAX"),
+        ("dax", "", "dax0.0", GIB - 16 * MIB, "devdax, 1008 MiB", "devdax: programs map the device itself"),
+    ):
+        region = replace(
+            REGION, claim=claim, block=block, char=char, block_size=size, dax=claim == "pfn" or None
+        )
+        seen = replace(GOOD, regions=(region,))
+        verdict = verify(seen)
+        found = {c.name: (c.status, c.found) for c in verdict.checks}
+        assert verdict.ok
+        assert complete(seen)
+        assert found["device"][0] == "ok"
+        assert device in found["device"][1]
+        assert found["dax"] == ("ok", dax)
+        assert [d.dev for d in verdict.devices] == [f"/dev/{block or char}"]
+    half = replace(REGION, claim="pfn", block_size=0)
+    broken(replace(GOOD, regions=(half,)), "device", "has 0 B instead")
+
+
+def test_a_real_module_of_the_same_size_is_not_taken_for_ours() -> None:
+    real = replace(REGION, start=None, name="region7", block="pmem7", provider="ACPI.NFIT")
+    ours = replace(REGION, start=None)
+    verdict = verify(replace(GOOD, regions=(real, ours)))
+    assert [d.dev for d in verdict.devices] == ["/dev/pmem0"]
+
+
 def test_dax_off() -> None:
     broken(
         replace(GOOD, regions=(replace(REGION, dax=False),)),

@@ -10,16 +10,14 @@ from typing import Any
 
 import pytest
 
-from emupmem.model import MIB
+from emupmem.model import KIB, MIB
 from emupmem.vm.arguments import plan
 from emupmem.vm.guest import read_guest
+from emupmem.vm.size import choose_size
 from emupmem.vm.wish import Backend, Kind, Options, Wish
 from tests.vm.image import image
 from tests.vm.machine import Machine
 from tests.vm.nested import nested_guest
-
-MODULE = 514
-"""MiB of a module: 2 for its labels, so that the next one begins at a multiple of 16 MiB."""
 
 WORDS = """
 set -eux
@@ -32,12 +30,18 @@ FIRST = (
     + """
 # fresh modules have no labels: each region is one raw namespace
 emupmem nvdimm show --json > /job/out/fresh.json
+grep -q 'raw' /sys/bus/nd/devices/namespace0.0/mode
+ndctl create-namespace && exit 9 || true
 refuses 'no region has labels' emupmem nvdimm create --yes
 refuses 'always has its whole size' emupmem nvdimm create --region region0 --size 64M --yes
 refuses 'there is no terminal to ask on' emupmem nvdimm destroy namespace0.0
 refuses 'ipmctl is not installed' emupmem nvdimm goal --mode appdirect --yes
 emupmem nvdimm destroy namespace0.0 --dry-run
 emupmem nvdimm destroy namespace0.0 --yes
+# each begins at a multiple of 16 MiB: both can be fsdax and devdax (the other one below, with labels)
+for mode in devdax fsdax; do
+    emupmem nvdimm create --region region1 --mode $mode --yes
+done
 emupmem nvdimm create --region region1 --mode sector --yes --json > /job/out/whole.json
 
 # all modes on the first one
@@ -59,6 +63,9 @@ refuses '/dev/pmem0.1s has no DAX' emupmem mount /dev/pmem0.1s
 refuses '/dev/pmem0.2 has no DAX' emupmem mount /dev/pmem0.2
 emupmem mount /dev/pmem0 /mnt/pmem0 --json > /job/out/mount.json
 echo kept > /mnt/pmem0/file
+emupmem mount /dev/pmem0 /mnt/pmem0 > /run/mount
+grep 'virtual NVDIMM, kept by what the host has behind it' /run/mount
+grep volatile /run/mount && exit 9 || true
 emupmem nvdimm show --socket $(cat /sys/bus/nd/devices/region0/numa_node) --json > /job/out/mounted.json
 (cd /mnt/pmem0 && exec sleep 1000) &
 user=$!
@@ -73,6 +80,12 @@ until [ -e /run/there ]; do sleep 0.2; done
 refuses '/dev/dax0.3 is in use by python3' emupmem nvdimm destroy namespace0.3 --yes
 kill $user
 umount /mnt/pmem0
+# what is disabled has no size in ndctl's words, and what the kernel knows as bad is shown
+for name in namespace0.0 namespace0.3; do ndctl disable-namespace $name; done
+emupmem nvdimm show --json > /job/out/disabled.json
+for name in namespace0.0 namespace0.3; do ndctl enable-namespace $name; done
+echo 64 8 > /sys/block/pmem0.2/badblocks
+emupmem nvdimm show | grep 'namespace0.2 .* 8 bad blocks of 512 bytes'
 emupmem apply --size 256M --yes
 """
 )
@@ -120,6 +133,16 @@ idle="-accel tcg -nodefaults -display none -S -monitor stdio"
 emupmem qemu args $given --pmem 16M --backend /mnt/pmem0 --json > /job/out/daxfile.json
 refuses "$fsdax is mounted on /mnt/pmem0" emupmem qemu run $given --backend $fsdax
 emupmem umount /mnt/pmem0
+unshare -m sh -c "mount $fsdax /mnt/pmem0; touch /run/elsewhere; exec sleep 1000" &
+user=$!
+until [ -e /run/elsewhere ]; do sleep 0.2; done
+refuses 'on /mnt/pmem0 in the mount namespace of sleep' emupmem qemu run $given --backend $fsdax
+kill $user
+wait $user || true
+ln -s $devdax /run/renamed
+emupmem qemu args $given --pmem 32M --backend /run/renamed
+ln -s /dev/null /run/dax0.3
+refuses '/run/dax0.3 is not a DAX device' emupmem qemu args $given --pmem 32M --backend /run/dax0.3
 mkfifo /run/monitor
 exec 3<> /run/monitor
 started() { until grep -q 'QEMU .* monitor' $1; do kill -0 $user; sleep 1; done; }
@@ -148,7 +171,13 @@ refuses "$ram holds ext4" emupmem nvdimm create --region $range --mode devdax --
 wipefs -qa $ram
 refuses 'cannot be destroyed' emupmem nvdimm destroy $reserved --yes
 refuses 'has no labels' emupmem nvdimm create --region $range --size 64M --yes
-emupmem nvdimm create --region $range --mode devdax --yes --json > /job/out/range.json
+# whatever is made of the range is as planned
+emupmem verify
+for mode in sector fsdax devdax; do
+    emupmem nvdimm create --region $range --mode $mode --yes --json > /job/out/range.json
+    emupmem verify | tee -a /job/out/verified
+done
+runuser -u dev -- emupmem verify
 for name in $all; do
     emupmem nvdimm destroy $name --yes
 done
@@ -184,7 +213,9 @@ def modules(folder: Path) -> list[str]:
     """emupmem's arguments of QEMU for two NVDIMMs with labels, one on each node."""
     guest = read_guest(("-m", "6G", "-numa", "node,memdev=ram0", "-numa", "node,memdev=ram1"))
     files = [Backend(Kind.FILE, str(folder / f"nv{n}")) for n in (0, 1)]
-    wishes = [Wish(file, MODULE * MIB, n, 2 * MIB) for n, file in enumerate(files)]
+    label = 128 * KIB
+    sizes = [choose_size(file, 512 * MIB, label) for file in files]
+    wishes = [Wish(file, size, n, label) for n, (file, size) in enumerate(zip(files, sizes, strict=True))]
     return plan(guest, wishes, Options(), (7, 2)).argv
 
 
@@ -239,6 +270,13 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     assert (reserved["provider"], reserved["volatile"], reserved["size"]) == ("e820", True, 256 * MIB)
     assert sorted(len(r["namespaces"]) for r in after) == [1, 1, 4]
     assert said["range.json"]["namespace"]["mode"] == "devdax"
+    verified = second.files["verified"].decode()
+    assert verified.count("✓ device ") == verified.count("✓ dax ") == 3
+    assert "(sector, " in verified
+    assert "(fsdax with a page map on it, " in verified
+    assert "devdax: programs map the device itself" in verified
+    off = {n["name"]: n for r in said["disabled.json"]["regions"] for n in r["namespaces"]}
+    assert [off[n]["enabled"] for n in ("namespace0.0", "namespace0.3")] == [False, False]
     assert (made["fsdax"]["holds"], said["again.json"]["holds"]) == ("", "ext4")
     assert (said["kept.json"]["fs"], said["kept.json"]["map_sync"]) == ("ext4", True), "as it was"
     goal = said["goal.json"]
