@@ -48,6 +48,10 @@ class Recipe:
 
 RECIPES = {
     "grub": Recipe("bookworm", ("grub-pc", "rpm", "btrfs-progs", "ndctl", "ipmctl"), GRUB_SETUP),
+    "libvirt": Recipe(
+        "bookworm",
+        ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "qemu-utils"),
+    ),
     "systemd": Recipe(
         "trixie",
         (

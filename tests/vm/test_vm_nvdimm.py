@@ -41,6 +41,7 @@ emupmem nvdimm destroy namespace0.0 --yes
 # each begins at a multiple of 16 MiB: both can be fsdax and devdax (the other one below, with labels)
 for mode in devdax fsdax; do
     emupmem nvdimm create --region region1 --mode $mode --yes
+    emupmem nvdimm destroy namespace1.0 --yes
 done
 emupmem nvdimm create --region region1 --mode sector --yes --json > /job/out/whole.json
 
