@@ -16,7 +16,6 @@ pytestmark = pytest.mark.scenario
 
 RELEASE = "6.1.0-13-amd64"
 CMDLINE = f"BOOT_IMAGE=/boot/vmlinuz-{RELEASE} root=UUID=e0b0eed5-0000-4000-8000-000000000001 ro quiet"
-VIRSH = ("virsh", "-q", "-c", "qemu:///session")
 
 
 def test_the_real_ipmctl_without_modules(play: Play) -> None:
@@ -33,35 +32,63 @@ def test_the_real_ipmctl_without_modules(play: Play) -> None:
         assert f"ipmctl finds no Optane modules{' on socket 1' if socket else ''}\n" in done.stderr
 
 
+SYSTEM = "/sys/devices/system"
+PROCESSORS = {
+    **{f"{SYSTEM}/cpu/{name}": "0\n" for name in ("online", "possible", "present")},
+    f"{SYSTEM}/node/online": "0\n",
+    f"{SYSTEM}/node/possible": "0\n",
+    f"{SYSTEM}/node/node0/cpulist": "0\n",
+    f"{SYSTEM}/node/node0/meminfo": "Node 0 MemTotal: 4194304 kB\nNode 0 MemFree: 4194304 kB\n",
+}
+"""What libvirtd looks at before it starts a domain."""
+
+REAPER = """
+import ctypes, os, subprocess
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: libvirtd waits for its QEMUs to be gone, zombies too
+subprocess.Popen(["libvirtd"])
+while True:
+    os.wait()
+"""
+AS_DEV = (
+    *("setpriv", "--reuid", "dev", "--regid", "dev", "--init-groups", "env", "HOME=/home/dev"),
+    "XDG_RUNTIME_DIR=/home/dev/run",
+)
+VIRSH = (*AS_DEV, "virsh", "-q", "-c", "qemu:///session")
+
+
 @pytest.fixture
 def libvirt(play: Play) -> Scenario:
-    """A machine with libvirtd in session mode; it ends with the machine."""
-    machine = play(Host(tree="libvirt", cmdline=CMDLINE, release=RELEASE))
-    machine.must("sh", "-c", "mkdir -p /root/run && libvirtd -d -p /run/libvirtd.pid >/root/log 2>&1")
-    end = time.monotonic() + 60
-    while (done := machine.run(*VIRSH, "version")).status and time.monotonic() < end:
-        time.sleep(0.3)
-    assert done.status == 0, done.stderr
-    return machine
+    """A machine in which a user has libvirtd in session mode; it ends with the machine."""
+    machine = play(Host(tree="libvirt", cmdline=CMDLINE, release=RELEASE, files=PROCESSORS))
+    machine.write("/home/dev/reaper", REAPER)
+    machine.must("sh", "-c", "useradd dev && mkdir -p /home/dev/run && chown -R dev /home/dev")
+    start = " ".join((*AS_DEV, "python3", "/home/dev/reaper", ">/home/dev/log", "2>&1", "&"))
+    machine.must("sh", "-c", start)
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        if machine.run("test", "-S", "/home/dev/run/libvirt/libvirt-sock").status == 0:
+            return machine
+        time.sleep(0.2)
+    raise AssertionError(machine.read("/home/dev/log"))
 
 
-def domain(machine: Scenario, *words: str) -> tuple[str, str]:
-    """The domain that emupmem prints, defined and found valid; and what was said of it."""
-    made = machine.emupmem("qemu", "args", "--libvirt", *words)
+def domain(machine: Scenario, *words: str) -> str:
+    """The domain that emupmem prints, defined and found valid; what was said of it."""
+    made = machine.run(*AS_DEV, "/usr/local/bin/emupmem", "qemu", "args", "--libvirt", *words)
     assert made.status == 0, made.stderr
-    machine.write("/root/domain.xml", made.stdout)
-    machine.must(*VIRSH, "define", "--validate", "/root/domain.xml")
-    return made.stdout, made.stderr
+    machine.write("/home/dev/domain.xml", made.stdout)
+    machine.must(*VIRSH, "define", "--validate", "/home/dev/domain.xml")
+    return made.stderr
 
 
 GUEST = ("--", "-m", "256M", "-name", "vm1", "-smp", "3", "-accel", "tcg")
 
 
 def test_the_real_libvirt_starts_what_is_printed(libvirt: Scenario) -> None:
-    file = ("--pmem", "64M", "--pmem-file", "/root/pmem.img", "--label", "128K")
-    _, said = domain(libvirt, *file, *GUEST)
-    (made,) = re.findall(r"truncate -s \d+ /root/pmem.img", said)
-    libvirt.must(*made.split())
+    file = ("--pmem", "64M", "--pmem-file", "/home/dev/pmem.img", "--label", "128K")
+    said = domain(libvirt, *file, *GUEST)
+    (made,) = re.findall(r"truncate -s \d+ /home/dev/pmem.img", said)
+    libvirt.must(*AS_DEV, *made.split())
     assert "allocate an NVDIMM as a whole" in said
     libvirt.must(*VIRSH, "start", "vm1")
     found = libvirt.must(*VIRSH, "qemu-monitor-command", "--hmp", "vm1", "info memory-devices")
@@ -69,7 +96,7 @@ def test_the_real_libvirt_starts_what_is_printed(libvirt: Scenario) -> None:
     assert libvirt.must(*VIRSH, "vcpucount", "--live", "--active", "vm1").strip() == "3"
     libvirt.must(*VIRSH, "destroy", "vm1")
     libvirt.must(*VIRSH, "undefine", "vm1")
-    used = int(libvirt.must("du", "-k", "/root/pmem.img").split()[0])
+    used = int(libvirt.must("du", "-k", "/home/dev/pmem.img").split()[0])
     assert used >= 64 << 10, "it was allocated, as was said"
 
     domain(libvirt, *file, "--readonly", *GUEST)
@@ -78,7 +105,7 @@ def test_the_real_libvirt_starts_what_is_printed(libvirt: Scenario) -> None:
     assert '"readonly":true' not in native, "the file is opened for writing, as is said"
     libvirt.must(*VIRSH, "undefine", "vm1")
 
-    _, said = domain(libvirt, "--backend", "/root/pmem.img", "--device", "virtio-pmem", *GUEST)
+    said = domain(libvirt, "--backend", "/home/dev/pmem.img", "--device", "virtio-pmem", *GUEST)
     assert "libvirt 9.0 (Debian 12) defines this domain and cannot start it" in said
     done = libvirt.run(*VIRSH, "start", "vm1")
     assert done.status == 1

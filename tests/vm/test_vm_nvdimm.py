@@ -64,9 +64,9 @@ refuses '/dev/pmem0.1s has no DAX' emupmem mount /dev/pmem0.1s
 refuses '/dev/pmem0.2 has no DAX' emupmem mount /dev/pmem0.2
 emupmem mount /dev/pmem0 /mnt/pmem0 --json > /job/out/mount.json
 echo kept > /mnt/pmem0/file
-emupmem mount /dev/pmem0 /mnt/pmem0 > /run/mount
-grep 'virtual NVDIMM, kept by what the host has behind it' /run/mount
-grep volatile /run/mount && exit 9 || true
+emupmem mount /dev/pmem0 /mnt/pmem0 > /run/said
+grep 'virtual NVDIMM, kept by what the host has behind it' /run/said
+grep volatile /run/said && exit 9 || true
 emupmem nvdimm show --socket $(cat /sys/bus/nd/devices/region0/numa_node) --json > /job/out/mounted.json
 (cd /mnt/pmem0 && exec sleep 1000) &
 user=$!
