@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from emupmem.model import MIB, EmupmemError
-from emupmem.vm.options import Pairs, every_option, qemu_size
+from emupmem.vm.options import Pairs, count_of, every_option, qemu_size
 
 DEFAULT_RAM = 128 * MIB
 """QEMU's own default of `-m`."""
@@ -16,6 +17,7 @@ DEFAULT_RAM = 128 * MIB
 PLUGGED = ("nvdimm", "pc-dimm", "virtio-pmem", "virtio-mem", "hv-balloon")
 """Devices whose memory lies between the RAM and `maxmem`, by how their drivers' names begin."""
 SLOTTED = ("nvdimm", "pc-dimm")
+MOST_PROCESSORS = 1 << 16
 
 Reader = Callable[[str], str]
 
@@ -101,7 +103,7 @@ class _Seen:
         self._more(named.get("slots", ""), named.get("maxmem", ""))
 
     def _more(self, slots: str, maxmem: str) -> None:
-        self.slots = int(slots) if slots.isdigit() else self.slots
+        self.slots = count_of(slots) or self.slots
         self.maxmem = qemu_size(maxmem, 1) or self.maxmem
 
     def _machine(self, pairs: Pairs, name: str) -> None:
@@ -158,15 +160,11 @@ def read_guest(argv: Sequence[str], read: Reader = _nothing_to_read) -> Guest:
 def _processors(named: dict[str, str], first: str) -> int:
     """How many processors `-smp` gives; 0 where it does not tell."""
     told = named.get("cpus") or first
-    if told.isdigit():
-        return int(told)
-    parts = [
-        named[k] for k in ("sockets", "dies", "clusters", "cores", "threads") if named.get(k, "").isdigit()
-    ]
-    product = 1 if parts else 0
-    for part in parts:
-        product *= int(part)
-    return product
+    if count_of(told):
+        return count_of(told)
+    parts = [count_of(named.get(k, "")) for k in ("sockets", "dies", "clusters", "cores", "threads")]
+    known = [n for n in parts if n]
+    return min(math.prod(known), MOST_PROCESSORS) if known else 0
 
 
 PROGRAM_NAMES = re.compile(r"qemu-system-\w+|qemu-kvm|kvm")

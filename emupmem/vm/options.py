@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 from emupmem.model import MIB
@@ -42,13 +43,20 @@ def split_option(text: str) -> Pairs:
 
 def qemu_size(text: str, default_unit: int = MIB) -> int | None:
     """Bytes that QEMU reads from a size (`2G`, `512`, `1.5g`); None for what it would refuse."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?|0[xX][0-9a-fA-F]+)([bkKmMgGtTpPeE]?)", text.strip())
+    number = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|0[xX][0-9a-fA-F]{1,16}"
+    found = re.fullmatch(rf"({number})([bkKmMgGtTpPeE]?)", text.strip())
     if not found:
         return None
     units = {"b": 1} | {u: 1024 ** (n + 1) for n, u in enumerate("kmgtpe")}
     unit = units[found[2].lower()] if found[2] else default_unit
-    number = int(found[1], 16) if found[1].lower().startswith("0x") else float(found[1])
-    return int(number * unit)
+    count = int(found[1], 16) if found[1].lower().startswith("0x") else Fraction(found[1])
+    size = int(count * unit)
+    return size if size < 1 << 64 else None
+
+
+def count_of(text: str) -> int:
+    """A number of slots or processors; 0 for what is none."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
 def every_option(argv: Sequence[str], read: Callable[[str], str]) -> Iterator[tuple[str, Pairs]]:

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from emupmem.model import GIB, KIB, MIB
 from emupmem.system.machine import Machine
@@ -388,3 +390,35 @@ def test_a_domain_has_the_guests_name_and_processors() -> None:
     assert any("libvirt 9.0" in n for n in export.libvirt_notes(wishes, Options(device=Device.VIRTIO)))
     (said,) = export.libvirt_promises(wishes, Options(readonly=True), ["x"])
     assert "opens the file for writing" in said
+
+
+# Odd words ---------------------------------------------------------------------------------------------------
+
+NUMBERS = st.sampled_from(["9" * 400, "9" * 5000, "²", "٣", "1e400", "0x" + "f" * 400, "-1", "", "1G"])
+KEYS = ("size", "slots", "maxmem", "memory.size", "memory.slots", "memory.max-size", "cpus", "cores", "mem")
+
+
+@given(
+    option=st.sampled_from(["-m", "-M", "-smp", "-numa", "-object", "-device"]),
+    key=st.sampled_from(KEYS),
+    number=NUMBERS,
+)
+def test_numbers_that_no_machine_has(option: str, key: str, number: str) -> None:
+    for value in (number, f"{key}={number}", f"node,{key}={number}", f"size={number},{key}={number},id=x"):
+        try:
+            guest = read_guest((option, value))
+        except EmupmemError:
+            continue  # no machine of that name has NVDIMMs
+        for size in (guest.ram or 0, guest.maxmem, guest.slots, guest.cpus, *(n or 0 for n in guest.nodes)):
+            assert 0 <= size < 1 << 64
+
+
+@given(st.text(alphabet='[]"= \n#abcmemorysize0189-.\0é', max_size=200))
+def test_any_file_for_readconfig(text: str) -> None:
+    for head in ("", "[memory]\n", '[device "x"]\n', "[machine]\n"):
+        read_guest(("-readconfig", "x"), lambda name, head=head: head + text)  # type: ignore[misc]
+
+
+@given(st.text(alphabet='{}[]":, ab1ndriverfile', max_size=60))
+def test_any_json(text: str) -> None:
+    read_guest(("-device", f"{{{text}}}", "-blockdev", f'{{"driver":{text}}}', "-object", "{" * 3000))
