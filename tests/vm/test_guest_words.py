@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emupmem.model import GIB, KIB, MIB
+from emupmem.model import GIB, KIB, MIB, EmupmemError
 from emupmem.system.machine import Machine
 from emupmem.vm import arguments, export
 from emupmem.vm import backend as vm_backend
