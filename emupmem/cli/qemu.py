@@ -108,7 +108,12 @@ Share = Annotated[Switch, typer.Option("--share", help="Whether what the guest w
 ReadOnly = Annotated[bool, typer.Option("--readonly", help="The guest may not write (unarmed NVDIMM).")]
 Align = Annotated[str | None, typer.Option("--align", metavar="SIZE", help="Alignment of the mapping.")]
 Label = Annotated[
-    str | None, typer.Option("--label", metavar="SIZE", help="A label area, so that the guest can divide it.")
+    str | None,
+    typer.Option(
+        "--label",
+        metavar="SIZE",
+        help="A label area, so that the guest can divide its region; it comes on top of SIZE.",
+    ),
 ]
 NodeList = Annotated[
     list[int] | None,

@@ -42,12 +42,14 @@ def processes_mapping(machine: Machine, name: str) -> list[str]:
     except OSError:
         return []
     mark = f" {os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x} {info.st_ino} "
+    # btrfs and overlays tell another device there than stat does: then the inode with the name counts.
+    named = re.compile(rf" {info.st_ino} +{re.escape(machine.real(name))}$", re.MULTILINE)
     one = identity(machine, name)
     pids = sorted((n for n in machine.names("/proc") if n.isdigit()), key=int)
     return [
         f"{machine.peek(f'/proc/{p}/comm')} (process {p})"
         for p in pids
-        if mark in machine.peek(f"/proc/{p}/maps") or _writes(machine, p, one)
+        if mark in (maps := machine.peek(f"/proc/{p}/maps")) or named.search(maps) or _writes(machine, p, one)
     ]
 
 

@@ -7,6 +7,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -441,6 +442,19 @@ def test_devices(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
         GIB - 2 * MIB,
         2 * MIB,
         True,
+    )
+
+
+def test_a_mapping_on_btrfs_is_seen(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There /proc/PID/maps has another device than stat (the subvolume's against the file system's)."""
+    on(here, "/", "btrfs", "/dev/sda1", monkeypatch)
+    put_mapped(here, "/vm/x.img")
+    maps = here.peek("/proc/7/maps")
+    put(here, "/proc/7/maps", re.sub(r" \w+:\w+ ", " 00:2b ", maps))
+    refused("is in use by qemu (process 7)", lambda: vm_backend.look(here, "/vm/x.img"))
+    put(here, "/proc/7/maps", re.sub(r" \w+:\w+ ", " 00:2b ", maps).replace("/vm/x.img", "/other/x.img"))
+    refused(
+        "not a multiple", lambda: plan(Guest(), [Wish(vm_backend.look(here, "/vm/x.img"), 1)], Options(), NEW)
     )
 
 
