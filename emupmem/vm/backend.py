@@ -58,10 +58,12 @@ def has_libpmem(machine: Machine, qemu: str) -> bool:
 
 
 def read_config(machine: Machine, name: str) -> str:
-    """The text of a file for -readconfig. Raises EmupmemError where it cannot be read a second time by QEMU."""
-    hint = "give the RAM with -m after -- as well, and leave -readconfig to a script that starts QEMU"
+    """The text of a file for -readconfig. Raises EmupmemError where QEMU could not read it a second time."""
     if machine.entry_kind(name) != "file" or (machine.file_size(name) or 0) > MOST_CONFIG:
-        raise EmupmemError(f"-readconfig {name} is not a file that can be read here", hint)
+        raise EmupmemError(
+            f"-readconfig {name} is not there, or no regular file of at most 1 MiB",
+            "it tells the guest's RAM and names, and is read here before QEMU reads it: give such a file",
+        )
     data = machine.read(name)
     return (data or b"").decode("utf-8", "replace")
 

@@ -174,7 +174,7 @@ def test_words_in_the_wrong_place(run: Run, tmp_path: Path) -> None:
     for name in (tmp_path / "none", tmp_path / "pipe", "/dev/zero", tmp_path):
         done = run("args", "--pmem", "1G", "--", "-readconfig", str(name))
         assert done.status == 1
-        assert "give the RAM with -m" in done.err
+        assert "no regular file" in done.err
 
 
 # Sizes ------------------------------------------------------------------------------------------------------
