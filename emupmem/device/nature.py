@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from emupmem.system.machine import Machine
+from emupmem.system.host import Host
 
 EMULATED = ("e820", "ramdax")
 """Providers of regions that are RAM: what memmap= made, and its division by ramdax."""
@@ -11,7 +11,7 @@ EMULATED = ("e820", "ramdax")
 VOLATILE = "emulated, volatile"
 
 
-def nature(machine: Machine, provider: str, reserved: bool, domain: str = "") -> str:
+def nature(machine: Host, provider: str, reserved: bool, domain: str = "") -> str:
     """What a device is and how far its content survives, as it is to be shown with the device.
 
     `provider` is that of its libnvdimm bus, `reserved` whether it lies in a range that this boot reserves,
@@ -33,7 +33,7 @@ def nature(machine: Machine, provider: str, reserved: bool, domain: str = "") ->
     return f"{kind} · {flushed}" if flushed else kind
 
 
-def is_virtual(machine: Machine) -> bool:
+def is_virtual(machine: Host) -> bool:
     """Whether the processor says that a hypervisor runs this machine."""
     flags = next((x for x in machine.peek("/proc/cpuinfo").splitlines() if x.startswith("flags")), "")
     return "hypervisor" in flags.split()
