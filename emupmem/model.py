@@ -236,7 +236,9 @@ class BootLog:
     `firmware` is None when the text has no map (see `problem`). `user` is the map after the
     command line, `modified` after the kernel's own trimming; both None where not printed.
     `losses` are ranges that the kernel took out of the RAM, line by line; `unplaced` is a line that
-    says RAM was lost where nothing says which, empty where all is known. `i386` is a kernel of 32 bits.
+    says RAM was lost where nothing says which, empty where all is known. `i386` is a kernel of 32 bits,
+    `old_words` a map in the words of kernels before 3.5. `confidential` is the kind of a guest whose memory
+    is encrypted (`Intel TDX`, `AMD SEV-SNP`). `line_known` is whether the command line is there as a whole.
     `symptoms` are lines that tell of a broken reservation, as printed; `warnings` what must be said
     of the reading although there is a map, such as that the log ends inside it.
     """
@@ -256,6 +258,9 @@ class BootLog:
     losses: tuple[Loss, ...] = ()
     unplaced: str = ""
     i386: bool = False
+    old_words: bool = False
+    confidential: str = ""
+    line_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,8 @@ def _refuse_kernel(machine: Host) -> tuple[str, ...]:
             "install a distribution's standard kernel",
         )
     if not name:
-        return (f"no configuration of kernel {kernel.release} is kept here: its drivers are not checked",)
+        which = kernel.release or "the kernel that boots by default"
+        return (f"no configuration of {which} is kept here: its drivers are not checked",)
     return ()
 
 

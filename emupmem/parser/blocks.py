@@ -35,6 +35,7 @@ class Block:
     followed: bool = False  # other lines follow the last one
     suspect: tuple[int, str] | None = None  # one of them, which would be a cut line if the map went on
     prefix: str = ""  # what stands before the range in the last line
+    old_words: bool = False  # as kernels before 3.5 print it
 
     @property
     def first_line(self) -> int:
@@ -63,6 +64,7 @@ class Block:
             self.blame(number, text, f"is one of more than {MAX_ENTRIES}, which no kernel prints")
             return
         self.pieces.append(piece)
+        self.old_words = line.old
         if line.kind is None:
             self.gaps.add(piece.start)
 
@@ -143,6 +145,8 @@ class Boot:
     lost_bytes: int = 0
     i386: bool = False
     xen_pv: bool = False
+    confidential: str = ""  # the kind of a guest whose memory its host cannot read
+    mirrored: str = ""  # the line that says how much of the memory is mirrored
 
     def replace(self, old: Block) -> None:
         """Compare a finished firmware map with the one before it, and remember it as that."""

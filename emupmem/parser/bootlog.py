@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import IO
 
-from emupmem.kernel.cmdline import parse_command_line
+from emupmem.kernel.cmdline import U64, parse_command_line
 from emupmem.model import (
     LOW_LIMIT,
     MIB,
@@ -64,6 +64,9 @@ def _answer(reader: Reader, name: str, head: bytes) -> BootLog:
         warnings.append(f"the memory of the NUMA nodes is not known: {boot.bad_node}")
     block = boot.blocks.get("firmware")
     user, modified = _later_map(boot, "user", warnings), _later_map(boot, "modified", warnings)
+    line, line_known = _booted_with(boot, warnings)
+    if boot.mirrored:
+        warnings.append(f'which part of the memory is mirrored is not known here ("{boot.mirrored}")')
     return BootLog(
         firmware=firmware,
         problem=problem,
@@ -72,7 +75,10 @@ def _answer(reader: Reader, name: str, head: bytes) -> BootLog:
         losses=tuple(boot.losses.values()),
         unplaced=_unplaced(boot, firmware) if modified is None else "",
         i386=boot.i386 or _is_i386(boot.banner),
-        command_line=_booted_with(boot, warnings),
+        old_words=block is not None and block.old_words,
+        confidential=boot.confidential,
+        command_line=line,
+        line_known=line_known,
         linux_version=boot.banner,
         efi=True if boot.efi else (False if late else None),
         xen=boot.xen_pv or boot.hypervisor == "Xen PV" or (block is not None and block.who == "Xen"),
@@ -112,11 +118,10 @@ def _unplaced(boot: Boot, firmware: FirmwareMap | None) -> str:
     """The line that says RAM was lost, where no line and no map says which."""
     if boot.damaged or firmware is None:
         return boot.damaged
-    if boot.lost_bytes:
-        placed = _ram_in(firmware, boot.losses) >= boot.lost_bytes
-    else:
-        placed = any(end > MIB for _, end in boot.losses)
-    return "" if placed else boot.lost
+    taken = [(start, end) for start, end in boot.losses if end < U64]  # beyond is a limit, see survey
+    if not boot.lost_bytes:
+        return "" if any(end > MIB for _, end in taken) else boot.lost
+    return "" if _ram_in(firmware, taken) >= boot.lost_bytes else boot.lost
 
 
 def _ram_in(firmware: FirmwareMap, spans: Iterable[tuple[int, int]]) -> int:
@@ -134,6 +139,11 @@ def _no_map(boot: Boot, has_earlier: bool, head: bytes) -> EmupmemError:
     for magic, what, remedy in _NOT_TEXT:
         if head.startswith(magic):
             return EmupmemError(f"the log is {what}", remedy)
+    other = pattern("other processor").search(boot.banner)
+    if other is not None:
+        return EmupmemError(
+            f"the log is of another processor ({other[1]})", "memmap=SIZE!OFFSET exists on x86-64 only"
+        )
     if has_earlier:
         where = f", which begins in line {boot.banner_line}," if boot.banner_line else ""
         return EmupmemError(f"the last boot of the log{where} has no firmware map", WHOLE_LOG_HINT)
@@ -156,14 +166,17 @@ def _later_map(boot: Boot, name: str, warnings: list[str]) -> tuple[MapEntry, ..
         return None
 
 
-def _booted_with(boot: Boot, warnings: list[str]) -> CommandLine | None:
-    """The command line: the earlier print has what the memory map was made of, but may be cut."""
+def _booted_with(boot: Boot, warnings: list[str]) -> tuple[CommandLine | None, bool]:
+    """The command line, and whether all of it is there.
+
+    The earlier print has what the memory map was made of, but may be cut.
+    """
     text, key = (boot.early, "Command") if boot.early else (boot.late, "Kernel command")
     if key in boot.cut_lines and boot.late.startswith(text) and "Kernel command" not in boot.cut_lines:
         text, key = boot.late, "Kernel command"
     if key in boot.cut_lines:
         warnings.append("the command line in the log is cut: words at its end are not known")
-    return parse_command_line(text) if text else None
+    return (parse_command_line(text) if text else None), bool(text) and key not in boot.cut_lines
 
 
 def parse_boot_log(source: Source, name: str = "") -> BootLog:

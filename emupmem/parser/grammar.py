@@ -10,20 +10,16 @@ import regex
 
 from emupmem.model import Kind
 
-U64_MAX = (1 << 64) - 1
-
-
 MAX_LOSSES = 512  # a machine has a dozen
 
 
-def takes_ram(act: str, end: int, words: str) -> bool:
+def takes_ram(act: str, words: str) -> bool:
     """Whether such a change takes RAM that a reservation could lie in; what cannot be read does.
 
-    Not those of the command line: `mem=` and a bare `memmap=` remove all from an address on, which the
-    planner knows by the words themselves, and `memmap=SIZE%START-1+12` makes a reservation.
+    Not `memmap=SIZE%START-1+12`, which makes a reservation.
     """
     if act == "remove":
-        return end < U64_MAX and _kind_of(words) in (Kind.RAM, None)
+        return _kind_of(words) in (Kind.RAM, None)
     old, _, new = words.partition("==>")
     # "usable ==> usable" is the boot loader's setup_data, which is of a type that prints as RAM does
     return _kind_of(old) in (Kind.RAM, None) and _kind_of(new) not in (Kind.RAM, Kind.PRAM)
@@ -82,6 +78,16 @@ _PATTERNS = {
         r"| (?P<act>update|remove) range: (?P<c>[0-9a-f]{16}) - (?P<d>[0-9a-f]{16}))(?P<rest>[^\"]*+)"
     ),
     "begun": r"e820(?:: (?:update|remove) \[mem| (?:update|remove) range:)(?: 0[0-9a-fx]|[ \t]*+$)",
+    # mm/memtest.c (bad cells; the end is exclusive), mm/memory-failure.c (a page frame), early-quirks.c
+    "unfit": (
+        r"(?P<text>bad mem addr (?:0x)?(?P<a>[0-9a-f]{8,16}) - (?:0x)?(?P<end>[0-9a-f]{8,16}) reserved"
+        r"|Memory failure: 0x(?P<frame>[0-9a-f]{1,13}):[^\"]*+"
+        r"|Reserving Intel graphics (?:stolen )?memory at (?:\[mem )?"
+        r"0x(?P<a>[0-9a-f]{1,16})-0x(?P<last>[0-9a-f]{1,16})\]?)"
+    ),
+    # arch/x86/mm/mem_encrypt.c, arch/x86/coco/tdx/tdx.c
+    "confidential": r"Memory Encryption Features active:(?: Intel (TDX)|[A-Z -]* (SEV-SNP))|\b(tdx): Guest detected",
+    "mirrored": r"Memory: \d{1,12}M/\d{1,12}M mirrored memory",
     "losing": r"losing (\d{1,12})[ ]?MB of RAM",
     "string": r"(?:[^\"\\]|\\.)*+",
     "escape": r"\\x([0-9a-f]{2})",
@@ -100,6 +106,7 @@ _PATTERNS = {
     # In the release of a 32-bit kernel: -686-pae, .i686.PAE, -generic-pae
     # A number alone may count builds: 5.14.0-386.el9.x86_64.
     "i386": r"[-._]i[3-6]86(?![a-z0-9])|-[3-6]86(?:-pae|-bigmem|-smp)?$|[-.+](?:pae|bigmem)$",
+    "other processor": r"\b(aarch64|arm64|armv\d\w*|riscv64|ppc64\w*|s390x|loongarch64|mips\w*)\b",
     "ubuntu": r"^Ubuntu \S++ (\d+)\.(\d+)\.(\d+)",
     "debian": r"\bDebian (?:\d+:)?(\d+)\.(\d+)(?:\.(\d+))?",
     "counter": r"-\d",
@@ -130,7 +137,10 @@ class BrokenLineError(Exception):
 
 @dataclass(slots=True)
 class MapLine:
-    """A map line: who printed it, what stands before, and its entry (kind None for a `[gap`)."""
+    """A map line: who printed it, what stands before, and its entry (kind None for a `[gap`).
+
+    `old` is a line as kernels before 3.5 print it.
+    """
 
     who: str
     lead: str
@@ -138,6 +148,7 @@ class MapLine:
     end: int
     kind: Kind | None
     words: str
+    old: bool
 
 
 def map_line(text: str) -> MapLine | None:
@@ -163,8 +174,11 @@ def _is_entry(who: str, rest: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _entry(who: str, rest: str) -> tuple[int, int, Kind | None, str]:
-    """(start, end, kind, words) of an entry; remembered, because boots of a machine print the same ones."""
+def _entry(who: str, rest: str) -> tuple[int, int, Kind | None, str, bool]:
+    """(start, end, kind, words, whether before 3.5) of an entry.
+
+    Remembered, because the boots of a machine print the same ones.
+    """
     found = pattern("entry").fullmatch(rest)
     if found is None:
         cut = pattern("entry").fullmatch(rest, partial=True) is not None
@@ -182,4 +196,4 @@ def _entry(who: str, rest: str) -> tuple[int, int, Kind | None, str]:
     if end > MAX_ADDRESS:
         raise BrokenLineError(who, "is beyond 2^52, where no machine has memory")
     kind = None if gap is not None else KINDS.get(words, Kind.UNKNOWN)
-    return start, end, kind, words
+    return start, end, kind, words, old_end is not None

@@ -19,6 +19,7 @@ from emupmem.parser.grammar import (
 )
 
 _LONG_LINE = 8 << 10
+_PAGE = 4096
 _WATCHED = 300
 """Lines after a map line that are looked at one by one."""
 _PRINTK_MAX = 975  # the shortest limit of one printk record, kernel/printk/printk.c LOG_LINE_MAX
@@ -194,12 +195,28 @@ class Reader:
             return
         start = int(found["a"] or found["c"], 16)
         end = int(found["b"], 16) + 1 if found["b"] else int(found["d"], 16)
-        if not takes_ram(found["act"], end, found["rest"]):
-            return
+        if takes_ram(found["act"], found["rest"]):
+            self._lose(start, end, found[0], number, text)
+
+    def _lose(self, start: int, end: int, why: str, number: int, text: str) -> None:
+        boot = self.boot
         if end <= start or len(boot.losses) >= MAX_LOSSES:
             boot.damaged = boot.damaged or visible(text, 200)
         else:
-            boot.losses.setdefault((start, end), Loss(start, end, visible(found[0].strip(), 120), number))
+            boot.losses.setdefault((start, end), Loss(start, end, visible(why.strip(), 120), number))
+
+    def _unfit(self, number: int, text: str) -> None:
+        """Memory with bad cells, or that a device has."""
+        found = pattern("unfit").search(text)
+        if found is None:
+            return
+        if found["frame"]:
+            start = int(found["frame"], 16) * _PAGE
+            end = start + _PAGE
+        else:
+            start = int(found["a"], 16)
+            end = int(found["end"], 16) if found["end"] else int(found["last"], 16) + 1
+        self._lose(start, end, found["text"], number, text)
 
     def _fact(self, number: int, text: str) -> None:
         boot = self.boot
@@ -213,6 +230,13 @@ class Reader:
         elif "MTRRs don't cover all" in text:
             amount = pattern("losing").search(text)
             boot.lost, boot.lost_bytes = visible(text, 200), int(amount[1]) * MIB if amount else MAX_ADDRESS
+        elif "bad mem addr" in text or "Memory failure: 0x" in text or "Reserving Intel graphics" in text:
+            self._unfit(number, text)
+        elif "Memory Encryption Features" in text or "tdx: Guest" in text:
+            if found := pattern("confidential").search(text):
+                boot.confidential = "AMD SEV-SNP" if found[2] else "Intel TDX"
+        elif "mirrored memory" in text and (found := pattern("mirrored").search(text)):
+            boot.mirrored = found[0]
         elif " HIGHMEM available." in text or " LOWMEM available." in text or "non-PAE kernel" in text:
             boot.i386 = True  # arch/x86/mm/init_32.c; the notice on NX of arch/x86/mm/setup_nx.c
         elif "on Xen" in text and pattern("xen pv").search(text):

@@ -37,6 +37,12 @@ _PHRASES = (
     b"e820 remove range:",
     b"MTRRs don't cover all",
     b"update e820 for mtrr",
+    b"bad mem addr ",
+    b"Memory failure: 0x",
+    b"Reserving Intel graphics ",
+    b"Memory Encryption Features active",
+    b"tdx: Guest detected",
+    b" mirrored memory",
     b"devm_memremap_pages attempted",
     b"Conflicting mapping in same section",
 )

@@ -16,6 +16,10 @@ ec776ef6bbe1) with the internal build 3.10.0-427, between RHEL 7.2 (327) and 7.3
 """
 
 
+BEFORE_3_5 = KernelRelease(3, 4, None, "the kernel of this log (before 3.5, by the words of its memory map)")
+"""A kernel that no banner names, but whose map has the words of its time."""
+
+
 def kernel_problem(kernel: KernelRelease | None) -> EmupmemError | None:
     """Why a kernel must not be given `memmap=SIZE!OFFSET`, None where nothing is known against it.
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from emupmem.kernel.cmdline import parse_command_line
+from emupmem.kernel.cmdline import U64, parse_command_line
 from emupmem.model import (
     BootLog,
     CommandLine,
@@ -22,8 +22,8 @@ from emupmem.model import (
 )
 from emupmem.parser.bootlog import Source, kernel_release, parse_boot_log
 from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
-from emupmem.planner.kernels import KERNEL_NEEDED, kernel_problem
-from emupmem.planner.places import disagreements, high_losses
+from emupmem.planner.kernels import BEFORE_3_5, KERNEL_NEEDED, kernel_problem
+from emupmem.planner.places import disagreements, high_losses, subtract, union_of
 from emupmem.planner.situation import Situation
 from emupmem.system.host import Host
 from emupmem.units import span_text
@@ -69,8 +69,18 @@ def of_log(source: Source, name: str) -> Survey:
     _refuse_unplaced(log)
     line = without_reservations(log.command_line) if log.command_line else None
     release = kernel_release(log.linux_version) if log.linux_version else None
+    if release is None and log.old_words:
+        release = BEFORE_3_5
     vetoes = (("the kernel's modified map", _ram(log.modified)),) if log.modified else ()
-    situation = Situation(log.firmware, vetoes, log.nodes, line, log.efi, release, losses=_losses(log))
+    situation = Situation(
+        log.firmware,
+        vetoes,
+        log.nodes,
+        line,
+        log.efi,
+        release,
+        losses=_losses(log, log.command_line if log.line_known else None),
+    )
     notes = (*log.warnings, *_veto_notes(situation))
     return Survey(situation, name, notes, refusal(log), reserved=_reserved(log.command_line))
 
@@ -107,7 +117,8 @@ def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = 
         ]
         vetoes.append(("/proc/iomem", tuple(usable)))
     nodes = next((log.nodes for _, log in logs if log.nodes), ()) or machine.nodes()
-    next_line = boots or parse_command_line(machine.peek("/proc/cmdline"))
+    booted = parse_command_line(machine.peek("/proc/cmdline"))
+    next_line = boots or booted
     line = without_reservations(next_line)
     banner = machine.peek("/proc/version")
     release = kernel_release(banner, machine.peek("/proc/version_signature")) if banner else None
@@ -119,7 +130,7 @@ def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = 
         machine.exists("/sys/firmware/efi"),
         release,
         machine.huge_page_bytes(),
-        tuple(loss for _, log in logs for loss in _losses(log)),
+        tuple(loss for _, log in logs for loss in _losses(log, booted)),
     )
     notes = [*broken, *(why for _, why in unseen if machine.is_root)]
     notes += [
@@ -129,6 +140,7 @@ def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = 
     agreeing = [other for other, found in maps[1:] if found.ram == firmware.ram]
     shown = name + (f", agrees with {' and '.join(agreeing)}" if agreeing else "")
     refused = next((why for _, log in logs if (why := refusal(log)) is not None), None)
+    refused = refused or _refusal_here(machine, booted)
     all_notes = (*notes, *_veto_notes(situation))
     return Survey(situation, shown, all_notes, refused, reserved=_reserved(next_line))
 
@@ -174,8 +186,39 @@ def refusal(log: BootLog) -> EmupmemError | None:
         return EmupmemError("the log is of WSL: Windows starts its kernel, not GRUB", ELSEWHERE)
     if log.xen:
         return EmupmemError("the log is of a Xen dom0 or PV guest: its memory map is Xen's", ELSEWHERE)
+    if log.confidential:
+        return confidential_guest(f"the log is of a confidential guest ({log.confidential})")
+    if log.command_line is not None and is_kdump(log.command_line):
+        return EmupmemError(
+            "the log is of a kdump kernel, which was given a small part of the memory to save the rest from",
+            "give the log of an ordinary boot",
+        )
     if log.i386:
         return EmupmemError("the log is of a 32-bit kernel, which has no /dev/pmem", KERNEL_NEEDED)
+    return None
+
+
+def confidential_guest(what: str) -> EmupmemError:
+    """Why a guest whose host cannot read its memory is not planned for: `what` names it."""
+    return EmupmemError(
+        f"{what}: only memory that its kernel takes as RAM is accepted from the host, a device has none",
+        ELSEWHERE,
+    )
+
+
+def is_kdump(line: CommandLine) -> bool:
+    """Whether this started a kernel that saves another one's memory (kernel/crash_dump.c)."""
+    return any(w.startswith("elfcorehdr=") for w in line.words)
+
+
+def _refusal_here(machine: Machine, line: CommandLine) -> EmupmemError | None:
+    """As `refusal`, of the running machine, where its log does not tell."""
+    if re.search(r"^flags\s*:.*\btdx_guest\b", machine.peek("/proc/cpuinfo"), re.MULTILINE):
+        return confidential_guest("this is a confidential guest (Intel TDX)")
+    if machine.exists("/dev/sev-guest"):
+        return confidential_guest("this is a confidential guest (AMD SEV-SNP)")
+    if is_kdump(line):
+        return EmupmemError("this is a kdump kernel", "start the machine as usual first")
     return None
 
 
@@ -196,11 +239,23 @@ def for_kernel(found: Survey, kernel: KernelRelease | None) -> Survey:
     return found
 
 
-def _losses(log: BootLog) -> tuple[Loss, ...]:
-    """What the kernel took by itself: a `%` item of its command line is the planner's to know, by the word."""
-    items = log.command_line.items if log.command_line is not None else ()
-    asked = {(i.start, i.start + i.size) for i in items if i.op == "%"}
-    return tuple(x for x in log.losses if (x.start, x.end) not in asked)
+def _losses(log: BootLog, line: CommandLine | None) -> tuple[Loss, ...]:
+    """What the kernel of a log took of the RAM by itself.
+
+    What its command line asked for, a limit or a `%` item, is the planner's to know, by the word. Where the line
+    is not known as a whole (None), all that was taken counts, and what the map after it (`user:`) does not have.
+    """
+    if line is not None:
+        asked = {(i.start, i.start + i.size) for i in line.items if i.op == "%"}
+        limits = {*line.mem_limits, *(i.size for i in line.items if i.op == "limit")}
+        asked |= {(limit, U64) for limit in limits}
+        return tuple(x for x in log.losses if (x.start, x.end) not in asked)
+    if log.user is None or log.firmware is None:
+        return log.losses
+    kept = union_of([*((s.start, s.end) for s in _ram(log.user)), *((x.start, x.end) for x in log.losses)])
+    ram = ((s.start, s.end, 0, None) for s in log.firmware.ram)
+    why = "the map after the command line (user:) does not have it as RAM"
+    return (*log.losses, *(Loss(start, end, why) for start, end, _, _ in subtract(ram, kept)))
 
 
 def _refuse_unplaced(log: BootLog) -> None:

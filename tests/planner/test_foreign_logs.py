@@ -11,7 +11,7 @@ from emupmem.boot import obstacles
 from emupmem.model import EmupmemError, Request
 from emupmem.parser.bootlog import parse_boot_log
 from emupmem.planner.plan import plan
-from emupmem.planner.survey import for_kernel, of_log, of_machine
+from emupmem.planner.survey import NoMap, for_kernel, of_log, of_machine
 from tests.fake import LOG, build, put
 
 XEN_MAP = LOG.replace("BIOS-e820:", "Xen:")
@@ -63,6 +63,58 @@ def test_ordinary_guests_are_planned(line: str) -> None:
 def test_wsl() -> None:
     refused(WSL, "the log is of WSL")
     refused(WSL.replace("-standard-WSL2", "-WSL2-stable"), "the log is of WSL")
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP", "AMD SEV-SNP"),
+        ("AMD Memory Encryption Features active: SEV SEV-ES SEV-SNP", "AMD SEV-SNP"),
+        ("Memory Encryption Features active: Intel TDX", "Intel TDX"),
+        ("tdx: Guest detected", "Intel TDX"),
+        ("[    0.000000] tdx: Guest detected", "Intel TDX"),
+        ("Memory Encryption Features active: AMD SME", ""),
+        ("Memory Encryption Features active: AMD SEV SEV-ES", ""),
+        ("virt/tdx: BIOS enabled: private KeyID range [16, 32)", ""),
+    ],
+)
+def test_confidential_guests(line: str, kind: str) -> None:
+    if kind:
+        refused(f"{LOG}{line}\n", rf"the log is of a confidential guest \({kind}\)")
+    else:
+        assert for_kernel(of_log(f"{LOG}{line}\n", "boot.log"), None).plan_refused is None
+
+
+def test_kdump_kernels() -> None:
+    log = LOG.replace("ro quiet", "ro quiet irqpoll nr_cpus=1 elfcorehdr=0x6b000000")
+    with pytest.raises(EmupmemError, match="the log is of a kdump kernel"):
+        for_kernel(of_log(log, "boot.log"), None)
+
+
+def test_another_processor() -> None:
+    log = "Booting Linux on physical CPU 0x0000000000 [0x410fd083]\nLinux version 6.1.0-18-arm64 (a@b) (gcc-12)\n"
+    with pytest.raises(NoMap, match=r"another processor \(arm64\)"):
+        of_log(log, "boot.log")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        (
+            "/proc/cpuinfo",
+            "processor : 0\nflags\t\t: fpu tdx_guest nx\n",
+            r"this is a confidential guest \(Intel TDX",
+        ),
+        ("/dev/sev-guest", "", r"this is a confidential guest \(AMD SEV-SNP"),
+        ("/proc/cmdline", "BOOT_IMAGE=/v ro elfcorehdr=0x6b000000\n", "this is a kdump kernel"),
+        ("/log", f"{LOG}tdx: Guest detected\n", r"confidential guest \(Intel TDX"),
+    ],
+)
+def test_the_running_one_as_its_log(tmp_path: Path, file: str, text: str, words: str) -> None:
+    machine = build(tmp_path)
+    put(machine, file, text)
+    with pytest.raises(EmupmemError, match=words):
+        obstacles.planned_for(machine, of_machine(machine))
 
 
 def test_the_running_machine_and_an_archive_are_judged_before_a_plan(tmp_path: Path) -> None:

@@ -36,12 +36,18 @@ HARMLESS = (
     "e820: remove [mem 0x140000000-0x1401fffff] reserved",
     "e820: update [mem 0x140000018-0x140011057] usable ==> usable",
     "e820: update [mem 0x140000000-0x17fffffff] usable ==> persistent (type 12)",
-    "e820: remove [mem 0x200000000-0xfffffffffffffffe] usable",
-    "e820 remove range: 0000000200000000 - ffffffffffffffff (usable)",
     "e820: reserve RAM buffer [mem 0x53e000000-0x53fffffff]",
     "e820: register RAM buffer resource [mem 0x53e000000-0x53fffffff]",
     "efi: Remove mem57: MMIO range=[0x140000000-0x143ffffff] (64MB) from e820 map",
     "update e820_table_kexec for setup_data",
+    "acpi/hmat: Memory (0x100000000 length 0x40000000) Flags:0003 Processor Domain:0 Memory Domain:2",
+    "ACPI: PMTT 0x00000000BFFD0000 000064 (v01 X)",
+    "ACPI: Reserving PMTT table memory at [mem 0x140000000-0x140000063]",
+    "ACPI: SRAT: Node 0 PXM 0 [mem 0x540000000-0x93fffffff] hotplug",
+    "early_memtest: # of tests: 17",
+    "  0000000100000000 - 0000000140000000 pattern 4c494e5558726c7a",
+    "Reserving Intel graphics memory at [mem 0xab800000-0xaf7fffff]",
+    "Could not allocate 0x0000000000001000 bytes of mirrored memory",
 )
 TAKEN = (
     ("e820 update range: 0000000100000000 - 0000000140000000 (usable) ==> (reserved)", 0x140000000),
@@ -55,7 +61,16 @@ TAKEN = (
     ("e820: remove [mem 0x100000000-0x13fffffff] usable", 0x140000000),
     ("e820: remove [mem 0x100000000-0x13fffffff] System RAM", 0x140000000),
     ("e820: remove [mem 0x100000000-0x13fffffff]", 0x140000000),
+    ("Reserving Intel graphics memory at [mem 0x100000000-0x13fffffff]", 0x140000000),
+    ("Reserving Intel graphics memory at 0x0000000100000000-0x000000013fffffff", 0x140000000),
 )
+UNFIT = (
+    ("  4c494e5558726c7a bad mem addr 0x0000000110000000 - 0x0000000110000008 reserved", 0x110000000, 8),
+    ("  4c494e5558726c7a bad mem addr 0110000000 - 0110000010 reserved", 0x110000000, 16),
+    ("  5555555555555555 bad mem addr 013fffffff8 - 0140000000 reserved", 0x13FFFFFFF8, -1),
+    ("Memory failure: 0x110000: recovery action for dirty LRU page: Recovered", 0x110000000, 4096),
+)
+WITHOUT_LINE = "".join(x for x in LOG.splitlines(keepends=True) if "ommand line" not in x)
 DECORATED = ("{}", "[    0.155122] {}", "Nov 22 10:00:00 h kernel: {}", '{{"pri":6,"msg":"{}"}}', "> {}")
 WARNING = "WARNING: BIOS bug: CPU MTRRs don't cover all of memory, losing {}MB of RAM."
 ENTRY = "BIOS-e820: [mem 0x0000000100000000-0x000000053fffffff] usable"
@@ -82,6 +97,20 @@ def test_every_line_that_takes_ram_is_a_veto(line: str, end: int, decoration: st
     (loss,) = parse_boot_log(text).losses
     assert (loss.start, loss.end, loss.text) == (4 * GIB, end, line)
     assert start(text) == end
+
+
+@pytest.mark.parametrize(("line", "first", "size"), UNFIT)
+def test_cells_that_failed_are_kept_clear_of(line: str, first: int, size: int) -> None:
+    """mm/memtest.c prints an exclusive end; the hexadecimal of old kernels has no 0x."""
+    text = LOG + line + "\n"
+    if size < 0:  # runs backwards: it was not read as it was printed
+        with pytest.raises(NoMap):
+            survey(text)
+        return
+    (loss,) = parse_boot_log(text).losses
+    assert (loss.start, loss.end - loss.start) == (first, size)
+    assert start(text) == 5 * GIB
+    assert survey(text).notes[-1].startswith("the kernel took 0x110000000-0x110000")
 
 
 @pytest.mark.parametrize("log", [LOG, OLD, NEW])
@@ -181,6 +210,66 @@ def test_what_the_command_line_asked_for_is_no_loss() -> None:
     text += "e820: update [mem 0x100000000-0x13fffffff] usable ==> soft reserved\n"
     assert survey(text).situation.losses == ()
     assert start(text) == 5 * GIB  # the word still takes it
+
+
+LIMITED = (
+    "e820: remove [mem 0x180000000-0xfffffffffffffffe] usable",
+    "e820 remove range: 0000000180000000 - ffffffffffffffff (usable)",
+    "e820: remove [mem 0x180000000-0xfffffffffffffffe] System RAM",
+)
+
+
+@pytest.mark.parametrize("line", LIMITED)
+@pytest.mark.parametrize("words", ["mem=6G", "memmap=6G", "memmap=6GiB!4G"])
+def test_a_limit_of_the_command_line_is_known_by_the_word(line: str, words: str) -> None:
+    text = LOG.replace("ro quiet", f"ro {words}") + line
+    assert survey(text).situation.losses == ()
+    assert plan(survey(text).situation, Request(size=GIB)).ram_left < 4 * GIB
+
+
+@pytest.mark.parametrize("line", LIMITED)
+@pytest.mark.parametrize("log", [WITHOUT_LINE, LOG])
+def test_a_limit_that_no_word_explains_is_a_loss(line: str, log: str) -> None:
+    """As in a log that went through grep: what stays is 6 GiB less the hole, not 20."""
+    made = plan(survey(log + line).situation, Request(size=GIB))
+    assert made.ram_left < 4 * GIB
+    assert made.reservations[0].end <= 6 * GIB
+    with pytest.raises(NoPlan):
+        plan(survey(log + line).situation, Request(size=3 * GIB))
+
+
+def test_a_limit_does_not_account_for_what_the_mtrrs_lost() -> None:
+    with pytest.raises(NoMap, match="does not say which"):
+        survey(LOG + LIMITED[0] + "\n" + WARNING.format(1024))
+
+
+USER = """user: [mem 0x0000000000000000-0x000000000009fbff] usable
+user: [mem 0x0000000000100000-0x00000000bfffffff] usable
+user: [mem 0x0000000100000000-0x000000017fffffff] {}
+user: [mem 0x0000000180000000-0x000000053fffffff] usable
+"""
+
+
+@pytest.mark.parametrize("log", [WITHOUT_LINE, LOG.replace("ro quiet", "ro memmap=2G$>")])
+def test_without_the_command_line_the_map_after_it_counts(log: str) -> None:
+    found = survey(log + USER.format("reserved"))
+    made = plan(found.situation, Request(size=GIB))
+    assert made.memmap == "memmap=1G!6G"
+    assert made.ram_left < 17 * GIB
+    assert "0x100000000-0x17fffffff away: the map after the command line (user:)" in found.notes[-1]
+    # what is reserved now is free for the next reservation
+    assert start(log + USER.format("persistent (type 12)")) == 4 * GIB
+
+
+def test_with_the_command_line_the_words_count() -> None:
+    """They may be gone at the next start: the tree of the machine tells (`boots`)."""
+    assert start(LOG + USER.format("reserved")) == 4 * GIB
+
+
+def test_mirrored_memory_is_said() -> None:
+    found = survey(LOG + "efi: Memory: 8192M/20480M mirrored memory\n")
+    why = 'which part of the memory is mirrored is not known here ("Memory: 8192M/20480M mirrored memory")'
+    assert found.notes == (why,)
 
 
 def test_an_existing_reservation_does_not_veto_its_replacement() -> None:

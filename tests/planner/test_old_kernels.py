@@ -112,6 +112,21 @@ def test_a_log_without_a_version_is_planned_with_a_warning() -> None:
     )
 
 
+OLD_MAP = """ BIOS-e820: 0000000000000000 - 000000000009f800 (usable)
+ BIOS-e820: 0000000000100000 - 00000000bf800000 (usable)
+ BIOS-e820: 0000000100000000 - 0000000240000000 (usable)
+"""
+
+
+def test_the_words_of_the_map_tell_an_old_kernel_where_no_banner_does(tmp_path: Path) -> None:
+    with pytest.raises(EmupmemError, match=r"the kernel of this log \(before 3.5, .* does not know memmap="):
+        planned(OLD_MAP)
+    found, _ = planned("Linux version 4.19.0 (b@h) #1 SMP\n" + OLD_MAP)  # the banner knows better
+    assert all("is not known" not in note for note in found.notes)
+    # the kernel that will boot knows it: its own log would have other words, but the map is the same
+    assert obstacles.planned_for(build(tmp_path), of_log(OLD_MAP, "boot.log")).plan_refused is None
+
+
 # Every way to a plan ---------------------------------------------------------------------------------
 
 
