@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from emupmem.model import GIB, LOW_LIMIT, Check, FirmwareMap, Kind, Offer, Plan, Rejected
+from emupmem.planner.kernel_map import kernel_map
+from emupmem.planner.places import union_of
 from emupmem.units import human, plain, span_text, tight
 
 if TYPE_CHECKING:
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from emupmem.planner.situation import Situation
 
 
-STYLES = {"planned": "bold magenta", "usable": "green", "firmware": "yellow", "hole": "dim"}
-CELLS = {"planned": "█", "usable": "▒", "firmware": "░", "hole": "·"}
+STYLES = {"planned": "bold magenta", "usable": "green", "firmware": "yellow", "lost": "red", "hole": "dim"}
+CELLS = {"planned": "█", "usable": "▒", "firmware": "░", "lost": "×", "hole": "·"}
 MARKS = {"ok": ("✓", "green"), "fail": ("✗", "bold red"), "pending": ("…", "yellow"), "skipped": ("-", "dim")}
 
 
@@ -48,7 +50,7 @@ def suggestion(
     out.print(f"Memory · {_gib(firmware.ram_bytes)} usable · from {plain(source)}")
     out.print()
     if firmware.ram:
-        for line in bar(firmware, plan, min(out.width, 100) - 4):
+        for line in bar(situation, plan, min(out.width, 100) - 4):
             out.print("  ", line, sep="")
         out.print()
     rows = _rows(offers, rejected, plan)
@@ -61,6 +63,9 @@ def suggestion(
     if plan:
         out.print()
         plan_line(out, plan)
+        for entry in kernel_map(situation, plan.memmap):
+            if any(r.start < entry.end and entry.start < r.end for r in plan.reservations):
+                out.print(f"  the kernel will have:  {span_text(entry.start, entry.end)}  {entry.kind.value}")
         for warning in plan.warnings:
             out.print(_text(("  ! ", "yellow"), plain(warning)))
 
@@ -96,11 +101,13 @@ def _rows(
     return rows
 
 
-def bar(firmware: FirmwareMap, plan: Plan | None, width: int) -> list[Text]:
+def bar(situation: Situation, plan: Plan | None, width: int) -> list[Text]:
     """The map up to the end of RAM as one line of cells, with a scale above and a legend below."""
+    firmware = situation.firmware
+    lost = union_of((x.start, x.end) for x in situation.losses)
     end = max(s.end for s in firmware.ram)
     width = max(width, 20)
-    kinds = [_cell(firmware, plan, i * end // width, (i + 1) * end // width) for i in range(width)]
+    kinds = [_cell(firmware, lost, plan, i * end // width, (i + 1) * end // width) for i in range(width)]
     line = _text()
     for kind in kinds:
         line.append(CELLS[kind], STYLES[kind])
@@ -108,29 +115,32 @@ def bar(firmware: FirmwareMap, plan: Plan | None, width: int) -> list[Text]:
     names = {
         "usable": "usable",
         "firmware": "firmware",
+        "lost": "lost: the kernel took it away",
         "hole": "not memory",
         "planned": "planned: persistent, volatile",
     }
-    for kind in ("usable", "firmware", "hole", "planned"):
+    for kind in ("usable", "firmware", "lost", "hole", "planned"):
         if kind in kinds:
             legend.append(f"{CELLS[kind]} ", STYLES[kind]).append(f"{names[kind]}   ")
     return [_text(_scale(firmware, plan, end, width)), line, legend]
 
 
-def _cell(firmware: FirmwareMap, plan: Plan | None, start: int, end: int) -> str:
+def _cell(
+    firmware: FirmwareMap, lost: Sequence[tuple[int, int]], plan: Plan | None, start: int, end: int
+) -> str:
     """What fills most of a cell; a planned device shows in every cell that it touches."""
     if plan and any(r.start < end and start < r.end for r in plan.reservations):
         return "planned"
-    ram = other = 0
+    shares = dict.fromkeys(("usable", "lost", "firmware"), 0)
     for entry in firmware.entries:
-        share = max(0, min(end, entry.end) - max(start, entry.start))
-        if entry.kind is Kind.RAM:
-            ram += share
-        else:
-            other += share
-    if ram >= max(other, 1):
-        return "usable"
-    return "firmware" if other else "hole"
+        first, last = max(start, entry.start), min(end, entry.end)
+        if first >= last:
+            continue
+        gone = sum(max(0, min(last, b) - max(first, a)) for a, b in lost) if entry.kind is Kind.RAM else 0
+        shares["lost"] += gone
+        shares["usable" if entry.kind is Kind.RAM else "firmware"] += last - first - gone
+    most = max(shares, key=lambda kind: shares[kind])
+    return most if shares[most] else "hole"
 
 
 def _scale(firmware: FirmwareMap, plan: Plan | None, end: int, width: int) -> str:

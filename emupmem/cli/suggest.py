@@ -17,6 +17,7 @@ from emupmem.model import EmupmemError, Request
 from emupmem.planner import plan
 from emupmem.planner import situation as planner_situation
 from emupmem.planner import survey as planner_survey
+from emupmem.planner.kernel_map import kernel_map
 from emupmem.planner.survey import Survey
 from emupmem.system import machine as system_machine
 from emupmem.system.machine import Machine
@@ -95,6 +96,7 @@ def suggest(
                 "ram_left": made.ram_left,
                 "nokaslr": made.add_nokaslr,
                 "warnings": warnings,
+                "kernel_map": [_entry(e) for e in kernel_map(situation, made.memmap)],
             }
         if not as_json:
             out = render.console()
@@ -127,6 +129,10 @@ def suggest(
             )
             print(f"\nNext:  {command}")
             print(f"       (adds {shlex.quote(made.memmap)} to the kernel command line)")
+            if from_ is not None and not found.whole_machine:
+                print(
+                    "       (whether that kernel has the driver is not in a log: emupmem doctor tells it there)"
+                )
     if as_json:
         print_json(result)
 

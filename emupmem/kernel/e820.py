@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -29,6 +30,11 @@ _TYPE_NUMBERS = {
     Kind.SOFT_RESERVED: 0xEFFFFFFF,
 }
 _KINDS = {number: kind for kind, number in _TYPE_NUMBERS.items()}
+PRAM_TYPE = _TYPE_NUMBERS[Kind.PRAM]
+_NEVER_JOINED = (PRAM_TYPE, _TYPE_NUMBERS[Kind.SOFT_RESERVED])
+
+Row = tuple[int, int, int]
+"""(start, end, type number) of a range of the map."""
 
 
 # The map after the command line ----------------------------------------------------------------
@@ -70,40 +76,83 @@ class _Table:
             else:
                 row[:] = [last, row_end - last, row[2]]
 
-    def sanitized(self) -> Iterator[MapEntry]:
+    def settled(self) -> list[Row]:
         """e820__update_table: sorted, the highest type wins, neighbours of a type joined (not type 12)."""
-        rows = [r for r in self.rows if r[1]]
-        edges = sorted({edge for start, size, _ in rows for edge in (start, start + size)})
-        made: list[list[int]] = []
-        for low, high in pairwise(edges):
-            number = max((n for start, size, n in rows if start <= low and high <= start + size), default=0)
-            merges = number not in (_TYPE_NUMBERS[Kind.PRAM], _TYPE_NUMBERS[Kind.SOFT_RESERVED])
-            if number and merges and made and made[-1][1] == low and made[-1][2] == number:
-                made[-1][1] = high
-            elif number:
-                made.append([low, high, number])
-        for low, high, number in made:
-            kind = _KINDS.get(number, Kind.UNKNOWN)
-            default = f"type {number}" if kind is Kind.UNKNOWN else kind.value
-            yield MapEntry(low, high, kind, self.names.get(number) or default)
+        made: list[Row] = []
+        for row in _highest([(r[0], r[0] + r[1], r[2]) for r in self.rows if r[1]]):
+            last = made[-1] if made else (0, 0, 0)
+            if row[2] and last[1] == row[0] and last[2] == row[2] and row[2] not in _NEVER_JOINED:
+                made[-1] = (last[0], row[1], row[2])
+            elif row[2]:
+                made.append(row)
+        return made
 
 
-def apply_memmap(firmware: FirmwareMap, line: CommandLine) -> tuple[MapEntry, ...]:
+def _highest(rows: list[Row]) -> Iterator[Row]:
+    """(start, end, highest number) between all borders of the rows, gaps left out."""
+    rows.sort()
+    group: list[Row] = []  # rows that overlap
+    reach = -1
+    for row in rows:
+        if group and row[0] >= reach:
+            yield from _highest_of(group)
+            group = []
+        group.append(row)
+        reach = max(reach, row[1])
+    yield from _highest_of(group)
+
+
+def _highest_of(rows: Sequence[Row]) -> Iterator[Row]:
+    if len(rows) == 1:
+        yield from rows
+        return
+    edges = sorted({edge for row in rows for edge in row[:2]})
+    covering: list[tuple[int, int]] = []  # a heap: (minus the number, end)
+    at = 0
+    for low, high in pairwise(edges):
+        while at < len(rows) and rows[at][0] <= low:
+            heapq.heappush(covering, (-rows[at][2], rows[at][1]))
+            at += 1
+        while covering and covering[0][1] <= low:
+            heapq.heappop(covering)
+        if covering:
+            yield low, high, -covering[0][0]
+
+
+def apply_memmap(
+    firmware: FirmwareMap, line: CommandLine, more: Sequence[MemmapItem] = ()
+) -> tuple[MapEntry, ...]:
     """What the kernel's map will be once it has read the command line: the model of its `user:` lines.
+
+    `more` are items that will stand behind the others.
 
     Raises EmupmemError where the kernel would stop: fewer than two ranges left, a range beyond 64
     bits, or a `%` item that changes a type into itself.
     Source: e820__finish_early_params, parse_memmap_one, e820__update_table of arch/x86/kernel/e820.c.
     """
+    table = _read(firmware, line, more)
+    made = []
+    for low, high, number in table.settled():
+        kind = _KINDS.get(number, Kind.UNKNOWN)
+        default = f"type {number}" if kind is Kind.UNKNOWN else kind.value
+        made.append(MapEntry(low, high, kind, table.names.get(number) or default))
+    return tuple(made)
+
+
+def settled_types(firmware: FirmwareMap, line: CommandLine, more: Sequence[MemmapItem] = ()) -> list[Row]:
+    """As apply_memmap, for maps of any length: plain rows. Raises as it does."""
+    return _read(firmware, line, more).settled()
+
+
+def _read(firmware: FirmwareMap, line: CommandLine, more: Sequence[MemmapItem]) -> _Table:
     table = _Table(firmware.entries)
-    steps = _steps(line)
+    steps = [*_steps(line), *more]
     for item in steps:
         _apply(table, item)
-    if not steps:
-        return tuple(table.sanitized())
-    if len(table.rows) < 2 or any(start + size > U64 for start, size, _ in table.rows):
+    stops = len(table.rows) < 2 or any(start + size > U64 for start, size, _ in table.rows)
+    if steps and stops:
         raise EmupmemError("the kernel would stop at this command line: Invalid user supplied memory map")
-    return tuple(table.sanitized())
+    return table
 
 
 def _steps(line: CommandLine) -> list[MemmapItem]:

@@ -5,7 +5,7 @@ The rules, in one place: a reservation lies inside one usable range of the firmw
 NUMA node, at or above 4 GiB, clear of everything that other words of the command line take, start
 and size whole multiples of the largest step that fits (1 GiB, 128 MiB, 16 MiB, 2 MiB), as low as
 possible; what stays for the system is at least the floor; the kernel's address randomisation is
-never given more regions than it can keep clear of.
+never given more regions than it can keep clear of. Every plan is proven: see kernel_map.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from emupmem.model import (
     Request,
     Reservation,
 )
+from emupmem.planner.kernel_map import prove
 from emupmem.planner.kernels import kaslr, kernel_problem, kernel_warnings
 from emupmem.planner.places import (
     Field,
@@ -72,6 +73,7 @@ def plan(situation: Situation, request: Request) -> Plan:
         *kaslr_warning,
     )
     memmap = format_memmap([(r.size, r.start) for r in chosen])
+    prove(situation, memmap, chosen)
     return Plan(memmap, chosen, left, page_structs(request.size * request.count), warnings, nokaslr)
 
 

@@ -45,7 +45,7 @@ class Survey:
 
     `plan_refused` is why a plan for this system would be worth nothing, as far as its log shows; `apply_refused`
     is why apply does not change that machine, as far as that was asked; `reserved` are the `memmap=…!…` items
-    that the next boot has anyway: a plan takes their place.
+    that the next boot has anyway: a plan takes their place. `whole_machine` is False where there was only a log.
     """
 
     situation: Situation
@@ -54,6 +54,7 @@ class Survey:
     plan_refused: EmupmemError | None = None
     apply_refused: EmupmemError | None = None
     reserved: tuple[str, ...] = ()
+    whole_machine: bool = True
 
 
 class NoMap(EmupmemError):
@@ -82,7 +83,9 @@ def of_log(source: Source, name: str) -> Survey:
         losses=_losses(log, log.command_line if log.line_known else None),
     )
     notes = (*log.warnings, *_veto_notes(situation))
-    return Survey(situation, name, notes, refusal(log), reserved=_reserved(log.command_line))
+    return Survey(
+        situation, name, notes, refusal(log), reserved=_reserved(log.command_line), whole_machine=False
+    )
 
 
 def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = None) -> Survey:

@@ -13,6 +13,7 @@ from emupmem.parser.bootlog import parse_boot_log
 from emupmem.planner.plan import offers, plan
 from emupmem.planner.situation import NoPlan
 from emupmem.planner.survey import NoMap, Survey, of_log, of_machine
+from tests.cli.runner import Run
 from tests.fake import LOG, build, put
 
 OLD = """Linux version 4.19.0 (b@h) #1 SMP
@@ -285,3 +286,13 @@ def test_the_live_log_counts(tmp_path: Path) -> None:
     put(machine, "/log", LOG + WARNING.format(1024))
     with pytest.raises(NoMap):
         of_machine(machine)
+
+
+def test_the_picture_shows_what_was_lost(run: Run) -> None:
+    text = LOG + "e820: update [mem 0x300000000-0x53fffffff] usable ==> reserved\n"
+    done = run("suggest", "--size", "1G", "--from", "-", stdin=text.encode())
+    picture = next(line for line in done.out.splitlines() if "█" in line)
+    assert 20 < picture.count("×") < 60
+    assert picture.rstrip().endswith("×")
+    assert "× lost: the kernel took it away" in done.out
+    assert "×" not in run("suggest", "--size", "1G", "--from", "-", stdin=LOG.encode()).out
