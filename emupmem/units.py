@@ -11,41 +11,54 @@ from emupmem.model import GIB, KIB, MIB, TIB, EmupmemError
 
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _NAMES = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
+_LONGEST = 40  # letters of a size: more digits than any address has
 _MOST = 1 << 52  # physical addresses of x86-64 have at most 52 bits
 
 
 def parse_size(text: str, what: str = "size") -> int:
-    """Bytes that a person means by `16G`, `16GiB`, `0.5g`, `4096` or `0x100000000`.
+    """Bytes that a person means by `16G`, `16GiB`, `16Gi`, `0.5g`, `4096` or `0x100000000`.
 
     Raises EmupmemError for decimal units (`GB`), signs, fractions of a byte and anything past 2^52.
     """
     word = text.strip()
     hint = "write a whole number with a binary unit, as in 512M or 16G"
+    if what == "offset":
+        hint = "write an address, as 8G or 0x200000000"
+    shown = ascii(text if len(text) <= 60 else text[:59] + "…") if text.isascii() else repr(text[:60])
+    if len(word) > _LONGEST:
+        raise EmupmemError(f"{what} {shown} is more than any machine can address", hint)
     if word.lower().startswith("0x"):
         try:
             number, unit = Fraction(int(word, 16)), ""
         except ValueError:
-            raise EmupmemError(f"{what} {text!r} is not a size", hint) from None
+            raise EmupmemError(f"{what} {shown} is not a size", hint) from None
     else:
         digits = word.rstrip("KMGTiBkmgtb")
         unit = word[len(digits) :].upper()
         if unit in ("KB", "MB", "GB", "TB"):
             raise EmupmemError(
-                f"{what} {text!r} is in decimal units, memory is not",
+                f"{what} {shown} is in decimal units, memory is not",
                 f"for binary units write {digits}{unit[0]}",
             )
-        unit = unit.removesuffix("IB") if len(unit) == 3 else unit.removesuffix("B") if unit == "B" else unit
+        unit = unit.removesuffix("B") if unit == "B" or len(unit) == 3 else unit
+        unit = unit.removesuffix("I") if len(unit) == 2 else unit
         digits = digits.strip()
         plain = digits.replace(".", "", 1)
         if unit not in _UNITS or not plain.isascii() or not plain.isdigit():
-            raise EmupmemError(f"{what} {text!r} is not a size", hint)
+            raise EmupmemError(f"{what} {shown} is not a size", hint)
         number = Fraction(digits if digits[-1] != "." else digits[:-1])
     size = number * _UNITS[unit]
-    if size.denominator != 1:
-        raise EmupmemError(f"{what} {text!r} is not a whole number of bytes", hint)
     if size > _MOST:
-        raise EmupmemError(f"{what} {text!r} is more than any machine can address", hint)
+        raise EmupmemError(f"{what} {shown} is more than any machine can address", hint)
+    if size.denominator != 1:
+        raise EmupmemError(f"{what} {shown} is not a whole number of bytes", _nearest(size))
     return int(size)
+
+
+def _nearest(size: Fraction) -> str:
+    step = next((s for s in (2 * MIB, KIB) if size >= s), 1)
+    below = int(size // step) * step
+    return f"the nearest sizes are {tight(below)} and {tight(below + step)}"
 
 
 @lru_cache(1024)

@@ -18,6 +18,8 @@ from emupmem.units import human, parse_size, span_text, tight
         ("16g", 16 * GIB),
         ("16GiB", 16 * GIB),
         ("16 GiB", 16 * GIB),
+        ("16Gi", 16 * GIB),
+        ("512mi", 512 * MIB),
         ("1.5G", 1536 * MIB),
         ("512M", 512 * MIB),
         ("1T", TIB),
@@ -47,6 +49,10 @@ def test_sizes_that_people_write(text: str, size: int) -> None:
         ("٣G", "is not a size"),
         ("0.0001K", "whole number of bytes"),
         ("9999999T", "more than any machine"),
+        ("9" * 5000, "more than any machine"),
+        ("1." + "9" * 5000, "more than any machine"),
+        ("i", "is not a size"),
+        ("1i", "is not a size"),
     ],
 )
 def test_sizes_that_are_refused(text: str, words: str) -> None:

@@ -21,7 +21,7 @@ from emupmem.device import boot_unit
 from emupmem.device.blocks import mounts
 from emupmem.device.unit import NO_CHANGE, BootMount, UnitChange
 from emupmem.device.unit import read as read_unit
-from emupmem.kernel.cmdline import format_memmap, parse_command_line, parse_memmap_value
+from emupmem.kernel.cmdline import format_memmap, items_meant, parse_command_line, parse_memmap_value
 from emupmem.model import UNCHANGED, CommandLine, EmupmemError, Plan, Request, Reservation
 from emupmem.planner import survey
 from emupmem.planner.plan import plan, satisfied
@@ -144,11 +144,11 @@ def _left(present: Sequence[str], items: Sequence[str]) -> tuple[str, ...]:
 
     Raises EmupmemError for one that is not there.
     """
-    named = [i.removeprefix("memmap=") for i in items]
-    for name, item in zip(named, items, strict=True):
+    named = items_meant(present, items)
+    for name in named:
         if name not in present:
             known = f"there are: {', '.join(present)}" if present else "nothing is reserved"
-            raise EmupmemError(f"there is no reservation {item}", known)
+            raise EmupmemError(f"there is no reservation {name}", known)
     return tuple(i for i in present if i not in named) if named else ()
 
 

@@ -45,7 +45,7 @@ def carry_out(session: Session, prepared: Change, warnings: Sequence[str]) -> No
         session.finish(Exit.NOT_AS_PLANNED if session.check else Exit.OK)
     session.confirm("Apply?")
     outcome = transaction.carry_out(machine, prepared)
-    reboot = bool(prepared.trial) or not _boots_as(booted, prepared)
+    reboot = bool(prepared.trial) or _needs_reboot(machine, booted, prepared)
     result |= {"changed": True, "backup": outcome.backup, "reboot_required": reboot}
     if not session.as_json:
         _tell(machine, prepared, outcome, reboot)
@@ -70,6 +70,11 @@ def _mounts(prepared: Change) -> list[dict[str, Any]]:
         }
         for m in found
     ]
+
+
+def _needs_reboot(machine: Machine, booted: str, prepared: Change) -> bool:
+    """Whether the change comes with the next start; of a tree nobody knows what runs there now."""
+    return not _boots_as(booted, prepared) if machine.live else prepared.boot_needed
 
 
 def _boots_as(booted: str, prepared: Change) -> bool:

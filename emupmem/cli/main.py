@@ -14,15 +14,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from emupmem import __version__
-from emupmem.cli import stdio
+from emupmem.cli import stdio, wording
 from emupmem.cli.options import EPILOG
-from emupmem.cli.output import Exit, UsageError, say
+from emupmem.cli.output import Exit, UsageError, say, usage
 from emupmem.model import EmupmemError
 
 HELP = (
     "Turn ordinary RAM into /dev/pmem0 for development: plan memmap=, put it into GRUB, prove it "
     "after the reboot. The device is emulated and volatile: its content does not survive a power cycle."
 )
+
+
+_LONGEST_WORD = 1024
 
 
 def _version(wanted: bool) -> None:
@@ -148,12 +151,18 @@ def main() -> NoReturn:
 def _status() -> int:
     """Run the command; its exit status, every error said."""
     try:
-        status: int = program(_words())(standalone_mode=False) or Exit.OK
+        words = _words()
+        empty = wording.empty_word(words) if "_EMUPMEM_COMPLETE" not in os.environ else ""
+        if empty:
+            usage(f"{empty} is empty: is a variable not set?")
+        status: int = program(words)(standalone_mode=False) or Exit.OK
         sys.stdout.flush()
         if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
     except EmupmemError as exc:
-        status = _fail(exc.message, exc.hint, Exit.USAGE if isinstance(exc, UsageError) else Exit.ERROR, exc)
+        wrong_use = isinstance(exc, UsageError)
+        hint = exc.hint or (wording.help_hint(sys.argv[1:], tuple(COMMANDS)) if wrong_use else "")
+        status = _fail(exc.message, hint, Exit.USAGE if wrong_use else Exit.ERROR, exc)
     except BrokenPipeError:
         # The reader of a pipe has gone: nothing more to tell, and nobody to tell it to.
         status = Exit.ERROR
@@ -178,9 +187,9 @@ def _status() -> int:
                 f"unexpected: {name}: {exc}", "emupmem --debug shows where; please report it", Exit.ERROR, exc
             )
         else:
-            status = _fail(
-                exc.format_message(), "emupmem --help tells more", getattr(exc, "exit_code", Exit.USAGE), None
-            )
+            message = wording.in_own_words(exc.format_message(), sys.argv[1:])
+            hint = wording.help_hint(sys.argv[1:], tuple(COMMANDS), message)
+            status = _fail(message, hint, getattr(exc, "exit_code", Exit.USAGE), None)
     return int(status)
 
 
@@ -213,12 +222,17 @@ def _words() -> list[str]:
     return so_far.split()[1:]
 
 
+def _shortened(word: str) -> str:
+    """A word for a message: longer ones than a path can have are rubbish that was typed."""
+    return word if len(word) <= _LONGEST_WORD else f"{word[:40]}…{word[-20:]}"
+
+
 def _fail(message: str, hint: str, status: int, exc: BaseException | None) -> int:
     if exc is not None and os.environ.get("EMUPMEM_DEBUG"):
         import traceback  # 3 ms, --debug only
 
         traceback.print_exception(exc)
-    say(f"emupmem: {' '.join(message.split())}")
+    say(f"emupmem: {' '.join(map(_shortened, message.split()))}")
     if hint:
         say(f"         {' '.join(hint.split())}")
     return status

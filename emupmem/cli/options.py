@@ -36,7 +36,7 @@ class Variable(StrEnum):
 Size = Annotated[
     str | None, typer.Option("--size", metavar="SIZE", help="Size of each device, as 16G or 512M.")
 ]
-Count = Annotated[int, typer.Option("--count", metavar="N", help="How many devices, 1 to 4.")]
+Count = Annotated[int, typer.Option("--count", metavar="N", min=1, help="How many devices, 1 to 4.")]
 Offset = Annotated[
     str | None,
     typer.Option("--offset", metavar="ADDR", help="Where the first begins, as 4G; else the lowest place."),
@@ -44,7 +44,9 @@ Offset = Annotated[
 MinFree = Annotated[
     str, typer.Option("--min-free", metavar="SIZE", help="RAM that must stay for the system.")
 ]
-Node = Annotated[int | None, typer.Option("--numa-node", metavar="N", help="Reserve on this NUMA node only.")]
+Node = Annotated[
+    int | None, typer.Option("--numa-node", metavar="N", min=0, help="Reserve on this NUMA node only.")
+]
 From = Annotated[
     str | None,
     typer.Option(

@@ -48,11 +48,11 @@ def ask(question: str) -> None:
 
 
 class UsageError(EmupmemError):
-    """Wrong options: exit status 2."""
+    """Wrong options: exit status 2. Where nothing is advised, `main` names the command's own --help."""
 
 
 def usage(message: str, hint: str = "") -> NoReturn:
-    raise UsageError(message, hint or "emupmem --help tells more")
+    raise UsageError(message, hint)
 
 
 def one_line(error: EmupmemError) -> str:

@@ -117,7 +117,7 @@ Label = Annotated[
 ]
 NodeList = Annotated[
     list[int] | None,
-    typer.Option("--node", metavar="N", help="NUMA node of the guest; once for each device."),
+    typer.Option("--node", metavar="N", min=0, help="NUMA node of the guest; once for each device."),
 ]
 PersistenceOption = Annotated[
     Persistence | None,

@@ -139,15 +139,17 @@ def suggest(
 
 def request_of(size: str | None, count: int, offset: str | None, min_free: str, node: int | None) -> Request:
     try:
-        return Request(
+        request = Request(
             parse_size(size) if size is not None else None,
             count,
             parse_size(offset, "offset") if offset is not None else None,
             parse_size(min_free, "--min-free"),
             node,
         )
+        plan.check_values(request)
     except EmupmemError as exc:
         usage(exc.message, exc.hint)
+    return request
 
 
 def survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:

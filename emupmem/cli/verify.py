@@ -18,7 +18,9 @@ from emupmem.verifier import ladder, observe
 def verify(
     wait: Annotated[
         float,
-        typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for the device to appear."),
+        typer.Option(
+            "--wait", metavar="SECONDS", min=0, max=86400, help="How long to wait for the device to appear."
+        ),
     ] = 10,
     require: Annotated[
         bool, typer.Option("--require", help="Exit 3 also where nothing is reserved and nothing should be.")

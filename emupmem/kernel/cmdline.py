@@ -227,6 +227,25 @@ def _memmap_item(text: str) -> MemmapItem | None:
     return MemmapItem("limit", size, 0, text)
 
 
+def items_meant(present: Sequence[str], typed: Iterable[str]) -> list[str]:
+    """The items of `present` that a person means by `1G!4G,1G!5G`, `memmap=1024M!4096M` or `0x100000000-0x13fffffff`.
+
+    What is none of them comes back as it was typed.
+    """
+    known = {_ranges_of(item): item for item in present}
+    words = [part for word in typed for part in word.replace("\\", "").removeprefix("memmap=").split(",")]
+    return [word if word in present else known.get(_ranges_of(word), word) for word in words]
+
+
+def _ranges_of(item: str) -> tuple[int, int]:
+    """(start, end) of a reservation, however it is written; two zeros for what is none."""
+    first, dash, last = item.partition("-")
+    if dash and first[:2] == last[:2] == "0x":
+        return strtoull(first)[0], strtoull(last)[0] + 1
+    read = [i for i in parse_memmap_value(item) if i.op == "!"]
+    return (read[0].start, read[0].start + read[0].size) if read else (0, 0)
+
+
 def mem_limit(value: str) -> list[int]:
     """The limit that `mem=` sets: none for nopentium and 0 (parse_memopt of e820.c)."""
     size = memparse(value)[0]

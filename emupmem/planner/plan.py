@@ -43,7 +43,7 @@ from emupmem.planner.places import (
     union_of,
 )
 from emupmem.planner.situation import BELOW_4G, PAGE, STEPS, STRUCT_PAGE, NoPlan, Situation, page_structs
-from emupmem.units import human, tight
+from emupmem.units import human, span_text, tight
 
 
 def plan(situation: Situation, request: Request) -> Plan:
@@ -130,7 +130,8 @@ def satisfied(situation: Situation, request: Request, existing: Sequence[Reserva
     return _budget(situation).left(existing) >= request.min_free
 
 
-def _check_request(situation: Situation, request: Request) -> None:
+def check_values(request: Request) -> None:
+    """Raise EmupmemError for numbers that no machine could serve, whatever its memory is."""
     step = STEPS[-1]
     if request.count < 1:
         raise EmupmemError(f"{request.count} devices make no sense", "--count takes 1 to 4")
@@ -146,6 +147,10 @@ def _check_request(situation: Situation, request: Request) -> None:
         if request.offset % step:
             near = tight(request.offset // step * step)
             raise EmupmemError(f"offset {tight(request.offset)} is not a multiple of 2 MiB", f"take {near}")
+
+
+def _check_request(situation: Situation, request: Request) -> None:
+    check_values(request)
     _check_command_line(situation, request)
     nodes = sorted({n.node for n in situation.nodes})
     if request.numa_node is not None and request.numa_node not in nodes:
@@ -161,11 +166,17 @@ def _check_command_line(situation: Situation, request: Request) -> None:
             "remove it first; emupmem plans on what the firmware says",
         )
     present = memmap_region_count(line) if line is not None else 0
+    there = f"there are {present} already; " if present else ""
+    fewer = (
+        f"ask for fewer devices (--count {MAX_MEMMAP_REGIONS - present}), or "
+        if present < MAX_MEMMAP_REGIONS
+        else ""
+    )
     if present + request.count > MAX_MEMMAP_REGIONS and not (line is not None and line.nokaslr):
         raise EmupmemError(
             f"{present + request.count} memmap regions in all: the kernel's address randomisation keeps clear "
             f"of {MAX_MEMMAP_REGIONS} only and may put the kernel into the fifth",
-            f"there are {present} already; ask for fewer devices, or boot with nokaslr",
+            f"{there}{fewer}boot with nokaslr",
         )
 
 
@@ -222,8 +233,9 @@ def _comfortable(situation: Situation, request: Request, field: Field, budget: _
             if chosen is not None and budget.left(chosen) >= floor:
                 return size
             size //= 2
+    where = f" at {tight(request.offset)}" if request.offset is not None else ""
     raise NoPlan(
-        "this machine has no room for a reservation",
+        f"this machine has no room for a reservation{where}",
         _roomless_hint(situation, request, field, budget),
         largest,
         rejected(situation, request, None),
@@ -233,8 +245,13 @@ def _comfortable(situation: Situation, request: Request, field: Field, budget: _
 def _roomless_hint(situation: Situation, request: Request, field: Field, budget: _Budget) -> str:
     if not high_places(situation):
         return "all of its RAM is below 4 GiB, where the kernel, DMA and the initrd need it"
+    if not field.places and request.numa_node is not None:
+        return f"nothing above 4 GiB is free on node {request.numa_node}; leave --numa-node away"
     if not field.places:
         return "none of its RAM above 4 GiB is free for it"
+    if request.offset is not None and not any(p[0] <= request.offset < p[1] for p in field.places):
+        places = ", ".join(span_text(p[0], p[1]) for p in field.places[:3])
+        return f"that is not in what is free ({places}); leave --offset away, or take another"
     if budget.taken >= budget.total:
         return f"{_takers(situation)} takes all of its {human(budget.total)} of RAM"
     return f"it has {human(budget.total - budget.taken)} of RAM; {human(request.min_free)} must stay (--min-free)"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
 BACKUPS = "/var/backups/emupmem"
+MOST_BACKUPS = 20
+"""Of one file; older ones go."""
+
+_STAMP = r"\.(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)(?:\.[a-z]+)?"
 
 
 def back_up(machine: Machine, name: str, stamp: str, data: bytes, suffix: str = "") -> str:
@@ -41,7 +46,20 @@ def back_up(machine: Machine, name: str, stamp: str, data: bytes, suffix: str = 
             state=UNCHANGED,
         ) from exc
     log.file(machine, "wrote", backup)
+    _drop_old(machine, base)
     return backup
+
+
+def _drop_old(machine: Machine, base: str) -> None:
+    """Take away the backups of a file beyond the last ones, with what is kept beside each, as far as possible."""
+    named = re.compile(re.escape(base) + _STAMP)
+    found = {n: m[1] for n in machine.names(BACKUPS) if (m := named.fullmatch(n))}
+    kept = sorted(set(found.values()))[-MOST_BACKUPS:]
+    for name, when in found.items():
+        if when not in kept:
+            with contextlib.suppress(OSError):
+                (machine.path(BACKUPS) / name).unlink()
+                log.file(machine, "deleted", f"{BACKUPS}/{name}")
 
 
 def set_aside(machine: Machine, name: str) -> bool:

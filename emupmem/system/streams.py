@@ -78,7 +78,7 @@ def is_gzip(file: BinaryIO) -> bool:
 
 
 def new_file(name: str, data: bytes, force: bool = False) -> None:
-    """Write a file of the user's, whole or not at all, readable by its owner only.
+    """Write a file of the user's, whole or not at all, readable by its owner only: who called sudo, where there is one.
 
     One that is there is refused, or with `force` replaced if it is a plain file. Raises EmupmemError.
     """
@@ -94,6 +94,7 @@ def new_file(name: str, data: bytes, force: bool = False) -> None:
             try:
                 file.write(data)
                 file.flush()
+                _give_to_caller(file.fileno(), target.parent)
                 os.fsync(file.fileno())
                 fresh.rename(target)
             except OSError:
@@ -105,6 +106,15 @@ def new_file(name: str, data: bytes, force: bool = False) -> None:
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be written: {exc.strerror}", sudo_hint(exc)) from exc
     log.place("wrote", target)
+
+
+def _give_to_caller(descriptor: int, folder: Path) -> None:
+    """Give a file to the person who called sudo, where the folder is that person's: what is root's stays root's."""
+    if os.geteuid() != 0 or not os.environ.get("SUDO_UID", "").isdecimal():
+        return
+    caller, group = int(os.environ["SUDO_UID"]), os.environ.get("SUDO_GID", "")
+    if caller and folder.stat().st_uid == caller:
+        os.fchown(descriptor, caller, int(group) if group.isdecimal() else -1)
 
 
 def refuse_taken(name: str, force: bool) -> None:

@@ -221,7 +221,7 @@ def test_wrong_usage_exits_2_with_one_line(run: Run, argv: list[str], words: str
 
 def test_a_size_that_no_machine_can_have_is_an_error(run: Run, log: str) -> None:
     done = run("suggest", "--size", "3M", "--from", log)
-    assert done.status == 1
+    assert done.status == 2
     assert done.err.splitlines()[0] == "emupmem: size 3M is not a multiple of 2 MiB"
 
 

@@ -19,6 +19,7 @@ from emupmem.boot.grub.defaults import (
     words_to_take_out,
 )
 from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.boot.grub.length import refuse_too_long
 from emupmem.boot.loader import Steps, Wanted
 from emupmem.editor import defaults, quoting
 from emupmem.editor import text as editor_text
@@ -91,6 +92,8 @@ def steps_to(
     values = effective_defaults(machine, after, own)
     recovery = values[editor_text.LINUX].items
     wanted = replace(wanted, items=(*recovery, *values[editor_text.DEFAULT].items), recovery=recovery)
+    if wanted.items and not machine.live:
+        refuse_too_long(machine, main, after, own)  # no generator runs that would show it
     script = machine.read(trial.SCRIPT)
     edits = [FileEdit(GRUB_DEFAULT, main, after)]
     edits += [FileEdit(trial.SCRIPT, script, None, 0o755)] if script is not None else []
