@@ -214,7 +214,7 @@ def is_kdump(line: CommandLine) -> bool:
     return any(w.startswith("elfcorehdr=") for w in line.words)
 
 
-def _refusal_here(machine: Machine, line: CommandLine) -> EmupmemError | None:
+def _refusal_here(machine: Host, line: CommandLine) -> EmupmemError | None:
     """As `refusal`, of the running machine, where its log does not tell."""
     if re.search(r"^flags\s*:.*\btdx_guest\b", machine.peek("/proc/cpuinfo"), re.MULTILINE):
         return confidential_guest("this is a confidential guest (Intel TDX)")
