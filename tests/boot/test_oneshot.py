@@ -48,13 +48,18 @@ else:
 """
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> FakeMachine:
-    made = build(tmp_path)
+def knows_trials(root: Path) -> FakeMachine:
+    """A machine that systemd-boot starts, and that knows a choice for one start."""
+    made = build(root)
     put(made, f"/boot/efi/{ID}/{RELEASE}/linux", "")
     program(made, "bootctl", BOOTCTL)
     put(made, systemd_boot.FEATURES, b"\x06\0\0\0\xff\x7f\0\0\0\0\0\0")
     return made
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> FakeMachine:
+    return knows_trials(tmp_path)
 
 
 def begin(machine: FakeMachine, **options: bool) -> change.Change:

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from emupmem.boot.change import Change
+from emupmem.boot.prepare import prepare_abandon
 from emupmem.boot.transaction import carry_out
 from emupmem.model import EmupmemError
-from tests.boot import test_loader
+from tests.boot import test_loader, test_oneshot
 from tests.crash import tracer
 from tests.crash.test_crash import (
     CFG,
@@ -27,9 +28,11 @@ from tests.crash.test_crash import (
     Scenario,
     apply,
     calls_of,
+    counts,
     fail_with,
     remove,
     shown,
+    try_it,
 )
 from tests.crash.test_crash import asked_once as asked_once  # the fixture
 from tests.crash.tracer import CREATING, SYNCING, WRITING, Call, Result, trace
@@ -67,14 +70,23 @@ LASTING = (full, no_inodes, read_only)
 """What stays so once it has begun; the other one happens once."""
 
 
-def systemd_boot(root: Path) -> FakeMachine:
-    machine = test_loader.systemd_boot(root)
-    script(machine, "dmesg", '#!/bin/sh\ncat "${0%/*}/../log"\n')
-    return machine
+def of_loader(make: Callable[[Path], FakeMachine]) -> Callable[[Path], FakeMachine]:
+    def made(root: Path) -> FakeMachine:
+        machine = make(root)
+        script(machine, "dmesg", '#!/bin/sh\ncat "${0%/*}/../log"\n')
+        return machine
+
+    return made
 
 
+LOADERS = (
+    Scenario("systemd-boot", of_loader(test_loader.systemd_boot), apply, remove),
+    Scenario("systemd-boot-trial", of_loader(test_oneshot.knows_trials), try_it, prepare_abandon),
+    Scenario("grubby", of_loader(test_loader.fedora), apply, remove),
+    Scenario("sdbootutil", of_loader(test_loader.opensuse), apply, remove),
+)
 NAMES = ("apply-mount", "apply-dropin", "remove", "trial", "confirm", "abandon")
-CHOSEN = [s for s in SCENARIOS if s.name in NAMES] + [Scenario("systemd-boot", systemd_boot, apply, remove)]
+CHOSEN = [*(s for s in SCENARIOS if s.name in NAMES), *LOADERS]
 parametrized = pytest.mark.parametrize("scenario", CHOSEN, ids=str)
 
 
@@ -97,7 +109,7 @@ def disturbed(
 
     def on_call(call: Call) -> None:
         nonlocal count
-        if call.inside(machine.root):
+        if counts(call, machine.root):
             if count >= at:
                 disturb(call, count)
             count += 1
