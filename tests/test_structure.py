@@ -20,15 +20,6 @@ ORDER = (
 )
 """A package imports from those before it only."""
 
-TWICE = """
-Command Device Dimm Kind Namespace Options Outcome Plan Proof Reader Region Steps Variable Wish
-at_boot boot_mount carry_out check choose create destroy find generator grubenv grubenv_name judge
-ladder limine look menu mount of_machine plan problems program prove randomisation read
-refusal refuse refuse_if_used regions restore run save text umount unified verify
-version words_of
-"""
-"""Public names that stand in two modules. Take one away when it is gone; no new one comes in."""
-
 
 def modules(root: Path) -> dict[str, ast.Module]:
     """The trees of all modules by name, as `boot.grub.menu`, of the package in this folder."""
@@ -104,7 +95,7 @@ def test_one_direction() -> None:
 
 
 def test_one_name_for_one_thing() -> None:
-    assert twice(TREES) == set(TWICE.split())
+    assert twice(TREES) == set()
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ class Change:
     @property
     def diff(self) -> str:
         """A unified diff, empty when the texts stay as they are."""
-        edits = "".join(unified(e.before or b"", e.after or b"", e.name) for e in self.edits)
+        edits = "".join(unified_diff(e.before or b"", e.after or b"", e.name) for e in self.edits)
         return edits + self.unit.diff
 
     @property
@@ -87,7 +87,7 @@ class Outcome:
     problem: str = ""
 
 
-def unified(before: bytes, after: bytes, name: str) -> str:
+def unified_diff(before: bytes, after: bytes, name: str) -> str:
     """The unified diff of two versions of a file."""
     old, new = (t.decode("utf-8", "backslashreplace").splitlines(keepends=True) for t in (before, after))
     lines = difflib.unified_diff(old, new, name, name)

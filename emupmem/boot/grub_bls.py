@@ -110,7 +110,7 @@ class GrubBls(Loader):
         before = machine.read(GRUB_DEFAULT)
         if before is None:
             return []
-        sh = grub_defaults.judge(machine)
+        sh = grub_defaults.judge_of(machine)
         after = defaults.set_items(before, editor_text.LINUX, items, extra, drop, sh=sh)
         if after != before:
             defaults.prove(before, after, editor_text.LINUX, items, extra_words=extra, drop_words=drop, sh=sh)

@@ -306,7 +306,7 @@ class Loader(ABC):
         Raises EmupmemError where the entries are not as planned.
         """
         after = self.standing(machine)
-        wrong = problems(before, after, steps.wanted)
+        wrong = problems_after(before, after, steps.wanted)
         if not wrong and machine.live:
             wrong = self.trial_problem(before, after, steps.wanted)
         if wrong:
@@ -352,7 +352,7 @@ class Owned(Loader):
         raise RefusedRemoval(self.by, words)
 
 
-def problems(before: Standing, after: Standing, wanted: Wanted) -> str:
+def problems_after(before: Standing, after: Standing, wanted: Wanted) -> str:
     """What is wrong after a change, the first thing; empty where all entries are as planned and else as before."""
     wrong = boot_entry.problems(after.entries, wanted.items, wanted.items)
     if wrong:

@@ -18,7 +18,7 @@ from emupmem.planner.survey import ELSEWHERE, WSL
 from emupmem.system.host import Host
 
 
-def refuse(machine: Host) -> tuple[str, ...]:
+def refuse_machine(machine: Host) -> tuple[str, ...]:
     """Raise EmupmemError for the first obstacle; give warnings for what could not be told.
 
     On the running machine everything counts; of a tree only what the tree shows, and what it does
@@ -30,7 +30,7 @@ def refuse(machine: Host) -> tuple[str, ...]:
 def first(machine: Host) -> EmupmemError | None:
     """Why apply would refuse, None where it would not."""
     try:
-        refuse(machine)
+        refuse_machine(machine)
     except EmupmemError as exc:
         return exc
     return None

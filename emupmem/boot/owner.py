@@ -14,7 +14,7 @@ from emupmem.boot import efi, foreign
 from emupmem.boot.bls import entries as bls_entries
 from emupmem.boot.bls import files, text
 from emupmem.boot.bls.files import unified_images
-from emupmem.boot.bls.menu import menu
+from emupmem.boot.bls.menu import menu_names
 from emupmem.boot.foreign import Owner
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
@@ -55,9 +55,9 @@ def _of_boot(machine: Host) -> Owner | None:
         return foreign.PROXMOX
     name = efi.loader_name(machine).strip()[:64]
     if "limine" in name.lower():
-        return limine(machine)
+        return limine_owner(machine)
     if machine.exists(efi.STUB_INFO) or "systemd-stub" in name.lower():
-        return unified(machine, started=True)
+        return unified_owner(machine, started=True)
     return _named(machine, name) if name else _nameless(machine)
 
 
@@ -109,7 +109,7 @@ def _of_tree_by_entries(machine: Host, entries: bool, grub: bool, systemd_boot: 
         known = systemd_boot or any(machine.exists(f"{f}/loader/loader.conf") for f in files.BOOT_FOLDERS)
         return None if known else foreign.TREE_UNKNOWN
     if unified_images(machine):
-        return unified(machine, started=False)
+        return unified_owner(machine, started=False)
     return None if machine.exists(GRUB_DEFAULT) else foreign.NOTHING_KNOWN
 
 
@@ -123,7 +123,7 @@ def _generator(machine: Host) -> Owner | None:
 def _configured(machine: Host) -> Owner | None:
     """The loader whose configuration is here."""
     if _first(machine, foreign.LIMINE_CONFIGS):
-        return limine(machine)
+        return limine_owner(machine)
     if _first(machine, foreign.REFIND_CONFIGS):
         return foreign.REFIND
     return foreign.EXTLINUX if _first(machine, foreign.EXTLINUX_CONFIGS) else None
@@ -138,7 +138,7 @@ def _first(machine: Host, names: Sequence[str]) -> str:
     return next((n for n in names if machine.exists(n)), "")
 
 
-def limine(machine: Host) -> Owner:
+def limine_owner(machine: Host) -> Owner:
     """Limine, with or without the tool that writes its entries."""
     config = _first(machine, foreign.LIMINE_CONFIGS) or "limine.conf"
     tool = next((t for t in foreign.LIMINE_TOOLS if has_program(machine, t)), "")
@@ -169,7 +169,7 @@ def has_systemd_boot(machine: Host) -> bool:
     return any(LOADER_MAGIC in (machine.read(p) or b"") for p in places)
 
 
-def unified(machine: Host, started: bool) -> Owner:
+def unified_owner(machine: Host, started: bool) -> Owner:
     """A unified kernel image, with the partition that it is on."""
     esps = [f for f in files.BOOT_FOLDERS if machine.exists(f"{f}/EFI")]
     return foreign.unified(next(iter(esps), "/boot"), started)
@@ -180,5 +180,5 @@ def boots_image(machine: Host) -> bool:
     if machine.running and by_grub(machine):
         return False
     told = bls_entries.default_id(machine)
-    first = told or next(iter(menu(machine)), "")
+    first = told or next(iter(menu_names(machine)), "")
     return first.lower().endswith(".efi")

@@ -19,8 +19,7 @@ from emupmem.boot.loader import OUR_WORDS, Loader, Options, Standing, Steps, Wan
 from emupmem.boot.transaction import WORDS_RECORD, is_unfinished
 from emupmem.device import boot_unit
 from emupmem.device.blocks import mounts
-from emupmem.device.unit import NO_CHANGE, BootMount, UnitChange
-from emupmem.device.unit import read as read_unit
+from emupmem.device.unit import NO_CHANGE, BootMount, UnitChange, read_unit
 from emupmem.kernel.cmdline import format_memmap, items_meant, parse_command_line, parse_memmap_value
 from emupmem.model import UNCHANGED, CommandLine, EmupmemError, Plan, Request, Reservation
 from emupmem.planner import survey
@@ -54,7 +53,7 @@ def prepare_apply(
     found: survey.Survey,
     request: Request,
     options: Options,
-    wishes: Sequence[boot_unit.Wish] = (),
+    wishes: Sequence[boot_unit.MountWish] = (),
 ) -> Change:
     """The change that makes the machine reserve what is asked, and mount it as `wishes` say, one for a device.
 
@@ -107,7 +106,7 @@ def _decide(
 
 
 def _with_mounts(
-    machine: Host, change: Change, made: Plan | None, wishes: Sequence[boot_unit.Wish]
+    machine: Host, change: Change, made: Plan | None, wishes: Sequence[boot_unit.MountWish]
 ) -> Change:
     """The change with the unit that mounts the devices as wished, one wish for a device."""
     meant = sorted(made.reservations if made else _reservations(change.normal), key=_start)
@@ -232,7 +231,7 @@ def prepare_trial(
     """
     by = detect.of(machine)
     if entry:
-        boot_trial.refuse(machine)
+        boot_trial.refuse_trial(machine)
     else:
         by.refuse_kexec(machine)
     wanted = prepare_apply(machine, found, request, options)

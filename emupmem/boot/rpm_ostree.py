@@ -48,7 +48,7 @@ class RpmOstree(Loader):
     def steps(self, machine: Host, wanted: Wanted) -> Steps:
         old, items, extra, drop = self._arguments(machine), wanted.items, wanted.add, wanted.drop
         new = text.reworked(old, items, extra, drop)
-        text.prove(old, new, items, extra, drop)
+        text.prove_words(old, new, items, extra, drop)
         gone, added = _difference(text.raw_words(old), text.raw_words(new))
         if not gone and not added:
             return Steps(wanted)

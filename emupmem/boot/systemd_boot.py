@@ -100,7 +100,7 @@ class SystemdBoot(Loader):
         for name in ours:
             before = entry_text(machine, name)
             after = bls_text.rework_entry(before, items, extra, drop)
-            bls_text.prove(bls_text.options(before), bls_text.options(after), items, extra, drop)
+            bls_text.prove_words(bls_text.options(before), bls_text.options(after), items, extra, drop)
             edits.append(edit_of(machine, name, after))
         trial = trial_file(machine)  # the last one: while it is there, a confirm can be finished
         edits += [FileEdit(trial, machine.read(trial), None)] if trial else []
@@ -114,12 +114,12 @@ class SystemdBoot(Loader):
 
     def refuse(self, machine: Host) -> None:
         if machine.running and efi_text(machine, SELECTED).endswith(".efi"):
-            raise Refused(owner.unified(machine, started=True))
+            raise Refused(owner.unified_owner(machine, started=True))
         if owner.boots_image(machine):
-            raise Refused(owner.unified(machine, started=False))
+            raise Refused(owner.unified_owner(machine, started=False))
 
     def refuse_trial(self, machine: Host) -> None:
-        refuse_trial(machine)
+        refuse_one_shot(machine)
 
     def trial(self, machine: Host) -> Trial | None:
         return read_trial_entry(machine)
@@ -177,7 +177,7 @@ SORT_KEY = "zz-emupmem-trial"
 CHOOSE = Command(("bootctl", "set-oneshot", TRIAL_ENTRY), "choose it for the next start only")
 
 
-def refuse_trial(machine: Host) -> None:
+def refuse_one_shot(machine: Host) -> None:
     """Raise EmupmemError where systemd-boot could not forget the choice by itself, with the reason."""
     features = (machine.read(FEATURES) or b"")[4:12]  # after the attributes
     if "systemd-boot" not in efi.loader_name(machine).lower() or not (
@@ -219,7 +219,7 @@ def trial_entry(text: str, words: Sequence[str]) -> str:
     items = [i for w in words if w.startswith("memmap=") for i in w.removeprefix("memmap=").split(",")]
     extra = [w for w in words if not w.startswith("memmap=")]
     after = bls_text.rework_entry(text, items, extra)
-    bls_text.prove(bls_text.options(text), bls_text.options(after), items, extra)
+    bls_text.prove_words(bls_text.options(text), bls_text.options(after), items, extra)
     kept = [x for x in after.split("\n") if not re.match(r"\s*(#|title\s|sort-key\s)", x)]
     head = [f"{MARK} {' '.join(words)}", f"title Trial of emupmem: {' '.join(words)}", f"sort-key {SORT_KEY}"]
     return "\n".join([*head, *kept])

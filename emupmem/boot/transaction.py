@@ -37,7 +37,7 @@ WORDS_RECORD = f"{BACKUPS}/words"
 """Words beside memmap= that an apply added where no former bytes tell them."""
 
 
-def carry_out(machine: Machine, change: Change, tell: Tell = lambda step: None) -> Outcome:
+def carry_out_change(machine: Machine, change: Change, tell: Tell = lambda step: None) -> Outcome:
     """Do it, and prove it; or put everything back and say why.
 
     `tell` is called after every step with its name. Raises EmupmemError; the old configuration

@@ -15,7 +15,7 @@ from emupmem.boot.grub.trial import (
     entry_text_of,
     files_of_entry,
     local_path,
-    menu,
+    menu_or_copy,
     with_words,
 )
 from emupmem.kernel.cmdline import is_cut, parse_command_line
@@ -69,7 +69,7 @@ def kexec(machine: Host, words: Sequence[str], variable: str) -> tuple[Command, 
             "the next start is chosen to be a trial already: a reset would lead into that one",
             "reboot tries it; sudo emupmem abandon takes it away",
         )
-    cfg = menu(machine)
+    cfg = menu_or_copy(machine)
     default = default_to_try(cfg, environment.grubenv(machine))
     names = files_of_entry(default, entry_text_of(cfg, default)[1])
     paths = [local_path(name, machine.exists) for name in names]
@@ -93,7 +93,7 @@ def kexec(machine: Host, words: Sequence[str], variable: str) -> tuple[Command, 
 UNLOAD = Command(("kexec", "-u"), "forget the kernel that was loaded")
 
 
-def refuse(machine: Host) -> None:
+def refuse_trial(machine: Host) -> None:
     """Raise EmupmemError where the loader could not forget the choice by itself, with the reason."""
     if not machine.live:
         raise EmupmemError("a trial is for the running machine", "--root edits a tree")

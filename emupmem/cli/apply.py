@@ -10,7 +10,7 @@ import typer
 from emupmem.boot import loader, obstacles, prepare
 from emupmem.boot.foreign import Refused
 from emupmem.cli import trial as cli_trial
-from emupmem.cli.change import carry_out, change_result
+from emupmem.cli.change import ask_and_carry_out, change_result
 from emupmem.cli.options import (
     Count,
     DryRun,
@@ -27,13 +27,13 @@ from emupmem.cli.options import (
     Source,
     SourceOption,
     TrialBy,
-    Variable,
+    VariableOption,
     Yes,
 )
 from emupmem.cli.output import usage
 from emupmem.cli.session import Session
 from emupmem.cli.suggest import machine_at, refusal_with_plan, request_of, survey
-from emupmem.device.boot_unit import Wish
+from emupmem.device.boot_unit import MountWish
 
 
 def apply(
@@ -43,13 +43,13 @@ def apply(
     min_free: MinFree = "2G",
     numa_node: Node = None,
     variable: Annotated[
-        Variable,
+        VariableOption,
         typer.Option(
             "--variable",
             help="GRUB_CMDLINE_LINUX reaches every entry; GRUB_CMDLINE_LINUX_DEFAULT leaves recovery entries "
             "without the reservation, for machines where you want a menu entry with all the memory.",
         ),
-    ] = Variable.LINUX,
+    ] = VariableOption.LINUX,
     add: Annotated[
         bool, typer.Option("--add", help="Keep the reservation that is there and add to it.")
     ] = False,
@@ -108,7 +108,7 @@ def apply(
         request = request_of(size, count, offset, min_free, numa_node)
         machine = session.machine = machine_at(root, from_, changes=not session.only_shows)
         try:
-            warnings = obstacles.refuse(machine)
+            warnings = obstacles.refuse_machine(machine)
         except Refused as exc:
             raise refusal_with_plan(exc, machine, from_, source, request, nokaslr) from exc
         found = survey(from_, source, machine)
@@ -120,7 +120,7 @@ def apply(
             tried = prepare.prepare_trial(machine, found, request, options, entry=trial is TrialBy.GRUB)
             cli_trial.begin(session, tried, options, trial.value, warnings)
         prepared = prepare.prepare_apply(machine, found, request, options, wishes)
-        carry_out(session, prepared, [*warnings, *prepared.warnings])
+        ask_and_carry_out(session, prepared, [*warnings, *prepared.warnings])
 
 
 def remove(
@@ -138,13 +138,15 @@ def remove(
     with session.errors():
         session.machine = machine_at(root, None, changes=not dry_run, needs_log=False)
         prepared = prepare.prepare_remove(session.machine, items or ())
-        carry_out(session, prepared, prepared.warnings)
+        ask_and_carry_out(session, prepared, prepared.warnings)
 
 
 # Shared by the commands ------------------------------------------------------------------------------
 
 
-def _wishes(folders: list[str], fs: FileSystem | None, owner: str, mode: str, keep: list[str]) -> list[Wish]:
+def _wishes(
+    folders: list[str], fs: FileSystem | None, owner: str, mode: str, keep: list[str]
+) -> list[MountWish]:
     if not folders and (fs or owner or mode or keep):
         usage("--fs, --owner, --mode and --keep belong to --mount")
     if len(keep) > len(folders):
@@ -153,4 +155,4 @@ def _wishes(folders: list[str], fs: FileSystem | None, owner: str, mode: str, ke
         return []
     files = [*keep, *[""] * (len(folders) - len(keep))]
     kind = (fs or FileSystem.EXT4).value
-    return [Wish(folder, kind, owner, mode, file) for folder, file in zip(folders, files, strict=True)]
+    return [MountWish(folder, kind, owner, mode, file) for folder, file in zip(folders, files, strict=True)]

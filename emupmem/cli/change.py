@@ -19,7 +19,7 @@ from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
 
 
-def carry_out(session: Session, prepared: Change, warnings: Sequence[str]) -> NoReturn:
+def ask_and_carry_out(session: Session, prepared: Change, warnings: Sequence[str]) -> NoReturn:
     """Show, ask, do, tell; ends the command with its exit status."""
     session.changing()
     machine, result = session.machine, session.result
@@ -44,7 +44,7 @@ def carry_out(session: Session, prepared: Change, warnings: Sequence[str]) -> No
     if session.only_shows:
         session.finish(Exit.NOT_AS_PLANNED if session.check else Exit.OK)
     session.confirm("Apply?")
-    outcome = transaction.carry_out(machine, prepared)
+    outcome = transaction.carry_out_change(machine, prepared)
     reboot = bool(prepared.trial) or _needs_reboot(machine, booted, prepared)
     result |= {"changed": True, "backup": outcome.backup, "reboot_required": reboot}
     if not session.as_json:

@@ -47,7 +47,7 @@ def doctor(
 
 def _findings(from_: str | None) -> tuple[Finding, ...]:
     if from_ is None:
-        return look.look(system_machine.Machine())
+        return look.findings_of(system_machine.Machine())
     from emupmem.report import archive, collected  # 7 ms, archives only
 
     name = "standard input" if from_ == "-" else from_
@@ -78,7 +78,7 @@ def collect(
             session.changing()
             refuse_taken(file, force)
         machine = system_machine.Machine()
-        made = gather.of_machine(machine)
+        made = gather.gather_machine(machine)
         data = archive.pack(made.archive)
         session.result |= {
             "files": [

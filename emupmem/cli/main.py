@@ -56,7 +56,7 @@ def _options(
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class Place:
     """Where a command is: `function` of the module `module` here (empty: the module's group, `app`)."""
 
     module: str
@@ -89,43 +89,43 @@ def _unreached() -> NoReturn:
 # In the order of --help. Only the module of the command that was typed is imported: all of them take longer to
 # import than most commands to run. The summary is the first sentence of what it says of itself.
 COMMANDS = {
-    "suggest": Command("suggest", "suggest", "Show the usable memory and plan a reservation."),
-    "apply": Command("apply", "apply", "Put the reservation into GRUB's configuration, safely."),
-    "remove": Command("apply", "remove", "Give reserved memory back: undo what apply did."),
-    "verify": Command(
+    "suggest": Place("suggest", "suggest", "Show the usable memory and plan a reservation."),
+    "apply": Place("apply", "apply", "Put the reservation into GRUB's configuration, safely."),
+    "remove": Place("apply", "remove", "Give reserved memory back: undo what apply did."),
+    "verify": Place(
         "verify", "verify", "Prove that what was asked is there: from GRUB's file up to a device with DAX."
     ),
-    "mount": Command(
+    "mount": Place(
         "mount",
         "mount",
         "Make a DAX file system on the device if it is blank, mount it, and prove that it is DAX.",
     ),
-    "umount": Command("mount", "umount", "Unmount persistent memory; where it is in use, tell by whom."),
-    "save": Command("snapshot", "save", "Save the content of a device: a sparse raw image with a checksum."),
-    "restore": Command("snapshot", "restore", "Put a saved image back onto a device."),
-    "boot-mount": Command("at_boot", "boot_mount", hidden=True),
-    "boot-save": Command("at_boot", "boot_save", hidden=True),
-    "confirm": Command(
+    "umount": Place("mount", "umount", "Unmount persistent memory; where it is in use, tell by whom."),
+    "save": Place("snapshot", "save", "Save the content of a device: a sparse raw image with a checksum."),
+    "restore": Place("snapshot", "restore", "Put a saved image back onto a device."),
+    "boot-mount": Place("at_boot", "boot_mount", hidden=True),
+    "boot-save": Place("at_boot", "boot_save", hidden=True),
+    "confirm": Place(
         "trial",
         "confirm",
         "Make the reservation of the trial that is running permanent, if all of it is as planned.",
     ),
-    "abandon": Command("trial", "abandon", "Take the entry of a trial away; nothing else changes."),
-    "doctor": Command(
+    "abandon": Place("trial", "abandon", "Take the entry of a trial away; nothing else changes."),
+    "doctor": Place(
         "doctor", "doctor", "Tell everything that decides whether this will work, before and after."
     ),
-    "collect": Command(
+    "collect": Place(
         "doctor",
         "collect",
         "Write one archive with all that planning and diagnosing need, secrets masked: for --from elsewhere.",
     ),
-    "namespaces": Command(
+    "namespaces": Place(
         "namespaces",
         "",
         "Divide a reserved range into namespaces of any size (the ramdax driver, Linux 6.19 and later).",
     ),
-    "qemu": Command("qemu", "", "Give a virtual machine a persistent-memory device (a vNVDIMM)."),
-    "nvdimm": Command(
+    "qemu": Place("qemu", "", "Give a virtual machine a persistent-memory device (a vNVDIMM)."),
+    "nvdimm": Place(
         "nvdimm",
         "",
         "Regions and namespaces of NVDIMMs, real or virtual, with ndctl; the goal of Intel Optane modules with ipmctl.",
@@ -155,7 +155,7 @@ def _status() -> int:
         empty = wording.empty_word(words) if "_EMUPMEM_COMPLETE" not in os.environ else ""
         if empty:
             usage(f"{empty} is empty: is a variable not set?")
-        status: int = program(words)(standalone_mode=False) or Exit.OK
+        status: int = program_for(words)(standalone_mode=False) or Exit.OK
         sys.stdout.flush()
         if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
@@ -193,7 +193,7 @@ def _status() -> int:
     return int(status)
 
 
-def program(words: Sequence[str]) -> typer.Typer:
+def program_for(words: Sequence[str]) -> typer.Typer:
     """The program with the one command that was typed; else all of them listed, for --help or a wrong name."""
     made = typer.Typer(
         name="emupmem",

@@ -69,7 +69,7 @@ def mount(
                 _show_steps(prepared.steps, owner, mode)
             session.finish(Exit.OK)
         session.changing()
-        outcome, unit = device_mount.mount(session.machine, request, at_boot)
+        outcome, unit = device_mount.mount_device(session.machine, request, at_boot)
         seen = outcome.seen
         session.result |= _steps(outcome.steps) | {
             "dax_file": seen.dax_file,
@@ -91,7 +91,7 @@ def umount(
     with session.errors():
         session.be_root("this unmounts")
         session.changing()
-        gone = device_mount.umount(session.machine, folder)
+        gone = device_mount.unmount_device(session.machine, folder)
         session.result |= {"device": gone.source, "dir": gone.dir, "changed": True}
         if not session.as_json:
             print(f"✓ {gone.source} is no longer mounted at {gone.dir}")
@@ -120,6 +120,6 @@ def _tell_mount(outcome: Any, unit: Any) -> None:
         print(f"Already as asked: {outcome.steps.device.dev} at {outcome.steps.dir}.")
     elif outcome.steps.kept and outcome.steps.commands:
         print(f"The {outcome.steps.fs} that was on {outcome.steps.device.dev} is kept.")
-    render.ladder(render.console(), outcome.rungs)
+    render.print_ladder(render.console(), outcome.rungs)
     if unit is not None:
         print(f"{'✓ ' if unit.needed else ''}emupmem.service does this at every boot")

@@ -74,7 +74,7 @@ def _rebind(session: Session, wanted: str, at_boot: bool) -> None:
                 with lock.change_lock(machine):
                     ramdax.rebind(machine, steps, wanted)
             if at_boot and binds:
-                ramdax.at_boot(machine)
+                ramdax.bind_at_boot(machine)
             elif at_boot:
                 ramdax.remove_at_boot(machine)
         result |= {"changed": bool(steps) and not session.dry_run, "driver": ramdax.driver(machine)}
@@ -96,7 +96,7 @@ def list_(as_json: Json = False) -> None:
         machine, result = session.machine, session.result
         ramdax.require(machine)
         result["driver"] = ramdax.driver(machine)
-        there = ramdax.regions(machine)
+        there = ramdax.ramdax_regions(machine)
         result["regions"] = [asdict(region) for region in there]
         if not session.as_json:
             if result["driver"] != ramdax.DRIVER:
@@ -111,7 +111,7 @@ def list_(as_json: Json = False) -> None:
 
 
 @app.command("create", epilog=EPILOG)
-def create(
+def create_on_ram(
     size: Annotated[str, typer.Option("--size", metavar="SIZE", help="What it takes of the range, as 256M.")],
     mode: Annotated[
         NamespaceMode, typer.Option("--mode", help="What kind of device it becomes.")
@@ -162,9 +162,9 @@ def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], questio
         with lock.change_lock(machine):
             steps = plan(machine)
             session.preview_or_ask(_lines(steps), question)
-            before = {n for r in ramdax.regions(machine) for n in r.namespaces}
+            before = {n for r in ramdax.ramdax_regions(machine) for n in r.namespaces}
             if not session.dry_run:
-                ramdax.run(machine, steps)
+                ramdax.run_steps(machine, steps)
                 machine.settle()
             there = _seen_after(session)
         made = [n for r in there or () for n in r.namespaces if n not in before]
@@ -182,7 +182,7 @@ def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], questio
 def _seen_after(session: Session) -> tuple[RamdaxRegion, ...] | None:
     """The regions as they are now; None where a change is made and ndctl does not say what came of it."""
     try:
-        return tuple(ramdax.regions(session.machine))
+        return tuple(ramdax.ramdax_regions(session.machine))
     except EmupmemError as exc:
         if session.dry_run:
             raise

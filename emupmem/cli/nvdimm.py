@@ -20,7 +20,7 @@ from emupmem.nvdimm import goal as nvdimm_goal
 from emupmem.nvdimm import ipmctl
 from emupmem.nvdimm import show as nvdimm_show
 from emupmem.nvdimm import view as nvdimm_view
-from emupmem.nvdimm.create import Plan
+from emupmem.nvdimm.create import NamespacePlan
 from emupmem.nvdimm.goal import GoalPlan
 from emupmem.nvdimm.view import Namespace
 from emupmem.system import lock
@@ -67,7 +67,7 @@ def show(socket: Socket = None, as_json: Json = False) -> None:
     session = Session({"dimms": [], "regions": [], "goal": [], "warnings": []}, as_json)
     with session.errors():
         session.be_root("this asks ndctl")
-        view = nvdimm_view.look(session.machine, socket)
+        view = nvdimm_view.look_at_nvdimms(session.machine, socket)
         session.result |= asdict(view)
         for warning in view.warnings:
             say(f"warning: {warning}")
@@ -204,13 +204,13 @@ def create(
         except EmupmemError as exc:
             usage(exc.message, exc.hint)
 
-        def plan(machine: Machine) -> Plan:
-            view = nvdimm_view.look(machine)
+        def plan(machine: Machine) -> NamespacePlan:
+            view = nvdimm_view.look_at_nvdimms(machine)
             return nvdimm_create.plan_create(
                 machine, view, region, bytes_, mode.value, map_.value if map_ else "", step
             )
 
-        made = _change(session, plan, nvdimm_create.create)
+        made = _change(session, plan, nvdimm_create.create_namespace)
         if made is not None:
             holds = nvdimm_create.remains(session.machine, made)
             session.result |= {"namespace": asdict(made), "device": made.dev, "holds": holds}
@@ -233,8 +233,8 @@ def destroy(
     with session.errors():
         gone = _change(
             session,
-            lambda machine: nvdimm_create.plan_destroy(machine, nvdimm_view.look(machine), name),
-            nvdimm_create.destroy,
+            lambda machine: nvdimm_create.plan_destroy(machine, nvdimm_view.look_at_nvdimms(machine), name),
+            nvdimm_create.destroy_namespace,
         )
         if gone is not None:
             session.result |= {"namespace": asdict(gone), "device": gone.dev}
@@ -245,8 +245,8 @@ def destroy(
 
 def _change(
     session: Session,
-    planned: Callable[[Machine], Plan],
-    carry_out: Callable[[Machine, Plan], Namespace],
+    planned: Callable[[Machine], NamespacePlan],
+    carry_out: Callable[[Machine, NamespacePlan], Namespace],
 ) -> Namespace | None:
     """Plan, ask where something is lost, and do it under the lock; None where it was only shown."""
     session.be_root("this changes namespaces")

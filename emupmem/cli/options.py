@@ -26,7 +26,7 @@ class TrialBy(StrEnum):
     KEXEC = "kexec"
 
 
-class Variable(StrEnum):
+class VariableOption(StrEnum):
     """The GRUB variable that holds the argument."""
 
     LINUX = "GRUB_CMDLINE_LINUX"

@@ -24,9 +24,9 @@ from emupmem.vm import arguments, export
 from emupmem.vm import backend as vm_backend
 from emupmem.vm import guest as vm_guest
 from emupmem.vm import size as vm_size
-from emupmem.vm.arguments import Plan
+from emupmem.vm.arguments import DevicePlan
 from emupmem.vm.guest import Guest
-from emupmem.vm.wish import Device, Kind, Options, Persistence, Wish
+from emupmem.vm.wish import Backing, DeviceOptions, DeviceWish, GuestDevice, Persistence
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Launch:
     program: str
     given: list[str]
     guest: Guest
-    wishes: list[Wish]
-    options: Options
-    plan: Plan
+    wishes: list[DeviceWish]
+    options: DeviceOptions
+    plan: DevicePlan
 
     @property
     def argv(self) -> list[str]:
@@ -101,7 +101,7 @@ Backends = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    Device,
+    GuestDevice,
     typer.Option("--device", help="nvdimm, or virtio-pmem: the honest one for ordinary files."),
 ]
 Share = Annotated[Switch, typer.Option("--share", help="Whether what the guest writes reaches the file.")]
@@ -145,7 +145,7 @@ class Asked:
 
     pmem: Sizes = None
     backend: Backends = None
-    device: DeviceOption = Device.NVDIMM
+    device: DeviceOption = GuestDevice.NVDIMM
     share: Share = Switch.ON
     readonly: ReadOnly = False
     align: Align = None
@@ -186,9 +186,9 @@ class Asked:
             usage("--node is given more often than there are devices")
         return count
 
-    def options(self) -> Options:
+    def options(self) -> DeviceOptions:
         """What all devices have in common. Raises EmupmemError for a size that is none."""
-        return Options(
+        return DeviceOptions(
             self.device,
             self.share is Switch.ON,
             self.readonly,
@@ -284,18 +284,18 @@ def _prepare(words: list[str], asked: Asked) -> Launch:
         usage(f"QEMU is given twice: --qemu {asked.qemu} and {typed} after --")
     if own := vm_guest.misplaced(given):
         usage(f"{own} is an option of emupmem: it comes before --", f"emupmem qemu args {own} … -- {EXAMPLE}")
-    program = vm_backend.program(here, typed or asked.qemu)
-    version = vm_backend.version(here, program)
+    program = vm_backend.qemu_program(here, typed or asked.qemu)
+    version = vm_backend.qemu_version(here, program)
     guest = vm_guest.read_guest(given, lambda name: vm_backend.read_config(here, _absolute(name)))
     if options.machine and guest.machine:
         usage(f"the machine type is given twice: --machine {options.machine} and -machine {guest.machine}")
     paths = frozenset(vm_backend.same_for_all_names(here, _absolute(p)) for p in guest.paths)
     guest = replace(guest, paths=paths)
     wishes = [_wish(here, asked, guest, n) for n in range(count)]
-    kinds = (Kind.DAX_FILE, Kind.DEVDAX)
+    kinds = (Backing.DAX_FILE, Backing.DEVDAX)
     if any(w.backend.kind in kinds for w in wishes) and vm_backend.has_libpmem(here, program):
         options = replace(options, pmem=True)
-    plan = arguments.plan(guest, wishes, options, version)
+    plan = arguments.plan_devices(guest, wishes, options, version)
     return Launch(here, program, given, guest, wishes, options, plan)
 
 
@@ -303,23 +303,23 @@ def _absolute(name: str) -> str:
     return str(Path(name).absolute())
 
 
-def _wish(here: system_machine.Machine, asked: Asked, guest: Guest, n: int) -> Wish:
+def _wish(here: system_machine.Machine, asked: Asked, guest: Guest, n: int) -> DeviceWish:
     """What is wished of the device `n`."""
     path, size, node = _nth(asked.backend, n), _nth(asked.pmem, n), _nth(asked.node, n)
     shared = asked.shared_backend or asked.readonly
     inside = vm_backend.file_inside(guest.name, n)
-    found = vm_backend.look(here, _absolute(path), shared, inside) if path else vm_backend.MEMORY
+    found = vm_backend.look_at_backend(here, _absolute(path), shared, inside) if path else vm_backend.MEMORY
     label = size_of(asked.label) if asked.label is not None else 0
     align = size_of(asked.align) if asked.align is not None else 0
     bytes_ = vm_size.choose_size(found, size_of(size) if size is not None else None, label, align)
-    return Wish(found, bytes_, node, label)
+    return DeviceWish(found, bytes_, node, label)
 
 
 def _nth(given: list[T] | None, n: int) -> T | None:
     return given[n] if given and n < len(given) else None
 
 
-def _tell(plan: Plan) -> None:
+def _tell(plan: DevicePlan) -> None:
     for sentence in plan.promises:
         say(f"· {sentence}")
     for note in plan.notes:

@@ -168,7 +168,7 @@ def diff(out: Console, text: str) -> None:
         out.print(plain(line), style=style)
 
 
-def ladder(out: Console, checks: Iterable[Check]) -> None:
+def print_ladder(out: Console, checks: Iterable[Check]) -> None:
     """One line a rung, and below a broken one the thing to do."""
     for check in checks:
         mark, style = MARKS[check.status]

@@ -34,7 +34,7 @@ def save(
         session.be_root("this reads a device")
         session.changing()
         with _progress() as progress:
-            done = image.save(session.machine, file, source, progress)
+            done = image.save_image(session.machine, file, source, progress)
         _tell_snapshot(session, f"{done.device} saved to {done.file}", done)
 
 
@@ -55,9 +55,11 @@ def restore(
         session.be_root("this writes a device")
         session.changing()
         if not session.yes and not image.is_blank(session.machine, device):
-            session.confirm(f"{image.choose(session.machine, device).dev} is not blank: overwrite all of it?")
+            session.confirm(
+                f"{image.choose_device(session.machine, device).dev} is not blank: overwrite all of it?"
+            )
         with _progress() as progress:
-            done = image.restore(session.machine, file, device, force, progress)
+            done = image.restore_image(session.machine, file, device, force, progress)
         if not done.checksum:
             say("! it was restored without a valid checksum")
         _tell_snapshot(session, f"{done.device} restored from {done.file}", done)

@@ -11,7 +11,7 @@ from typing import NoReturn
 from emupmem.boot import prepare, trial
 from emupmem.boot.change import Change
 from emupmem.boot.loader import Options
-from emupmem.cli.change import carry_out, change_result
+from emupmem.cli.change import ask_and_carry_out, change_result
 from emupmem.cli.options import DryRun, Json, Yes
 from emupmem.cli.output import Exit, say
 from emupmem.cli.session import Session
@@ -26,7 +26,7 @@ def begin(
     """What `apply --trial` does; ends the command with its exit status."""
     told = [*warnings, *prepared.warnings]
     if how == "grub":
-        carry_out(session, prepared, told)
+        ask_and_carry_out(session, prepared, told)
     _kexec(session, prepared.plan.memmap if prepared.plan else "", options, told)
 
 
@@ -69,7 +69,7 @@ def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) ->
         prepared = prepare.prepare_confirm(session.machine)
         # Where a confirm that was killed is brought to its end there is no trial any more to judge.
         verdict = (
-            ladder.verify(observe.observe(session.machine, 10)) if trial.state(session.machine) else None
+            ladder.verdict_of(observe.observe(session.machine, 10)) if trial.state(session.machine) else None
         )
         if verdict is not None and not verdict.ok:
             broken = next(c for c in verdict.checks if c.status in ("fail", "pending"))
@@ -77,7 +77,7 @@ def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) ->
                 f"the trial is not good: {broken.name}: {broken.found}",
                 f"{broken.hint}; sudo emupmem abandon takes the trial away",
             )
-        carry_out(session, prepared, prepared.warnings)
+        ask_and_carry_out(session, prepared, prepared.warnings)
 
 
 def abandon(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
@@ -86,4 +86,4 @@ def abandon(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) ->
     with session.errors():
         session.be_root("this changes the boot configuration")
         prepared = prepare.prepare_abandon(session.machine)
-        carry_out(session, prepared, prepared.warnings)
+        ask_and_carry_out(session, prepared, prepared.warnings)

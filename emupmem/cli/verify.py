@@ -31,7 +31,7 @@ def verify(
     session = Session({"ok": False, "pending": False, "checks": [], "devices": []}, as_json)
     with session.errors():
         seen = observe.observe(machine.Machine(), wait)
-        verdict = ladder.verify(seen)
+        verdict = ladder.verdict_of(seen)
         ok = verdict.ok and not (require and verdict.nothing_reserved)
         session.result |= {
             "ok": ok,
@@ -48,7 +48,7 @@ def verify(
 
 
 def _show_verdict(verdict: Any) -> None:
-    render.ladder(render.console(), verdict.checks)
+    render.print_ladder(render.console(), verdict.checks)
     if verdict.nothing_reserved:
         print("Nothing is reserved.")
     elif verdict.pending:

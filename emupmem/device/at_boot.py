@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from emupmem.device import keep, unit
 from emupmem.device.blocks import Pmem, devices
-from emupmem.device.decide import MountRequest, Outcome, Tell
-from emupmem.device.mount import carry_out, prepare
+from emupmem.device.decide import MountOutcome, MountRequest, Tell
+from emupmem.device.mount import carry_out_mount, prepare
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Busy, EmupmemError
 from emupmem.system import lock
@@ -56,12 +56,12 @@ def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
     request = MountRequest(device.dev, wanted.dir, wanted.fs, wanted.owner, wanted.mode)
     brought = False
 
-    def work() -> Outcome:
+    def work() -> MountOutcome:
         nonlocal brought
         if wanted.keep and not keep.belongs(machine, wanted):
             # What the memory still holds after a warm restart is no save: the image counts.
             brought = keep.bring_back(machine, wanted, device.dev)
-        outcome = carry_out(machine, prepare(machine, request), at_boot=True)
+        outcome = carry_out_mount(machine, prepare(machine, request), at_boot=True)
         if wanted.keep:
             keep.remember(machine, wanted)
         return outcome
@@ -99,10 +99,10 @@ def _wait_for_device(machine: Machine, wanted: unit.BootMount) -> Pmem:
     return device
 
 
-def _locked(machine: Machine, work: Callable[[], Outcome]) -> Outcome:
+def _locked(machine: Machine, work: Callable[[], MountOutcome]) -> MountOutcome:
     """Do it under the lock, for which a boot waits."""
     problem: list[EmupmemError] = []
-    done: list[Outcome] = []
+    done: list[MountOutcome] = []
 
     def attempt() -> bool:
         try:

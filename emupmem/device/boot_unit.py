@@ -12,7 +12,7 @@ from emupmem.device.blocks import devices, mounts
 from emupmem.device.decide import (
     FILE_SYSTEMS,
     MountRequest,
-    Steps,
+    MountSteps,
     check_dir,
     check_folder,
     check_fs,
@@ -28,7 +28,7 @@ from emupmem.system.machine import Machine
 from emupmem.units import tight
 
 
-def boot_mount(steps: Steps, request: MountRequest) -> unit.BootMount:
+def boot_mount_of(steps: MountSteps, request: MountRequest) -> unit.BootMount:
     item = steps.device.item
     assert item is not None  # at_boot has refused everything else
     return unit.BootMount(
@@ -40,12 +40,14 @@ def is_at_boot(machine: Host, folder: str) -> bool:
     """Whether the unit mounts something at this folder."""
     try:
         data = machine.read(unit.FILE)
-        return data is not None and any(m.dir == folder for m in unit.read(data.decode("utf-8", "replace")))
+        return data is not None and any(
+            m.dir == folder for m in unit.read_unit(data.decode("utf-8", "replace"))
+        )
     except EmupmemError:
         return False
 
 
-def program(machine: Host) -> str:
+def unit_program(machine: Host) -> str:
     """The emupmem that the unit may start as root: installed where only root can change it. Raises EmupmemError."""
     places = ("/usr/local/bin/emupmem", "/usr/bin/emupmem")
     for place in places:
@@ -65,7 +67,7 @@ def program(machine: Host) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class MountWish:
     """One --mount of apply: the folder, and what belongs to it."""
 
     dir: str
@@ -75,7 +77,7 @@ class Wish:
     keep: str = ""
 
 
-def check_wishes(machine: Host, wishes: Sequence[Wish]) -> None:
+def check_wishes(machine: Host, wishes: Sequence[MountWish]) -> None:
     """Everything of --mount that can be judged before anything is changed. Raises EmupmemError."""
     for wish in wishes:
         name = check_dir(wish.dir)
@@ -93,13 +95,13 @@ def check_wishes(machine: Host, wishes: Sequence[Wish]) -> None:
         if top is None:
             check_folder(name, folder_of(machine, name))
     if wishes:
-        program(machine)
+        unit_program(machine)
 
 
 def unit_change(
     machine: Host,
     reserved: Sequence[tuple[int, int]],
-    wishes: Sequence[tuple[tuple[int, int], Wish]] = (),
+    wishes: Sequence[tuple[tuple[int, int], MountWish]] = (),
 ) -> unit.UnitChange:
     """The unit when `reserved` (pairs start, size) is what boots; `wishes` are added for their ranges.
 
@@ -117,16 +119,16 @@ def unit_change(
         check_fs(wish.fs, size, f"the device of {tight(size)}")
         name = check_dir(wish.dir)
         if wish.keep:
-            device_keep.check(machine, wish.keep, size, name)
+            device_keep.check_image(machine, wish.keep, size, name)
         new.append(unit.BootMount(start, size, name, wish.fs, wish.owner, wish.mode, wish.keep))
     if not new:
         try:
-            present = unit.read(before or "")
+            present = unit.read_unit(before or "")
         except EmupmemError:
             return unit.UnitChange(before, before, True)
         if all((m.start, m.size) in reserved for m in present):
             return unit.UnitChange(before, before, True)  # nothing was asked of it
-    return unit.changed(before, linked, reserved, program(machine), new)
+    return unit.changed(before, linked, reserved, unit_program(machine), new)
 
 
 def write_unit(machine: Machine, change: unit.UnitChange) -> None:
@@ -141,7 +143,7 @@ def write_unit(machine: Machine, change: unit.UnitChange) -> None:
         machine.output("systemctl", "daemon-reload")
 
 
-def at_boot(machine: Host, steps: Steps, request: MountRequest) -> unit.UnitChange:
+def mount_at_boot(machine: Host, steps: MountSteps, request: MountRequest) -> unit.UnitChange:
     """The unit that does the same at every boot. Raises EmupmemError for a device that is not ours."""
     item = steps.device.item
     if item is None:
@@ -155,7 +157,7 @@ def at_boot(machine: Host, steps: Steps, request: MountRequest) -> unit.UnitChan
             "at every boot only whole devices are mounted",
         )
     items = parse_command_line(machine.peek("/proc/cmdline")).reservations
-    wish = Wish(steps.dir, steps.fs, request.owner, request.mode, request.keep)
+    wish = MountWish(steps.dir, steps.fs, request.owner, request.mode, request.keep)
     configured = _configured(machine) or [(i.start, i.size) for i in items]
     return unit_change(machine, [*configured, (item.start, item.size)], [((item.start, item.size), wish)])
 
@@ -163,4 +165,8 @@ def at_boot(machine: Host, steps: Steps, request: MountRequest) -> unit.UnitChan
 def _configured(machine: Host) -> list[tuple[int, int]]:
     """Ranges that the present unit names: mount --at-boot takes none of them away."""
     data = machine.read(unit.FILE)
-    return [(m.start, m.size) for m in unit.read(data.decode("utf-8", "replace"))] if data is not None else []
+    return (
+        [(m.start, m.size) for m in unit.read_unit(data.decode("utf-8", "replace"))]
+        if data is not None
+        else []
+    )

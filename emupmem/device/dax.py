@@ -29,7 +29,7 @@ _STATX_SIZE, _ATTRIBUTES, _ATTRIBUTES_MASK = 256, 8, 56  # struct statx: its siz
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class DaxProof:
     """What was seen of one mount; None stands for "could not be seen", `why` says why.
 
     `faults` is the number of minor faults that writing one byte to each page of `PROBE` bytes took:
@@ -49,7 +49,7 @@ class Proof:
         return None if self.faults is None else self.faults < PROBE // PAGE // 8
 
 
-def prove(folder: str) -> Proof:
+def prove_dax(folder: str) -> DaxProof:
     """Prove a mounted folder with one nameless file. Never raises: what fails is in `why`."""
     try:
         with _probe_file(folder) as file:
@@ -58,14 +58,14 @@ def prove(folder: str) -> Proof:
                 os.posix_fallocate(file, 0, PROBE)
             except OSError as exc:
                 why = f"no room for a probe of {PROBE >> 20} MiB: {exc.strerror}"
-                return Proof(dax, None, None, True, why)
+                return DaxProof(dax, None, None, True, why)
             sync = _maps_sync(file)
             faults, aligned = _huge_faults(file)
-            return Proof(dax, sync, faults, aligned)
+            return DaxProof(dax, sync, faults, aligned)
     except OSError as exc:
         if exc.errno in (errno.EACCES, errno.EPERM):
-            return Proof(why=f"only root and the owner of {folder} may write there")
-        return Proof(why=f"no probe file in {folder}: {exc.strerror}")
+            return DaxProof(why=f"only root and the owner of {folder} may write there")
+        return DaxProof(why=f"no probe file in {folder}: {exc.strerror}")
 
 
 def is_dax_file(path: str) -> bool | None:

@@ -67,7 +67,7 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class MountSteps:
     """What to do: commands in order; `make` the folder first. Nothing at all where it is as asked already."""
 
     device: Pmem
@@ -79,10 +79,10 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class MountOutcome:
     """What was done and seen: the five rungs of the proof, and the mount as verify sees it."""
 
-    steps: Steps
+    steps: MountSteps
     changed: bool
     seen: SeenMount
     rungs: tuple[Check, ...]
@@ -95,7 +95,7 @@ class Outcome:
 # Decisions: pure ------------------------------------------------------------------------------------
 
 
-def choose(devices: Sequence[Pmem], request: MountRequest, number: str) -> Pmem:
+def choose_pmem(devices: Sequence[Pmem], request: MountRequest, number: str) -> Pmem:
     """The device that is meant: the named one, whose MAJOR:MINOR is `number`, or the only one of ours.
 
     Raises EmupmemError for everything that is not a whole pmem device.
@@ -217,14 +217,14 @@ def decide(
     signature: str,
     folder: Folder,
     kernel: tuple[int, int],
-) -> Steps:
+) -> MountSteps:
     """What to do with a device that holds `signature` (empty: blank). Raises EmupmemError for each refusal."""
     name = check_dir(request.dir or default_dir(device))
     if request.fs is not None and request.fs not in FILE_SYSTEMS:
         raise EmupmemError(f"{request.fs} is not supported", "DAX file systems are ext4 and xfs")
     here = mounted_here(device, request, mounts, name)
     if here is not None:
-        return Steps(device, name, here.fs, kept=True)
+        return MountSteps(device, name, here.fs, kept=True)
     refuse_device(device)
     check_folder(name, folder)
     fs = request.fs or (signature if signature in FILE_SYSTEMS and not request.force else FILE_SYSTEMS[0])
@@ -235,7 +235,7 @@ def decide(
     if not kept:
         check_fs(fs, device.size, device.dev)
     commands.append(mount_command(fs, device.dev, name, kernel))
-    return Steps(device, name, fs, tuple(commands), folder.state == "missing", kept)
+    return MountSteps(device, name, fs, tuple(commands), folder.state == "missing", kept)
 
 
 def mounted_here(device: Pmem, request: MountRequest, mounts: Sequence[Mounted], name: str) -> Mounted | None:

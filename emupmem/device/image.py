@@ -75,7 +75,7 @@ def _ours(machine: Machine) -> tuple[Pmem, ...]:
     return tuple(d for d in devices(machine) if d.item is not None)
 
 
-def choose(machine: Machine, name: str | None) -> Pmem:
+def choose_device(machine: Machine, name: str | None) -> Pmem:
     """The device of that name, or the only one there is. Raises EmupmemError for any other disk."""
     ours = _ours(machine)
     if name is None:
@@ -112,7 +112,7 @@ def _source(machine: Machine, source: str | None) -> tuple[Pmem, str]:
                 return device, where
         what = "is not a device that memmap= made" if found else "is not a mount point"
         raise EmupmemError(f"{source} {what}", _which(_ours(machine)))
-    device = choose(machine, source)
+    device = choose_device(machine, source)
     where = mounted_at(machine, device)
     if where:
         raise EmupmemError(
@@ -124,7 +124,7 @@ def _source(machine: Machine, source: str | None) -> tuple[Pmem, str]:
 # Save -----------------------------------------------------------------------------------------------
 
 
-def save(
+def save_image(
     machine: Machine,
     target: str,
     source: str | None = None,
@@ -280,7 +280,7 @@ def _finish(path: Path, fresh: Path, image: int, checksum: str) -> None:
 # Restore --------------------------------------------------------------------------------------------
 
 
-def restore(
+def restore_image(
     machine: Machine,
     file: str,
     name: str | None = None,
@@ -295,7 +295,7 @@ def restore(
     without a checksum, or with a wrong one, as it is. Raises EmupmemError.
     """
     begun = time.monotonic()
-    device = choose(machine, name)
+    device = choose_device(machine, name)
     where = mounted_at(machine, device)
     if where:
         raise EmupmemError(f"{device.dev} is mounted on {where}", f"umount {where}")
@@ -322,7 +322,7 @@ def restore(
 def is_blank(machine: Machine, name: str | None, opener: Opener = open_device) -> bool:
     """Whether a device is zero from end to end: nothing on it could be lost."""
     buffer = Buffer()
-    with opened_file(opener, choose(machine, name).dev, os.O_RDONLY) as disk:
+    with opened_file(opener, choose_device(machine, name).dev, os.O_RDONLY) as disk:
         size = size_of_open(disk)
         for at in range(0, size, CHUNK):
             length = min(CHUNK, size - at)

@@ -27,7 +27,7 @@ UMOUNT_SECONDS = 60
 Tell = Callable[[str], None]
 
 
-def check(machine: Host, file: str, size: int, folder: str) -> None:
+def check_image(machine: Host, file: str, size: int, folder: str) -> None:
     """Refuse an image file that could not keep `size` bytes of the device mounted at `folder`.
 
     Raises EmupmemError. Of a tree only the name is judged.
@@ -93,7 +93,7 @@ def bring_back(machine: Machine, wanted: BootMount, dev: str) -> bool:
         return False
     from emupmem.device import image  # threads and maps: apply and verify need none of it
 
-    image.restore(machine, wanted.keep, dev)
+    image.restore_image(machine, wanted.keep, dev)
     return True
 
 
@@ -127,7 +127,7 @@ def _save(machine: Machine, wanted: BootMount) -> str:
         return f"{wanted.dir} is not saved: {device.dev} is blank, and {wanted.keep} stays as it was"
     from emupmem.device import image
 
-    done = image.save(machine, wanted.keep, where or device.dev)
+    done = image.save_image(machine, wanted.keep, where or device.dev)
     machine.run(Command(("sync", "-f", wanted.keep), "have the image on the disk"))
     held = f" (mounted at {where} still, and frozen meanwhile)" if where else ""
     return (

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from emupmem.device import keep, unit
 from emupmem.device.blocks import Mounted, devices, mounts, signature
-from emupmem.device.boot_unit import at_boot, boot_mount, write_unit
+from emupmem.device.boot_unit import boot_mount_of, mount_at_boot, write_unit
 from emupmem.device.decide import (
     MKFS_SECONDS,
+    MountOutcome,
     MountRequest,
-    Outcome,
-    Steps,
+    MountSteps,
     check_dir,
     check_mode,
-    choose,
+    choose_pmem,
     decide,
     default_dir,
     folder_of,
@@ -42,7 +42,7 @@ from emupmem.system.machine import Machine
 class Prepared:
     """A request that was found good: the steps, and the ids and the mode that its words mean."""
 
-    steps: Steps
+    steps: MountSteps
     owner: tuple[int, int] | None
     mode: int | None
 
@@ -56,7 +56,7 @@ def prepare(machine: Machine, request: MountRequest) -> Prepared:
     number = machine.block_number(request.device) if request.device else ""
     if request.device is not None and not request.device.startswith("/"):
         raise EmupmemError(f"{request.device} is not absolute", f"did you mean /dev/{request.device}?")
-    device = choose(devices(machine), request, number)
+    device = choose_pmem(devices(machine), request, number)
     request = dataclasses.replace(request, dir=check_dir(request.dir or default_dir(device)))
     name = request.dir or ""
     kernel = kernel_version(machine.peek("/proc/sys/kernel/osrelease"))
@@ -73,7 +73,7 @@ def prepare(machine: Machine, request: MountRequest) -> Prepared:
     return Prepared(steps, owner, mode)
 
 
-def carry_out(machine: Machine, prepared: Prepared, at_boot: bool = False) -> Outcome:
+def carry_out_mount(machine: Machine, prepared: Prepared, at_boot: bool = False) -> MountOutcome:
     """Make, mount, give to the owner, prove. Raises EmupmemError, which says how far it came.
 
     A proof that fails is in the outcome: nothing is undone.
@@ -97,10 +97,10 @@ def carry_out(machine: Machine, prepared: Prepared, at_boot: bool = False) -> Ou
     if prepared.owner is not None or prepared.mode is not None:
         changed |= files.set_mount_owner(machine, steps.dir, device.number, prepared.owner, prepared.mode)
     seen = see_mount(machine, device, steps.dir, steps.fs, mounts(machine), False)
-    return Outcome(steps, changed, seen, mount_rungs((seen,)))
+    return MountOutcome(steps, changed, seen, mount_rungs((seen,)))
 
 
-def _mount_hint(steps: Steps, command: Command) -> str:
+def _mount_hint(steps: MountSteps, command: Command) -> str:
     if command.argv[0] != "mount":
         return f"{steps.device.dev} is not mounted"
     if steps.kept:
@@ -111,7 +111,7 @@ def _mount_hint(steps: Steps, command: Command) -> str:
     return "sudo dmesg | tail tells why"
 
 
-def _check_ext4(machine: Machine, steps: Steps) -> None:
+def _check_ext4(machine: Machine, steps: MountSteps) -> None:
     """What RAM kept over a warm restart may be damaged; e2fsck repairs what is safe and refuses the rest."""
     done = machine.output("e2fsck", "-p", steps.device.dev, timeout=MKFS_SECONDS)
     if done is not None and done.status >= 4:
@@ -121,7 +121,7 @@ def _check_ext4(machine: Machine, steps: Steps) -> None:
         )
 
 
-def umount(machine: Machine, name: str) -> Mounted:
+def unmount_device(machine: Machine, name: str) -> Mounted:
     """Unmount persistent memory. Raises EmupmemError for other mounts, and when busy with who holds it."""
     folder = check_dir(name)
     all_mounts = mounts(machine)
@@ -141,21 +141,23 @@ def umount(machine: Machine, name: str) -> Mounted:
     raise EmupmemError(f"umount failed with status {done.status}: {done.last_words}")
 
 
-def mount(machine: Machine, request: MountRequest, boots: bool) -> tuple[Outcome, unit.UnitChange | None]:
+def mount_device(
+    machine: Machine, request: MountRequest, boots: bool
+) -> tuple[MountOutcome, unit.UnitChange | None]:
     """The whole of the mount command; `boots` installs the unit as well. Raises EmupmemError."""
     with lock.change_lock(machine), interrupts() as stop:
         prepared = prepare(machine, request)
         if boots:
-            at_boot(machine, prepared.steps, request)  # refuses before anything is done
+            mount_at_boot(machine, prepared.steps, request)  # refuses before anything is done
         if request.keep:
             _refuse_keep(machine, prepared.steps, request)
         stop.check()  # from here on to the end: it takes a moment, and half of it serves nobody
-        outcome = carry_out(machine, prepared)
-        change = at_boot(machine, prepared.steps, request) if boots else None
+        outcome = carry_out_mount(machine, prepared)
+        change = mount_at_boot(machine, prepared.steps, request) if boots else None
         if change is not None and change.needed:
             write_unit(machine, change)
         if request.keep:
-            keep.remember(machine, boot_mount(prepared.steps, request))
+            keep.remember(machine, boot_mount_of(prepared.steps, request))
     if request.keep and machine.live:
         # Only an active unit saves when it is stopped. It finds all as it should be.
         done = machine.run(Command(("systemctl", "start", unit.NAME), "have it active"), MKFS_SECONDS)
@@ -166,9 +168,9 @@ def mount(machine: Machine, request: MountRequest, boots: bool) -> tuple[Outcome
     return outcome, change
 
 
-def _refuse_keep(machine: Machine, steps: Steps, request: MountRequest) -> None:
+def _refuse_keep(machine: Machine, steps: MountSteps, request: MountRequest) -> None:
     """Two contents and one image: which of them counts must not be guessed. Raises EmupmemError."""
-    if machine.file_size(request.keep) is None or keep.belongs(machine, boot_mount(steps, request)):
+    if machine.file_size(request.keep) is None or keep.belongs(machine, boot_mount_of(steps, request)):
         return
     raise EmupmemError(
         f"{request.keep} is there already, and what {steps.device.dev} holds now would be saved over it",

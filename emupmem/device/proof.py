@@ -20,7 +20,7 @@ def explained(name: str, broken: str) -> Check:
     return Check(name, "skipped", "", f"explained by {broken}", explained_by=broken)
 
 
-def look(machine: Host, wanted: Sequence[unit.BootMount]) -> tuple[SeenMount, ...]:
+def look_at_mounts(machine: Host, wanted: Sequence[unit.BootMount]) -> tuple[SeenMount, ...]:
     """What verify judges: each mount that the boot unit asks for, and each of our devices mounted besides."""
     all_mounts = mounts(machine)
     ours = [d for d in devices(machine) if d.item is not None]
@@ -60,9 +60,9 @@ def see_mount(
         return SeenMount(device.dev, folder, fs, found, own[0].dir if own else "", (), at_boot=at_boot)
     # To prove it writes a file there; of an archive only what was seen counts.
     proof = (
-        dax.prove(str(machine.path(folder)))
+        dax.prove_dax(str(machine.path(folder)))
         if isinstance(machine, Machine)
-        else dax.Proof(why="not tried here")
+        else dax.DaxProof(why="not tried here")
     )
     return SeenMount(
         device.dev,

@@ -52,7 +52,7 @@ Step = Write | Command
 
 
 @dataclass(frozen=True, slots=True)
-class Namespace:
+class RamNamespace:
     """A namespace with a size: bytes usable, bytes of the range it takes, its device under /dev."""
 
     name: str
@@ -72,7 +72,7 @@ class RamdaxRegion:
     start: int
     size: int
     free: int
-    namespaces: tuple[Namespace, ...]
+    namespaces: tuple[RamNamespace, ...]
 
 
 # What is there -----------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def _has_module(machine: Machine, release: str) -> bool:
     return False
 
 
-def regions(machine: Machine) -> tuple[RamdaxRegion, ...]:
+def ramdax_regions(machine: Machine) -> tuple[RamdaxRegion, ...]:
     """What ndctl tells of the ranges that ramdax has. Raises EmupmemError."""
     if driver(machine) != DRIVER:
         return ()
@@ -132,19 +132,19 @@ def _region(machine: Machine, r: dict[str, Any]) -> RamdaxRegion:
     return RamdaxRegion(name, start, r["size"], free, tuple(sorted(spaces, key=lambda n: n.start)))
 
 
-def _namespace(machine: Machine, n: dict[str, Any], region: str) -> Namespace:
+def _namespace(machine: Machine, n: dict[str, Any], region: str) -> RamNamespace:
     here = f"/sys/bus/nd/devices/{n['dev']}"
     dev = n.get("blockdev") or n.get("chardev") or ""
     raw = int(machine.peek(f"{here}/size") or n["size"])
     start = int(machine.peek(f"{here}/resource") or "0", 0)
-    return Namespace(n["dev"], n.get("mode", ""), n["size"], raw, start, dev, region)
+    return RamNamespace(n["dev"], n.get("mode", ""), n["size"], raw, start, dev, region)
 
 
-def find(machine: Machine, name: str) -> tuple[RamdaxRegion, Namespace]:
+def find_ram_namespace(machine: Machine, name: str) -> tuple[RamdaxRegion, RamNamespace]:
     """The namespace of that name (or of that device). Raises EmupmemError."""
     _require_bound(machine)
     known = []
-    for region in regions(machine):
+    for region in ramdax_regions(machine):
         for one in region.namespaces:
             if name in (one.name, one.dev, f"/dev/{one.dev}"):
                 return region, one
@@ -183,7 +183,7 @@ def blocks(machine: Machine) -> tuple[str, ...]:
     return tuple(found)
 
 
-def refuse_if_used(machine: Machine, devices: Sequence[str]) -> None:
+def refuse_used(machine: Machine, devices: Sequence[str]) -> None:
     """Raises EmupmemError naming the first of these devices that is mounted, claimed or mapped."""
     mounted = dict(
         line.split(" ")[2:5:2] for line in machine.peek("/proc/self/mountinfo").splitlines() if line
@@ -213,7 +213,7 @@ def bind_steps(machine: Machine, wanted: str = DRIVER) -> tuple[Step, ...]:
     has = driver(machine)
     if has == wanted:
         return ()
-    refuse_if_used(machine, blocks(machine))
+    refuse_used(machine, blocks(machine))
     load = "nd_e820" if wanted == LEGACY else wanted
     steps: list[Step] = [Command(("modprobe", load))]
     steps.append(Write(f"{HERE}/driver_override", wanted if wanted == DRIVER else ""))
@@ -227,18 +227,18 @@ def rebind(machine: Machine, steps: Sequence[Step], wanted: str = DRIVER) -> Non
     """Do the steps; where the driver does not take the range, the former one gets it back."""
     former = driver(machine)
     try:
-        run(machine, steps)
+        run_steps(machine, steps)
         if not wait_for(lambda: driver(machine) == wanted, 10):
             raise EmupmemError(f"{wanted} did not take the range", "sudo dmesg may tell why")
     except EmupmemError:
         if former and driver(machine) != former:
-            run(machine, (Write(f"{HERE}/driver_override", former if former == DRIVER else ""),))
-            run(machine, (Write("/sys/bus/platform/drivers_probe", DEVICE),))
+            run_steps(machine, (Write(f"{HERE}/driver_override", former if former == DRIVER else ""),))
+            run_steps(machine, (Write("/sys/bus/platform/drivers_probe", DEVICE),))
         raise
     machine.settle()
 
 
-def run(machine: Machine, steps: Sequence[Step]) -> None:
+def run_steps(machine: Machine, steps: Sequence[Step]) -> None:
     """Carry out what was planned. Raises EmupmemError at the first that fails."""
     for step in steps:
         if isinstance(step, Write):
@@ -257,7 +257,7 @@ def require_at_boot(machine: Machine) -> None:
         )
 
 
-def at_boot(machine: Machine) -> None:
+def bind_at_boot(machine: Machine) -> None:
     """Bind at every boot: one rule for udev, which does nothing where it cannot be done."""
     files.install_file(machine, RULE, RULE_TEXT)
     machine.output("udevadm", "control", "--reload")
@@ -278,7 +278,7 @@ def remove_at_boot(machine: Machine) -> bool:
 def create_steps(machine: Machine, size: int, mode: str) -> tuple[Step, ...]:
     """What makes a namespace on the first range with room. Raises EmupmemError where none has."""
     _require_bound(machine)
-    there = regions(machine)
+    there = ramdax_regions(machine)
     for region in there:
         if region.free >= size:
             return (_create(region.name, size, mode),)
@@ -294,8 +294,8 @@ def _create(region: str, size: int, mode: str) -> Command:
 
 def delete_steps(machine: Machine, name: str) -> tuple[Step, ...]:
     """What deletes a namespace and all on it."""
-    _, one = find(machine, name)
-    refuse_if_used(machine, (one.dev,))
+    _, one = find_ram_namespace(machine, name)
+    refuse_used(machine, (one.dev,))
     return (Command(("ndctl", "destroy-namespace", "-f", one.name)),)
 
 
@@ -305,8 +305,8 @@ def resize_steps(machine: Machine, name: str, size: int) -> tuple[Step, ...]:
     `ndctl create-namespace -e … -s …` would delete the old one before it finds that the new one has
     no room (7.2 warns of an allocation underrun then), so the room is proven here first.
     """
-    region, one = find(machine, name)
-    refuse_if_used(machine, (one.dev,))
+    region, one = find_ram_namespace(machine, name)
+    refuse_used(machine, (one.dev,))
     most = largest_gap(region, without=one)
     if size > most:
         raise EmupmemError(f"{one.name} can have at most {human(most)} in one piece", state=UNCHANGED)
@@ -316,7 +316,7 @@ def resize_steps(machine: Machine, name: str, size: int) -> tuple[Step, ...]:
     )
 
 
-def largest_gap(region: RamdaxRegion, without: Namespace, align: int = 16 * MIB) -> int:
+def largest_gap(region: RamdaxRegion, without: RamNamespace, align: int = 16 * MIB) -> int:
     """The largest piece that would be free without that namespace, in the steps ndctl allocates in."""
     taken = [(n.start, n.start + n.raw_size) for n in region.namespaces if n != without]
     most, at = 0, region.start

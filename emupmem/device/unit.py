@@ -111,13 +111,13 @@ class UnitChange:
     @property
     def mounts(self) -> tuple[BootMount, ...]:
         """What is mounted at every boot afterwards. Raises EmupmemError where the unit was edited."""
-        return read(self.after) if self.after is not None else ()
+        return read_unit(self.after) if self.after is not None else ()
 
 
 NO_CHANGE = UnitChange(None, None)
 
 
-def text(mounts: Sequence[BootMount], program: str) -> str:
+def unit_text(mounts: Sequence[BootMount], program: str) -> str:
     """The unit that runs `program` (an absolute path) for these mounts.
 
     Raises EmupmemError for a word that no unit file can hold.
@@ -167,7 +167,7 @@ def quote(word: str, double: str = "%$") -> str:
     return f'"{escaped}"'
 
 
-def read(unit: str) -> tuple[BootMount, ...]:
+def read_unit(unit: str) -> tuple[BootMount, ...]:
     """The mounts of a unit that `text` made. Raises EmupmemError where it was edited beyond recognition."""
     hint = f"sudo rm {FILE} {LINK} takes it away; then give the mounts anew"
     joined = re.sub(r"\\\n", " ", unit)
@@ -217,7 +217,7 @@ def changed(
     Mounts of ranges that are no longer reserved go; a new mount takes the place of that of its range.
     Raises EmupmemError for two mounts in one folder.
     """
-    present = read(before) if before is not None else ()
+    present = read_unit(before) if before is not None else ()
     taken = {(m.start, m.size) for m in new}
     kept = [m for m in present if (m.start, m.size) in set(reserved) - taken]
     mounts = sorted([*kept, *new], key=lambda m: m.start)
@@ -229,4 +229,4 @@ def changed(
             )
     if not mounts:
         return UnitChange(before, None, linked)
-    return UnitChange(before, text(mounts, program), linked)
+    return UnitChange(before, unit_text(mounts, program), linked)

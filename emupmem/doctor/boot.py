@@ -164,7 +164,7 @@ def words(line: CommandLine) -> Finding:
     return Finding(name, "ok", "nothing on it takes memory")
 
 
-def regions(line: CommandLine) -> Finding:
+def regions_finding(line: CommandLine) -> Finding:
     """How many of the kernel's four slots for avoided ranges are in use (kaslr.c)."""
     name, most = "regions", MAX_MEMMAP_REGIONS
     count = memmap_region_count(line)
@@ -196,19 +196,17 @@ def mounted_for(path: str, found: Sequence[Mounted]) -> Mounted | None:
     return sorted(over, key=lambda m: len(m.dir.rstrip("/")))[-1] if over else None
 
 
-def grubenv_name(machine: Host) -> str:
-    return environment.grubenv_name(machine)
-
-
 def look_at_grubenv(eye: Eye) -> Finding:
     try:
         why, fix = trial.obstacle(eye.machine)
     except EmupmemError as exc:
         return Finding("grubenv", "note", exc.message, "sudo emupmem doctor sees more")
-    return grubenv(grubenv_name(eye.machine), why, fix, environment.grubenv(eye.machine).get(trial.NEXT, ""))
+    return grubenv_finding(
+        environment.grubenv_name(eye.machine), why, fix, environment.grubenv(eye.machine).get(trial.NEXT, "")
+    )
 
 
-def grubenv(name: str, why: str, fix: str, once: str) -> Finding:
+def grubenv_finding(name: str, why: str, fix: str, once: str) -> Finding:
     """Whether GRUB itself can forget a choice for one start: a trial boot falls back by that."""
     edit = "grub2-editenv" if "/grub2/" in name else "grub-editenv"
     if once:
@@ -251,10 +249,10 @@ def room(places: Sequence[tuple[str, int, bool]], needed: int) -> Finding:
 def look_at_generator(machine: Host) -> Finding:
     found = environment.generator(machine)
     edit = next((p for p in ("grub-editenv", "grub2-editenv") if machine.find(p)), "")
-    return generator(" ".join(found.argv) if found is not None else "", edit)
+    return generator_finding(" ".join(found.argv) if found is not None else "", edit)
 
 
-def generator(command: str, edit: str) -> Finding:
+def generator_finding(command: str, edit: str) -> Finding:
     """Without the program that makes grub.cfg apply refuses; without grub-editenv only a trial."""
     if not command:
         seen = f"none of {', '.join(GENERATORS)} is installed: nothing could make grub.cfg"

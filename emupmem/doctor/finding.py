@@ -77,7 +77,7 @@ class Eye:
         return replace(self.found.situation, kernel=kernel)
 
 
-def refusal(
+def refusal_finding(
     name: str, errors: Sequence[EmupmemError], warnings: Sequence[str], otherwise: Finding, is_root: bool
 ) -> Finding:
     """Errors stop; warnings are worth a note where more rights would tell, else a warning."""

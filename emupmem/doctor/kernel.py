@@ -127,10 +127,10 @@ def look_at_randomisation(eye: Eye) -> Finding | None:
         return None
     found = re.search(r"^(?:# )?CONFIG_RANDOMIZE_BASE(=y| is not set)", eye.config, re.MULTILINE)
     built = found[1] == "=y" if found is not None else None
-    return randomisation(replace(eye.situation, command_line=eye.line), built)
+    return randomisation_finding(replace(eye.situation, command_line=eye.line), built)
 
 
-def randomisation(situation: Situation, built: bool | None) -> Finding:
+def randomisation_finding(situation: Situation, built: bool | None) -> Finding:
     """Whether the kernel may place itself inside a reservation; `built` None: its configuration is unknown."""
     name = "randomisation"
     kernel = situation.kernel.text if situation.kernel is not None else "a kernel of unknown version"

@@ -27,10 +27,10 @@ from emupmem.doctor.boot import (
     look_at_secure_boot,
     look_at_sources,
     look_at_variables,
-    regions,
+    regions_finding,
     words,
 )
-from emupmem.doctor.finding import Eye, Finding, refusal
+from emupmem.doctor.finding import Eye, Finding, refusal_finding
 from emupmem.doctor.host import (
     LOCKDOWN,
     NEEDED,
@@ -58,11 +58,11 @@ from emupmem.planner import plan, survey
 from emupmem.system.host import Host
 from emupmem.units import human, tight
 from emupmem.verifier import observe
-from emupmem.verifier.ladder import verify
+from emupmem.verifier.ladder import verdict_of
 from emupmem.verifier.observation import Verdict
 
 
-def look(machine: Host, wait: float = 0) -> tuple[Finding, ...]:
+def findings_of(machine: Host, wait: float = 0) -> tuple[Finding, ...]:
     """All findings of a machine, in the order of the boot. Needs no root and changes nothing.
 
     `wait` is how many seconds devices may take to appear.
@@ -90,7 +90,7 @@ def look(machine: Host, wait: float = 0) -> tuple[Finding, ...]:
         look_at_sources,
         look_at_boots,
         lambda e: words(e.line),
-        lambda e: regions(e.line),
+        lambda e: regions_finding(e.line),
         lambda e: look_at_grubenv(e) if e.by_grub else None,
         look_at_room,
         lambda e: look_at_generator(e.machine) if e.by_grub else None,
@@ -116,7 +116,7 @@ def _open(machine: Host, wait: float) -> Eye:
         if eye.by_grub:
             grub_defaults.read_defaults(machine)
             eye.effective = defaults.effective(
-                grub_defaults.grub_texts(machine), sh=grub_defaults.judge(machine)
+                grub_defaults.grub_texts(machine), sh=grub_defaults.judge_of(machine)
             )
         boots = prepare.next_line(machine)
     except EmupmemError as exc:
@@ -143,7 +143,9 @@ def _refusals(machine: Host) -> Callable[..., Finding]:
                 warnings += check(machine)
             except EmupmemError as exc:
                 errors.append(exc)
-        return refusal(name, errors, warnings, otherwise or Finding(name, "ok", seen), machine.is_root)
+        return refusal_finding(
+            name, errors, warnings, otherwise or Finding(name, "ok", seen), machine.is_root
+        )
 
     return judge
 
@@ -178,10 +180,10 @@ def _plan(eye: Eye) -> Finding | None:
 
 
 def _ladder(eye: Eye) -> Finding:
-    return ladder(verify(observe.observe(eye.machine, eye.wait)))
+    return ladder_finding(verdict_of(observe.observe(eye.machine, eye.wait)))
 
 
-def ladder(verdict: Verdict) -> Finding:
+def ladder_finding(verdict: Verdict) -> Finding:
     """The rungs of verify in one line."""
     bad = next((c for c in verdict.checks if c.status in ("fail", "pending")), None)
     if bad is not None:

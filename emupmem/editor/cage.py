@@ -48,7 +48,7 @@ from emupmem.editor.cage_root import (
     NEW_USER,
     empty_root,
     libraries_of,
-    mount,
+    mount_at,
     new_spaces,
     read_only_view,
     second_process,
@@ -88,7 +88,7 @@ def best(sh: str, *, programs: bool) -> Way | None:
     return next((way for way in WAYS if _works(way, sh, programs, os.geteuid())), None)
 
 
-def run(job: Job, way: Way | None, seconds: float) -> tuple[bytes, bytes, int]:
+def run_in_cage(job: Job, way: Way | None, seconds: float) -> tuple[bytes, bytes, int]:
     """Run sh; its output, its complaints and its status (128 and more: killed).
 
     Without a way only the rights go: for scripts that can do nothing. What sh leaves behind is killed.
@@ -114,7 +114,7 @@ def _works(way: Way, sh: str, programs: bool, user: int) -> bool:
         job = Job(
             sh, f". /dev/fd/{number} >/dev/null && command echo ready", (number,), "/nonexistent", programs
         )
-        return run(job, way, 10.0)[0] == b"ready\n"
+        return run_in_cage(job, way, 10.0)[0] == b"ready\n"
     except (CageError, TimeoutError, ValueError):
         return False
     finally:
@@ -213,7 +213,7 @@ def _enter(plan: CagePlan) -> None:
     if plan.way is Way.NAMESPACES:
         root = new_spaces(root)
         second_process()
-        mount(None, "/", None, REC | PRIVATE)
+        mount_at(None, "/", None, REC | PRIVATE)
         if plan.programs:
             read_only_view()
         else:

@@ -72,7 +72,7 @@ def second_process() -> None:
         os._exit(status)
 
 
-def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+def mount_at(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     words = [None if w is None else os.fsencode(w) for w in (source, target, kind, data)]
     checked_call(LIBC.mount(words[0], words[1], words[2], flags, words[3]), f"mount {target}")
 
@@ -80,11 +80,11 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
 def empty_root(plan: CagePlan) -> None:
     """A root with nothing in it but sh, its libraries, /dev/null and the texts."""
     texts = {f"/dev/fd/{number}": os.pread(number, os.fstat(number).st_size, 0) for number in plan.files}
-    mount("tmpfs", _EMPTY, "tmpfs", NOSUID | NODEV, "mode=755")
+    mount_at("tmpfs", _EMPTY, "tmpfs", NOSUID | NODEV, "mode=755")
     bound = (*plan.needs, "/dev/null")
     for name in bound:
         _put_file(f"{_EMPTY}{name}", b"")
-        mount(name, f"{_EMPTY}{name}", None, BIND)
+        mount_at(name, f"{_EMPTY}{name}", None, BIND)
     for name, text in texts.items():
         _put_file(f"{_EMPTY}{name}", text)
     os.chdir(_EMPTY)
@@ -102,12 +102,12 @@ def _put_file(name: str, data: bytes) -> None:
 def read_only_view() -> None:
     """This machine's files, none of which can be changed, with a /proc and a /dev of our own."""
     devices = {name: os.open(f"/dev/{name}", os.O_PATH) for name in _HARMLESS}
-    mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC | RDONLY)
+    mount_at("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC | RDONLY)
     points = list(_mount_points())
-    mount("tmpfs", "/dev", "tmpfs", NOSUID | NOEXEC, "mode=755")
+    mount_at("tmpfs", "/dev", "tmpfs", NOSUID | NOEXEC, "mode=755")
     for name, number in devices.items():
         _put_file(f"/dev/{name}", b"")
-        mount(f"/proc/self/fd/{number}", f"/dev/{name}", None, BIND)
+        mount_at(f"/proc/self/fd/{number}", f"/dev/{name}", None, BIND)
         os.close(number)
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         Path(f"/dev/{name}").symlink_to(f"/proc/self/fd{target}")
@@ -136,7 +136,7 @@ def _freeze_one(point: str) -> None:
     try:
         now = os.statvfs(point).f_flag
         kept = now & (NODEV | NOEXEC) | sum(to for of, to in _STATVFS_TO_MOUNT.items() if now & of)
-        mount(None, point, None, REMOUNT | BIND | RDONLY | NOSUID | kept)
+        mount_at(None, point, None, REMOUNT | BIND | RDONLY | NOSUID | kept)
     except OSError as exc:
         if exc.errno not in _OUT_OF_REACH:  # hidden by another mount, or closed to everybody here
             raise

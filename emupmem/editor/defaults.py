@@ -96,7 +96,7 @@ class Effective:
     items: tuple[str, ...]
 
 
-def read(text: AnyStr, filename: str = "/etc/default/grub", *, sh: Judge | None = None) -> GrubFile:
+def read_grub_file(text: AnyStr, filename: str = "/etc/default/grub", *, sh: Judge | None = None) -> GrubFile:
     """Read both variables as `sh` sees them after sourcing `text`.
 
     Raises EmupmemError, with file and line, for what cannot be edited safely: NUL bytes, a byte order

@@ -91,7 +91,7 @@ def run_sh(texts: Sequence[bytes], path: str = SH_PATH) -> Sourced:
                 return refused
             files = tuple(stack.enter_context(_memory_file(text)) for text in texts)
             job = cage.Job(SH, _script(files), files, path, programs)
-            out, err, status = cage.run(job, way, SH_SECONDS)
+            out, err, status = cage.run_in_cage(job, way, SH_SECONDS)
         except (OSError, ValueError, CageError) as exc:
             raise _unjudged(exc) from exc
     return _sourced(out.decode("latin-1"), err.decode("latin-1"), status, len(texts))

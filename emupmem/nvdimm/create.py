@@ -13,7 +13,17 @@ from emupmem.device import ramdax
 from emupmem.device.blocks import signature
 from emupmem.model import MIB, Command, EmupmemError
 from emupmem.nvdimm import cxl
-from emupmem.nvdimm.view import MODES, SECONDS, Namespace, Region, View, find, look, order_of, words_of
+from emupmem.nvdimm.view import (
+    MODES,
+    SECONDS,
+    Namespace,
+    NvdimmRegion,
+    View,
+    find_namespace,
+    look_at_nvdimms,
+    ndctl_words,
+    order_of,
+)
 from emupmem.system import processes
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
@@ -30,7 +40,7 @@ LEAST = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class NamespacePlan:
     """Commands in order; `question` is empty where nothing is lost. `takes` is what goes, None if nothing."""
 
     commands: tuple[Command, ...]
@@ -69,7 +79,7 @@ def refuse_if_used(machine: Machine, one: Namespace) -> None:
             if pid.isdigit() and any(machine.real(f"{here}/{n}") == dev for n in machine.names(here)):
                 who_ = machine.peek(f"/proc/{pid}/comm")
                 raise EmupmemError(f"{dev} is in use by {who_} (process {pid})", "end that program first")
-    ramdax.refuse_if_used(machine, (name,))
+    ramdax.refuse_used(machine, (name,))
 
 
 # Create -------------------------------------------------------------------------------------------
@@ -99,7 +109,7 @@ def plan_create(
     mode: str = "fsdax",
     map_: str = "",
     align: int = 0,
-) -> Plan:
+) -> NamespacePlan:
     """What makes a namespace, in the named region or the first with room. Raises EmupmemError for each refusal."""
     there = _choose(machine, view, region, size, mode, align)
     if (why := obstacle_of_region(there, mode, align)) is not None:
@@ -109,10 +119,10 @@ def plan_create(
         return _plan_whole(machine, view, there, size, mode, options)
     size = _fitting(there, size, mode, align)
     argv = ("ndctl", "create-namespace", "-r", there.name, "-m", mode, "-s", str(size), *options)
-    return Plan((Command(argv, f"make a {mode} namespace of {human(size)}"),), there.name)
+    return NamespacePlan((Command(argv, f"make a {mode} namespace of {human(size)}"),), there.name)
 
 
-def _choose(machine: Machine, view: View, name: str, size: int | None, mode: str, align: int) -> Region:
+def _choose(machine: Machine, view: View, name: str, size: int | None, mode: str, align: int) -> NvdimmRegion:
     """The named region; else the first with labels and room, real ones before emulated ones."""
     if name:
         for one in view.regions:
@@ -153,7 +163,7 @@ def _no_region(machine: Machine) -> str:
     return cxl.region_command(machine) or optane
 
 
-def obstacle_of_region(there: Region, mode: str, align: int) -> EmupmemError | None:
+def obstacle_of_region(there: NvdimmRegion, mode: str, align: int) -> EmupmemError | None:
     """Why a region cannot have such a namespace, whatever its size."""
     if not there.enabled:
         return EmupmemError(f"{there.name} is disabled", f"sudo ndctl enable-region {there.name}")
@@ -168,7 +178,7 @@ def obstacle_of_region(there: Region, mode: str, align: int) -> EmupmemError | N
     return None
 
 
-def _fitting(there: Region, size: int | None, mode: str, align: int) -> int:
+def _fitting(there: NvdimmRegion, size: int | None, mode: str, align: int) -> int:
     """The size in bytes, all that is free where none is asked. Raises EmupmemError where it does not fit."""
     step, most = there.step(align), there.largest(align)
     least = max(LEAST, align * 2 if align > START else 0)
@@ -198,8 +208,8 @@ def _fitting(there: Region, size: int | None, mode: str, align: int) -> int:
 
 
 def _plan_whole(
-    machine: Machine, view: View, there: Region, size: int | None, mode: str, options: tuple[str, ...]
-) -> Plan:
+    machine: Machine, view: View, there: NvdimmRegion, size: int | None, mode: str, options: tuple[str, ...]
+) -> NamespacePlan:
     """Give the one namespace of a region without labels another mode: its content is lost."""
     if not there.namespaces:
         raise EmupmemError(f"{there.name} has no labels and no namespace", "sudo dmesg may tell why")
@@ -228,10 +238,10 @@ def _plan_whole(
             )
     argv = ("ndctl", "create-namespace", "-f", "-e", one.name, "-m", mode, *options)
     question = f"All content of {one.name} ({one.mode}, {human(one.size)}) is lost. Make it {mode}?"
-    return Plan((Command(argv, f"make it a {mode} namespace"),), there.name, question, one)
+    return NamespacePlan((Command(argv, f"make it a {mode} namespace"),), there.name, question, one)
 
 
-def _divide(view: View, there: Region) -> str:
+def _divide(view: View, there: NvdimmRegion) -> str:
     """How a region without labels, which has its one namespace, can be divided, for a hint."""
     if there.emulated:
         return "leave --size out; sudo emupmem namespaces divides the reserved range on Linux 6.19 and later"
@@ -240,23 +250,23 @@ def _divide(view: View, there: Region) -> str:
     return f"sudo emupmem nvdimm destroy {there.namespaces[0].name} writes labels: then --size works"
 
 
-def _can_label(view: View, there: Region) -> bool:
+def _can_label(view: View, there: NvdimmRegion) -> bool:
     """Whether labels can be written for a region without touching another one."""
     known = {d.name: d for d in view.dimms}
     alone = all(not set(r.dimms) & set(there.dimms) for r in view.regions if r.name != there.name)
     return bool(there.dimms) and alone and all(n in known and known[n].label_area for n in there.dimms)
 
 
-def create(machine: Machine, plan: Plan) -> Namespace:
+def create_namespace(machine: Machine, plan: NamespacePlan) -> Namespace:
     """Carry it out; the namespace that came of it, its device there. Raises EmupmemError."""
-    before = {n.name for r in look(machine).regions for n in r.namespaces}
+    before = {n.name for r in look_at_nvdimms(machine).regions for n in r.namespaces}
     out = _run(machine, plan.commands)
     try:
         made = json.loads(out)["dev"]
     except (ValueError, KeyError, TypeError):
         made = ""
     machine.settle()
-    there = [n for r in look(machine).regions if r.name == plan.region for n in r.namespaces]
+    there = [n for r in look_at_nvdimms(machine).regions if r.name == plan.region for n in r.namespaces]
     new = next((n for n in there if n.name == made or (not made and n.name not in before)), None)
     if new is None:
         raise EmupmemError("ndctl made no namespace", "sudo dmesg may tell why")
@@ -282,7 +292,7 @@ def _run(machine: Machine, commands: Sequence[Command]) -> str:
         done = machine.run(command, timeout=SECONDS)
         if done.status:
             raise EmupmemError(
-                f"{shlex.join(command.argv)} failed: {words_of(done)}", "sudo dmesg may tell more"
+                f"{shlex.join(command.argv)} failed: {ndctl_words(done)}", "sudo dmesg may tell more"
             )
         out = done.stdout.decode("utf-8", "replace")
     return out
@@ -291,15 +301,15 @@ def _run(machine: Machine, commands: Sequence[Command]) -> str:
 # Destroy ------------------------------------------------------------------------------------------
 
 
-def plan_destroy(machine: Machine, view: View, name: str) -> Plan:
+def plan_destroy(machine: Machine, view: View, name: str) -> NamespacePlan:
     """What destroys a namespace and all on it. Raises EmupmemError where it must or can not be."""
-    region, one = find(view, name)
+    region, one = find_namespace(view, name)
     refuse_if_used(machine, one)
     device = f" ({one.dev})" if one.dev else ""
     question = f"All content of {one.name}{device}, {human(one.size)}, is lost. Destroy it?"
     if region.labelled:
         argv = ("ndctl", "destroy-namespace", "-f", one.name)
-        return Plan((Command(argv, "destroy it"),), region.name, question, one)
+        return NamespacePlan((Command(argv, "destroy it"),), region.name, question, one)
     if region.emulated:
         raise EmupmemError(
             f"{one.name} is all of {region.name}, which memmap= made and which has no labels: it cannot be destroyed",
@@ -316,10 +326,10 @@ def plan_destroy(machine: Machine, view: View, name: str) -> Plan:
         Command(("ndctl", "init-labels", *region.dimms), "write empty labels on its modules"),
         Command(("ndctl", "enable-region", region.name), "use it again, with labels"),
     )
-    return Plan(commands, region.name, question, one)
+    return NamespacePlan(commands, region.name, question, one)
 
 
-def destroy(machine: Machine, plan: Plan) -> Namespace:
+def destroy_namespace(machine: Machine, plan: NamespacePlan) -> Namespace:
     """Carry it out; the namespace that is gone. Raises EmupmemError where it is still there."""
     assert plan.takes is not None
     try:
@@ -329,6 +339,6 @@ def destroy(machine: Machine, plan: Plan) -> Namespace:
             machine.output(*plan.commands[-1].argv, timeout=SECONDS)
         raise
     machine.settle()
-    if any(n.name == plan.takes.name for r in look(machine).regions for n in r.namespaces):
+    if any(n.name == plan.takes.name for r in look_at_nvdimms(machine).regions for n in r.namespaces):
         raise EmupmemError(f"ndctl did not destroy {plan.takes.name}", "sudo dmesg may tell why")
     return plan.takes

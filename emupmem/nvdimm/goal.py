@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from emupmem.device.nature import EMULATED
 from emupmem.model import Command, EmupmemError
 from emupmem.nvdimm import ipmctl
-from emupmem.nvdimm.create import LEAST, Plan, create, obstacle_of_region, plan_create
+from emupmem.nvdimm.create import LEAST, NamespacePlan, create_namespace, obstacle_of_region, plan_create
 from emupmem.nvdimm.view import (
     Namespace,
-    Region,
+    NvdimmRegion,
     View,
     ask_ipmctl,
     interleave_set_of,
     ipmctl_error,
-    look,
+    look_at_nvdimms,
     require_ndctl,
 )
 from emupmem.system.machine import Machine
@@ -34,11 +34,11 @@ class GoalPlan:
     state: str
     wanted: ipmctl.WantedGoal
     command: Command
-    dimms: tuple[ipmctl.Dimm, ...]
-    regions: tuple[Region, ...]
+    dimms: tuple[ipmctl.PmemModule, ...]
+    regions: tuple[NvdimmRegion, ...]
     goal: tuple[ipmctl.Goal, ...] = ()
     warnings: tuple[str, ...] = ()
-    makes: tuple[Plan, ...] = ()
+    makes: tuple[NamespacePlan, ...] = ()
 
     @property
     def commands(self) -> tuple[Command, ...]:
@@ -76,7 +76,7 @@ def plan_goal(machine: Machine, wanted: ipmctl.WantedGoal) -> GoalPlan:
     require_ndctl(machine)
     said = machine.output("ipmctl", "version")
     if said and ipmctl.is_broken(said.stdout.decode("utf-8", "replace")):
-        number = ".".join(map(str, ipmctl.version(said.stdout.decode("utf-8", "replace"))))
+        number = ".".join(map(str, ipmctl.ipmctl_version(said.stdout.decode("utf-8", "replace"))))
         raise EmupmemError(f"ipmctl {number} writes goals that no firmware takes", "install a later one")
     dimms = ask_ipmctl(machine, ipmctl.show_dimms, ipmctl.dimms, wanted.socket)
     where = "" if wanted.socket is None else f" on socket {wanted.socket}"
@@ -93,7 +93,7 @@ def plan_goal(machine: Machine, wanted: ipmctl.WantedGoal) -> GoalPlan:
     dimms = tuple(d for d in dimms if wanted.socket is None or d.socket in (None, wanted.socket))
     sets = tuple(s for s in sets if wanted.socket is None or s.socket in (None, wanted.socket))
     goal = ipmctl.on_socket(ask_ipmctl(machine, ipmctl.show_goal, ipmctl.goals, wanted.socket), wanted.socket)
-    view = look(machine)
+    view = look_at_nvdimms(machine)
     regions = _destroyed(view, dimms, sets)
     command = ipmctl.create_goal(wanted)
     warnings = tuple(
@@ -111,8 +111,8 @@ def plan_goal(machine: Machine, wanted: ipmctl.WantedGoal) -> GoalPlan:
 
 
 def _first_namespaces(
-    machine: Machine, view: View, regions: Sequence[Region], dimms: Sequence[ipmctl.Dimm]
-) -> tuple[Plan, ...]:
+    machine: Machine, view: View, regions: Sequence[NvdimmRegion], dimms: Sequence[ipmctl.PmemModule]
+) -> tuple[NamespacePlan, ...]:
     """One fsdax namespace of all the room for each region of these modules alone that has none yet."""
     handles = {d.handle for d in dimms if d.handle is not None}
     mine = {d.name for d in view.dimms if d.handle in handles}
@@ -139,9 +139,9 @@ def _judged(goal: tuple[ipmctl.Goal, ...], wanted: ipmctl.WantedGoal) -> tuple[i
 
 def _destroyed(
     view: View,
-    dimms: Sequence[ipmctl.Dimm],
+    dimms: Sequence[ipmctl.PmemModule],
     sets: Sequence[ipmctl.InterleaveSet],
-) -> tuple[Region, ...]:
+) -> tuple[NvdimmRegion, ...]:
     """The regions that a goal for these modules would lay out anew. In doubt a region is one of them."""
     handles = {d.handle for d in dimms if d.handle is not None}
     mine = {d.name for d in view.dimms if d.handle in handles}
@@ -155,7 +155,7 @@ def _destroyed(
     )
 
 
-def _refuse_namespaces(regions: Sequence[Region]) -> None:
+def _refuse_namespaces(regions: Sequence[NvdimmRegion]) -> None:
     there = [n for r in regions for n in r.namespaces]
     if there:
         names = ", ".join(f"{n.name}{f' ({n.dev})' if n.dev else ''}" for n in there)
@@ -179,4 +179,4 @@ def set_goal(machine: Machine, plan: GoalPlan) -> GoalPlan:
 
 def make_namespaces(machine: Machine, plan: GoalPlan) -> tuple[Namespace, ...]:
     """Make what the regions lack. Where it fails half way, the same command makes the rest. Raises EmupmemError."""
-    return tuple(create(machine, one) for one in plan.makes)
+    return tuple(create_namespace(machine, one) for one in plan.makes)

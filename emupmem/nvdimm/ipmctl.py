@@ -62,7 +62,7 @@ Record = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Dimm:
+class PmemModule:
     """A PMem module: bytes, None where ipmctl did not tell."""
 
     id: str
@@ -179,7 +179,7 @@ def wanted(mode: str, memory_percent: int | None = None, socket: int | None = No
 # What ipmctl answers ----------------------------------------------------------------------------------
 
 
-def version(text: str) -> tuple[int, ...]:
+def ipmctl_version(text: str) -> tuple[int, ...]:
     """(2, 0, 0, 3885) of `… Command Line Interface Version 02.00.00.3885`; empty where there is none."""
     found = re.search(r"\b(\d+)\.(\d+)\.(\d+)\.(\d+)\b", text)
     return tuple(int(part) for part in found.groups()) if found else ()
@@ -187,7 +187,7 @@ def version(text: str) -> tuple[int, ...]:
 
 def is_broken(text: str) -> bool:
     """Whether this version is known to write goals that no firmware takes."""
-    return BROKEN[0] <= (version(text) or (0,)) <= BROKEN[1]
+    return BROKEN[0] <= (ipmctl_version(text) or (0,)) <= BROKEN[1]
 
 
 def nothing(text: str) -> bool:
@@ -219,10 +219,10 @@ def _without_tags(text: str) -> str:
     return html.unescape(re.sub(r"<[^<>]*>", "\n", text)) if text.lstrip().startswith("<") else text
 
 
-def dimms(text: str) -> tuple[Dimm, ...]:
+def dimms(text: str) -> tuple[PmemModule, ...]:
     """The modules of `show -dimm` in any form."""
     return tuple(
-        Dimm(
+        PmemModule(
             r["DimmID"],
             size(r.get("Capacity", "")),
             r.get("HealthState", ""),
@@ -370,7 +370,7 @@ def goal_matches(waiting: Iterable[Goal], ask: WantedGoal) -> bool:
     return bool(there) and _share(memory, memory + persistent, ask.memory_percent)
 
 
-def is_as_asked(modules: Iterable[Dimm], there: Iterable[InterleaveSet], ask: WantedGoal) -> bool:
+def is_as_asked(modules: Iterable[PmemModule], there: Iterable[InterleaveSet], ask: WantedGoal) -> bool:
     """Whether the modules are what the goal would make of them, so that no goal is needed."""
     working = [m for m in modules if m.works]
     regions = tuple(there)
@@ -390,7 +390,7 @@ def _share(memory: int, total: int, percent: int) -> bool:
     return abs(memory * 100 - percent * total) <= TOLERANCE * total
 
 
-def _kinds_fit(there: Iterable[InterleaveSet], ask: WantedGoal, working: Iterable[Dimm]) -> bool:
+def _kinds_fit(there: Iterable[InterleaveSet], ask: WantedGoal, working: Iterable[PmemModule]) -> bool:
     """Whether the sets are of the kind asked for. Where each socket has one module, nothing can interleave."""
     kinds = {kind.strip() for s in there for kind in s.type.split(",")}
     if ask.mode == "appdirect-not-interleaved":

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from emupmem.nvdimm.goal import GoalPlan
-from emupmem.nvdimm.view import Dimm, Namespace, Region, View
+from emupmem.nvdimm.view import Dimm, Namespace, NvdimmRegion, View
 from emupmem.units import human
 
 
@@ -28,7 +28,7 @@ def tree(view: View) -> list[str]:
     return lines or ["There is no persistent memory."]
 
 
-def _region_words(r: Region) -> list[str]:
+def _region_words(r: NvdimmRegion) -> list[str]:
     words = [human(r.size)]
     words.append(f"room for {human(r.largest())}" if r.labelled else "no labels: one namespace of all of it")
     words.append(r.provider)

@@ -67,7 +67,7 @@ class Namespace:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class NvdimmRegion:
     """A region: bytes; `free` is the largest namespace that can be made in one piece.
 
     `start` is None where the kernel hides it, `iset` the number of the interleave set in hexadecimal,
@@ -116,7 +116,7 @@ class Dimm:
     handle: int | None
     enabled: bool
     label_area: bool
-    optane: ipmctl.Dimm | None = None
+    optane: ipmctl.PmemModule | None = None
     security: str = ""
     faults: tuple[str, ...] = ()
 
@@ -126,7 +126,7 @@ class View:
     """All that is there. `goal` waits for a reboot; `warnings` tell what could not be asked."""
 
     dimms: tuple[Dimm, ...]
-    regions: tuple[Region, ...]
+    regions: tuple[NvdimmRegion, ...]
     goal: tuple[ipmctl.Goal, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -140,12 +140,12 @@ def require_ndctl(machine: Machine) -> None:
         raise EmupmemError("ndctl is not installed", "apt-get install ndctl, or dnf install ndctl")
 
 
-def look(machine: Machine, socket: int | None = None) -> View:
+def look_at_nvdimms(machine: Machine, socket: int | None = None) -> View:
     """The whole tree, or what belongs to one socket. Raises EmupmemError where ndctl cannot tell."""
     require_ndctl(machine)
     dimms, regions = _listed(machine)
     warnings: tuple[str, ...] = ()
-    optane: tuple[ipmctl.Dimm, ...] = ()
+    optane: tuple[ipmctl.PmemModule, ...] = ()
     goal: tuple[ipmctl.Goal, ...] = ()
     if machine.find("ipmctl") is not None:
         try:
@@ -161,7 +161,7 @@ def look(machine: Machine, socket: int | None = None) -> View:
     return view if socket is None else _of_socket(view, optane, socket)
 
 
-def _of_socket(view: View, optane: Sequence[ipmctl.Dimm], socket: int) -> View:
+def _of_socket(view: View, optane: Sequence[ipmctl.PmemModule], socket: int) -> View:
     """What belongs to a socket: by its modules where ipmctl knows them, else by the region's NUMA node."""
     mine = {m.handle for m in optane if m.socket == socket}
     dimms = tuple(d for d in view.dimms if d.optane is not None and d.handle in mine)
@@ -183,19 +183,19 @@ def _of_socket(view: View, optane: Sequence[ipmctl.Dimm], socket: int) -> View:
     )
 
 
-def _all_optane(view: View, region: Region) -> bool:
+def _all_optane(view: View, region: NvdimmRegion) -> bool:
     known = {d.name for d in view.dimms if d.optane is not None}
     return bool(region.dimms) and set(region.dimms) <= known
 
 
-def _listed(machine: Machine) -> tuple[tuple[Dimm, ...], tuple[Region, ...]]:
+def _listed(machine: Machine) -> tuple[tuple[Dimm, ...], tuple[NvdimmRegion, ...]]:
     """What ndctl tells of all buses, idle ones too. Raises EmupmemError."""
     # -C (what a region can) came with ndctl 65; older ones end with a usage error.
     done = machine.run(Command(("ndctl", "list", "-BDRNCivX")), timeout=SECONDS)
     if done.status:
         done = machine.run(Command(("ndctl", "list", "-BDRNivX")), timeout=SECONDS)
     if done.status:
-        raise EmupmemError(f"ndctl list failed: {words_of(done)}", "sudo dmesg may tell more")
+        raise EmupmemError(f"ndctl list failed: {ndctl_words(done)}", "sudo dmesg may tell more")
     text = done.stdout.decode("utf-8", "replace").strip()
     try:
         buses = json.loads(text or "[]")
@@ -212,7 +212,7 @@ def _listed(machine: Machine) -> tuple[tuple[Dimm, ...], tuple[Region, ...]]:
     return tuple(sorted(dimms, key=order_of)), tuple(sorted(regions, key=order_of))
 
 
-def order_of(one: Dimm | Region | Namespace) -> tuple[int, ...]:
+def order_of(one: Dimm | NvdimmRegion | Namespace) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", one.name))
 
 
@@ -252,7 +252,7 @@ def _bad_blocks(machine: Machine, name: str) -> int:
 
 def _region(
     machine: Machine, provider: str, r: dict[str, Any], all_mounts: dict[str, tuple[Mount, ...]]
-) -> Region:
+) -> NvdimmRegion:
     here = f"{BUS}/{r['dev']}"
     reserved = r["dev"] in reserved_regions(machine)
     emulated = reserved or provider == "ramdax"
@@ -266,7 +266,7 @@ def _region(
     spaces = [_namespace(machine, n, r["dev"], all_mounts) for n in there]
     domain = r.get("persistence_domain", "unknown")
     iset = r.get("iset_id")
-    return Region(
+    return NvdimmRegion(
         r["dev"],
         provider,
         int(start, 0) if re.fullmatch(r"0x[0-9a-f]+|\d+", start) else None,
@@ -316,14 +316,14 @@ def _namespace(
     )
 
 
-def words_of(done: Completed) -> str:
+def ndctl_words(done: Completed) -> str:
     """What ndctl said: the lines that begin with `Error:`, which come before its last words."""
     text = (done.stderr + b"\n" + done.stdout).decode("utf-8", "replace")
     found = re.findall(r"^\s*Error: (.+)$", text, re.MULTILINE)
     return "; ".join(dict.fromkeys(f.strip() for f in found)) or done.last_words or f"status {done.status}"
 
 
-def find(view: View, name: str) -> tuple[Region, Namespace]:
+def find_namespace(view: View, name: str) -> tuple[NvdimmRegion, Namespace]:
     """The namespace of that name, or of that device. Raises EmupmemError."""
     all_ = [(r, n) for r in view.regions for n in r.namespaces]
     for region, one in all_:

@@ -30,7 +30,7 @@ from emupmem.model import (
 )
 from emupmem.parser.blocks import WHOLE_LOG_HINT, Boot, fold
 from emupmem.parser.grammar import pattern
-from emupmem.parser.reader import Reader
+from emupmem.parser.reader import LogReader
 from emupmem.parser.scan import ASLEEP, PIECE, encoded, regions_of_interest, scan
 
 Source = str | bytes | IO[str] | IO[bytes]
@@ -51,7 +51,7 @@ _NOT_TEXT = (
 # What it says ----------------------------------------------------------------------------------
 
 
-def _answer(reader: Reader, name: str, head: bytes) -> BootLog:
+def _answer(reader: LogReader, name: str, head: bytes) -> BootLog:
     boot = fold(reader.before, reader.boot)
     warnings: list[str] = []
     firmware, problem = None, None
@@ -202,7 +202,7 @@ def parse_boot_log(source: Source, name: str = "") -> BootLog:
 
 def _read(stream: IO[str] | IO[bytes], name: str, count: bool) -> tuple[BootLog, bool]:
     """The log, and whether the line numbers in it are right: counting takes as long as searching."""
-    reader = Reader()
+    reader = LogReader()
     number, awake, head, counted = 1, PIECE, b"", True
     unread: tuple[bytearray, int, int] | None = None  # the region before, if it was not looked at
     for region, size in regions_of_interest(stream):

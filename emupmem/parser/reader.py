@@ -47,7 +47,7 @@ _SYMPTOMS = (
 # Reading -------------------------------------------------------------------------------------
 
 
-class Reader:
+class LogReader:
     """Takes the lines of interest in order and keeps what they say of the last boot."""
 
     def __init__(self) -> None:

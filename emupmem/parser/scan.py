@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO
 
-from emupmem.parser.reader import Reader
+from emupmem.parser.reader import LogReader
 
 PIECE = 256 << 10
 
@@ -89,7 +89,7 @@ def encoded(piece: str | bytes) -> bytes:
     return piece.encode("utf-8", "replace") if isinstance(piece, str) else piece
 
 
-def scan(region: bytearray, size: int, number: int, reader: Reader) -> None:
+def scan(region: bytearray, size: int, number: int, reader: LogReader) -> None:
     """Hand the lines to the reader that hold one of the phrases, and those that it watches."""
     at = counted = 0
     nexts = [_find(region, phrase, 0, size) for phrase in _PHRASES]

@@ -14,7 +14,7 @@ from emupmem.planner.situation import Situation
 from emupmem.units import address, span_text
 
 
-def prove(situation: Situation, memmap: str, chosen: Sequence[Reservation]) -> None:
+def prove_plan(situation: Situation, memmap: str, chosen: Sequence[Reservation]) -> None:
     """Prove that the kernel makes of `memmap` ranges of type 12, exactly the chosen ones, and changes nothing else.
 
     Raises EmupmemError where the kernel would stop at the words that are there already, and an internal error

@@ -28,7 +28,7 @@ from emupmem.model import (
     Request,
     Reservation,
 )
-from emupmem.planner.kernel_map import prove
+from emupmem.planner.kernel_map import prove_plan
 from emupmem.planner.kernels import kaslr, kernel_problem, kernel_warnings
 from emupmem.planner.places import (
     Field,
@@ -73,7 +73,7 @@ def plan(situation: Situation, request: Request) -> Plan:
         *kaslr_warning,
     )
     memmap = format_memmap([(r.size, r.start) for r in chosen])
-    prove(situation, memmap, chosen)
+    prove_plan(situation, memmap, chosen)
     return Plan(memmap, chosen, left, page_structs(request.size * request.count), warnings, nokaslr)
 
 

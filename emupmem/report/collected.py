@@ -154,4 +154,4 @@ def plan_from(archive: Archive, name: str, source: str = "auto") -> survey.Surve
 def doctor_from(archive: Archive, name: str) -> tuple[finding.Finding, ...]:
     """The doctor's findings for the machine in an archive. Raises EmupmemError."""
     with _judging(name):
-        return look.look(Collected(archive))
+        return look.findings_of(Collected(archive))

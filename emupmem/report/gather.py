@@ -293,7 +293,7 @@ def _outputs(basket: _Basket, needs_drivers: bool) -> dict[str, dict[str, Any]]:
 def _sourced(machine: Host) -> dict[str, Any]:
     """What sh makes of GRUB's defaults here: a reader elsewhere must not run them."""
     try:
-        seen = defaults.judge(machine)([text for _, text in defaults.grub_texts(machine)])
+        seen = defaults.judge_of(machine)([text for _, text in defaults.grub_texts(machine)])
     except EmupmemError as exc:
         return {"error": exc.message, "hint": exc.hint}
     values = [dict(v) for v in seen.values]
@@ -305,6 +305,6 @@ def _sourced(machine: Host) -> dict[str, Any]:
     }
 
 
-def of_machine(machine: Host) -> Masked:
+def gather_machine(machine: Host) -> Masked:
     """All of it: look, let the doctor look, mask."""
-    return mask(gather(machine, look.look(machine)), *secrets(machine))
+    return mask(gather(machine, look.findings_of(machine)), *secrets(machine))

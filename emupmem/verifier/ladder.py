@@ -21,7 +21,7 @@ LEGACY = "Persistent Memory (legacy)"
 KERNEL_PARTS = ("Kernel code", "Kernel rodata", "Kernel data", "Kernel bss")
 
 
-def verify(seen: Observation) -> Verdict:
+def verdict_of(seen: Observation) -> Verdict:
     """Climb the ladder. A machine where nothing is reserved nor configured has two good rungs."""
     if seen.trial is not None:
         first = _trial(seen.trial)
@@ -29,7 +29,7 @@ def verify(seen: Observation) -> Verdict:
             return Verdict((first,), ())
         booted = tuple(i.text for i in seen.command_line.reservations)
         # What boots is the trial entry: below it the ladder is as if that were configured.
-        judged = verify(replace(seen, trial=None, configured=booted, recovery=booted, entries=None))
+        judged = verdict_of(replace(seen, trial=None, configured=booted, recovery=booted, entries=None))
         rest = tuple(c for c in judged.checks if c.name not in ("configured", "generated"))
         return Verdict((first, *rest), judged.devices)
     wanted = seen.configured

@@ -68,12 +68,12 @@ def _mounts(machine: Host, wait: float) -> tuple[SeenMount, ...]:
     data = machine.read(unit.FILE)
     text = data.decode("utf-8", "replace") if data is not None and machine.is_link(unit.LINK) else ""
     try:
-        wanted = unit.read(text) if text else ()
+        wanted = unit.read_unit(text) if text else ()
     except EmupmemError:
         wanted = ()  # not ours, or edited: what is mounted is judged all the same
     if wanted and wait and machine.live:
         wait_for(lambda: not _activating(machine, unit.NAME), wait)
-    return proof.look(machine, wanted)
+    return proof.look_at_mounts(machine, wanted)
 
 
 def _activating(machine: Host, name: str) -> bool:

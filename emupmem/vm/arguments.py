@@ -16,7 +16,7 @@ from emupmem.model import MIB, EmupmemError
 from emupmem.vm import size as vm_size
 from emupmem.vm.guest import DEFAULT_RAM, Guest
 from emupmem.vm.options import escaped, join_continued
-from emupmem.vm.wish import Backend, Device, Kind, Options, Wish
+from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice
 
 OLDEST = (4, 1)
 """The first QEMU with virtio-pmem, and with `nvdimm-persistence` under that name (4.0)."""
@@ -36,7 +36,7 @@ NOT_RAW = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DevicePlan:
     """The arguments to add, as groups (option, properties), and what a person should know of them."""
 
     machine: tuple[tuple[str, str], ...]
@@ -64,9 +64,9 @@ class Plan:
 # Decisions ---------------------------------------------------------------------------------------------
 
 
-def promise(backend: Backend, options: Options) -> str:
+def promise(backend: Backend, options: DeviceOptions) -> str:
     """What the guest's writes survive, in a sentence. Only what the backend can keep is said."""
-    if backend.kind is Kind.RAM:
+    if backend.kind is Backing.RAM:
         return "the content ends with QEMU: there is no file behind it"
     if not options.share:
         return f"the content ends with QEMU: share=off keeps what the guest writes from {backend.path}"
@@ -74,29 +74,31 @@ def promise(backend: Backend, options: Options) -> str:
         return f"the guest reads {backend.path} and cannot write to it"
     if backend.emulated:
         return f"writes survive the guest, not this machine: {backend.path} is emulated persistent memory, RAM of it"
-    if backend.kind is Kind.VOLATILE_FILE:
+    if backend.kind is Backing.VOLATILE_FILE:
         return f"writes survive the guest, not this machine: {backend.path} is in its memory"
-    if backend.kind in (Kind.FILE, Kind.BLOCK):
+    if backend.kind in (Backing.FILE, Backing.BLOCK):
         flushes = (
             "whatever the guest flushes"
-            if options.device is Device.NVDIMM
+            if options.device is GuestDevice.NVDIMM
             else "unless the guest has flushed it"
         )
         return (
             "writes survive the guest; what this machine has not written back yet is lost when it crashes "
             f"or loses power, {flushes} ({backend.path} is {backend.kind})"
         )
-    if backend.kind is Kind.DAX_FILE and not (backend.sync and options.pmem):
+    if backend.kind is Backing.DAX_FILE and not (backend.sync and options.pmem):
         why = "there is no MAP_SYNC" if not backend.sync else "this QEMU has no libpmem"
         return f"writes survive the guest and a crash of this machine mostly, but nothing is sure: {why}"
-    if backend.kind is Kind.DEVDAX and not options.pmem:
+    if backend.kind is Backing.DEVDAX and not options.pmem:
         return (
             "writes survive the guest; power loss only if CPU caches were flushed: this QEMU has no libpmem"
         )
     return "writes that the guest flushes survive the guest, a crash of this machine and power loss"
 
 
-def plan(guest: Guest, wishes: Sequence[Wish], options: Options, version: tuple[int, int]) -> Plan:
+def plan_devices(
+    guest: Guest, wishes: Sequence[DeviceWish], options: DeviceOptions, version: tuple[int, int]
+) -> DevicePlan:
     """The arguments for these devices beside those that the guest has already. Raises EmupmemError."""
     if version < OLDEST:
         raise EmupmemError(
@@ -108,14 +110,14 @@ def plan(guest: Guest, wishes: Sequence[Wish], options: Options, version: tuple[
             "leave it away: nvdimm=on is added" if guest.bare == "nvdimm" else f"write {guest.bare}=on",
         )
     for wish in wishes:
-        vm_size.check(wish, options, version)
+        vm_size.check_wish(wish, options, version)
         if wish.node is not None and wish.node >= max(len(guest.nodes), 1):
             raise EmupmemError(
                 f"the guest has no NUMA node {wish.node}", "its -numa node,… options say which there are"
             )
     _refuse_twice(guest, wishes, options)
     ram = options.ram if options.ram is not None else guest.ram if guest.ram is not None else DEFAULT_RAM
-    nvdimms = len(wishes) if options.device is Device.NVDIMM else 0
+    nvdimms = len(wishes) if options.device is GuestDevice.NVDIMM else 0
     slots = max(guest.slots, guest.used_slots + nvdimms)
     if slots > MAX_SLOTS:
         raise EmupmemError(f"{slots} memory slots: QEMU has {MAX_SLOTS} at most")
@@ -125,7 +127,7 @@ def plan(guest: Guest, wishes: Sequence[Wish], options: Options, version: tuple[
     memory += [("slots", str(slots))] if slots else []
     memory.append(("maxmem", _size(maxmem)))
     machine = [("type", options.machine)] if options.machine else []
-    if options.device is Device.NVDIMM:
+    if options.device is GuestDevice.NVDIMM:
         machine.append(("nvdimm", "on"))
         if options.persistence is not None:
             machine.append(("nvdimm-persistence", options.persistence.value))
@@ -136,10 +138,10 @@ def plan(guest: Guest, wishes: Sequence[Wish], options: Options, version: tuple[
     ]
     pairs = tuple(_pair(name, wish, options) for name, wish in zip(names, wishes, strict=False))
     promises = tuple(promise(w.backend, options) for w in wishes)
-    return Plan(tuple(machine), tuple(memory), pairs, promises, tuple(_notes(guest, wishes, options)))
+    return DevicePlan(tuple(machine), tuple(memory), pairs, promises, tuple(_notes(guest, wishes, options)))
 
 
-def _refuse_twice(guest: Guest, wishes: Sequence[Wish], options: Options) -> None:
+def _refuse_twice(guest: Guest, wishes: Sequence[DeviceWish], options: DeviceOptions) -> None:
     """Raise EmupmemError where two devices, or a disk of the guest, would write over each other."""
     if not options.share or options.readonly:
         return
@@ -162,10 +164,10 @@ def _size(size: int) -> str:
     return f"{size // MIB}M" if size % MIB == 0 else f"{size}B"
 
 
-def _notes(guest: Guest, wishes: Sequence[Wish], options: Options) -> list[str]:
+def _notes(guest: Guest, wishes: Sequence[DeviceWish], options: DeviceOptions) -> list[str]:
     notes = []
-    ordinary = any(w.backend.kind in (Kind.FILE, Kind.BLOCK) and not w.backend.emulated for w in wishes)
-    if ordinary and options.device is Device.NVDIMM and options.share and not options.readonly:
+    ordinary = any(w.backend.kind in (Backing.FILE, Backing.BLOCK) and not w.backend.emulated for w in wishes)
+    if ordinary and options.device is GuestDevice.NVDIMM and options.share and not options.readonly:
         notes.append(
             "an NVDIMM tells the guest that flushed CPU caches are enough, which an ordinary file cannot "
             "keep; --device virtio-pmem passes the guest's flushes on to the file (Linux 5.3 or newer in it)"
@@ -174,7 +176,7 @@ def _notes(guest: Guest, wishes: Sequence[Wish], options: Options) -> list[str]:
         notes += [vm_size.label_note(w, options) for w in wishes if w.label]
         notes.append(LABELS)
     odd = any(size % vm_size.REGION_STEP for size in guest.plugged)
-    if odd and any(w.label and w.backend.kind is Kind.RAM for w in wishes):
+    if odd and any(w.label and w.backend.kind is Backing.RAM for w in wishes):
         notes.append(
             "a memory device of the guest's own has no multiple of 16 MiB: the next region may begin where ndctl "
             "makes no fsdax or devdax; with --backend PATH it begins at a multiple"
@@ -188,22 +190,22 @@ def _notes(guest: Guest, wishes: Sequence[Wish], options: Options) -> list[str]:
     return notes
 
 
-def _pair(name: str, wish: Wish, options: Options) -> tuple[dict[str, str], dict[str, str]]:
+def _pair(name: str, wish: DeviceWish, options: DeviceOptions) -> tuple[dict[str, str], dict[str, str]]:
     backend = wish.backend
     memory = _memory_of(name)
     made = {
-        "qom-type": "memory-backend-ram" if backend.kind is Kind.RAM else "memory-backend-file",
+        "qom-type": "memory-backend-ram" if backend.kind is Backing.RAM else "memory-backend-file",
         "id": memory,
     }
     made["size"] = f"{wish.size}B" if wish.size % MIB else f"{wish.size // MIB}M"
-    if backend.kind is not Kind.RAM:
+    if backend.kind is not Backing.RAM:
         made["mem-path"] = backend.path
         made["share"] = "on" if options.share else "off"
         align = vm_size.alignment(wish, options)
         made |= {"align": str(align)} if align else {}
         made |= {"pmem": "on"} if _durable(backend, options) else {}
         made |= {"readonly": "on"} if options.readonly else {}
-    driver = "nvdimm" if options.device is Device.NVDIMM else "virtio-pmem-pci"
+    driver = "nvdimm" if options.device is GuestDevice.NVDIMM else "virtio-pmem-pci"
     device = {"driver": driver, "id": name, "memdev": memory}
     device |= {"node": str(wish.node)} if wish.node is not None else {}
     device |= {"label-size": str(wish.label)} if wish.label else {}
@@ -211,11 +213,11 @@ def _pair(name: str, wish: Wish, options: Options) -> tuple[dict[str, str], dict
     return made, device
 
 
-def _durable(backend: Backend, options: Options) -> bool:
+def _durable(backend: Backend, options: DeviceOptions) -> bool:
     """Whether pmem=on is true: QEMU can flush, and a flush reaches the medium."""
     if not (options.pmem and options.share) or options.readonly:
         return False
-    return backend.kind is Kind.DEVDAX or (backend.kind is Kind.DAX_FILE and backend.sync is True)
+    return backend.kind is Backing.DEVDAX or (backend.kind is Backing.DAX_FILE and backend.sync is True)
 
 
 def parse_version(text: str) -> tuple[int, int]:

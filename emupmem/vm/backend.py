@@ -13,17 +13,17 @@ from emupmem.system import files, lock, processes
 from emupmem.system.files import kernel_folder, refuse_kernel_folder
 from emupmem.system.machine import Machine
 from emupmem.vm.arguments import NOT_RAW, parse_version
-from emupmem.vm.wish import Backend, Kind
+from emupmem.vm.wish import Backend, Backing
 
 IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
-MEMORY = Backend(Kind.RAM)
+MEMORY = Backend(Backing.RAM)
 PROGRAM = "qemu-system-x86_64"
 NAME = "{}{}.img"
 """The file in a folder that was given: the virtual machine's name and which device of it. The next start finds it."""
 MOST_CONFIG = MIB
 
 
-def program(machine: Machine, name: str) -> str:
+def qemu_program(machine: Machine, name: str) -> str:
     """Where QEMU lies. Raises EmupmemError where it is missing."""
     found = name if "/" in name and machine.exists(name) else machine.find(name)
     if found is None:
@@ -31,7 +31,7 @@ def program(machine: Machine, name: str) -> str:
     return found
 
 
-def version(machine: Machine, qemu: str) -> tuple[int, int]:
+def qemu_version(machine: Machine, qemu: str) -> tuple[int, int]:
     """(7, 2) of the QEMU that is installed. Raises EmupmemError."""
     done = machine.run(Command((qemu, "--version"), "ask QEMU for its version"))
     return parse_version(done.stdout.decode("utf-8", "replace"))
@@ -68,7 +68,9 @@ def read_config(machine: Machine, name: str) -> str:
     return (data or b"").decode("utf-8", "replace")
 
 
-def look(machine: Machine, name: str, shared: bool = False, inside: str = "vnvdimm0.img") -> Backend:
+def look_at_backend(
+    machine: Machine, name: str, shared: bool = False, inside: str = "vnvdimm0.img"
+) -> Backend:
     """What is there under an absolute name, as far as this user may see. A folder means the file `inside` it.
 
     Symbolic links are followed: what counts is where they lead. Raises EmupmemError for what cannot be behind a
@@ -132,14 +134,14 @@ def _file(machine: Machine, name: str) -> Backend:
     on = _mount_of(machine, real if there else folder)
     if on is not None and on.fs in IN_MEMORY:
         pages = machine.block_size(folder) if on.fs == "hugetlbfs" else 0
-        return Backend(Kind.VOLATILE_FILE, name, size, align=pages, room=room)
+        return Backend(Backing.VOLATILE_FILE, name, size, align=pages, room=room)
     below = next((d for d in devices(machine) if on is not None and d.number == on.number), None)
     if below is None:
-        return Backend(Kind.FILE, name, size, room=room)
+        return Backend(Backing.FILE, name, size, room=room)
     direct, sync = _proof(name if there else folder, there)
     if not direct:
-        return Backend(Kind.FILE, name, size, emulated=_emulated(below), room=room)
-    return Backend(Kind.DAX_FILE, name, size, sync, _emulated(below), room=room)
+        return Backend(Backing.FILE, name, size, emulated=_emulated(below), room=room)
+    return Backend(Backing.DAX_FILE, name, size, sync, _emulated(below), room=room)
 
 
 def _refuse_kernel_folder(machine: Machine, name: str, there: bool) -> None:
@@ -173,7 +175,7 @@ def _proof(name: str, there: bool) -> tuple[bool, bool]:
             return direct, direct and dax.maps_sync(name)
     except OSError:
         return False, False  # not ours to open: nothing is promised then
-    proof = dax.prove(name)
+    proof = dax.prove_dax(name)
     return bool(proof.dax_file), bool(proof.map_sync)
 
 
@@ -196,7 +198,7 @@ def _devdax(machine: Machine, name: str) -> Backend:
     region = next((r for r in machine.regions() if r.name in machine.path(base).parts), None)
     ours = region is not None and (region.provider == "ramdax" or region.name in reserved_regions(machine))
     return Backend(
-        Kind.DEVDAX,
+        Backing.DEVDAX,
         name,
         int(size),
         True,
@@ -226,4 +228,4 @@ def _block(machine: Machine, name: str) -> Backend:
         )
     with lock.hold_device(machine, name):
         pass
-    return Backend(Kind.BLOCK, name, device.size, emulated=_emulated(device))
+    return Backend(Backing.BLOCK, name, device.size, emulated=_emulated(device))

@@ -10,11 +10,11 @@ from xml.etree import ElementTree as ET
 
 from emupmem.model import KIB, MIB, EmupmemError
 from emupmem.units import human
-from emupmem.vm.arguments import Plan
+from emupmem.vm.arguments import DevicePlan
 from emupmem.vm.guest import DEFAULT_RAM, Guest
 from emupmem.vm.options import qemu_size
 from emupmem.vm.size import FIXED
-from emupmem.vm.wish import Device, Kind, Options, Wish
+from emupmem.vm.wish import Backing, DeviceOptions, DeviceWish, GuestDevice
 
 # Other forms --------------------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ def shell_line(argv: Sequence[str]) -> str:
     return shlex.join(argv)
 
 
-def readconfig(made: Plan) -> str:
+def readconfig(made: DevicePlan) -> str:
     """The same as a file for `-readconfig`. Raises EmupmemError for a value that no such file can hold."""
     groups = [("[machine]", dict(made.machine)), ("[memory]", dict(made.memory))]
     for backend, device in made.pairs:
@@ -45,12 +45,12 @@ def readconfig(made: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def libvirt(guest: Guest, wishes: Sequence[Wish], options: Options, made: Plan) -> str:
+def libvirt(guest: Guest, wishes: Sequence[DeviceWish], options: DeviceOptions, made: DevicePlan) -> str:
     """A domain for libvirt with these devices; disks and networks are yours to add.
 
     Valid by libvirt's schema (domain.rng). Raises EmupmemError for what libvirt cannot say.
     """
-    if any(w.backend.kind is Kind.RAM for w in wishes):
+    if any(w.backend.kind is Backing.RAM for w in wishes):
         raise EmupmemError("libvirt wants a file behind every NVDIMM", "--backend names it")
     if options.persistence is not None:
         raise EmupmemError("libvirt has no word for --persistence", "its qemu:commandline could hold it")
@@ -97,10 +97,10 @@ def _cell_cpus(guest: Guest, cpus: int) -> list[str]:
     return [f"{a}-{b - 1}" if b - a > 1 else str(a) for a, b in pairwise(starts)]
 
 
-def libvirt_notes(wishes: Sequence[Wish], options: Options) -> list[str]:
+def libvirt_notes(wishes: Sequence[DeviceWish], options: DeviceOptions) -> list[str]:
     """What libvirt does otherwise than QEMU by the same words; seen with libvirt 9.0 of Debian 12."""
     notes = []
-    if options.device is Device.VIRTIO:
+    if options.device is GuestDevice.VIRTIO:
         notes.append(
             "libvirt 9.0 (Debian 12) defines this domain and cannot start it (“virtio-pmem memory device info is not "
             "handled yet”); 9.1 and newer can"
@@ -112,7 +112,7 @@ def libvirt_notes(wishes: Sequence[Wish], options: Options) -> list[str]:
                 f"{backend.path} is not there, and nothing makes it here: truncate -s {wish.size} "
                 f"{shlex.quote(backend.path)}"
             )
-        if options.device is Device.NVDIMM and backend.kind not in FIXED:
+        if options.device is GuestDevice.NVDIMM and backend.kind not in FIXED:
             where = f"on the disk below {backend.path}" if options.share else "of this machine's RAM"
             notes.append(
                 f"libvirt has QEMU allocate an NVDIMM as a whole when it starts: {human(wish.size)} {where}"
@@ -120,7 +120,9 @@ def libvirt_notes(wishes: Sequence[Wish], options: Options) -> list[str]:
     return notes
 
 
-def libvirt_promises(wishes: Sequence[Wish], options: Options, promises: Sequence[str]) -> list[str]:
+def libvirt_promises(
+    wishes: Sequence[DeviceWish], options: DeviceOptions, promises: Sequence[str]
+) -> list[str]:
     """What is promised of the same devices under libvirt, which opens a read-only one for writing."""
     if not options.readonly:
         return list(promises)
@@ -131,8 +133,10 @@ def libvirt_promises(wishes: Sequence[Wish], options: Options, promises: Sequenc
     ]
 
 
-def _libvirt_memory(devices: ET.Element, wish: Wish, options: Options, backend: dict[str, str]) -> None:
-    virtio = options.device is Device.VIRTIO
+def _libvirt_memory(
+    devices: ET.Element, wish: DeviceWish, options: DeviceOptions, backend: dict[str, str]
+) -> None:
+    virtio = options.device is GuestDevice.VIRTIO
     access = "shared" if options.share else "private"
     memory = ET.SubElement(devices, "memory", model=options.device.value, access=access)
     source = ET.SubElement(memory, "source")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from emupmem.model import KIB, MIB, EmupmemError
 from emupmem.units import human
-from emupmem.vm.wish import Backend, Device, Kind, Options, Wish
+from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice
 
 ALIGN = 2 * MIB
 """Linux maps persistent memory in pieces of 2 MiB; a guest leaves an uneven rest unused, or refuses it."""
@@ -23,7 +23,7 @@ LABEL_LEAST = 128 * KIB
 """What QEMU and the NVDIMM label specification ask for at least."""
 
 READONLY_SINCE = (6, 0)
-FIXED = (Kind.DEVDAX, Kind.BLOCK)
+FIXED = (Backing.DEVDAX, Backing.BLOCK)
 """Kinds whose size is given; a part of them can be taken."""
 
 
@@ -80,16 +80,16 @@ def _up(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
-def alignment(wish: Wish, options: Options) -> int:
+def alignment(wish: DeviceWish, options: DeviceOptions) -> int:
     """What `align=` of the backend has to be, in bytes; 0 where QEMU's own is right."""
     backend = wish.backend
-    if backend.kind is Kind.RAM:
+    if backend.kind is Backing.RAM:
         return 0
     asked = options.align or (backend.align if backend.align > 4 * KIB else 0)
     return max(asked, REGION_STEP) if wish.label and _is_laid_out(wish) else asked
 
 
-def _is_laid_out(wish: Wish) -> bool:
+def _is_laid_out(wish: DeviceWish) -> bool:
     """Whether the region is of whole steps but for less than a piece: then nothing is lost by aligning it.
 
     Another file may hold labels of before, which QEMU would look for elsewhere.
@@ -97,21 +97,21 @@ def _is_laid_out(wish: Wish) -> bool:
     return (wish.size - wish.label) % REGION_STEP < ALIGN
 
 
-def region(wish: Wish, options: Options) -> int:
+def region(wish: DeviceWish, options: DeviceOptions) -> int:
     """Bytes that the guest sees of a device."""
-    own = ALIGN if wish.backend.kind is Kind.RAM else 4 * KIB
+    own = ALIGN if wish.backend.kind is Backing.RAM else 4 * KIB
     step = alignment(wish, options) or own
     return (wish.size - wish.label) // step * step
 
 
-def padding(wish: Wish, options: Options) -> int:
+def padding(wish: DeviceWish, options: DeviceOptions) -> int:
     """Address space that QEMU may need to align a device, beside the 1 GiB that a slot brings."""
     align = alignment(wish, options)
-    own = 1024 * MIB if options.device is Device.NVDIMM else ALIGN
+    own = 1024 * MIB if options.device is GuestDevice.NVDIMM else ALIGN
     return align if align > own else 0
 
 
-def check(wish: Wish, options: Options, version: tuple[int, int]) -> None:
+def check_wish(wish: DeviceWish, options: DeviceOptions, version: tuple[int, int]) -> None:
     """Refuse what QEMU or the guest would fail on, in clear words. Raises EmupmemError."""
     step = max(ALIGN, wish.backend.align)
     if wish.size < step or wish.size % step:
@@ -130,14 +130,14 @@ def check(wish: Wish, options: Options, version: tuple[int, int]) -> None:
         _check_align(wish, options)
     if options.readonly:
         _check_readonly(wish, options, version)
-    if options.device is Device.VIRTIO and options.persistence is not None:
+    if options.device is GuestDevice.VIRTIO and options.persistence is not None:
         raise EmupmemError("virtio-pmem knows no nvdimm-persistence", "--device nvdimm does")
-    if options.device is Device.VIRTIO and wish.node is not None:
+    if options.device is GuestDevice.VIRTIO and wish.node is not None:
         raise EmupmemError("virtio-pmem belongs to no NUMA node", "--device nvdimm can")
 
 
-def _check_label(wish: Wish, options: Options) -> None:
-    if options.device is Device.VIRTIO:
+def _check_label(wish: DeviceWish, options: DeviceOptions) -> None:
+    if options.device is GuestDevice.VIRTIO:
         raise EmupmemError("virtio-pmem has no labels", "--device nvdimm has")
     if wish.label < LABEL_LEAST or wish.label % (4 * KIB):
         raise EmupmemError(
@@ -147,11 +147,11 @@ def _check_label(wish: Wish, options: Options) -> None:
         raise EmupmemError(f"a label area of {human(wish.label)} leaves nothing of {human(wish.size)}")
 
 
-def _check_align(wish: Wish, options: Options) -> None:
+def _check_align(wish: DeviceWish, options: DeviceOptions) -> None:
     backend, align = wish.backend, options.align
     if align & (align - 1) or align < 4 * KIB:
         raise EmupmemError(f"--align {align} is not a power of two of at least 4 KiB")
-    if backend.kind is Kind.RAM:
+    if backend.kind is Backing.RAM:
         raise EmupmemError(
             "--align belongs to a file or a device: QEMU aligns memory of its own to 2 MiB",
             "leave it away, or give --backend PATH",
@@ -173,10 +173,10 @@ def _check_align(wish: Wish, options: Options) -> None:
         )
 
 
-def _check_readonly(wish: Wish, options: Options, version: tuple[int, int]) -> None:
-    if wish.backend.kind is Kind.RAM:
+def _check_readonly(wish: DeviceWish, options: DeviceOptions, version: tuple[int, int]) -> None:
+    if wish.backend.kind is Backing.RAM:
         raise EmupmemError("a read-only device needs a file", "--backend names it")
-    if options.device is Device.VIRTIO:
+    if options.device is GuestDevice.VIRTIO:
         raise EmupmemError("virtio-pmem cannot be read-only", "--device nvdimm can")
     if version < READONLY_SINCE:
         raise EmupmemError(f"QEMU {version[0]}.{version[1]} has no read-only NVDIMMs", "6.0 and newer have")
@@ -184,7 +184,7 @@ def _check_readonly(wish: Wish, options: Options, version: tuple[int, int]) -> N
         raise EmupmemError(f"{wish.backend.path} is not there: there is nothing to read")
 
 
-def label_note(wish: Wish, options: Options) -> str:
+def label_note(wish: DeviceWish, options: DeviceOptions) -> str:
     """What the guest has of a device with a label area, in a sentence."""
     seen = region(wish, options)
     what = f"the guest sees a region of {human(seen)}"

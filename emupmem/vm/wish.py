@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Device(StrEnum):
+class GuestDevice(StrEnum):
     """What the guest sees."""
 
     NVDIMM = "nvdimm"
@@ -21,7 +21,7 @@ class Persistence(StrEnum):
     CPU = "cpu"
 
 
-class Kind(StrEnum):
+class Backing(StrEnum):
     """What is behind a device."""
 
     RAM = "memory of QEMU"
@@ -41,7 +41,7 @@ class Backend:
     same for all names of one file or device.
     """
 
-    kind: Kind
+    kind: Backing
     path: str = ""
     size: int | None = None
     sync: bool | None = None
@@ -52,7 +52,7 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DeviceWish:
     """One device: what is behind it and how it shall be. `size` in bytes, `node` of the guest."""
 
     backend: Backend
@@ -62,10 +62,10 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DeviceOptions:
     """What holds for all devices. `share` False keeps what the guest writes from the file."""
 
-    device: Device = Device.NVDIMM
+    device: GuestDevice = GuestDevice.NVDIMM
     share: bool = True
     readonly: bool = False
     align: int = 0

@@ -39,7 +39,7 @@ def test_ours_become_exactly_these_and_all_else_stays(
 ) -> None:
     extra = ("nokaslr",) if nokaslr else ()
     changed = bls_text.reworked(line, items, extra)
-    bls_text.prove(line, changed, items, extra)
+    bls_text.prove_words(line, changed, items, extra)
     assert bls_text.reworked(changed, items, extra) == changed
     gone = bls_text.reworked(changed, ())
     assert not parse_command_line(gone).reservations
@@ -56,7 +56,7 @@ def test_taking_away_gives_the_former_bytes(line: str, items: tuple[str, ...]) -
 def test_entries_keep_every_other_line(lines: list[str], items: tuple[str, ...], end: str) -> None:
     text = end.join(["# a comment", "title x y", *(f"options \t{x}" for x in lines), "linux /v", ""])
     changed = bls_text.rework_entry(text, items)
-    bls_text.prove(bls_text.options(text), bls_text.options(changed), items)
+    bls_text.prove_words(bls_text.options(text), bls_text.options(changed), items)
     assert bls_text.value(changed, "linux") == "/v"
     kept = [x for x in changed.split(end) if not x.startswith("options")]
     assert kept == ["# a comment", "title x y", "linux /v", ""]
@@ -81,10 +81,10 @@ def test_an_entry_without_options_gets_some() -> None:
 )
 def test_the_kernels_reading_is_the_proof(after: str, why: str) -> None:
     if not why:
-        bls_text.prove("quiet", after, ["1G!4G"])
+        bls_text.prove_words("quiet", after, ["1G!4G"])
         return
     with pytest.raises(EmupmemError, match=why):
-        bls_text.prove("quiet", after, ["1G!4G"])
+        bls_text.prove_words("quiet", after, ["1G!4G"])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_grub_makes_of_options(options: str, line: str) -> None:
 def test_files_of_words_keep_their_comments(text: str, items: tuple[str, ...]) -> None:
     changed = bls_text.rework_file(text, items)
     try:
-        bls_text.prove(bls_text.file_line(text), bls_text.file_line(changed), items)
+        bls_text.prove_words(bls_text.file_line(text), bls_text.file_line(changed), items)
     except EmupmemError:
         return  # quotes that span lines: then nothing is written
     comments = [x for x in text.split("\n") if x.lstrip().startswith("#")]

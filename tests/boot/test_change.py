@@ -20,7 +20,7 @@ from emupmem.boot.change import Change
 from emupmem.boot.grub import defaults
 from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_apply, prepare_remove
-from emupmem.boot.transaction import carry_out
+from emupmem.boot.transaction import carry_out_change
 from emupmem.model import GIB, UNCHANGED, EmupmemError, Request
 from emupmem.planner import survey
 from emupmem.system import backups, files, lock
@@ -43,14 +43,14 @@ def apply(machine: FakeMachine, size: int = 16 * GIB, count: int = 1, **options:
     """Plan and carry out, as the command does."""
     prepared = prepare_apply(machine, FOUND, Request(size, count), Options(**options))  # type: ignore[arg-type]
     if prepared.needed:
-        carry_out(machine, prepared)
+        carry_out_change(machine, prepared)
     return prepared
 
 
 def remove(machine: FakeMachine, *items: str) -> Change:
     prepared = prepare_remove(machine, items)
     if prepared.needed:
-        carry_out(machine, prepared)
+        carry_out_change(machine, prepared)
     return prepared
 
 
@@ -166,7 +166,7 @@ def test_nothing_to_remove_is_nothing_to_do(machine: FakeMachine) -> None:
 
 def test_the_backup_is_the_former_text(machine: FakeMachine) -> None:
     prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
-    outcome = carry_out(machine, prepared)
+    outcome = carry_out_change(machine, prepared)
     assert (machine.root / outcome.backup.lstrip("/")).read_bytes() == STOCK
     assert (machine.root / "var/backups/emupmem").stat().st_mode & 0o777 == 0o700
 
@@ -462,7 +462,7 @@ def test_a_file_that_changed_meanwhile_is_not_overwritten(machine: FakeMachine) 
     prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
     put(machine, "/etc/default/grub", b"GRUB_TIMEOUT=9\n")
     with pytest.raises(EmupmemError, match="was changed by somebody else meanwhile"):
-        carry_out(machine, prepared)
+        carry_out_change(machine, prepared)
     assert default(machine) == b"GRUB_TIMEOUT=9\n"
 
 
@@ -472,8 +472,8 @@ def test_two_at_once(machine: FakeMachine) -> None:
         lock.change_lock(machine),
         pytest.raises(EmupmemError, match=f"another emupmem is at work .process {os.getpid()}"),
     ):
-        carry_out(machine, prepared)
-    carry_out(machine, prepared)
+        carry_out_change(machine, prepared)
+    carry_out_change(machine, prepared)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -487,7 +487,7 @@ def test_a_signal_at_any_step_leaves_the_old_or_the_new(machine: FakeMachine, nu
             os.kill(os.getpid(), number)
 
     with pytest.raises(EmupmemError, match=f"stopped by {signal.Signals(number).name}"):
-        carry_out(machine, prepared, tell)
+        carry_out_change(machine, prepared, tell)
     unchanged(machine, before)
 
 
@@ -650,7 +650,9 @@ def test_a_rewrite_while_the_menu_is_made_is_kept_beside(machine: FakeMachine) -
 def test_an_edit_while_the_menu_is_made_is_said_after_success(machine: FakeMachine) -> None:
     script(machine, "update-grub2", GENERATOR.replace("echo done", f"{EDITED}; echo done"))
     prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
-    assert "was changed by somebody else while the menu was made" in carry_out(machine, prepared).problem
+    assert (
+        "was changed by somebody else while the menu was made" in carry_out_change(machine, prepared).problem
+    )
     assert b"TIMEOUT=1" in default(machine)
 
 

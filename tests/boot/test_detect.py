@@ -321,7 +321,10 @@ def test_remove_gives_the_way_back(owned: tuple[FakeMachine, str, str], run: Run
 
 def test_the_doctor_says_the_same(owned: tuple[FakeMachine, str, str]) -> None:
     machine, reason, way = owned
-    for seen in (look.look(machine), look.look(collected.Collected(gather.of_machine(machine).archive))):
+    for seen in (
+        look.findings_of(machine),
+        look.findings_of(collected.Collected(gather.gather_machine(machine).archive)),
+    ):
         found = {f.name: f for f in seen}
         assert found["loader"].status == "stop"
         assert reason in found["loader"].evidence
@@ -337,7 +340,7 @@ def test_an_archive_is_planned_with_the_same_words(
     tmp_path: Path,
 ) -> None:
     machine, reason, way = owned
-    (tmp_path / "a.tar.gz").write_bytes(archive.pack(gather.of_machine(machine).archive))
+    (tmp_path / "a.tar.gz").write_bytes(archive.pack(gather.gather_machine(machine).archive))
     done = run("suggest", "--size", "1G", "--from", str(tmp_path / "a.tar.gz"))
     assert "sudo emupmem apply" not in done.out
     assert reason in done.out
@@ -563,7 +566,7 @@ def test_the_menu_is_sorted_as_systemd_boot_does(tmp_path: Path) -> None:
     put(machine, f"{ESP}/loader/entries/zz.conf", HAND)
     put(machine, f"{ESP}/loader/entries/zz9.conf", HAND)
     wanted = ["d-6.12.conf", "d-6.9.conf", "d-7.conf", "zz9.conf", "zz.conf", "d-8.conf"]
-    assert menu.menu(machine) == wanted
+    assert menu.menu_names(machine) == wanted
 
 
 # /etc/default/grub.d -------------------------------------------------------------------------------------------

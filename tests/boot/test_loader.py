@@ -318,12 +318,12 @@ def apply(
 ) -> change.Outcome | None:
     options = loader.Options(add=add, replace=replace, nokaslr=nokaslr)
     prepared = prepare.prepare_apply(machine, survey_of(machine), Request(size), options)
-    return transaction.carry_out(machine, prepared) if prepared.needed else None
+    return transaction.carry_out_change(machine, prepared) if prepared.needed else None
 
 
 def remove(machine: FakeMachine) -> change.Outcome | None:
     prepared = prepare.prepare_remove(machine)
-    return transaction.carry_out(machine, prepared) if prepared.needed else None
+    return transaction.carry_out_change(machine, prepared) if prepared.needed else None
 
 
 def lines(machine: FakeMachine) -> dict[str, str]:
@@ -346,7 +346,7 @@ def test_each_machine_has_its_loader(name: str, tmp_path: Path) -> None:
     build, kind = MACHINES[name]
     machine = build(tmp_path)
     assert type(detect.of(machine)) is kind
-    obstacles.refuse(machine)
+    obstacles.refuse_machine(machine)
     kernel = obstacles.target(machine)
     assert kernel is not None
     assert kernel.release == RELEASE
@@ -365,7 +365,7 @@ def test_apply_and_remove_leave_all_other_words_alone(here: FakeMachine) -> None
         assert sorted(bls_text.foreign_words(parsed)) == sorted(
             bls_text.foreign_words(parse_command_line(before[name]))
         )
-    verdict = ladder.verify(observe.observe(here, 0))
+    verdict = ladder.verdict_of(observe.observe(here, 0))
     assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
     assert {c.name: c.status for c in verdict.checks}["booted"] == "pending", verdict
     assert apply(here) is None, "the same again changes nothing"
@@ -388,7 +388,7 @@ def test_replace_add_and_a_different_size(here: FakeMachine) -> None:
     apply(here, GIB, add=True)
     assert [i.text for i in prepare.next_line(here).reservations] == ["2G!4G", "1G!6G"]
     prepared = prepare.prepare_remove(here, ["memmap=2G!4G"])
-    transaction.carry_out(here, prepared)
+    transaction.carry_out_change(here, prepared)
     assert [i.text for i in prepare.next_line(here).reservations] == ["1G!6G"]
     with pytest.raises(EmupmemError, match=r"there is no reservation 9G!4G"):
         prepare.prepare_remove(here, ["9G!4G"])
@@ -525,14 +525,14 @@ def test_a_unified_image_is_refused(tmp_path: Path) -> None:
     machine = systemd_boot(tmp_path)
     efi(machine, "StubInfo", "systemd-stub 257")
     with pytest.raises(EmupmemError, match="its command line is built into it"):
-        obstacles.refuse(machine)
+        obstacles.refuse_machine(machine)
 
 
 def test_a_unified_image_is_known_by_the_chosen_entry(tmp_path: Path) -> None:
     machine = systemd_boot(tmp_path)
     efi(machine, "LoaderEntrySelected", "debian-6.12.efi")
     with pytest.raises(EmupmemError, match="its command line is built into it"):
-        obstacles.refuse(machine)
+        obstacles.refuse_machine(machine)
 
 
 @pytest.mark.parametrize("selected", [f"{ID}-6.1.0-9.conf", f"{ID}-{RELEASE}.conf"])
@@ -584,7 +584,7 @@ def test_an_edit_meanwhile_is_respected(tmp_path: Path) -> None:
     put(machine, "/etc/kernel/cmdline", "root=LABEL=new\n")
     files = content(machine)
     with pytest.raises(EmupmemError, match="was changed by somebody else meanwhile"):
-        transaction.carry_out(machine, prepared)
+        transaction.carry_out_change(machine, prepared)
     assert content(machine) == files
 
 
@@ -593,7 +593,7 @@ def test_a_tree_is_edited_without_running_anything(tmp_path: Path) -> None:
     script(machine, "bootctl", "#!/bin/sh\ntouch /nonexistent/never\n")
     machine.live = False
     prepared = prepare.prepare_apply(machine, _planned(machine), Request(GIB), loader.Options())
-    transaction.carry_out(machine, prepared)
+    transaction.carry_out_change(machine, prepared)
     assert "memmap=1G!4G" in lines(machine)[f"{ID}-{RELEASE}"]
 
 
@@ -645,7 +645,7 @@ def test_grubby_missing(tmp_path: Path) -> None:
     machine = fedora(tmp_path)
     (machine.root / "sbin/grubby").unlink()
     with pytest.raises(EmupmemError, match="grubby is not installed"):
-        obstacles.refuse(machine)
+        obstacles.refuse_machine(machine)
 
 
 BROKEN = {
@@ -702,7 +702,7 @@ def test_rpm_ostree_is_told_only_what_differs(tmp_path: Path) -> None:
     prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
     (command,) = prepared.steps.commands
     assert command.argv == ("rpm-ostree", "kargs", "--append=memmap=1G!4G")
-    transaction.carry_out(machine, prepared)
+    transaction.carry_out_change(machine, prepared)
     prepared = prepare.prepare_apply(
         machine, survey_of(machine), Request(2 * GIB), loader.Options(replace=True)
     )
@@ -728,7 +728,7 @@ def test_ostree_without_its_program(tmp_path: Path) -> None:
     machine = ostree(tmp_path)
     (machine.root / "sbin/rpm-ostree").unlink()
     with pytest.raises(EmupmemError, match="an ostree system without rpm-ostree"):
-        obstacles.refuse(machine)
+        obstacles.refuse_machine(machine)
 
 
 def test_the_tree_of_an_ostree_system_is_refused(tmp_path: Path) -> None:
@@ -736,7 +736,7 @@ def test_the_tree_of_an_ostree_system_is_refused(tmp_path: Path) -> None:
     put(machine, "/ostree/repo/config", "")
     machine.live = False
     with pytest.raises(EmupmemError, match="the tree of an ostree system"):
-        obstacles.refuse(machine)
+        obstacles.refuse_machine(machine)
 
 
 # Elsewhere -----------------------------------------------------------------------------------------------
@@ -746,7 +746,7 @@ def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) ->
     from emupmem.doctor import look
     from emupmem.report import collected, gather
 
-    masked = gather.of_machine(here).archive
+    masked = gather.gather_machine(here).archive
     assert not any(ID in name or ID.encode() in data for name, data in masked.members.items())
     there = collected.Collected(masked)
     assert type(detect.of(there)) is type(detect.of(here))
@@ -754,8 +754,8 @@ def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) ->
     other = detect.of(there)
     after = [e.text for e in other.standing(there).entries if e.ours]
     assert len(after) == len(before)
-    said = {f.name: (f.status, f.evidence.replace(ID, "")) for f in look.look(here)}
-    told = {f.name: (f.status, re.sub(r"0{20}\d+", "", f.evidence)) for f in look.look(there)}
+    said = {f.name: (f.status, f.evidence.replace(ID, "")) for f in look.findings_of(here)}
+    told = {f.name: (f.status, re.sub(r"0{20}\d+", "", f.evidence)) for f in look.findings_of(there)}
     for name in ("loader", "kernel", "regions", "randomisation"):
         assert told[name] == said[name]
 

@@ -14,7 +14,7 @@ from emupmem.boot.bls import entries
 from emupmem.boot.bls import text as bls_text
 from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_abandon, prepare_confirm, prepare_trial
-from emupmem.boot.transaction import carry_out
+from emupmem.boot.transaction import carry_out_change
 from emupmem.model import GIB, EmupmemError, Request
 from tests.boot.test_loader import (
     ENTRY,
@@ -65,7 +65,7 @@ def machine(tmp_path: Path) -> FakeMachine:
 def begin(machine: FakeMachine, **options: bool) -> change.Change:
     prepared = prepare_trial(machine, survey_of(machine), Request(GIB), Options(**options))  # type: ignore[arg-type]
     if prepared.needed:
-        carry_out(machine, prepared)
+        carry_out_change(machine, prepared)
     return prepared
 
 
@@ -108,7 +108,7 @@ def test_a_trial_that_failed_can_be_tried_again_or_abandoned(machine: FakeMachin
         prepare_confirm(machine)
     assert begin(machine).needed, "the entry is as it was, but not chosen"
     assert entries.trial_chosen(machine)
-    carry_out(machine, prepare_abandon(machine))
+    carry_out_change(machine, prepare_abandon(machine))
     assert content(machine) == before
     assert not entries.trial_chosen(machine)
     with pytest.raises(EmupmemError, match="no trial to abandon"):
@@ -123,7 +123,7 @@ def test_confirm_makes_it_permanent(machine: FakeMachine) -> None:
     state = trial.state(machine)
     assert state is not None
     assert state.running
-    carry_out(machine, prepare_confirm(machine))
+    carry_out_change(machine, prepare_confirm(machine))
     assert not machine.exists(FILE)
     mine = [line for name, line in lines(machine).items() if "(other)" not in name]
     assert len(mine) == 2
@@ -147,7 +147,7 @@ def test_new_kernels_do_not_take_the_words_of_the_trial(machine: FakeMachine) ->
     begin(machine)
     assert (machine.root / "etc/kernel/cmdline").read_text() == f"{ROOT}\n"
     starts(machine)
-    carry_out(machine, prepare_abandon(machine))
+    carry_out_change(machine, prepare_abandon(machine))
     assert machine.exists("/etc/kernel/cmdline"), (
         "while the trial runs kernel-install would read /proc/cmdline"
     )
@@ -159,7 +159,7 @@ def test_without_a_cmdline_file_an_abandoned_trial_leaves_none(machine: FakeMach
     before = content(machine)
     begin(machine)
     starts(machine, "")
-    carry_out(machine, prepare_abandon(machine))
+    carry_out_change(machine, prepare_abandon(machine))
     assert content(machine) == before
 
 

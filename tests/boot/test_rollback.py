@@ -58,11 +58,11 @@ def tree(machine: FakeMachine) -> dict[str, tuple[object, ...]]:
 def apply(machine: FakeMachine, size: int = GIB, *, replace: bool = False, nokaslr: bool = False) -> None:
     options = loader.Options(replace=replace, nokaslr=nokaslr)
     prepared = prepare.prepare_apply(machine, survey_of(machine), Request(size), options)
-    transaction.carry_out(machine, prepared)
+    transaction.carry_out_change(machine, prepared)
 
 
 def remove(machine: FakeMachine) -> None:
-    transaction.carry_out(machine, prepare.prepare_remove(machine))
+    transaction.carry_out_change(machine, prepare.prepare_remove(machine))
 
 
 def replace(machine: FakeMachine) -> None:
@@ -240,7 +240,7 @@ def test_after_a_snapshot_a_change_is_possible(tmp_path: Path) -> None:
     with_a_snapshot(machine, 7)
     prepared = prepare.prepare_remove(machine)
     assert "3 entries of other snapshots keep their words" in prepared.warnings
-    transaction.carry_out(machine, prepared)
+    transaction.carry_out_change(machine, prepared)
     assert not prepare.next_line(machine).reservations
     assert "memmap=1G!4G" in machine.peek(f"/boot/efi/loader/entries/opensuse-{RELEASE}-6.conf")
 

@@ -65,16 +65,16 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 def apply(machine: FakeMachine, *, nokaslr: bool = False) -> None:
     prepared = prepare.prepare_apply(machine, FOUND, Request(GIB), Options(nokaslr=nokaslr))
     if prepared.needed:
-        transaction.carry_out(machine, prepared)
+        transaction.carry_out_change(machine, prepared)
 
 
 def test_it_applies_and_gives_back(toy: FakeMachine) -> None:
-    obstacles.refuse(toy)
+    obstacles.refuse_machine(toy)
     apply(toy, nokaslr=True)
     assert toy.peek(MENU) == "root=UUID=0 ro quiet memmap=1G!4G nokaslr"
     again = prepare.prepare_apply(toy, FOUND, Request(GIB), Options(nokaslr=True))
     assert not again.needed
-    transaction.carry_out(toy, prepare.prepare_remove(toy))
+    transaction.carry_out_change(toy, prepare.prepare_remove(toy))
     assert toy.peek(MENU) == toy.peek(SOURCE) == "root=UUID=0 ro quiet"
 
 
@@ -105,4 +105,4 @@ def test_what_it_does_not_know_is_refused_in_its_name(toy: FakeMachine) -> None:
         prepare.prepare_abandon(toy)
     (toy.root / "sbin/toy-install").unlink()
     with pytest.raises(EmupmemError, match="toy-install is not installed"):
-        obstacles.refuse(toy)
+        obstacles.refuse_machine(toy)

@@ -16,7 +16,7 @@ from emupmem.boot.grub import environment
 from emupmem.boot.grub import trial as grub_trial
 from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_abandon, prepare_confirm, prepare_trial
-from emupmem.boot.transaction import carry_out
+from emupmem.boot.transaction import carry_out_change
 from emupmem.kernel.cmdline import COMMAND_LINE_MAX
 from emupmem.model import GIB, EmupmemError, Request
 from emupmem.verifier import ladder, observe
@@ -78,7 +78,7 @@ def machine(tmp_path: Path) -> FakeMachine:
 
 def begin(machine: FakeMachine, size: int = GIB, **options: bool) -> Change:
     prepared = prepare_trial(machine, FOUND, Request(size), Options(**options))  # type: ignore[arg-type]
-    carry_out(machine, prepared)
+    carry_out_change(machine, prepared)
     return prepared
 
 
@@ -114,14 +114,14 @@ def test_nokaslr_is_tried_as_well(machine: FakeMachine) -> None:
     begin(machine, nokaslr=True)
     assert "splash memmap=1G!4G nokaslr\n" in menu(machine)
     boots(machine, "memmap=1G!4G nokaslr")
-    carry_out(machine, prepare_confirm(machine))
+    carry_out_change(machine, prepare_confirm(machine))
     assert b'LINUX="memmap=1G!4G nokaslr"' in (machine.root / "etc/default/grub").read_bytes()
 
 
 def test_confirm_makes_it_permanent_and_takes_the_entry_away(machine: FakeMachine) -> None:
     begin(machine)
     boots(machine)
-    carry_out(machine, prepare_confirm(machine))
+    carry_out_change(machine, prepare_confirm(machine))
     assert (machine.root / "etc/default/grub").read_bytes() == STOCK.replace(
         b'LINUX=""', b'LINUX="memmap=1G!4G"'
     )
@@ -135,7 +135,7 @@ def test_confirm_makes_it_permanent_and_takes_the_entry_away(machine: FakeMachin
 def test_abandon_takes_only_the_entry_away(machine: FakeMachine) -> None:
     before = menu(machine)
     begin(machine)
-    carry_out(machine, prepare_abandon(machine))
+    carry_out_change(machine, prepare_abandon(machine))
     assert menu(machine) == before
     assert not machine.exists(grub_trial.SCRIPT)
     assert "next_entry" not in environment.grubenv(machine)
@@ -145,7 +145,7 @@ def test_abandon_takes_only_the_entry_away(machine: FakeMachine) -> None:
 
 def test_a_permanent_apply_ends_the_trial(machine: FakeMachine) -> None:
     begin(machine)
-    carry_out(machine, boot_prepare.prepare_apply(machine, FOUND, Request(GIB), Options()))
+    carry_out_change(machine, boot_prepare.prepare_apply(machine, FOUND, Request(GIB), Options()))
     assert not machine.exists(grub_trial.SCRIPT)
     assert menu(machine).count("memmap=1G!4G") == 3
     assert "next_entry" not in environment.grubenv(machine)
@@ -170,7 +170,7 @@ def test_another_size_replaces_the_trial(machine: FakeMachine) -> None:
 
 
 def test_what_is_reserved_already_is_not_tried(machine: FakeMachine) -> None:
-    carry_out(machine, boot_prepare.prepare_apply(machine, FOUND, Request(GIB), Options()))
+    carry_out_change(machine, boot_prepare.prepare_apply(machine, FOUND, Request(GIB), Options()))
     with pytest.raises(EmupmemError, match=r"memmap=1G!4G is reserved already"):
         prepare_trial(machine, FOUND, Request(GIB), Options())
 
@@ -334,11 +334,11 @@ def test_a_trial_that_would_not_fit_is_put_back(machine: FakeMachine) -> None:
 
 
 def test_the_variable_is_remembered_for_the_confirm(machine: FakeMachine) -> None:
-    carry_out(
+    carry_out_change(
         machine, prepare_trial(machine, FOUND, Request(GIB), Options(variable="GRUB_CMDLINE_LINUX_DEFAULT"))
     )
     boots(machine)
-    carry_out(machine, prepare_confirm(machine))
+    carry_out_change(machine, prepare_confirm(machine))
     assert b'DEFAULT="quiet splash memmap=1G!4G"' in (machine.root / "etc/default/grub").read_bytes()
 
 
@@ -350,9 +350,9 @@ def test_a_trial_where_a_drop_in_has_the_last_word(machine: FakeMachine) -> None
     )
     assert machine.output("update-grub2") is not None
     options = Options(variable="GRUB_CMDLINE_LINUX_DEFAULT")
-    carry_out(machine, prepare_trial(machine, FOUND, Request(GIB), options))
+    carry_out_change(machine, prepare_trial(machine, FOUND, Request(GIB), options))
     boots(machine)
-    carry_out(machine, prepare_confirm(machine))
+    carry_out_change(machine, prepare_confirm(machine))
     assert (machine.root / "etc/default/grub").read_bytes() == STOCK
     assert "console=ttyS0 memmap=1G!4G" in menu(machine)
     with pytest.raises(EmupmemError, match=r"memmap=1G!4G is reserved already"):
@@ -369,7 +369,7 @@ def test_a_trial_that_grub_did_not_forget(machine: FakeMachine) -> None:
     begin(machine)
     boots(machine)
     put(machine, "/boot/grub/grubenv", env("next_entry=emupmem-trial\n"))
-    verdict = ladder.verify(observe.observe(machine, 0))
+    verdict = ladder.verdict_of(observe.observe(machine, 0))
     assert "the next start is chosen to be one as well" in verdict.checks[0].found
 
 
@@ -502,7 +502,7 @@ def test_kexec_goes_straight_into_it(run: Run, here: FakeMachine) -> None:
     assert (state.running, state.kexec, state.words) == (True, True, ("memmap=1G!4G",))
     done = run("abandon", "--yes")
     assert (done.status, "nowhere on the disk: reboot goes back" in done.err) == (1, True)
-    carry_out(here, prepare_confirm(here))
+    carry_out_change(here, prepare_confirm(here))
     assert b'DEFAULT="quiet splash memmap=1G!4G"' in (here.root / "etc/default/grub").read_bytes()
 
 

@@ -632,7 +632,7 @@ def test_only_the_command_that_was_typed_is_built() -> None:
     from emupmem.cli import main as cli_main
 
     def names(*words: str) -> list[str]:
-        program = cli_main.program(words)
+        program = cli_main.program_for(words)
         groups = [g.name or "" for g in program.registered_groups]
         return groups + [c.name or "" for c in program.registered_commands]
 
@@ -649,7 +649,7 @@ def test_help_lists_what_the_commands_say_of_themselves(run: Run, monkeypatch: p
     from emupmem.cli import main as cli_main
 
     listed = run("--help").out
-    monkeypatch.setattr(cli_main.Command, "list_in", cli_main.Command.add_to)
+    monkeypatch.setattr(cli_main.Place, "list_in", cli_main.Place.add_to)
     assert run("--help").out == listed
     assert not [line for line in listed.splitlines() if "boot-" in line]
 

@@ -54,7 +54,7 @@ def build_reserved(folder: Path) -> FakeMachine:
     """A machine that has a reservation in its menu."""
     machine = build_grub(folder)
     found = survey.of_machine(machine)
-    transaction.carry_out(machine, prepare.prepare_apply(machine, found, Request(GIB), Options()))
+    transaction.carry_out_change(machine, prepare.prepare_apply(machine, found, Request(GIB), Options()))
     return machine
 
 
@@ -66,7 +66,7 @@ def build_tried(folder: Path) -> FakeMachine:
     """A machine whose next start is a trial."""
     machine = build_triable(folder)
     found = survey.of_machine(machine)
-    transaction.carry_out(machine, prepare.prepare_trial(machine, found, Request(GIB), Options()))
+    transaction.carry_out_change(machine, prepare.prepare_trial(machine, found, Request(GIB), Options()))
     return machine
 
 

@@ -28,8 +28,8 @@ from emupmem.boot.prepare import (
     prepare_remove,
     prepare_trial,
 )
-from emupmem.boot.transaction import carry_out
-from emupmem.device.boot_unit import Wish
+from emupmem.boot.transaction import carry_out_change
+from emupmem.device.boot_unit import MountWish
 from emupmem.editor import shell
 from emupmem.editor.shell import Sourced
 from emupmem.model import GIB, Busy, EmupmemError, Request
@@ -53,7 +53,7 @@ FILES = (
     "etc/systemd/system/multi-user.target.wants/emupmem.service",
     "boot/grub/grubenv",
 )
-WISHES = (Wish("/mnt/pmem0", owner="0"),)
+WISHES = (MountWish("/mnt/pmem0", owner="0"),)
 
 
 def apply(machine: FakeMachine) -> Change:
@@ -80,7 +80,7 @@ def do(machine: FakeMachine, prepare: Prepare) -> None:
     """Plan and carry out, as the command does."""
     prepared = prepare(machine)
     if prepared.needed:
-        carry_out(machine, prepared)
+        carry_out_change(machine, prepared)
 
 
 def stock(root: Path) -> FakeMachine:
@@ -163,7 +163,7 @@ def answer(with_programs: bool, texts: tuple[bytes, ...]) -> Sourced:
 def asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sh judge each text once only: it is asked the same thing hundreds of times here."""
     monkeypatch.setattr(
-        grub_defaults, "judge", lambda machine: lambda texts: answer(machine.live, tuple(texts))
+        grub_defaults, "judge_of", lambda machine: lambda texts: answer(machine.live, tuple(texts))
     )
 
 
@@ -336,7 +336,7 @@ def calls_of(case: Case, prepared: Change) -> list[Call]:
     """The changing calls of a change that nothing disturbs."""
     machine, found = case.fresh(), []
     done = trace(
-        lambda: carry_out(machine, prepared),
+        lambda: carry_out_change(machine, prepared),
         lambda call: found.append(call) if counts(call, machine.root) else None,
     )
     assert done.status == 0, done
@@ -359,7 +359,7 @@ def _kill(case: Case, prepared: Change, at: int) -> None:
                 case.wrong += [f"{where}: {p}" for p in _barred(machine)]
         count += 1
 
-    done = trace(lambda: carry_out(machine, prepared), on_call)
+    done = trace(lambda: carry_out_change(machine, prepared), on_call)
     assert done.status == -signal.SIGKILL, done
     case.judge(where, look(machine.root))
 

@@ -52,13 +52,13 @@ STARTS: dict[str, Callable[[Path], FakeMachine]] = {
 def apply(machine: FakeMachine) -> None:
     prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
     if prepared.needed:
-        transaction.carry_out(machine, prepared)
+        transaction.carry_out_change(machine, prepared)
 
 
 def remove(machine: FakeMachine) -> None:
     prepared = prepare.prepare_remove(machine)
     if prepared.needed:
-        transaction.carry_out(machine, prepared)
+        transaction.carry_out_change(machine, prepared)
 
 
 class Case:

@@ -16,7 +16,7 @@ import pytest
 
 from emupmem.boot.change import Change
 from emupmem.boot.prepare import prepare_abandon
-from emupmem.boot.transaction import carry_out
+from emupmem.boot.transaction import carry_out_change
 from emupmem.model import EmupmemError
 from tests.boot import test_loader, test_oneshot
 from tests.crash import tracer
@@ -114,7 +114,7 @@ def disturbed(
                 disturb(call, count)
             count += 1
 
-    return trace(lambda: carry_out(machine, prepared).problem, on_call), look(machine.root)
+    return trace(lambda: carry_out_change(machine, prepared).problem, on_call), look(machine.root)
 
 
 def judge(case: Case, where: str, done: Result, world: World) -> None:
@@ -246,11 +246,11 @@ def test_another_one_at_any_call_is_refused_and_changes_nothing(tmp_path: Path) 
             return
         before = look(machine.root)
         with pytest.raises(EmupmemError, match="another emupmem is at work") as caught:
-            carry_out(machine, prepared)
+            carry_out_change(machine, prepared)
         refused.append(caught.value.message)
         assert essence(look(machine.root)) == essence(before)
 
-    done = trace(lambda: carry_out(machine, prepared), on_call)
+    done = trace(lambda: carry_out_change(machine, prepared), on_call)
     assert done.status == 0, done
     assert len(refused) > 30
     assert settled(look(machine.root)) == settled(case.new)

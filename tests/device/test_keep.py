@@ -38,8 +38,8 @@ def kept(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
 
         return call
 
-    monkeypatch.setattr(device_image, "save", log("save"))
-    monkeypatch.setattr(device_image, "restore", log("restore"))
+    monkeypatch.setattr(device_image, "save_image", log("save"))
+    monkeypatch.setattr(device_image, "restore_image", log("restore"))
     return here
 
 
@@ -74,7 +74,7 @@ def test_files_that_keep_nothing(run: Run, kept: PmemMachine, file: str, words: 
     with (kept.root / "proc/self/mountinfo").open("a") as mountinfo:
         mountinfo.write("31 30 0:22 / /run rw - tmpfs tmpfs rw\n")
     with pytest.raises(EmupmemError) as caught:
-        keep.check(kept, file, GIB, "/mnt/pmem0")
+        keep.check_image(kept, file, GIB, "/mnt/pmem0")
     assert words in caught.value.message
     done = run("apply", "--size", "1G", "--mount", "/mnt/pmem0", "--keep", file, "--yes")
     assert done.status == 1
@@ -85,18 +85,18 @@ def test_files_that_keep_nothing(run: Run, kept: PmemMachine, file: str, words: 
 def test_a_folder_that_others_can_change(kept: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "loose_parent", lambda name: "/home/dev")
     with pytest.raises(EmupmemError, match="/home/dev can be changed by others than root"):
-        keep.check(kept, FILE, GIB, "/mnt/pmem0")
+        keep.check_image(kept, FILE, GIB, "/mnt/pmem0")
 
 
 def test_no_room_and_an_image_of_another_size(kept: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     image(kept, 2 * GIB)
     with pytest.raises(EmupmemError, match="is there already and has 2 GiB, the device 1 GiB"):
-        keep.check(kept, FILE, GIB, "/mnt/pmem0")
+        keep.check_image(kept, FILE, GIB, "/mnt/pmem0")
     image(kept)
-    keep.check(kept, FILE, GIB, "/mnt/pmem0")
+    keep.check_image(kept, FILE, GIB, "/mnt/pmem0")
     monkeypatch.setattr(kept, "room", lambda folder: GIB - 1)
     with pytest.raises(EmupmemError, match="a full device needs 1 GiB beside the last image"):
-        keep.check(kept, FILE, GIB, "/mnt/pmem0")
+        keep.check_image(kept, FILE, GIB, "/mnt/pmem0")
 
 
 def test_wrong_usage(run: Run, kept: PmemMachine) -> None:
@@ -125,11 +125,11 @@ def test_the_unit_saves_when_it_is_stopped(run: Run, kept: PmemMachine) -> None:
         "TimeoutStopSec=320",
     ):
         assert f"\n{line}\n" in text
-    assert unit.read(text) == (BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4", "", "", FILE),)
+    assert unit.read_unit(text) == (BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4", "", "", FILE),)
 
 
 def test_without_keep_the_unit_has_nothing_of_it() -> None:
-    text = unit.text([BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4")], "/usr/local/bin/emupmem")
+    text = unit.unit_text([BootMount(4 * GIB, GIB, "/mnt/pmem0", "ext4")], "/usr/local/bin/emupmem")
     for word in ("ExecStop", "SuccessExitStatus", "RequiresMountsFor", "@"):
         assert word not in text
 
@@ -166,7 +166,7 @@ def test_an_image_that_cannot_be_brought_back_is_never_saved_over(
     def damaged(*words: object) -> None:
         raise EmupmemError("its checksum differs")
 
-    monkeypatch.setattr(device_image, "restore", damaged)
+    monkeypatch.setattr(device_image, "restore_image", damaged)
     done = boot(run)
     assert done.status == 1
     assert "emupmem: /mnt/pmem0 is not mounted: its checksum differs" in done.out
@@ -231,7 +231,7 @@ def test_a_save_that_fails_is_told(run: Run, kept: PmemMachine, monkeypatch: pyt
     def full(*words: object) -> None:
         raise EmupmemError("the image needs 1 GiB and there are 2 MiB")
 
-    monkeypatch.setattr(device_image, "save", full)
+    monkeypatch.setattr(device_image, "save_image", full)
     done = boot(run, "boot-save")
     assert done.status == 1
     assert f"/mnt/pmem0 is not saved: the image needs 1 GiB and there are 2 MiB; {FILE} stays" in done.out

@@ -22,7 +22,7 @@ import emupmem
 import emupmem.system.machine
 from emupmem.device import dax, decide, unit
 from emupmem.device.blocks import Mounted, Pmem, devices, mounts, parse_blkid, parse_mountinfo
-from emupmem.device.dax import Proof
+from emupmem.device.dax import DaxProof
 from emupmem.device.decide import Folder, MountRequest
 from emupmem.device.proof import SeenMount, mount_rungs, see_mount
 from emupmem.kernel import release
@@ -32,7 +32,7 @@ from emupmem.system.programs import Completed
 from tests.cli.runner import Done, Run
 from tests.fake import CONFIG, LOG, RELEASE, FakeMachine, build, menu, put, running, script
 
-GOOD = Proof(True, True, 2)
+GOOD = DaxProof(True, True, 2)
 EMPTY = Folder("/mnt/pmem0", "empty")
 
 
@@ -142,7 +142,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemMachine:
     machine = pmem_machine(tmp_path / "machine")
     running(monkeypatch.setattr, machine)
     device_stand_ins(monkeypatch.setattr)
-    monkeypatch.setattr(dax, "prove", lambda folder: GOOD)
+    monkeypatch.setattr(dax, "prove_dax", lambda folder: GOOD)
     monkeypatch.setattr(unit, "SECONDS", 0.3)
     return machine
 
@@ -448,16 +448,16 @@ def test_tools_that_are_missing_or_fail(run: Run, here: PmemMachine) -> None:
 @pytest.mark.parametrize(
     ("proof", "words"),
     [
-        (Proof(False, False, 1024), "✗ dax-file     a new file in /mnt/pmem0 has no DAX"),
-        (Proof(True, False, 2), "✗ map-sync     the kernel refuses MAP_SYNC"),
-        (Proof(True, True, 1024), "✗ huge-pages   1024 faults for 4 MiB: 4 KiB each"),
-        (Proof(True, True, 1024, aligned=False), "the kernel chose a crooked address"),
+        (DaxProof(False, False, 1024), "✗ dax-file     a new file in /mnt/pmem0 has no DAX"),
+        (DaxProof(True, False, 2), "✗ map-sync     the kernel refuses MAP_SYNC"),
+        (DaxProof(True, True, 1024), "✗ huge-pages   1024 faults for 4 MiB: 4 KiB each"),
+        (DaxProof(True, True, 1024, aligned=False), "the kernel chose a crooked address"),
     ],
 )
 def test_a_failed_proof_is_told_and_nothing_is_undone(
-    run: Run, here: PmemMachine, monkeypatch: pytest.MonkeyPatch, proof: Proof, words: str
+    run: Run, here: PmemMachine, monkeypatch: pytest.MonkeyPatch, proof: DaxProof, words: str
 ) -> None:
-    monkeypatch.setattr(dax, "prove", lambda folder: proof)
+    monkeypatch.setattr(dax, "prove_dax", lambda folder: proof)
     done = run("mount")
     assert done.status == 3
     assert words in done.out
@@ -469,7 +469,7 @@ def test_a_failed_proof_is_told_and_nothing_is_undone(
 def test_no_huge_pages_in_this_kernel_is_an_answer(
     run: Run, here: PmemMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dax, "prove", lambda folder: Proof(True, True, 1024))
+    monkeypatch.setattr(dax, "prove_dax", lambda folder: DaxProof(True, True, 1024))
     put(here, f"/boot/config-{RELEASE}", "CONFIG_FS_DAX=y\n# CONFIG_FS_DAX_PMD is not set\n")
     done = run("mount")
     assert done.status == 0
@@ -477,9 +477,9 @@ def test_no_huge_pages_in_this_kernel_is_an_answer(
 
 
 def test_the_proof_of_an_ordinary_folder_fails_honestly(tmp_path: Path) -> None:
-    found = dax.prove(str(tmp_path))
+    found = dax.prove_dax(str(tmp_path))
     assert (found.dax_file, found.map_sync) == (False, False) or found.dax_file is None
-    assert dax.prove(str(tmp_path / "missing")).why.startswith("no probe file in")
+    assert dax.prove_dax(str(tmp_path / "missing")).why.startswith("no probe file in")
     assert list(tmp_path.iterdir()) == [], "nothing stays"
 
 
@@ -598,9 +598,9 @@ def test_several_devices_and_a_replaced_one(run: Run, here: PmemMachine) -> None
     two = ("--count", "2", "--mount", "/mnt/a", "--mount", "/mnt/b", "--yes", "--json")
     found = run("apply", "--size", "1G", *two).json["mounts"]
     assert [(m["start"], m["dir"]) for m in found] == [(4 * GIB, "/mnt/a"), (5 * GIB, "/mnt/b")]
-    assert [m.dir for m in unit.read(unit_text(here))] == ["/mnt/a", "/mnt/b"]
+    assert [m.dir for m in unit.read_unit(unit_text(here))] == ["/mnt/a", "/mnt/b"]
     run("remove", "1G!5G", "--yes")
-    assert [m.dir for m in unit.read(unit_text(here))] == ["/mnt/a"]
+    assert [m.dir for m in unit.read_unit(unit_text(here))] == ["/mnt/a"]
     run("apply", "--size", "2G", "--replace", "--yes")
     assert not here.exists(unit.FILE), "its range is no longer reserved"
 

@@ -151,13 +151,13 @@ def test_a_driver_that_refuses_gives_the_range_back(
 
 
 def test_only_what_ramdax_has_is_listed(machine: FakeMachine) -> None:
-    assert ramdax.regions(machine) == ()
+    assert ramdax.ramdax_regions(machine) == ()
     divided(
         machine,
         space("namespace0.1", 4 * GIB + 128 * MIB, 64 * MIB),
         space("namespace0.0", 4 * GIB, 128 * MIB),
     )
-    (region,) = ramdax.regions(machine)
+    (region,) = ramdax.ramdax_regions(machine)
     assert region.name == "region0"
     assert [n.name for n in region.namespaces] == ["namespace0.0", "namespace0.1"], "no seed, in order"
     assert region.namespaces[0].raw_size == 128 * MIB
@@ -195,7 +195,7 @@ def test_resize_proves_the_room_before_it_deletes(machine: FakeMachine) -> None:
 
 def test_largest_gap() -> None:
     region = ramdax.RamdaxRegion("region0", 0, GIB, 0, ())
-    one = ramdax.Namespace("namespace0.0", "raw", GIB, GIB - 16 * MIB, 0, "pmem0", "region0")
+    one = ramdax.RamNamespace("namespace0.0", "raw", GIB, GIB - 16 * MIB, 0, "pmem0", "region0")
     assert ramdax.largest_gap(region, one) == GIB - 16 * MIB, "the labels take the last step"
     assert ramdax.largest_gap(region, one, 128 * KIB) == GIB - 128 * KIB
 
@@ -203,7 +203,7 @@ def test_largest_gap() -> None:
 def test_the_rule_for_every_boot(machine: FakeMachine) -> None:
     ramdax.require_at_boot(machine)
     assert not ramdax.remove_at_boot(machine)
-    ramdax.at_boot(machine)
+    ramdax.bind_at_boot(machine)
     text = (machine.root / ramdax.RULE.lstrip("/")).read_text()
     assert text == ramdax.RULE_TEXT
     rules = [line for line in text.splitlines() if not line.startswith("#")]
@@ -220,7 +220,7 @@ def test_a_namespace_that_was_made_is_no_error(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     divided(machine, free=GIB)
-    look = ramdax.regions
+    look = ramdax.ramdax_regions
     ran: list[object] = []
 
     def fails_afterwards(here: Machine) -> tuple[ramdax.RamdaxRegion, ...]:
@@ -229,8 +229,8 @@ def test_a_namespace_that_was_made_is_no_error(
         return look(here)
 
     running(monkeypatch.setattr, machine)
-    monkeypatch.setattr(ramdax, "run", lambda here, steps: ran.append(steps))
-    monkeypatch.setattr(ramdax, "regions", fails_afterwards)
+    monkeypatch.setattr(ramdax, "run_steps", lambda here, steps: ran.append(steps))
+    monkeypatch.setattr(ramdax, "ramdax_regions", fails_afterwards)
     status, out, err = run("namespaces", "create", "--size", "512M")
     assert (status, len(ran)) == (0, 1)
     assert "✓ done" in out

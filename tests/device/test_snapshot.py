@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from emupmem.device import freeze
 from emupmem.device import image as device_image
 from emupmem.device.checksum import ATTRIBUTE, SIDECAR
-from emupmem.device.image import restore, save
+from emupmem.device.image import restore_image, save_image
 from emupmem.model import GIB, KIB, MIB, EmupmemError
 from tests import examples
 from tests.cli.runner import Run
@@ -75,10 +76,10 @@ class Disk:
         return os.open(self.machine.path(name), flags & ~os.O_EXCL)
 
     def save(self, source: str | None = None, **more: Any) -> device_image.Snapshot:
-        return save(self.machine, self.file, source, opener=self.open, **more)
+        return save_image(self.machine, self.file, source, opener=self.open, **more)
 
     def restore(self, name: str | None = None, **more: Any) -> device_image.Snapshot:
-        return restore(self.machine, self.file, name, opener=self.open, **more)
+        return restore_image(self.machine, self.file, name, opener=self.open, **more)
 
 
 def content(seed: int, size: int) -> bytes:
@@ -281,9 +282,10 @@ def test_targets_that_are_no_files_are_refused(disk: Disk) -> None:
         ("fifo", "is not a regular file"),
         ("missing/image", "is not a folder"),
     ):
-        assert word in refused(lambda name=name: save(disk.machine, str(disk.root / name), opener=disk.open))  # type: ignore[misc]
+        target = str(disk.root / name)
+        assert word in refused(functools.partial(save_image, disk.machine, target, opener=disk.open))
     assert "is a folder, not an image" in refused(
-        lambda: restore(disk.machine, str(folder), opener=disk.open)
+        lambda: restore_image(disk.machine, str(folder), opener=disk.open)
     )
     assert "cannot be read: No such file" in refused(disk.restore)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emupmem.device import unit
-from emupmem.device.unit import BootMount, UnitChange, changed, quote, read, text
+from emupmem.device.unit import BootMount, UnitChange, changed, quote, read_unit, unit_text
 from emupmem.model import GIB, MIB, EmupmemError
 from tests import examples
 
@@ -58,8 +58,8 @@ def test_quoting_is_undone_by_systemd_s_rules(word: str) -> None:
 
 @given(st.lists(mounts, min_size=1, max_size=4))
 def test_what_was_written_is_read_back(wanted: list[BootMount]) -> None:
-    made = text(wanted, PROGRAM)
-    assert read(made) == tuple(wanted)
+    made = unit_text(wanted, PROGRAM)
+    assert read_unit(made) == tuple(wanted)
     assert [line for line in made.split("\n") if line.startswith("[")] == ["[Unit]", "[Service]", "[Install]"]
     assert made.count("\nExecStart=") == 1
 
@@ -73,7 +73,7 @@ def test_control_characters_are_refused(word: str) -> None:
 @pytest.mark.parametrize("program", ["emupmem", "/opt/my tools/emupmem", "/opt/$x/emupmem", "/a\nb", "/a%b"])
 def test_programs_that_systemd_would_read_otherwise_are_refused(program: str) -> None:
     with pytest.raises(EmupmemError, match="cannot be started by systemd"):
-        text([PLAIN], program)
+        unit_text([PLAIN], program)
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
@@ -84,7 +84,7 @@ def test_systemd_itself_reads_the_unit_without_a_word(mount: BootMount) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "emupmem.service"
-        file.write_text(text([mount], "/usr/bin/true"), "utf-8")
+        file.write_text(unit_text([mount], "/usr/bin/true"), "utf-8")
         argv = ["systemd-analyze", "verify", "--man=no", str(file)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
     about = [line for line in done.stderr.splitlines() if "emupmem.service" in line]
@@ -92,7 +92,7 @@ def test_systemd_itself_reads_the_unit_without_a_word(mount: BootMount) -> None:
 
 
 def test_the_unit_can_neither_stop_nor_be_forgotten() -> None:
-    made = text([PLAIN], PROGRAM)
+    made = unit_text([PLAIN], PROGRAM)
     for line in (
         "Type=oneshot",
         "RemainAfterExit=yes",
@@ -111,15 +111,15 @@ def test_the_unit_can_neither_stop_nor_be_forgotten() -> None:
     "edited",
     [
         "[Service]\nExecStart=/bin/true\n",
-        text([PLAIN], PROGRAM).replace("boot-mount", "something"),
-        text([PLAIN], PROGRAM).replace(' "0755"', ""),
-        text([PLAIN], PROGRAM).replace("1G!4G", "1G@4G"),
-        text([PLAIN], PROGRAM) + "ExecStart=/bin/true\n",
+        unit_text([PLAIN], PROGRAM).replace("boot-mount", "something"),
+        unit_text([PLAIN], PROGRAM).replace(' "0755"', ""),
+        unit_text([PLAIN], PROGRAM).replace("1G!4G", "1G@4G"),
+        unit_text([PLAIN], PROGRAM) + "ExecStart=/bin/true\n",
     ],
 )
 def test_an_edited_unit_is_not_guessed_at(edited: str) -> None:
     with pytest.raises(EmupmemError):
-        read(edited)
+        read_unit(edited)
 
 
 def test_changes() -> None:
@@ -150,4 +150,4 @@ def test_two_devices_in_one_folder_are_refused() -> None:
 def test_an_open_quote_is_told_and_does_not_take_the_square_of_the_line() -> None:
     for tail in ('"', '"\\\\"' + ' "', '"\\' * 100_000):
         with pytest.raises(EmupmemError, match=r"a quote of its ExecStart is not closed"):
-            unit.read(f"{unit.MARK}\nExecStart=/usr/bin/emupmem {unit.COMMAND} {tail}\n")
+            unit.read_unit(f"{unit.MARK}\nExecStart=/usr/bin/emupmem {unit.COMMAND} {tail}\n")

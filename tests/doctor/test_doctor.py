@@ -62,10 +62,15 @@ def is_(found: Finding | None, status: str, words: str = "", fix: str = "") -> N
 def test_an_obstacle_stops_and_says_all_reasons() -> None:
     fine = Finding("loader", "ok", "GRUB")
     errors = [EmupmemError("no GRUB"), EmupmemError("two menus", "move one")]
-    is_(doctor_finding.refusal("loader", errors, [], fine, True), "stop", "no GRUB; two menus", "move one")
-    is_(doctor_finding.refusal("loader", [], ["not told"], fine, True), "warn", "not told")
-    is_(doctor_finding.refusal("loader", [], ["not told"], fine, False), "note", "not told", "sudo")
-    assert doctor_finding.refusal("loader", [], [], fine, True) == fine
+    is_(
+        doctor_finding.refusal_finding("loader", errors, [], fine, True),
+        "stop",
+        "no GRUB; two menus",
+        "move one",
+    )
+    is_(doctor_finding.refusal_finding("loader", [], ["not told"], fine, True), "warn", "not told")
+    is_(doctor_finding.refusal_finding("loader", [], ["not told"], fine, False), "note", "not told", "sudo")
+    assert doctor_finding.refusal_finding("loader", [], [], fine, True) == fine
 
 
 def test_rights_are_mentioned_only_where_they_lack() -> None:
@@ -188,28 +193,30 @@ def kernel(text: str) -> KernelRelease:
 )
 def test_randomisation_matrix(efi: bool | None, release: str, bad: bool | None) -> None:
     situation = replace(SITUATION, efi=efi, kernel=kernel(release), command_line=PLAIN)
-    found = doctor_kernel.randomisation(situation, True)
+    found = doctor_kernel.randomisation_finding(situation, True)
     if efi is False or bad is False or (bad is None and efi is None):
         is_(found, "ok", f"Linux {release}")
     else:
         is_(found, "warn", "", "--nokaslr")
     is_(
-        doctor_kernel.randomisation(replace(situation, command_line=parse_command_line("nokaslr")), True),
+        doctor_kernel.randomisation_finding(
+            replace(situation, command_line=parse_command_line("nokaslr")), True
+        ),
         "ok",
         "nokaslr",
     )
-    is_(doctor_kernel.randomisation(situation, False), "ok", "built without it")
+    is_(doctor_kernel.randomisation_finding(situation, False), "ok", "built without it")
 
 
 def test_randomisation_of_an_unknown_kernel() -> None:
     situation = replace(SITUATION, efi=True)
     is_(
-        doctor_kernel.randomisation(situation, None),
+        doctor_kernel.randomisation_finding(situation, None),
         "warn",
         "the exact version of this kernel is unknown",
         "--nokaslr",
     )
-    is_(doctor_kernel.randomisation(replace(SITUATION, efi=False), None), "ok", "started by BIOS")
+    is_(doctor_kernel.randomisation_finding(replace(SITUATION, efi=False), None), "ok", "started by BIOS")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +234,7 @@ def test_randomisation_of_an_unknown_kernel() -> None:
     ],
 )
 def test_regions(line: str, status: str, words: str) -> None:
-    is_(doctor_boot.regions(parse_command_line(line)), status, words)
+    is_(doctor_boot.regions_finding(parse_command_line(line)), status, words)
 
 
 @pytest.mark.parametrize(
@@ -258,21 +265,26 @@ def test_variables_say_who_has_the_last_word() -> None:
 
 def test_grubenv() -> None:
     name = "/boot/grub/grubenv"
-    is_(doctor_boot.grubenv(name, "", "", ""), "ok", f"GRUB can write {name}")
+    is_(doctor_boot.grubenv_finding(name, "", "", ""), "ok", f"GRUB can write {name}")
     is_(
-        doctor_boot.grubenv(name, "it lies on btrfs", "", ""),
+        doctor_boot.grubenv_finding(name, "it lies on btrfs", "", ""),
         "note",
         "no trial boots: it lies on btrfs",
         "without --trial",
     )
-    is_(doctor_boot.grubenv(name, "there is none", "create it", ""), "note", "no trial boots", "create it")
     is_(
-        doctor_boot.grubenv(name, "", "", "trial"),
+        doctor_boot.grubenv_finding(name, "there is none", "create it", ""),
+        "note",
+        "no trial boots",
+        "create it",
+    )
+    is_(
+        doctor_boot.grubenv_finding(name, "", "", "trial"),
         "note",
         "takes the entry “trial”, once",
         f"grub-editenv {name} unset",
     )
-    stuck = doctor_boot.grubenv("/boot/grub2/grubenv", "it lies on btrfs", "", "trial")
+    stuck = doctor_boot.grubenv_finding("/boot/grub2/grubenv", "it lies on btrfs", "", "trial")
     is_(stuck, "warn", "it lies on btrfs: it stays chosen", "grub2-editenv")
 
 
@@ -311,14 +323,14 @@ def test_a_command_line_that_is_compiled_in() -> None:
 
 def test_what_is_really_in_the_initramfs(here: FakeMachine) -> None:
     put(here, "/etc/fstab", "/dev/pmem0 /usr ext4 ro,nofail 0 0\n")
-    is_(by_name(look.look(here))["initramfs"], "warn", "must be in it", "volatile")
+    is_(by_name(look.findings_of(here))["initramfs"], "warn", "must be in it", "volatile")
     put(here, f"/boot/initrd.img-{RELEASE}", "")
     script(here, "lsinitramfs", "#!/bin/sh\n[ -e ${0%/*}/..$1 ] && echo usr/lib/modules/x/nd_e820.ko.xz\n")
-    found = by_name(look.look(here))["initramfs"]
+    found = by_name(look.findings_of(here))["initramfs"]
     is_(found, "warn", f"/boot/initrd.img-{RELEASE} lacks nd_pmem, libnvdimm", "add nd_pmem, libnvdimm to it")
     script(here, "lsinitramfs", "#!/bin/sh\nfor m in nd_e820 nd_pmem libnvdimm; do echo a/$m.ko; done\n")
     is_(
-        by_name(look.look(here))["initramfs"],
+        by_name(look.findings_of(here))["initramfs"],
         "warn",
         f"and /boot/initrd.img-{RELEASE} has them",
         "volatile",
@@ -328,16 +340,16 @@ def test_what_is_really_in_the_initramfs(here: FakeMachine) -> None:
 def test_a_kernel_that_listens_to_no_boot_loader(here: FakeMachine) -> None:
     config = here.root / f"boot/config-{RELEASE}"
     config.write_text(config.read_text() + "CONFIG_CMDLINE_OVERRIDE=y\n")
-    is_(by_name(look.look(here))["kernel"], "stop", "takes nothing from a boot loader")
+    is_(by_name(look.findings_of(here))["kernel"], "stop", "takes nothing from a boot loader")
     with pytest.raises(EmupmemError, match="CONFIG_CMDLINE_OVERRIDE"):
-        obstacles.refuse(here)
+        obstacles.refuse_machine(here)
 
 
 def test_every_trouble_has_a_way_out(here: FakeMachine) -> None:
     put(here, "/boot/grub/grub.cfg", "")
     put(here, "/etc/fstab", "/dev/pmem0 /mnt ext4 dax 0 0\n")
     put(here, "/proc/swaps", "")
-    troubles = [f for f in look.look(here) if f.status in ("warn", "stop", "fail")]
+    troubles = [f for f in look.findings_of(here) if f.status in ("warn", "stop", "fail")]
     assert len(troubles) >= 3
     assert [f.name for f in troubles if not f.fix] == []
 
@@ -358,9 +370,9 @@ def test_room() -> None:
 
 
 def test_programs() -> None:
-    is_(doctor_boot.generator("update-grub2", "grub-editenv"), "ok", "update-grub2 makes the menu")
-    is_(doctor_boot.generator("update-grub2", ""), "note", "no trial boots", "grub-common")
-    is_(doctor_boot.generator("", ""), "stop", "nothing could make grub.cfg", "grub2-common")
+    is_(doctor_boot.generator_finding("update-grub2", "grub-editenv"), "ok", "update-grub2 makes the menu")
+    is_(doctor_boot.generator_finding("update-grub2", ""), "note", "no trial boots", "grub-common")
+    is_(doctor_boot.generator_finding("", ""), "stop", "nothing could make grub.cfg", "grub2-common")
     every = dict.fromkeys((*host.NEEDED, *host.WANTED), True)
     is_(host.tools(every, True), "ok")
     is_(host.tools(every | {"ipmctl": False}, False), "ok")
@@ -385,27 +397,27 @@ def test_hibernation() -> None:
 def test_the_ladder_in_one_line() -> None:
     ok = Check("configured", "ok")
     device = Check("device", "ok")
-    is_(look.ladder(Verdict((ok,), ())), "ok", "nothing is reserved")
+    is_(look.ladder_finding(Verdict((ok,), ())), "ok", "nothing is reserved")
     is_(
-        look.ladder(Verdict((ok, Check("booted", "pending", "", "not yet", "reboot")), ())),
+        look.ladder_finding(Verdict((ok, Check("booted", "pending", "", "not yet", "reboot")), ())),
         "note",
         "booted: not yet",
         "reboot",
     )
     is_(
-        look.ladder(Verdict((ok, Check("dax", "fail", "", "off", "repair")), ())),
+        look.ladder_finding(Verdict((ok, Check("dax", "fail", "", "off", "repair")), ())),
         "fail",
         "dax: off",
         "repair",
     )
     seen = Verdict((ok, device, Check("iomem", "skipped")), (Device("/dev/pmem0", 4 * GIB, GIB),))
-    is_(look.ladder(seen), "ok", "/dev/pmem0 · emulated, volatile (not seen: iomem)")
+    is_(look.ladder_finding(seen), "ok", "/dev/pmem0 · emulated, volatile (not seen: iomem)")
 
 
 def test_a_trial_is_told() -> None:
     tried = Check("trial", "ok", "", "this boot is the trial of memmap=1G!4G", "sudo emupmem confirm")
     is_(
-        look.ladder(Verdict((tried, Check("device", "ok")), ())),
+        look.ladder_finding(Verdict((tried, Check("device", "ok")), ())),
         "note",
         "this boot is the trial of memmap=1G!4G",
         "emupmem confirm",
@@ -431,7 +443,7 @@ def test_a_good_machine(here: FakeMachine) -> None:
     modules = "kernel/drivers/nvdimm/{}.ko.xz:\n"
     put(here, f"/lib/modules/{RELEASE}/modules.dep", "".join(modules.format(m) for m in boot_kernel.MODULES))
     test_trial.prepare(here)
-    findings = look.look(here)
+    findings = look.findings_of(here)
     assert {f.status for f in findings} == {"ok"}, [f for f in findings if f.status != "ok"]
     found = by_name(findings)
     assert len(found) == len(findings), "names are unique"
@@ -444,7 +456,7 @@ def test_a_good_machine(here: FakeMachine) -> None:
 
 def test_nothing_is_changed(here: FakeMachine) -> None:
     before = {p: p.read_bytes() for p in here.root.rglob("*") if p.is_file()}
-    look.look(here)
+    look.findings_of(here)
     assert before == {p: p.read_bytes() for p in here.root.rglob("*") if p.is_file()}
 
 
@@ -461,7 +473,7 @@ def test_systemd_boot_with_and_without_a_grub_behind_it(
     name = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
     put(here, name, b"\x06\0\0\0" + "systemd-boot".encode("utf-16-le"))
     put(here, "/proc/cmdline", line)
-    is_(by_name(look.look(here))["loader"], status, words)
+    is_(by_name(look.findings_of(here))["loader"], status, words)
 
 
 @pytest.mark.parametrize(
@@ -506,7 +518,7 @@ def test_what_apply_refuses_is_a_stop(
     here: FakeMachine, run: Run, name: str, text: str | bytes, finding: str, words: str
 ) -> None:
     put(here, name, text)
-    found = by_name(look.look(here))[finding]
+    found = by_name(look.findings_of(here))[finding]
     is_(found, "stop", words)
     done = run("doctor", "--json")
     assert done.status == 3
@@ -517,17 +529,17 @@ def test_what_apply_refuses_is_a_stop(
 
 def test_another_processor_stops(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    is_(by_name(look.look(here))["processor"], "stop", "this machine is aarch64")
+    is_(by_name(look.findings_of(here))["processor"], "stop", "this machine is aarch64")
 
 
 def test_without_a_generator_apply_would_refuse(here: FakeMachine) -> None:
     (here.root / "sbin/update-grub2").unlink()
-    is_(by_name(look.look(here))["generator"], "stop", "nothing could make grub.cfg")
+    is_(by_name(look.findings_of(here))["generator"], "stop", "nothing could make grub.cfg")
 
 
 def test_the_drivers_of_the_kernel_that_boots_are_blocked(here: FakeMachine) -> None:
     put(here, "/etc/modprobe.d/x.conf", "# x\nblacklist nd_e820\n")
-    is_(by_name(look.look(here))["modules"], "warn", "nd_e820 blocked by /etc/modprobe.d/x.conf:2")
+    is_(by_name(look.findings_of(here))["modules"], "warn", "nd_e820 blocked by /etc/modprobe.d/x.conf:2")
 
 
 def test_efi_with_a_kernel_that_may_land_anywhere(here: FakeMachine) -> None:
@@ -536,7 +548,7 @@ def test_efi_with_a_kernel_that_may_land_anywhere(here: FakeMachine) -> None:
     put(here, "/sys/firmware/efi/fw_platform_size", "64")
     put(here, doctor_boot.SECURE_BOOT, b"\6\0\0\0\1")
     put(here, "/proc/sys/kernel/osrelease", RELEASE)
-    found = by_name(look.look(here))
+    found = by_name(look.findings_of(here))
     is_(found["firmware"], "ok", "UEFI, Secure Boot on")
     # The running kernel is not the one that boots: of that one the version is unknown.
     is_(found["randomisation"], "warn", "", "--nokaslr")
@@ -553,7 +565,7 @@ def test_grubenv_on_encrypted_lvm_on_raid(here: FakeMachine) -> None:
     put(here, f"{base}/9:0/md/level", "raid1\n")
     assert stack(here, "253:1") == ("LVM", "encrypted", "RAID")
     is_(
-        by_name(look.look(here))["grubenv"],
+        by_name(look.findings_of(here))["grubenv"],
         "note",
         "(LVM, encrypted, RAID), which GRUB is not sure to write to",
     )
@@ -570,11 +582,11 @@ def test_hibernation_on_a_machine(here: FakeMachine) -> None:
     put(here, "/sys/power/disk", "[platform] shutdown reboot\n")
     put(here, "/proc/meminfo", "MemTotal:       20000000 kB\n")
     put(here, "/proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 9000000 0 -2\n")
-    is_(by_name(look.look(here))["hibernation"], "note", "8.5 GiB of swap")
+    is_(by_name(look.findings_of(here))["hibernation"], "note", "8.5 GiB of swap")
     put(here, "/proc/swaps", "Filename Type Size Used Priority\n/dev/zram0 partition 9000000 0 -2\n")
-    is_(by_name(look.look(here))["hibernation"], "ok", "not set up")
+    is_(by_name(look.findings_of(here))["hibernation"], "ok", "not set up")
     put(here, "/sys/power/disk", "[disabled]\n")
-    is_(by_name(look.look(here))["hibernation"], "ok", "does not hibernate")
+    is_(by_name(look.findings_of(here))["hibernation"], "ok", "does not hibernate")
 
 
 def test_without_root_what_is_unseen_is_said(here: FakeMachine) -> None:
@@ -583,7 +595,7 @@ def test_without_root_what_is_unseen_is_said(here: FakeMachine) -> None:
     for number, (start, end) in enumerate((("0x0", "0xbfffffff"), ("0x100000000", "0x53fffffff"))):
         for key, value in (("start", start), ("end", end), ("type", "System RAM")):
             put(here, f"/sys/firmware/memmap/{number}/{key}", value)
-    found = by_name(look.look(here))
+    found = by_name(look.findings_of(here))
     is_(found["rights"], "note")
     is_(found["memory-map"], "ok", "/sys/firmware/memmap")
     assert doctor_finding.good(tuple(found.values()))
@@ -591,19 +603,19 @@ def test_without_root_what_is_unseen_is_said(here: FakeMachine) -> None:
 
 def test_before_and_after_the_reboot(here: FakeMachine, run: Run) -> None:
     run("apply", "--size", "1G", "--yes")
-    found = by_name(look.look(here))
+    found = by_name(look.findings_of(here))
     is_(found["ladder"], "note", "booted:", "reboot")
     is_(found["plan"], "ok", "memmap=1G!4G is set up already")
     is_(found["regions"], "ok", "1 of 4")
     reboot(here)
-    found = by_name(look.look(here))
+    found = by_name(look.findings_of(here))
     is_(found["ladder"], "ok", "/dev/pmem0 · emulated, volatile")
     done = run("doctor")
     assert done.status == 0
     assert "✓ ok   ladder" in done.out
     dax = here.path("/sys/class/block/pmem0/queue/dax")
     dax.write_text("0\n")
-    assert by_name(look.look(here))["ladder"].status == "fail"
+    assert by_name(look.findings_of(here))["ladder"].status == "fail"
     assert run("doctor").status == 3
 
 
@@ -622,7 +634,7 @@ def test_json_has_the_documented_shape(here: FakeMachine, run: Run) -> None:
 def test_one_line_each_and_plain_when_piped(here: FakeMachine, run: Run) -> None:
     done = run("doctor")
     lines = [line for line in done.out.splitlines() if "→" not in line]
-    assert len(lines) == len(look.look(here))
+    assert len(lines) == len(look.findings_of(here))
     assert "\x1b" not in done.out
     assert "✓ ok   processor" in done.out
     assert re.search(r"! warn tools .*\n +→ emupmem mount needs mkfs.ext4", done.out)

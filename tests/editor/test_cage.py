@@ -508,9 +508,9 @@ def test_without_a_cage_plain_assignments_are_read(programs: bool, user: int) ->
     judge = editor_shell.judge(with_programs=programs)
 
     def call() -> tuple[str, editor_defaults.GrubFile]:
-        return editor_defaults.set_items(PLAIN, editor_text.LINUX, ["1G!4G"], sh=judge), editor_defaults.read(
-            PLAIN, sh=judge
-        )
+        return editor_defaults.set_items(
+            PLAIN, editor_text.LINUX, ["1G!4G"], sh=judge
+        ), editor_defaults.read_grub_file(PLAIN, sh=judge)
 
     changed, read = as_user(call) if user == USER else call()
     assert "memmap=1G!4G" in changed
@@ -555,7 +555,7 @@ def test_without_a_cage_plain_assignments_are_read(programs: bool, user: int) ->
 def test_without_a_cage_everything_else_is_refused_with_its_line(
     line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cage, "run", lambda *_: pytest.fail("sh was started"))
+    monkeypatch.setattr(cage, "run_in_cage", lambda *_: pytest.fail("sh was started"))
     texts = [("a", PLAIN), ("b", f"# b\nGRUB_A=1\n{line}\nGRUB_B=1\n")]
     with pytest.raises(
         EmupmemError, match=r"^b:3: .* more than a plain assignment, and sh cannot be kept"

@@ -342,25 +342,28 @@ def test_bytes_stay_bytes_and_undecodable_ones_survive() -> None:
 
 
 def test_read_gives_values_words_items_and_lines() -> None:
-    file = defaults.read(fixture("acpi-osi"), "g")
+    file = defaults.read_grub_file(fixture("acpi-osi"), "g")
     assert file.linux.value == 'acpi_osi="!Windows 2012" quiet'
     assert file.linux.words == ('acpi_osi="!Windows 2012"', "quiet")
     assert file.variable(DEFAULT).words == ("acpi_osi='!Windows 2015'", "splash")
     assert (file.linux.line, file.default.line) == (1, 2)
     assert file.by_lens
     assert file.warnings == ()
-    listed = defaults.read(fixture("ours-in-a-list"))
+    listed = defaults.read_grub_file(fixture("ours-in-a-list"))
     assert listed.linux.items == ("1G!4G", "1G!5G", "1G!6G")
     assert not listed.default.is_set
     assert listed.default.line == 0
 
 
 def test_read_sees_what_sh_sees() -> None:
-    assert defaults.read(fixture("extends-itself")).linux.value == "root=/dev/vda1 swiotlb=8192 noresume"
-    assert defaults.read(fixture("from-a-variable")).linux.items == ("1G!4G",)
-    assert defaults.read(fixture("function")).linux.value == "quiet splash"
-    assert defaults.read(fixture("utf-8-value")).linux.value == "name=Käse"
-    assert defaults.read(fixture("only-comments")).linux.value is None
+    assert (
+        defaults.read_grub_file(fixture("extends-itself")).linux.value
+        == "root=/dev/vda1 swiotlb=8192 noresume"
+    )
+    assert defaults.read_grub_file(fixture("from-a-variable")).linux.items == ("1G!4G",)
+    assert defaults.read_grub_file(fixture("function")).linux.value == "quiet splash"
+    assert defaults.read_grub_file(fixture("utf-8-value")).linux.value == "name=Käse"
+    assert defaults.read_grub_file(fixture("only-comments")).linux.value is None
 
 
 @pytest.mark.parametrize(
@@ -372,12 +375,12 @@ def test_read_sees_what_sh_sees() -> None:
     ],
 )
 def test_oddities_are_told(name: str, warning: str) -> None:
-    assert any(w.startswith(warning) for w in defaults.read(fixture(name), "g").warnings)
+    assert any(w.startswith(warning) for w in defaults.read_grub_file(fixture(name), "g").warnings)
 
 
 @pytest.mark.parametrize("name", ["case-block", "plus-equals", "hash-without-blank", "nested-command"])
 def test_where_the_lens_gives_up_is_known(name: str) -> None:
-    assert not defaults.read(fixture(name)).by_lens
+    assert not defaults.read_grub_file(fixture(name)).by_lens
 
 
 @pytest.mark.parametrize(
@@ -396,7 +399,10 @@ def test_where_the_lens_gives_up_is_known(name: str) -> None:
     ],
 )
 def test_unreadable_texts(text: bytes, message: str) -> None:
-    for act in (lambda: defaults.read(text, "g"), lambda: defaults.remove_items(text, filename="g")):
+    for act in (
+        lambda: defaults.read_grub_file(text, "g"),
+        lambda: defaults.remove_items(text, filename="g"),
+    ):
         with pytest.raises(EmupmemError, match=message) as caught:
             act()
         assert caught.value.hint
@@ -650,7 +656,7 @@ def test_other_shells_are_as_good_a_judge(shell: str, monkeypatch: pytest.Monkey
         for name in EDITABLE:
             text = fixture(name)
             assert defaults.remove_items(defaults.set_items(text, LINUX, ITEM)) is not None, name
-            defaults.read(text)
+            defaults.read_grub_file(text)
         for name in ("open-quote", "merge-conflict", "exits", "readonly"):
             with pytest.raises(EmupmemError, match=REFUSED[name]):
                 defaults.set_items(fixture(name), LINUX, ITEM, filename=name)
@@ -659,7 +665,7 @@ def test_other_shells_are_as_good_a_judge(shell: str, monkeypatch: pytest.Monkey
 def test_a_machine_without_sh_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(editor_shell, "SH", "/nowhere/sh")
     with pytest.raises(EmupmemError, match="cannot run sh to check the GRUB settings") as caught:
-        defaults.read("A=1\n")
+        defaults.read_grub_file("A=1\n")
     assert "/bin/sh" in caught.value.hint
 
 
@@ -670,7 +676,7 @@ def test_an_injected_judge_is_asked_instead_of_sh() -> None:
         asked.extend(texts)
         return editor_shell.Sourced(tuple({LINUX: "x", DEFAULT: None} for _ in texts), {"A": "1"})
 
-    assert defaults.read("A=1\n", sh=judge).linux.value == "x"
+    assert defaults.read_grub_file("A=1\n", sh=judge).linux.value == "x"
     assert asked == [b"A=1\n"]
 
 
@@ -710,7 +716,7 @@ def test_a_missing_lens_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "augeas", SimpleNamespace(Augeas=bare))
     with pytest.raises(EmupmemError, match="no Shellvars lens") as caught:
-        defaults.read("A=1\n")
+        defaults.read_grub_file("A=1\n")
     assert "augeas-lenses" in caught.value.hint
 
 
@@ -920,7 +926,7 @@ def test_real_files() -> None:
 
 
 def check_real_file(name: str, text: bytes, expected: dict[str, Any]) -> None:
-    file = defaults.read(text, name)
+    file = defaults.read_grub_file(text, name)
     first = editor_shell.run_sh([text])
     if expected["clean"]:
         assert {v: file.variable(v).value for v in VARIABLES} == {v: expected[v] for v in VARIABLES}, name

@@ -323,7 +323,7 @@ def edit(data: bytes) -> None:
     wish = _wish(words)
     judge = shell.judge
     try:
-        defaults.read(text, sh=judge)
+        defaults.read_grub_file(text, sh=judge)
         if wish.remove:
             after = defaults.remove_items(text, wish.items or None, sh=judge)
         else:
@@ -441,12 +441,12 @@ def boot_unit(data: bytes) -> None:
     """The unit that mounts at boot: what is read of it is written and read again."""
     text = data.decode("utf-8", "replace")
     try:
-        found = unit.read(text)
+        found = unit.read_unit(text)
     except EmupmemError as exc:
         refused(exc)
         return
     with suppress(EmupmemError):  # somebody else's words, which we would not write
-        assert unit.read(unit.text(found, "/usr/local/bin/emupmem")) == found
+        assert unit.read_unit(unit.unit_text(found, "/usr/local/bin/emupmem")) == found
 
 
 _KERNEL_BLANKS = " \t\n\v\f\r\xa0"
@@ -483,7 +483,7 @@ def entry(data: bytes) -> None:
         after = rework(text, items, extra, wish.drop)
         before_line, line = line_of(text), line_of(after)
         try:
-            bls_text.prove(before_line, line, items, extra, wish.drop)
+            bls_text.prove_words(before_line, line, items, extra, wish.drop)
         except EmupmemError as exc:
             refused(exc)
             continue
@@ -525,7 +525,7 @@ def _base() -> report_archive.Archive:
         for number, (start, end) in enumerate((("0x0", "0xbfffffff"), ("0x100000000", "0x53fffffff"))):
             for key, value in (("start", start), ("end", end), ("type", "System RAM")):
                 put(machine, f"/sys/firmware/memmap/{number}/{key}", value + "\n")
-        return gather.of_machine(machine).archive
+        return gather.gather_machine(machine).archive
 
 
 def recipe(data: bytes) -> report_archive.Archive:

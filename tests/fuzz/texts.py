@@ -84,7 +84,7 @@ def fixtures(kind: str) -> list[bytes]:
     from emupmem.device import unit
 
     mount = unit.BootMount(4 << 30, 1 << 30, "/mnt/pmem0", "ext4", "alice", "0755", "")
-    return [unit.text([mount], "/usr/local/bin/emupmem").encode()]
+    return [unit.unit_text([mount], "/usr/local/bin/emupmem").encode()]
 
 
 def foreign(kind: str) -> list[bytes]:

@@ -280,7 +280,7 @@ def test_sizes_and_numbers() -> None:
 
 def test_versions() -> None:
     name = "Intel(R) Optane(TM) Persistent Memory Command Line Interface Version "
-    assert ipmctl.version(name + "03.00.00.0468") == (3, 0, 0, 468)
+    assert ipmctl.ipmctl_version(name + "03.00.00.0468") == (3, 0, 0, 468)
     assert ipmctl.is_broken(name + "02.00.00.3809")
     for good in ("01.00.00.3474", "02.00.00.3764", "02.00.00.3825", "03.00.00.0468"):
         assert not ipmctl.is_broken(name + good), good
@@ -296,7 +296,7 @@ def test_the_real_ipmctl_without_modules() -> None:
     machine = Machine()
     said = machine.output("ipmctl", "version")
     assert said is not None
-    assert ipmctl.version(said.stdout.decode()) >= (3, 0, 0, 468)
+    assert ipmctl.ipmctl_version(said.stdout.decode()) >= (3, 0, 0, 468)
     for socket in (None, 0):
         for show in (ipmctl.show_dimms, ipmctl.show_regions, ipmctl.show_goal):
             done = machine.run(show(socket))
@@ -333,8 +333,8 @@ def test_contradictions(mode: str, percent: int | None, hint: str) -> None:
     assert hint in caught.value.hint
 
 
-def module(socket: int, memory: int | None, direct: int | None, health: str = "Healthy") -> ipmctl.Dimm:
-    return ipmctl.Dimm("0x1", 128 * GIB, health, socket=socket, memory=memory, app_direct=direct)
+def module(socket: int, memory: int | None, direct: int | None, health: str = "Healthy") -> ipmctl.PmemModule:
+    return ipmctl.PmemModule("0x1", 128 * GIB, health, socket=socket, memory=memory, app_direct=direct)
 
 
 def sets_of(*kinds: str) -> list[ipmctl.InterleaveSet]:

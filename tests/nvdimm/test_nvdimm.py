@@ -182,15 +182,15 @@ def refused(call: Callable[[], Any]) -> str:
     return f"{caught.value.message} | {caught.value.hint}"
 
 
-def create(machine: FakeMachine, **options: Any) -> nvdimm_create.Plan:
-    return nvdimm_create.plan_create(machine, nvdimm_view.look(machine), **options)
+def create(machine: FakeMachine, **options: Any) -> nvdimm_create.NamespacePlan:
+    return nvdimm_create.plan_create(machine, nvdimm_view.look_at_nvdimms(machine), **options)
 
 
-def destroy(machine: FakeMachine, name: str) -> nvdimm_create.Plan:
-    return nvdimm_create.plan_destroy(machine, nvdimm_view.look(machine), name)
+def destroy(machine: FakeMachine, name: str) -> nvdimm_create.NamespacePlan:
+    return nvdimm_create.plan_destroy(machine, nvdimm_view.look_at_nvdimms(machine), name)
 
 
-def words(plan: nvdimm_create.Plan) -> list[str]:
+def words(plan: nvdimm_create.NamespacePlan) -> list[str]:
     return [" ".join(c.argv) for c in plan.commands]
 
 
@@ -219,7 +219,7 @@ def test_the_tree(machine: FakeMachine) -> None:
     block(machine, "pmem0", "259:0")
     put(machine, "/proc/self/mountinfo", "40 21 259:0 / /mnt/pmem0 rw - ext4 /dev/pmem0 rw,dax=always\n")
     optane(machine)
-    view = nvdimm_view.look(machine)
+    view = nvdimm_view.look_at_nvdimms(machine)
     real, reserved, ramdax = view.regions
     assert [n.dev for n in real.namespaces] == ["/dev/pmem0", "/dev/dax0.1", ""], "no seed, in order"
     assert [n.align for n in real.namespaces] == [2 * MIB, 2 * MIB, 0]
@@ -253,9 +253,9 @@ def test_what_is_said_of_each_kind(machine: FakeMachine) -> None:
         buses(machine, region("region1", space("namespace1.0", size=GIB)), file="again")
         text = (machine.root / "again").read_text().replace("ACPI.NFIT", provider)
         put(machine, "/buses", text)
-        (found,) = nvdimm_view.look(machine).regions
+        (found,) = nvdimm_view.look_at_nvdimms(machine).regions
         assert (found.emulated, found.volatile) == (("emulated" in found.nature),) * 2
-        assert found.nature in show.tree(nvdimm_view.look(machine))[0]
+        assert found.nature in show.tree(nvdimm_view.look_at_nvdimms(machine))[0]
         return found.nature
 
     put(machine, "/proc/cpuinfo", "flags\t\t: fpu sse2\n")
@@ -280,7 +280,7 @@ def test_bad_blocks_locked_modules_and_namespaces_without_size(machine: FakeMach
     put(machine, "/buses", json.dumps(listed))
     put(machine, f"{nvdimm_view.BUS}/region0/badblocks", "8 1\n65536 16\n")
     put(machine, "/sys/class/block/pmem0/badblocks", "8 1\n")
-    view = nvdimm_view.look(machine)
+    view = nvdimm_view.look_at_nvdimms(machine)
     text = "\n".join(show.tree(view))
     assert "17 bad blocks of 512 bytes" in text.splitlines()[0]
     assert "nmem0  8680-nmem0 · locked · failed: failed flush" in text
@@ -293,7 +293,7 @@ def test_bad_blocks_locked_modules_and_namespaces_without_size(machine: FakeMach
     put(machine, "/ipmctl/dimm", DIMM.format(1, "Healthy", 0, 0, 0).replace("Disabled", "Unlocked, Frozen"))
     del listed[0]["dimms"][0]["security"]
     put(machine, "/buses", json.dumps(listed))
-    assert "Healthy · unlocked, frozen" in "\n".join(show.tree(nvdimm_view.look(machine)))
+    assert "Healthy · unlocked, frozen" in "\n".join(show.tree(nvdimm_view.look_at_nvdimms(machine)))
 
 
 def test_before_there_is_a_cxl_region(machine: FakeMachine) -> None:
@@ -306,29 +306,29 @@ def test_before_there_is_a_cxl_region(machine: FakeMachine) -> None:
     command = "sudo cxl create-region -t pmem -m -d decoder0.1 mem0"
     assert f"there is no region | {command}" in refused(lambda: create(machine))
     assert command in refused(lambda: create(machine, region="region0"))
-    assert nvdimm_view.look(machine).warnings == (
+    assert nvdimm_view.look_at_nvdimms(machine).warnings == (
         f"a CXL device has persistent capacity in no region: {command}",
     )
     put(machine, "/sys/bus/cxl/devices/pmem_region0/size", "0x10000000\n")
-    assert nvdimm_view.look(machine).warnings == ()
+    assert nvdimm_view.look_at_nvdimms(machine).warnings == ()
 
 
 def test_sockets(machine: FakeMachine) -> None:
     buses(
         machine, region("region0", free=GIB, dimms=("nmem0",)), region("region1", free=GIB, dimms=("nmem1",))
     )
-    view = nvdimm_view.look(machine, 1)
+    view = nvdimm_view.look_at_nvdimms(machine, 1)
     assert [(r.name, [d.name for d in view.dimms]) for r in view.regions] == [("region1", ["nmem1"])]
     assert "no persistent memory on socket 5 | there is something on 0, 1" in refused(
-        lambda: nvdimm_view.look(machine, 5)
+        lambda: nvdimm_view.look_at_nvdimms(machine, 5)
     )
     optane(machine)  # where ipmctl knows the modules, it tells the socket
-    assert [r.name for r in nvdimm_view.look(machine, 0).regions] == ["region0", "region1"]
+    assert [r.name for r in nvdimm_view.look_at_nvdimms(machine, 0).regions] == ["region0", "region1"]
 
 
 def test_nothing_there(machine: FakeMachine) -> None:
     put(machine, "/buses", "")
-    assert show.tree(nvdimm_view.look(machine)) == ["There is no persistent memory."]
+    assert show.tree(nvdimm_view.look_at_nvdimms(machine)) == ["There is no persistent memory."]
     assert "there is no region | on Optane modules: sudo emupmem nvdimm goal" in refused(
         lambda: create(machine)
     )
@@ -337,26 +337,28 @@ def test_nothing_there(machine: FakeMachine) -> None:
 def test_ndctl_is_missing_or_talks_otherwise(machine: FakeMachine) -> None:
     for text in ("{not json", '[{"provider": "x", "regions": [{"size": 1}]}]', '["bus"]'):
         put(machine, "/buses", text)
-        assert "in a form that emupmem does not know" in refused(lambda: nvdimm_view.look(machine))
+        assert "in a form that emupmem does not know" in refused(lambda: nvdimm_view.look_at_nvdimms(machine))
     script(machine, "ndctl", "#!/bin/sh\necho 'no such bus' >&2\nexit 1\n")
-    assert "ndctl list failed: no such bus" in refused(lambda: nvdimm_view.look(machine))
+    assert "ndctl list failed: no such bus" in refused(lambda: nvdimm_view.look_at_nvdimms(machine))
     (machine.root / "sbin/ndctl").unlink()
-    assert "ndctl is not installed | apt-get install ndctl" in refused(lambda: nvdimm_view.look(machine))
+    assert "ndctl is not installed | apt-get install ndctl" in refused(
+        lambda: nvdimm_view.look_at_nvdimms(machine)
+    )
 
 
 def test_an_ndctl_without_capabilities(machine: FakeMachine) -> None:
     text = NDCTL.replace("list)", "list) case $2 in *C*) echo usage >&2; exit 129 ;; esac;")
     script(machine, "ndctl", text.replace("ROOT", str(machine.root)))
-    assert nvdimm_view.look(machine).regions
+    assert nvdimm_view.look_at_nvdimms(machine).regions
 
 
 def test_an_ipmctl_without_modules_or_that_fails_is_no_obstacle_to_showing(machine: FakeMachine) -> None:
     optane(machine)
     put(machine, "/ipmctl/dimm", "No PMem modules in the system.\n")
     put(machine, "/ipmctl/status", "1")
-    assert nvdimm_view.look(machine).warnings == ()
+    assert nvdimm_view.look_at_nvdimms(machine).warnings == ()
     put(machine, "/ipmctl/dimm", "\nError: GetMemoryResourcesInfo Failed\n")
-    view = nvdimm_view.look(machine)
+    view = nvdimm_view.look_at_nvdimms(machine)
     assert view.regions
     assert view.warnings == ("ipmctl show failed: Error: GetMemoryResourcesInfo Failed",)
 
@@ -518,7 +520,7 @@ def test_create_tells_what_came_of_it(machine: FakeMachine) -> None:
     buses(machine, region("region0", space("namespace0.3", "sector"), dimms=("nmem0",)), file="then")
     put(machine, "/made", json.dumps({"dev": "namespace0.3", "size": "62.00 MiB (65.01 MB)"}))
     put(machine, "/dev/pmem0.3s", "")
-    made = nvdimm_create.create(machine, create(machine, mode="sector"))
+    made = nvdimm_create.create_namespace(machine, create(machine, mode="sector"))
     assert (made.dev, made.mode) == ("/dev/pmem0.3s", "sector")
     assert nvdimm_create.remains(machine, made) == ""
     assert show.made_lines(made, "") == ["✓ namespace0.3 · sector, 62 MiB, /dev/pmem0.3s"]
@@ -534,17 +536,19 @@ def test_create_fails_in_ndctls_words(machine: FakeMachine, monkeypatch: pytest.
         "/fails",
         "  Error: namespace1.0 misaligned to 16M\n\nfailed to create namespace: Invalid argument\n",
     )
-    message = refused(lambda: nvdimm_create.create(machine, plan))
+    message = refused(lambda: nvdimm_create.create_namespace(machine, plan))
     assert message.startswith("ndctl create-namespace -r region0")
     assert "failed: namespace1.0 misaligned to 16M |" in message
     (machine.root / "fails").unlink()
-    assert "ndctl made no namespace" in refused(lambda: nvdimm_create.create(machine, plan)), (
+    assert "ndctl made no namespace" in refused(lambda: nvdimm_create.create_namespace(machine, plan)), (
         "status 0 and nothing done"
     )
     buses(machine, region("region0", space("namespace0.0"), dimms=("nmem0",)), file="then")
     put(machine, "/made", json.dumps({"dev": "namespace0.0"}))
     monkeypatch.setattr(nvdimm_create, "wait_for", lambda ready, seconds: ready())
-    assert "namespace0.0 was made, but has no device" in refused(lambda: nvdimm_create.create(machine, plan))
+    assert "namespace0.0 was made, but has no device" in refused(
+        lambda: nvdimm_create.create_namespace(machine, plan)
+    )
 
 
 # Destroy --------------------------------------------------------------------------------------------
@@ -567,9 +571,11 @@ def test_destroy_by_each_name(machine: FakeMachine) -> None:
 def test_destroy_looks_whether_it_is_gone(machine: FakeMachine) -> None:
     buses(machine, region("region0", space("namespace0.0"), dimms=("nmem0",)))
     plan = destroy(machine, "namespace0.0")
-    assert "ndctl did not destroy namespace0.0" in refused(lambda: nvdimm_create.destroy(machine, plan))
+    assert "ndctl did not destroy namespace0.0" in refused(
+        lambda: nvdimm_create.destroy_namespace(machine, plan)
+    )
     buses(machine, region("region0", free=512 * MIB, dimms=("nmem0",)), file="then")
-    assert nvdimm_create.destroy(machine, plan).name == "namespace0.0"
+    assert nvdimm_create.destroy_namespace(machine, plan).name == "namespace0.0"
 
 
 def test_destroy_without_labels_writes_them(machine: FakeMachine) -> None:
@@ -583,7 +589,9 @@ def test_destroy_without_labels_writes_them(machine: FakeMachine) -> None:
         "ndctl enable-region region0",
     ]
     put(machine, "/fails", "no")
-    assert "ndctl disable-region region0 failed" in refused(lambda: nvdimm_create.destroy(machine, plan))
+    assert "ndctl disable-region region0 failed" in refused(
+        lambda: nvdimm_create.destroy_namespace(machine, plan)
+    )
     assert ran(machine)[-1] == "ndctl enable-region region0", "not left disabled"
     put(machine, f"{nvdimm_view.BUS}/nmem1/commands", "get_size get_data")
     assert "has no labels and no room for them: it cannot be destroyed" in refused(
@@ -813,7 +821,7 @@ def test_the_ipmctl_of_debian_12_without_modules(machine: FakeMachine) -> None:
         "ipmctl",
         f"#!/bin/sh\n[ $1 != version ] || {{ echo '{REAL_VERSION}'; exit; }}\necho '{text}'\nexit {status}\n",
     )
-    assert nvdimm_view.look(machine).warnings == ()
+    assert nvdimm_view.look_at_nvdimms(machine).warnings == ()
     assert "ipmctl finds no Optane modules on socket 0 |" in refused(
         lambda: goal.plan_goal(machine, asked(socket=0))
     )

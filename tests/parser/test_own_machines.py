@@ -13,7 +13,7 @@ from emupmem.parser.bootlog import parse_boot_log
 from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
 from emupmem.planner import survey
 from emupmem.planner.plan import plan
-from emupmem.verifier.ladder import verify
+from emupmem.verifier.ladder import verdict_of
 from emupmem.verifier.observation import Observation, SeenRegion
 from tests import FIXTURES
 
@@ -76,7 +76,7 @@ GOOD = [
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_reservation_is_proven_from_the_kernel_up(name: str) -> None:
-    verdict = verify(observation(MACHINES[name]))
+    verdict = verdict_of(observation(MACHINES[name]))
     assert [(c.name, c.status) for c in verdict.checks if c.name != "generated"] == [
         (rung, "ok") for rung in ("configured", "booted", "kernel-map", "iomem", "device", "dax")
     ], verdict.checks
@@ -93,7 +93,7 @@ def test_a_good_reservation_is_proven_from_the_kernel_up(name: str) -> None:
     ],
 )
 def test_what_looks_right_and_is_not(name: str, rung: str, words: str) -> None:
-    verdict = verify(observation(MACHINES[name]))
+    verdict = verdict_of(observation(MACHINES[name]))
     first = next(c for c in verdict.checks if c.status == "fail")
     assert (first.name, words in first.found) == (rung, True), first
     assert first.hint
@@ -103,7 +103,7 @@ def test_the_kernel_inside_a_range_shows_in_iomem_without_a_log() -> None:
     from dataclasses import replace
 
     seen = replace(observation(MACHINES["6.12-bios-five"]), log=None)
-    first = next(c for c in verify(seen).checks if c.status == "fail")
+    first = next(c for c in verdict_of(seen).checks if c.status == "fail")
     assert first.name == "iomem"
     assert "the kernel sits inside the range" in first.found
 
@@ -111,7 +111,7 @@ def test_the_kernel_inside_a_range_shows_in_iomem_without_a_log() -> None:
 def test_a_mangled_item_is_no_reservation() -> None:
     seen = observation(MACHINES["6.12-bios-limit"])
     assert seen.configured == ()
-    assert verify(seen).nothing_reserved
+    assert verdict_of(seen).nothing_reserved
 
 
 @pytest.mark.parametrize("name", [n for n in MACHINES if n.endswith(("-bios", "-uefi", "-memmap", "-two"))])

@@ -8,7 +8,7 @@ import pytest
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, MIB, EmupmemError, FirmwareMap, Kind, MapEntry, Request, Reservation
 from emupmem.planner import plan as planner_plan
-from emupmem.planner.kernel_map import prove
+from emupmem.planner.kernel_map import prove_plan
 from emupmem.planner.plan import plan
 from emupmem.planner.situation import Situation
 from emupmem.planner.survey import of_log
@@ -46,10 +46,10 @@ def situation(words: str = "") -> Situation:
     ],
 )
 def test_what_is_planned_is_what_the_kernel_makes(words: str) -> None:
-    prove(situation(words), "memmap=1G!4G", CHOSEN)
+    prove_plan(situation(words), "memmap=1G!4G", CHOSEN)
     two = (Reservation(17 * GIB, GIB, GIB), Reservation(18 * GIB, GIB, GIB))
     if "16G" not in words:
-        prove(situation(words), "memmap=1G!17G,1G!18G", two)
+        prove_plan(situation(words), "memmap=1G!17G,1G!18G", two)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_difference_is_an_internal_error(memmap: str, chosen: tuple[Reservatio
     with pytest.raises(
         EmupmemError, match=f"internal error: the kernel would not make .*({words})"
     ) as caught:
-        prove(situation(), memmap, chosen)
+        prove_plan(situation(), memmap, chosen)
     assert "report" in caught.value.hint
 
 

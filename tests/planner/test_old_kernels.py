@@ -157,7 +157,7 @@ def test_a_default_entry_with_an_old_kernel_is_refused(tmp_path: Path) -> None:
     cfg = machine.root / "boot/grub/grub.cfg"
     cfg.write_text(cfg.read_text().replace(RELEASE, "3.16.0-4-amd64"))
     with pytest.raises(EmupmemError, match=r"the kernel that boots by default: Linux 3\.16"):
-        obstacles.refuse(machine)
+        obstacles.refuse_machine(machine)
     with pytest.raises(EmupmemError, match="as a limit"):
         obstacles.planned_for(machine, of_machine(machine))
 

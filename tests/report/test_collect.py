@@ -135,7 +135,7 @@ def whole(archive: Archive) -> str:
 
 
 def test_no_secret_survives(here: FakeMachine) -> None:
-    made = gather.of_machine(here)
+    made = gather.gather_machine(here)
     text = whole(made.archive).lower()
     left = {kind: s for kind, s in SECRETS.items() if s.lower() in text}
     assert left == {}
@@ -146,7 +146,7 @@ def test_no_secret_survives(here: FakeMachine) -> None:
 
 
 def test_the_same_value_has_the_same_mask_everywhere(here: FakeMachine) -> None:
-    archive = gather.of_machine(here).archive
+    archive = gather.gather_machine(here).archive
     defaults = archive.members["tree/etc/default/grub"].decode()
     log = archive.members["commands/dmesg"].decode()
     cmdline = archive.members["tree/proc/cmdline"].decode()
@@ -158,7 +158,7 @@ def test_the_same_value_has_the_same_mask_everywhere(here: FakeMachine) -> None:
 
 
 def test_what_planning_needs_stays(here: FakeMachine) -> None:
-    archive = gather.of_machine(here).archive
+    archive = gather.gather_machine(here).archive
     line = parse_command_line(archive.members["tree/proc/cmdline"].decode())
     assert [i.text for i in line.reservations] == ["1G!4G"]
     assert line.crashkernel == ("256M",)
@@ -173,7 +173,7 @@ def test_what_planning_needs_stays(here: FakeMachine) -> None:
 
 def test_the_archive_is_deterministic(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(here, "room", lambda folder: 1 << 30)  # other programs write to this disk
-    first, second = (pack(gather.of_machine(here).archive) for _ in range(2))
+    first, second = (pack(gather.gather_machine(here).archive) for _ in range(2))
     assert first == second
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         names = tar.getnames()
@@ -214,7 +214,7 @@ def test_a_journal_where_dmesg_has_lost_the_map(here: FakeMachine) -> None:
     put(here, "/journal", (here.root / "log").read_bytes())
     put(here, "/log", "late line\n")
     script(here, "journalctl", f"#!/bin/sh\ncat '{here.root}/journal'\n")
-    archive = gather.of_machine(here).archive
+    archive = gather.gather_machine(here).archive
     assert parse_boot_log(archive.members["commands/journalctl"]).firmware is not None
     assert collected.plan_from(archive, "a").source.startswith("a: journal")
 
@@ -350,7 +350,7 @@ def test_a_reserved_machine_and_its_devices(here: FakeMachine, tmp_path: Path) -
     put(here, "/etc/default/grub", 'GRUB_CMDLINE_LINUX="memmap=1G!4G"\n')
     assert here.output("update-grub2") is not None
     reboot(here)
-    archive = unpack(io.BytesIO(pack(gather.of_machine(here).archive)), "a")
+    archive = unpack(io.BytesIO(pack(gather.gather_machine(here).archive)), "a")
     found = {f.name: f for f in collected.doctor_from(archive, "a")}
     assert found["ladder"].evidence == "/dev/pmem0 · emulated, volatile"
     assert archive.members["tree/sys/bus/nd/devices/region0/resource"] == b"0x100000000"
@@ -359,7 +359,7 @@ def test_a_reserved_machine_and_its_devices(here: FakeMachine, tmp_path: Path) -
 def test_nodes_and_vetoes_travel(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(here, "nodes", lambda: (NodeRange(0, 0, 12 * GIB), NodeRange(1, 12 * GIB, 21 * GIB)))
     put(here, "/proc/iomem", "00000000-bfffffff : System RAM\n180000000-53fffffff : System RAM\n")
-    archive = unpack(io.BytesIO(pack(gather.of_machine(here).archive)), "a")
+    archive = unpack(io.BytesIO(pack(gather.gather_machine(here).archive)), "a")
     there, found = survey.of_machine(here), collected.plan_from(archive, "a")
     assert found.situation.nodes == here.nodes()
     assert found.situation.vetoes == there.situation.vetoes
@@ -368,7 +368,7 @@ def test_nodes_and_vetoes_travel(here: FakeMachine, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_archive_never_reaches_a_shell(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = gather.of_machine(here).archive
+    archive = gather.gather_machine(here).archive
     monkeypatch.setattr("emupmem.editor.shell.run_sh", lambda *a, **k: pytest.fail("sh was started"))
     members = {**archive.members, "tree/etc/default/grub": b"kill -9 -1\n"}
     collected.plan_from(Archive(archive.facts, members), "a")
@@ -376,7 +376,7 @@ def test_an_archive_never_reaches_a_shell(here: FakeMachine, monkeypatch: pytest
 
 
 def test_programs_and_files_that_are_not_in_it(here: FakeMachine) -> None:
-    machine = Collected(gather.of_machine(here).archive)
+    machine = Collected(gather.gather_machine(here).archive)
     assert machine.output("reboot") is None
     assert machine.read("/etc/shadow") is None
     assert machine.names("/root") == []
@@ -567,7 +567,7 @@ def test_what_is_no_archive(run: Run, tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_none_are_damage_not_a_crash(here: FakeMachine) -> None:
-    archive = gather.of_machine(here).archive
+    archive = gather.gather_machine(here).archive
     members = {**archive.members, "tree/proc/meminfo": b"MemTotal: " + b"9" * 5000 + b" kB\n"}
     members["tree/sys/power/state"] = b"disk"
     with pytest.raises(EmupmemError, match="the archive is damaged"):

@@ -18,7 +18,7 @@ from emupmem import units
 from emupmem.boot.grub import dropin
 from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_apply
-from emupmem.boot.transaction import carry_out
+from emupmem.boot.transaction import carry_out_change
 from emupmem.cli import render
 from emupmem.device import boot_unit
 from emupmem.doctor.finding import Finding
@@ -45,7 +45,7 @@ def test_the_rights_of_new_files_do_not_hang_on_the_umask(tmp_path: Path, umask:
     machine = stock(tmp_path)
     before = os.umask(umask)
     try:
-        carry_out(machine, prepare_apply(machine, FOUND, Request(GIB), Options(), WISHES))
+        carry_out_change(machine, prepare_apply(machine, FOUND, Request(GIB), Options(), WISHES))
         assert os.umask(umask) == umask, "and it is as it was afterwards"
     finally:
         os.umask(before)
@@ -61,7 +61,7 @@ def test_the_rights_of_new_files_do_not_hang_on_the_umask(tmp_path: Path, umask:
 def test_backups_have_the_rights_of_the_original(tmp_path: Path) -> None:
     machine = build(tmp_path)
     (machine.root / "etc/default/grub").chmod(0o600)
-    carry_out(machine, prepare_apply(machine, FOUND, Request(GIB), Options()))
+    carry_out_change(machine, prepare_apply(machine, FOUND, Request(GIB), Options()))
     names = list((machine.root / "var/backups/emupmem").glob("grub.*"))
     assert len(names) == 2
     assert all(mode(n) == 0o600 for n in names)
@@ -73,7 +73,7 @@ def test_links_that_wait_at_our_names_are_not_followed(tmp_path: Path) -> None:
     for name in ("etc/default/.grub.emupmem-new", "boot/grub/.grub.cfg.emupmem-old.new"):
         (machine.root / name).symlink_to(victim)
     (machine.root / "boot/grub/.grub.cfg.emupmem-old").symlink_to(victim)
-    carry_out(machine, prepare_apply(machine, FOUND, Request(GIB), Options()))
+    carry_out_change(machine, prepare_apply(machine, FOUND, Request(GIB), Options()))
     assert victim.read_text() == "precious"
 
 
@@ -81,10 +81,10 @@ def test_a_program_that_others_can_change_is_not_started_at_boot(tmp_path: Path)
     machine = FakeMachine(tmp_path)
     path = put(machine, "/usr/local/bin/emupmem", "")
     path.chmod(0o755)
-    assert boot_unit.program(machine) == "/usr/local/bin/emupmem"
+    assert boot_unit.unit_program(machine) == "/usr/local/bin/emupmem"
     path.chmod(0o775)
     with pytest.raises(EmupmemError, match="which others than root can change"):
-        boot_unit.program(machine)
+        boot_unit.unit_program(machine)
 
 
 # Words ------------------------------------------------------------------------------------------------------
@@ -94,10 +94,10 @@ def test_the_name_of_a_drop_in_cannot_leave_its_comment(tmp_path: Path) -> None:
     machine = build(tmp_path)
     put(machine, "/etc/default/grub.d/50\nGRUB_TIMEOUT=99\n#.cfg", CLOUD)
     machine.output("update-grub2")
-    carry_out(machine, prepare_apply(machine, FOUND, Request(GIB), Options(editor_text.DEFAULT)))
+    carry_out_change(machine, prepare_apply(machine, FOUND, Request(GIB), Options(editor_text.DEFAULT)))
     text = (machine.root / dropin.NAME.lstrip("/")).read_text()
     assert "\nGRUB_TIMEOUT" not in text
-    assert dropin.read(text) == (editor_text.DEFAULT, ("memmap=1G!4G",))
+    assert dropin.read_dropin(text) == (editor_text.DEFAULT, ("memmap=1G!4G",))
 
 
 def test_a_user_is_no_option_of_getent(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_no_message_drives_the_terminal(run: Run, tmp_path: Path) -> None:
 def test_no_finding_drives_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     out = render.console()
     render.findings(out, [Finding("name", "stop", EVIL, EVIL)])
-    render.ladder(out, [Check("name", "fail", EVIL, EVIL, EVIL)])
+    render.print_ladder(out, [Check("name", "fail", EVIL, EVIL, EVIL)])
     render.diff(out, f"+{EVIL}\n")
     shown = capsys.readouterr().out
     assert shown.count(r"\x1b]0;title") == 6

@@ -11,7 +11,7 @@ from emupmem.boot import entry
 from emupmem.boot.grub import menu as grub_menu
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, MIB, BootLog, FirmwareMap, IomemLine, Kind, MapEntry, ModuleState, Presence
-from emupmem.verifier.ladder import LEGACY, complete, verify
+from emupmem.verifier.ladder import LEGACY, complete, verdict_of
 from emupmem.verifier.observation import Observation, SeenRegion
 
 FIRMWARE = FirmwareMap((MapEntry(0, 3 * GIB, Kind.RAM), MapEntry(4 * GIB, 8 * GIB, Kind.RAM)))
@@ -49,12 +49,12 @@ ALL = ["configured", "generated", "booted", "kernel-map", "iomem", "device", "da
 
 
 def statuses(seen: Observation) -> dict[str, str]:
-    return {c.name: c.status for c in verify(seen).checks}
+    return {c.name: c.status for c in verdict_of(seen).checks}
 
 
 def broken(seen: Observation, name: str, found: str, hint: str = "", status: str = "fail") -> None:
     """The named rung breaks with these words, and everything above it is skipped because of it."""
-    checks = verify(seen).checks
+    checks = verdict_of(seen).checks
     at = [c.name for c in checks].index(name)
     assert all(c.status in ("ok", "skipped") for c in checks[:at])
     assert checks[at].status == status
@@ -62,11 +62,11 @@ def broken(seen: Observation, name: str, found: str, hint: str = "", status: str
     assert hint in checks[at].hint
     assert [c.found for c in checks[at + 1 :]] == [f"explained by {name}"] * len(checks[at + 1 :])
     assert all(c.explained_by == name for c in checks[at + 1 :])
-    assert not verify(seen).ok
+    assert not verdict_of(seen).ok
 
 
 def test_all_is_well() -> None:
-    verdict = verify(GOOD)
+    verdict = verdict_of(GOOD)
     assert [(c.name, c.status) for c in verdict.checks] == [(n, "ok") for n in ALL]
     assert [(d.dev, d.start, d.size) for d in verdict.devices] == [("/dev/pmem0", 4 * GIB, GIB)]
     assert verdict.ok
@@ -77,7 +77,7 @@ def test_all_is_well() -> None:
 
 def test_nothing_reserved_is_as_planned_too() -> None:
     seen = Observation((), "GRUB_CMDLINE_LINUX", parse_command_line("quiet"), entries=menu(""))
-    verdict = verify(seen)
+    verdict = verdict_of(seen)
     assert verdict.ok
     assert verdict.nothing_reserved
     assert [c.status for c in verdict.checks] == ["ok"] * 3
@@ -86,12 +86,12 @@ def test_nothing_reserved_is_as_planned_too() -> None:
 def test_configured_but_not_booted_is_a_reboot_pending() -> None:
     seen = replace(GOOD, command_line=parse_command_line("quiet"), menu_is_newer=True)
     broken(seen, "booted", "/proc/cmdline has no reservation", "reboot", "pending")
-    assert verify(seen).pending
+    assert verdict_of(seen).pending
 
 
 def test_removed_but_not_rebooted_is_pending_as_well() -> None:
     seen = replace(GOOD, configured=(), recovery=(), entries=menu(""), menu_is_newer=True)
-    checks = verify(seen).checks
+    checks = verdict_of(seen).checks
     assert [(c.name, c.status) for c in checks] == [
         ("configured", "ok"),
         ("generated", "ok"),
@@ -166,7 +166,7 @@ def test_a_device_over_nothing_is_caught_by_the_firmware_map() -> None:
 def test_a_log_that_lost_the_lines_is_not_a_failure() -> None:
     assert statuses(replace(GOOD, log=BootLog(FIRMWARE)))["kernel-map"] == "skipped"
     assert statuses(replace(GOOD, log=None))["kernel-map"] == "skipped"
-    assert verify(replace(GOOD, log=None)).ok
+    assert verdict_of(replace(GOOD, log=None)).ok
 
 
 def test_the_kernel_inside_the_range() -> None:
@@ -238,7 +238,7 @@ def test_what_was_made_of_the_range_is_as_planned() -> None:
             REGION, claim=claim, block=block, char=char, block_size=size, dax=claim == "pfn" or None
         )
         seen = replace(GOOD, regions=(region,))
-        verdict = verify(seen)
+        verdict = verdict_of(seen)
         found = {c.name: (c.status, c.found) for c in verdict.checks}
         assert verdict.ok
         assert complete(seen)
@@ -253,7 +253,7 @@ def test_what_was_made_of_the_range_is_as_planned() -> None:
 def test_a_real_module_of_the_same_size_is_not_taken_for_ours() -> None:
     real = replace(REGION, start=None, name="region7", block="pmem7", provider="ACPI.NFIT")
     ours = replace(REGION, start=None)
-    verdict = verify(replace(GOOD, regions=(real, ours)))
+    verdict = verdict_of(replace(GOOD, regions=(real, ours)))
     assert [d.dev for d in verdict.devices] == ["/dev/pmem0"]
 
 
@@ -270,7 +270,7 @@ def test_dax_off() -> None:
 def test_the_number_of_the_device_is_not_assumed() -> None:
     other = SeenRegion("region0", 2 * GIB, 32 * GIB, "pmem0", 2 * GIB, True, 0)
     ours = replace(REGION, name="region5", block="pmem5")
-    verdict = verify(replace(GOOD, regions=(other, ours)))
+    verdict = verdict_of(replace(GOOD, regions=(other, ours)))
     assert verdict.ok
     assert [d.dev for d in verdict.devices] == ["/dev/pmem5"]
 
@@ -289,7 +289,7 @@ def test_without_root_it_judges_by_size_and_says_so() -> None:
         regions=tuple(hidden),
         unseen=(("iomem", "root only"), ("kernel-map", "not permitted")),
     )
-    verdict = verify(seen)
+    verdict = verdict_of(seen)
     assert verdict.ok
     assert [d.dev for d in verdict.devices] == ["/dev/pmem0", "/dev/pmem1"]
     assert "shown to root only" in verdict.checks[5].found
@@ -305,4 +305,4 @@ def test_an_unreadable_default_is_not_an_empty_one() -> None:
     nothing = Observation(
         None, "GRUB_CMDLINE_LINUX", parse_command_line(""), unseen=(("configured", "denied"),)
     )
-    assert verify(nothing).checks[0].found == "denied"
+    assert verdict_of(nothing).checks[0].found == "denied"

@@ -18,9 +18,9 @@ from emupmem.system.machine import Machine
 from emupmem.vm import arguments, export
 from emupmem.vm import backend as vm_backend
 from emupmem.vm import size as vm_size
-from emupmem.vm.arguments import plan
+from emupmem.vm.arguments import plan_devices
 from emupmem.vm.guest import Guest, read_guest
-from emupmem.vm.wish import Backend, Device, Kind, Options, Wish
+from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice
 from tests.cli.runner import Run
 from tests.vm.test_qemu import MEMORY, NEW, ask, emupmem_qemu, real, refused
 
@@ -50,7 +50,9 @@ CONFIG = """# as -writeconfig once wrote it
 
 
 def maxmem(*guest: str, **options: object) -> str:
-    made = plan(read_guest(guest, lambda name: CONFIG), [Wish(MEMORY, GIB)], Options(**options), NEW)  # type: ignore[arg-type]
+    made = plan_devices(
+        read_guest(guest, lambda name: CONFIG), [DeviceWish(MEMORY, GIB)], DeviceOptions(**options), NEW
+    )  # type: ignore[arg-type]
     return dict(made.memory)["maxmem"]
 
 
@@ -59,7 +61,7 @@ def test_a_file_for_readconfig_is_read() -> None:
     assert (guest.ram, guest.machine, guest.name, guest.cpus) == (2 * GIB, "q35", "from-a-file", 3)
     assert (guest.slots, guest.used_slots, guest.plugged) == (2, 1, (GIB,))
     assert guest.ids == {"more", "vnvdimm0"}
-    made = plan(guest, [Wish(MEMORY, GIB)], Options(), NEW)
+    made = plan_devices(guest, [DeviceWish(MEMORY, GIB)], DeviceOptions(), NEW)
     assert dict(made.memory) == {"slots": "2", "maxmem": "4096M"}
     assert [d["id"] for _, d in made.pairs] == ["vnvdimm1"]
     assert read_guest(("-readconfig", "x", "-m", "1G"), lambda name: CONFIG).ram == GIB, "the later one wins"
@@ -88,10 +90,10 @@ def test_other_memory_devices_count(device: str) -> None:
 def test_names_that_are_taken() -> None:
     for taken in ("vnvdimm0", "vnvdimm0-memory"):
         guest = read_guest(("-m", "1G", "-object", f"memory-backend-ram,id={taken},size=64M"))
-        (pair,) = plan(guest, [Wish(MEMORY, GIB)], Options(), NEW).pairs
+        (pair,) = plan_devices(guest, [DeviceWish(MEMORY, GIB)], DeviceOptions(), NEW).pairs
         assert pair[1]["id"] == "vnvdimm1"
     guest = read_guest(("-drive", "if=none,id=vnvdimm0,file=x"))
-    (pair,) = plan(guest, [Wish(MEMORY, GIB)], Options(), NEW).pairs
+    (pair,) = plan_devices(guest, [DeviceWish(MEMORY, GIB)], DeviceOptions(), NEW).pairs
     assert pair[1]["id"] == "vnvdimm0", "drives have names of their own"
 
 
@@ -181,20 +183,25 @@ def test_words_in_the_wrong_place(run: Run, tmp_path: Path) -> None:
 
 
 def test_align() -> None:
-    file = Backend(Kind.FILE, "/vm/x", GIB)
+    file = Backend(Backing.FILE, "/vm/x", GIB)
     refused(
-        "--align belongs to a file", lambda: plan(Guest(), [Wish(MEMORY, GIB)], Options(align=2 * MIB), NEW)
+        "--align belongs to a file",
+        lambda: plan_devices(Guest(), [DeviceWish(MEMORY, GIB)], DeviceOptions(align=2 * MIB), NEW),
     )
     error = refused(
         "--align 2 GiB is more than the 1 GiB",
-        lambda: plan(Guest(), [Wish(file, GIB)], Options(align=2 * GIB), NEW),
+        lambda: plan_devices(Guest(), [DeviceWish(file, GIB)], DeviceOptions(align=2 * GIB), NEW),
     )
     assert error.hint
     refused(
         "1.5 GiB is not a multiple of --align 1 GiB",
-        lambda: plan(Guest(), [Wish(Backend(Kind.FILE, "/x"), 1536 * MIB)], Options(align=GIB), NEW),
+        lambda: plan_devices(
+            Guest(), [DeviceWish(Backend(Backing.FILE, "/x"), 1536 * MIB)], DeviceOptions(align=GIB), NEW
+        ),
     )
-    large = plan(Guest(GIB), [Wish(Backend(Kind.FILE, "/x"), 4 * GIB)], Options(align=4 * GIB), NEW)
+    large = plan_devices(
+        Guest(GIB), [DeviceWish(Backend(Backing.FILE, "/x"), 4 * GIB)], DeviceOptions(align=4 * GIB), NEW
+    )
     assert dict(large.memory)["maxmem"] == "9216M", "there may be a gap before it"
 
 
@@ -210,48 +217,48 @@ def test_the_real_qemu_aligns(tmp_path: Path, device: str) -> None:
 
 @pytest.mark.parametrize("label", [128 * KIB, 2 * MIB, 4 * MIB])
 @pytest.mark.parametrize("asked", [16 * MIB, 100 * MIB, GIB])
-@pytest.mark.parametrize("kind", [Kind.RAM, Kind.FILE, Kind.DAX_FILE, Kind.VOLATILE_FILE])
-def test_a_labelled_region_is_of_whole_steps(kind: Kind, asked: int, label: int) -> None:
-    for align in (0, 2 * MIB, GIB) if kind is Kind.VOLATILE_FILE else (0,):
-        backend = Backend(kind, "" if kind is Kind.RAM else "/vm/x", align=align)
-        options = Options()
-        wish = Wish(backend, vm_size.choose_size(backend, asked, label), label=label)
-        vm_size.check(wish, options, NEW)
+@pytest.mark.parametrize("kind", [Backing.RAM, Backing.FILE, Backing.DAX_FILE, Backing.VOLATILE_FILE])
+def test_a_labelled_region_is_of_whole_steps(kind: Backing, asked: int, label: int) -> None:
+    for align in (0, 2 * MIB, GIB) if kind is Backing.VOLATILE_FILE else (0,):
+        backend = Backend(kind, "" if kind is Backing.RAM else "/vm/x", align=align)
+        options = DeviceOptions()
+        wish = DeviceWish(backend, vm_size.choose_size(backend, asked, label), label=label)
+        vm_size.check_wish(wish, options, NEW)
         seen = vm_size.region(wish, options)
         assert seen % (16 * MIB) == 0
         assert asked <= seen < asked + max(16 * MIB, align)
-        if kind is not Kind.RAM:
+        if kind is not Backing.RAM:
             assert vm_size.alignment(wish, options) % (16 * MIB) == 0
             there = Backend(kind, "/vm/x", wish.size, align=align)
             for again in (asked, None):
                 assert vm_size.choose_size(there, again, label) == wish.size, "the next start finds it"
-            assert vm_size.region(Wish(there, wish.size, label=label), options) == seen
+            assert vm_size.region(DeviceWish(there, wish.size, label=label), options) == seen
 
 
 def test_a_given_file_with_a_label_area() -> None:
-    file = Backend(Kind.FILE, "/vm/x", GIB)
-    wish = Wish(file, vm_size.choose_size(file, None, 128 * KIB), label=128 * KIB)
-    made = plan(Guest(), [wish], Options(), NEW)
+    file = Backend(Backing.FILE, "/vm/x", GIB)
+    wish = DeviceWish(file, vm_size.choose_size(file, None, 128 * KIB), label=128 * KIB)
+    made = plan_devices(Guest(), [wish], DeviceOptions(), NEW)
     assert "align" not in made.pairs[0][0], "labels of before stay where they are"
     note = next(n for n in made.notes if "/vm/x" in n)
     assert "the guest sees a region of 1023.8 MiB" in note
     assert "a file of 1059061760 or 1075838976 bytes would do" in note
     for fit in (1059061760, 1075838976):
-        there = Backend(Kind.FILE, "/vm/x", fit)
-        assert vm_size.region(Wish(there, fit, label=128 * KIB), Options()) % (16 * MIB) == 0
-    dax = Backend(Kind.DEVDAX, "/dev/dax0.0", GIB, True, align=2 * MIB)
-    part = Wish(dax, vm_size.choose_size(dax, None, 128 * KIB), label=128 * KIB)
-    assert vm_size.region(part, Options()) == 1008 * MIB, "a device is never too large"
+        there = Backend(Backing.FILE, "/vm/x", fit)
+        assert vm_size.region(DeviceWish(there, fit, label=128 * KIB), DeviceOptions()) % (16 * MIB) == 0
+    dax = Backend(Backing.DEVDAX, "/dev/dax0.0", GIB, True, align=2 * MIB)
+    part = DeviceWish(dax, vm_size.choose_size(dax, None, 128 * KIB), label=128 * KIB)
+    assert vm_size.region(part, DeviceOptions()) == 1008 * MIB, "a device is never too large"
     refused("and 2 MiB for the label area", lambda: vm_size.choose_size(dax, GIB, 128 * KIB))
 
 
 def test_the_note_says_what_is_there() -> None:
-    made = plan(Guest(GIB), [Wish(MEMORY, 66 * MIB, label=128 * KIB)], Options(), NEW)
+    made = plan_devices(Guest(GIB), [DeviceWish(MEMORY, 66 * MIB, label=128 * KIB)], DeviceOptions(), NEW)
     assert made.notes[:2] == ("the guest sees a region of 64 MiB", arguments.LABELS)
     odd = Guest(GIB, plugged=(66 * MIB,), used_slots=1)
     assert (
         "may begin where ndctl makes no fsdax"
-        in plan(odd, [Wish(MEMORY, 66 * MIB, label=128 * KIB)], Options(), NEW).notes[-1]
+        in plan_devices(odd, [DeviceWish(MEMORY, 66 * MIB, label=128 * KIB)], DeviceOptions(), NEW).notes[-1]
     )
 
 
@@ -292,15 +299,15 @@ def test_a_link_is_what_it_leads_to(tmp_path: Path) -> None:
     target = Path("/dev/shm") / f"emupmem-{os.getpid()}"
     (tmp_path / "link").symlink_to(target)
     machine = Machine()
-    assert vm_backend.look(machine, str(tmp_path / "link")).kind is Kind.VOLATILE_FILE
+    assert vm_backend.look_at_backend(machine, str(tmp_path / "link")).kind is Backing.VOLATILE_FILE
     try:
         target.write_bytes(bytes(2 * MIB))
-        found = vm_backend.look(machine, str(tmp_path / "link"))
-        assert (found.kind, found.size) == (Kind.VOLATILE_FILE, 2 * MIB)
+        found = vm_backend.look_at_backend(machine, str(tmp_path / "link"))
+        assert (found.kind, found.size) == (Backing.VOLATILE_FILE, 2 * MIB)
     finally:
         target.unlink()
     (tmp_path / "lost").symlink_to("nowhere/x")
-    refused("leads to", lambda: vm_backend.look(machine, str(tmp_path / "lost")))
+    refused("leads to", lambda: vm_backend.look_at_backend(machine, str(tmp_path / "lost")))
 
 
 def test_a_file_that_the_kernel_uses(tmp_path: Path) -> None:
@@ -315,12 +322,13 @@ def test_a_file_that_the_kernel_uses(tmp_path: Path) -> None:
     loop = done.stdout.strip()
     try:
         error = refused(
-            f"by the loop device {loop}", lambda: vm_backend.look(Machine(), str(file), shared=True)
+            f"by the loop device {loop}",
+            lambda: vm_backend.look_at_backend(Machine(), str(file), shared=True),
         )
         assert f"losetup -d {loop}" in error.hint
     finally:
         subprocess.run(["losetup", "-d", loop], check=True)
-    assert vm_backend.look(Machine(), str(file)).size == 4 * MIB
+    assert vm_backend.look_at_backend(Machine(), str(file)).size == 4 * MIB
 
 
 def test_a_file_that_is_swapped_to(tmp_path: Path) -> None:
@@ -329,7 +337,7 @@ def test_a_file_that_is_swapped_to(tmp_path: Path) -> None:
     machine = build(tmp_path / "machine")
     put(machine, "/vm/swap file", bytes(4096))
     put(machine, "/proc/swaps", "Filename\t\t\tType\n/vm/swap\\040file  file  4 0 -2\n")
-    error = refused("in use as swap space", lambda: vm_backend.look(machine, "/vm/swap file"))
+    error = refused("in use as swap space", lambda: vm_backend.look_at_backend(machine, "/vm/swap file"))
     assert "swapoff" in error.hint
 
 
@@ -342,14 +350,16 @@ def test_a_file_that_another_program_writes(tmp_path: Path) -> None:
     ) as child:
         assert child.stdout
         child.stdout.readline()
-        refused(f"in use by sh (process {child.pid})", lambda: vm_backend.look(Machine(), str(file)))
+        refused(
+            f"in use by sh (process {child.pid})", lambda: vm_backend.look_at_backend(Machine(), str(file))
+        )
         child.communicate(b"\n")
     with subprocess.Popen(
         ["sh", "-c", script.replace("<>", "<"), str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
         assert child.stdout
         child.stdout.readline()
-        assert vm_backend.look(Machine(), str(file)).size == 2 * MIB, "a reader does no harm"
+        assert vm_backend.look_at_backend(Machine(), str(file)).size == 2 * MIB, "a reader does no harm"
         child.communicate(b"\n")
 
 
@@ -371,24 +381,26 @@ def test_a_domain_has_the_guests_name_and_processors() -> None:
         "-numa",
         "node,mem=1G",
     )
-    file = Backend(Kind.FILE, "/vm/it's", None)
-    wishes = [Wish(file, GIB)]
+    file = Backend(Backing.FILE, "/vm/it's", None)
+    wishes = [DeviceWish(file, GIB)]
     guest = read_guest(words)
-    text = export.libvirt(guest, wishes, Options(), plan(guest, wishes, Options(), NEW))
+    text = export.libvirt(guest, wishes, DeviceOptions(), plan_devices(guest, wishes, DeviceOptions(), NEW))
     assert '<domain type="qemu">' in text
     assert "<name>vm_1</name>" in text
     assert "<vcpu>5</vcpu>" in text
     assert 'id="0" cpus="0-1"' in text
     assert 'id="1" cpus="2-4"' in text
     told = read_guest(("-smp", "2", "-numa", "node,cpus=1", "-numa", "node,cpus=0"))
-    text = export.libvirt(told, wishes, Options(), plan(told, wishes, Options(), NEW))
+    text = export.libvirt(told, wishes, DeviceOptions(), plan_devices(told, wishes, DeviceOptions(), NEW))
     assert 'id="0" cpus="1"' in text
-    notes = export.libvirt_notes(wishes, Options())
+    notes = export.libvirt_notes(wishes, DeviceOptions())
     assert any("truncate -s 1073741824 '/vm/it'\"'\"'s'" in n for n in notes)
     assert any("allocate an NVDIMM as a whole when it starts: 1 GiB on the disk" in n for n in notes)
-    assert any("of this machine's RAM" in n for n in export.libvirt_notes(wishes, Options(share=False)))
-    assert any("libvirt 9.0" in n for n in export.libvirt_notes(wishes, Options(device=Device.VIRTIO)))
-    (said,) = export.libvirt_promises(wishes, Options(readonly=True), ["x"])
+    assert any("of this machine's RAM" in n for n in export.libvirt_notes(wishes, DeviceOptions(share=False)))
+    assert any(
+        "libvirt 9.0" in n for n in export.libvirt_notes(wishes, DeviceOptions(device=GuestDevice.VIRTIO))
+    )
+    (said,) = export.libvirt_promises(wishes, DeviceOptions(readonly=True), ["x"])
     assert "opens the file for writing" in said
 
 

@@ -28,17 +28,17 @@ import emupmem.system.machine
 import emupmem.system.streams
 from emupmem.device import dax, keep
 from emupmem.device import image as device_image
-from emupmem.device.dax import Proof
+from emupmem.device.dax import DaxProof
 from emupmem.model import GIB, KIB, MIB, EmupmemError
 from emupmem.system import lock, processes
 from emupmem.system.machine import Machine
 from emupmem.vm import arguments, export
 from emupmem.vm import backend as vm_backend
-from emupmem.vm.arguments import MAX_SLOTS, plan, promise
+from emupmem.vm.arguments import MAX_SLOTS, plan_devices, promise
 from emupmem.vm.guest import Guest, read_guest
 from emupmem.vm.options import escaped, qemu_size, split_option
 from emupmem.vm.size import choose_size
-from emupmem.vm.wish import Backend, Device, Kind, Options, Persistence, Wish
+from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice, Persistence
 from tests.cli.runner import Run
 from tests.device.test_mount import PmemMachine, add_device, device_stand_ins, mounted, reserve
 from tests.fake import build, put
@@ -47,12 +47,12 @@ QEMU = shutil.which("qemu-system-x86_64")
 PATIENCE = 900
 """Seconds for what an idle machine does in one: only a hang takes that long."""
 NEW = (10, 0)
-MEMORY = Backend(Kind.RAM)
-FILE = Backend(Kind.FILE, "/vm/pmem.img", GIB)
+MEMORY = Backend(Backing.RAM)
+FILE = Backend(Backing.FILE, "/vm/pmem.img", GIB)
 
 
-def argv(*wishes: Wish, guest: tuple[str, ...] = (), **options: Any) -> list[str]:
-    made = plan(read_guest(guest), wishes, Options(**options), NEW)
+def argv(*wishes: DeviceWish, guest: tuple[str, ...] = (), **options: Any) -> list[str]:
+    made = plan_devices(read_guest(guest), wishes, DeviceOptions(**options), NEW)
     return made.argv
 
 
@@ -67,7 +67,7 @@ def refused(words: str, call: Callable[[], object]) -> EmupmemError:
 
 
 def test_the_first_line_of_the_document() -> None:
-    assert shlex.join(argv(Wish(MEMORY, GIB), guest=("-m", "2G"))) == (
+    assert shlex.join(argv(DeviceWish(MEMORY, GIB), guest=("-m", "2G"))) == (
         "-machine nvdimm=on -m slots=1,maxmem=3072M "
         "-object memory-backend-ram,id=vnvdimm0-memory,size=1024M "
         "-device nvdimm,id=vnvdimm0,memdev=vnvdimm0-memory"
@@ -75,7 +75,9 @@ def test_the_first_line_of_the_document() -> None:
 
 
 def test_a_file_that_is_shared() -> None:
-    words = argv(Wish(FILE, GIB, label=128 * KIB), machine="q35", ram=4 * GIB, persistence=Persistence.CPU)
+    words = argv(
+        DeviceWish(FILE, GIB, label=128 * KIB), machine="q35", ram=4 * GIB, persistence=Persistence.CPU
+    )
     assert words == [
         *("-machine", "type=q35,nvdimm=on,nvdimm-persistence=cpu"),
         *("-m", "size=4096M,slots=1,maxmem=5120M", "-object"),
@@ -89,10 +91,10 @@ def test_slots_and_maxmem_count_everything() -> None:
         *("-m", "2G,slots=2,maxmem=3G", "-object", "memory-backend-ram,id=d0,size=512M"),
         *("-device", "pc-dimm,id=vnvdimm0,memdev=d0", "-numa", "node,nodeid=0", "-numa", "node,nodeid=1"),
     )
-    made = plan(
+    made = plan_devices(
         read_guest(guest),
-        [Wish(MEMORY, GIB, 0), Wish(replace(FILE, size=2 * GIB), 2 * GIB, 1)],
-        Options(),
+        [DeviceWish(MEMORY, GIB, 0), DeviceWish(replace(FILE, size=2 * GIB), 2 * GIB, 1)],
+        DeviceOptions(),
         NEW,
     )
     assert dict(made.memory) == {"slots": "3", "maxmem": "5632M"}
@@ -100,33 +102,35 @@ def test_slots_and_maxmem_count_everything() -> None:
         {d["id"] for _, d in made.pairs}
     ) == 2
     assert [d["node"] for _, d in made.pairs] == ["0", "1"]
-    large = plan(read_guest(("-m", "1G,slots=8,maxmem=64G")), [Wish(MEMORY, GIB)], Options(), NEW)
+    large = plan_devices(
+        read_guest(("-m", "1G,slots=8,maxmem=64G")), [DeviceWish(MEMORY, GIB)], DeviceOptions(), NEW
+    )
     assert dict(large.memory) == {"slots": "8", "maxmem": "65536M"}, "what is there already stays"
 
 
 def test_names_do_not_meet() -> None:
     guest = read_guest(("-device", "nvdimm,id=vnvdimm0,memdev=x"))
-    made = plan(guest, [Wish(MEMORY, GIB) for _ in range(3)], Options(), NEW)
+    made = plan_devices(guest, [DeviceWish(MEMORY, GIB) for _ in range(3)], DeviceOptions(), NEW)
     names = [d["id"] for _, d in made.pairs]
     assert len({*names, "vnvdimm0"}) == 4
 
 
 def test_virtio_pmem_needs_no_slot() -> None:
-    words = argv(Wish(FILE, GIB), device=Device.VIRTIO)
+    words = argv(DeviceWish(FILE, GIB), device=GuestDevice.VIRTIO)
     assert "nvdimm=on" not in " ".join(words)
     assert words[:2] == ["-m", "maxmem=1152M"]
     assert words[-1] == "virtio-pmem-pci,id=vnvdimm0,memdev=vnvdimm0-memory"
 
 
 def test_read_only_is_unarmed_too() -> None:
-    words = argv(Wish(FILE, GIB), readonly=True)
+    words = argv(DeviceWish(FILE, GIB), readonly=True)
     assert ",readonly=on" in words[5]
     assert ",unarmed=on" in words[7]
 
 
 def test_pmem_on_only_where_it_is_true() -> None:
-    durable = Backend(Kind.DAX_FILE, "/mnt/pmem0/a", GIB, sync=True)
-    assert "pmem=on" in argv(Wish(durable, GIB), pmem=True)[5]
+    durable = Backend(Backing.DAX_FILE, "/mnt/pmem0/a", GIB, sync=True)
+    assert "pmem=on" in argv(DeviceWish(durable, GIB), pmem=True)[5]
     cases: tuple[tuple[Backend, dict[str, Any]], ...] = (
         (durable, {"pmem": False}),
         (durable, {"pmem": True, "share": False}),
@@ -134,7 +138,7 @@ def test_pmem_on_only_where_it_is_true() -> None:
         (FILE, {"pmem": True}),
     )
     for backend, options in cases:
-        assert "pmem=on" not in " ".join(argv(Wish(backend, GIB), **options))
+        assert "pmem=on" not in " ".join(argv(DeviceWish(backend, GIB), **options))
 
 
 @pytest.mark.parametrize(
@@ -143,29 +147,37 @@ def test_pmem_on_only_where_it_is_true() -> None:
         (MEMORY, {}, "ends with QEMU"),
         (FILE, {"share": False}, "ends with QEMU: share=off"),
         (FILE, {}, "lost when it crashes or loses power, whatever the guest flushes"),
-        (FILE, {"device": Device.VIRTIO}, "unless the guest has flushed it"),
+        (FILE, {"device": GuestDevice.VIRTIO}, "unless the guest has flushed it"),
         (FILE, {"readonly": True}, "cannot write to it"),
-        (Backend(Kind.VOLATILE_FILE, "/dev/shm/x", GIB), {}, "not this machine: /dev/shm/x is in its memory"),
-        (Backend(Kind.DAX_FILE, "/mnt/a", GIB, True, True), {"pmem": True}, "is emulated persistent memory"),
         (
-            Backend(Kind.DAX_FILE, "/mnt/a", GIB, True),
+            Backend(Backing.VOLATILE_FILE, "/dev/shm/x", GIB),
+            {},
+            "not this machine: /dev/shm/x is in its memory",
+        ),
+        (
+            Backend(Backing.DAX_FILE, "/mnt/a", GIB, True, True),
+            {"pmem": True},
+            "is emulated persistent memory",
+        ),
+        (
+            Backend(Backing.DAX_FILE, "/mnt/a", GIB, True),
             {"pmem": True},
             "a crash of this machine and power loss",
         ),
-        (Backend(Kind.DAX_FILE, "/mnt/a", GIB, True), {}, "nothing is sure: this QEMU has no libpmem"),
+        (Backend(Backing.DAX_FILE, "/mnt/a", GIB, True), {}, "nothing is sure: this QEMU has no libpmem"),
         (
-            Backend(Kind.DAX_FILE, "/mnt/a", GIB, False),
+            Backend(Backing.DAX_FILE, "/mnt/a", GIB, False),
             {"pmem": True},
             "nothing is sure: there is no MAP_SYNC",
         ),
-        (Backend(Kind.DEVDAX, "/dev/dax0.0", GIB, True), {"pmem": True}, "and power loss"),
-        (Backend(Kind.DEVDAX, "/dev/dax0.0", GIB, True), {}, "only if CPU caches were flushed"),
-        (Backend(Kind.DEVDAX, "/dev/dax0.0", GIB, True, True), {"pmem": True}, "not this machine"),
-        (Backend(Kind.BLOCK, "/dev/pmem0", GIB), {}, "through the page cache"),
+        (Backend(Backing.DEVDAX, "/dev/dax0.0", GIB, True), {"pmem": True}, "and power loss"),
+        (Backend(Backing.DEVDAX, "/dev/dax0.0", GIB, True), {}, "only if CPU caches were flushed"),
+        (Backend(Backing.DEVDAX, "/dev/dax0.0", GIB, True, True), {"pmem": True}, "not this machine"),
+        (Backend(Backing.BLOCK, "/dev/pmem0", GIB), {}, "through the page cache"),
     ],
 )
 def test_nothing_is_promised_that_is_not_kept(backend: Backend, options: dict[str, Any], words: str) -> None:
-    assert words in promise(backend, Options(**options))
+    assert words in promise(backend, DeviceOptions(**options))
 
 
 # What is refused ----------------------------------------------------------------------------------------
@@ -174,54 +186,79 @@ def test_nothing_is_promised_that_is_not_kept(backend: Backend, options: dict[st
 @pytest.mark.parametrize(
     ("wish", "options", "words"),
     [
-        (Wish(MEMORY, GIB + KIB), {}, "not a multiple of 2 MiB"),
-        (Wish(MEMORY, MIB), {}, "not a multiple of 2 MiB"),
-        (Wish(Backend(Kind.DEVDAX, "/dev/dax0.0", GIB, align=GIB), 512 * MIB), {}, "maps in pieces of 1 GiB"),
-        (Wish(FILE, GIB), {"align": 3 * MIB}, "not a power of two"),
-        (Wish(FILE, GIB), {"align": KIB}, "not a power of two of at least 4 KiB"),
+        (DeviceWish(MEMORY, GIB + KIB), {}, "not a multiple of 2 MiB"),
+        (DeviceWish(MEMORY, MIB), {}, "not a multiple of 2 MiB"),
         (
-            Wish(Backend(Kind.DEVDAX, "/dev/dax0.0", GIB, align=2 * MIB), GIB),
+            DeviceWish(Backend(Backing.DEVDAX, "/dev/dax0.0", GIB, align=GIB), 512 * MIB),
+            {},
+            "maps in pieces of 1 GiB",
+        ),
+        (DeviceWish(FILE, GIB), {"align": 3 * MIB}, "not a power of two"),
+        (DeviceWish(FILE, GIB), {"align": KIB}, "not a power of two of at least 4 KiB"),
+        (
+            DeviceWish(Backend(Backing.DEVDAX, "/dev/dax0.0", GIB, align=2 * MIB), GIB),
             {"align": 4096},
             "is less than the",
         ),
-        (Wish(FILE, GIB, label=64 * KIB), {}, "at least 128 KiB"),
-        (Wish(FILE, GIB, label=129 * KIB), {}, "a multiple of 4 KiB"),
-        (Wish(FILE, 2 * MIB, label=2 * MIB), {}, "leaves nothing"),
-        (Wish(FILE, GIB, label=128 * KIB), {"device": Device.VIRTIO}, "virtio-pmem has no labels"),
-        (Wish(FILE, GIB, 0), {"device": Device.VIRTIO}, "belongs to no NUMA node"),
-        (Wish(FILE, GIB), {"device": Device.VIRTIO, "readonly": True}, "virtio-pmem cannot be read-only"),
-        (Wish(FILE, GIB), {"device": Device.VIRTIO, "persistence": Persistence.CPU}, "no nvdimm-persistence"),
-        (Wish(MEMORY, GIB), {"readonly": True}, "a read-only device needs a file"),
-        (Wish(replace(FILE, size=None), GIB), {"readonly": True}, "there is nothing to read"),
-        (Wish(FILE, GIB, 1), {}, "the guest has no NUMA node 1"),
+        (DeviceWish(FILE, GIB, label=64 * KIB), {}, "at least 128 KiB"),
+        (DeviceWish(FILE, GIB, label=129 * KIB), {}, "a multiple of 4 KiB"),
+        (DeviceWish(FILE, 2 * MIB, label=2 * MIB), {}, "leaves nothing"),
+        (DeviceWish(FILE, GIB, label=128 * KIB), {"device": GuestDevice.VIRTIO}, "virtio-pmem has no labels"),
+        (DeviceWish(FILE, GIB, 0), {"device": GuestDevice.VIRTIO}, "belongs to no NUMA node"),
+        (
+            DeviceWish(FILE, GIB),
+            {"device": GuestDevice.VIRTIO, "readonly": True},
+            "virtio-pmem cannot be read-only",
+        ),
+        (
+            DeviceWish(FILE, GIB),
+            {"device": GuestDevice.VIRTIO, "persistence": Persistence.CPU},
+            "no nvdimm-persistence",
+        ),
+        (DeviceWish(MEMORY, GIB), {"readonly": True}, "a read-only device needs a file"),
+        (DeviceWish(replace(FILE, size=None), GIB), {"readonly": True}, "there is nothing to read"),
+        (DeviceWish(FILE, GIB, 1), {}, "the guest has no NUMA node 1"),
     ],
 )
-def test_what_qemu_or_the_guest_would_fail_on(wish: Wish, options: dict[str, Any], words: str) -> None:
-    refused(words, lambda: plan(Guest(), [wish], Options(**options), NEW))
+def test_what_qemu_or_the_guest_would_fail_on(wish: DeviceWish, options: dict[str, Any], words: str) -> None:
+    refused(words, lambda: plan_devices(Guest(), [wish], DeviceOptions(**options), NEW))
 
 
 def test_old_programs_other_machines_and_too_many() -> None:
-    refused("QEMU 4.0 is too old", lambda: plan(Guest(), [Wish(FILE, GIB)], Options(), (4, 0)))
     refused(
-        "has no read-only NVDIMMs", lambda: plan(Guest(), [Wish(FILE, GIB)], Options(readonly=True), (5, 2))
+        "QEMU 4.0 is too old", lambda: plan_devices(Guest(), [DeviceWish(FILE, GIB)], DeviceOptions(), (4, 0))
+    )
+    refused(
+        "has no read-only NVDIMMs",
+        lambda: plan_devices(Guest(), [DeviceWish(FILE, GIB)], DeviceOptions(readonly=True), (5, 2)),
     )
     refused("-machine microvm has no NVDIMMs", lambda: read_guest(("-machine", "microvm,x=y")))
-    refused("is behind two devices", lambda: plan(Guest(), [Wish(FILE, GIB)] * 2, Options(), NEW))
-    many = [Wish(MEMORY, 2 * MIB)] * (MAX_SLOTS + 1)
-    refused("QEMU has 256 at most", lambda: plan(Guest(), many, Options(), NEW))
+    refused(
+        "is behind two devices",
+        lambda: plan_devices(Guest(), [DeviceWish(FILE, GIB)] * 2, DeviceOptions(), NEW),
+    )
+    many = [DeviceWish(MEMORY, 2 * MIB)] * (MAX_SLOTS + 1)
+    refused("QEMU has 256 at most", lambda: plan_devices(Guest(), many, DeviceOptions(), NEW))
     for text in ("pc", "pc-i440fx-7.2,usb=off", "q35,accel=kvm", "type=pc-q35-8.0"):
         assert read_guest(("-M", text)).machine.startswith(("pc", "q35"))
 
 
 def test_what_the_guest_has_already() -> None:
     bare = read_guest(("-machine", "pc,accel=kvm,nvdimm"))
-    refused("refuses the bare word nvdimm", lambda: plan(bare, [Wish(MEMORY, GIB)], Options(), (7, 2)))
-    assert plan(bare, [Wish(MEMORY, GIB)], Options(), (6, 0)), "older ones read it"
+    refused(
+        "refuses the bare word nvdimm",
+        lambda: plan_devices(bare, [DeviceWish(MEMORY, GIB)], DeviceOptions(), (7, 2)),
+    )
+    assert plan_devices(bare, [DeviceWish(MEMORY, GIB)], DeviceOptions(), (6, 0)), "older ones read it"
     mine = read_guest(("-object", f"memory-backend-file,id=x,mem-path={FILE.path},size=1G"))
-    refused("is behind two devices", lambda: plan(mine, [Wish(FILE, GIB)], Options(), NEW))
+    refused(
+        "is behind two devices", lambda: plan_devices(mine, [DeviceWish(FILE, GIB)], DeviceOptions(), NEW)
+    )
     main = read_guest(("-object", "memory-backend-ram,id=r,size=3G", "-machine", "pc,memory-backend=r"))
     assert main.ram == 3 * GIB
-    assert dict(plan(main, [Wish(MEMORY, GIB)], Options(), NEW).memory)["maxmem"] == "4096M"
+    assert (
+        dict(plan_devices(main, [DeviceWish(MEMORY, GIB)], DeviceOptions(), NEW).memory)["maxmem"] == "4096M"
+    )
     written = (
         *("-object", f'{{"qom-type":"memory-backend-file","id":"x","size":{GIB},"mem-path":"/vm/x"}}'),
         *(
@@ -243,13 +280,13 @@ def test_what_the_guest_has_already() -> None:
 def test_sizes_of_backends() -> None:
     assert choose_size(FILE, None) == GIB
     assert choose_size(FILE, GIB) == GIB
-    assert choose_size(Backend(Kind.DEVDAX, "/dev/dax0.0", 2 * GIB), GIB) == GIB
+    assert choose_size(Backend(Backing.DEVDAX, "/dev/dax0.0", 2 * GIB), GIB) == GIB
     refused("is there already and has 1 GiB", lambda: choose_size(FILE, 2 * GIB))
     refused(
         "has 1 GiB, you asked for 2 GiB",
-        lambda: choose_size(Backend(Kind.DEVDAX, "/dev/dax0.0", GIB), 2 * GIB),
+        lambda: choose_size(Backend(Backing.DEVDAX, "/dev/dax0.0", GIB), 2 * GIB),
     )
-    missing = Backend(Kind.FILE, "/vm/new.img", None, room=GIB)
+    missing = Backend(Backing.FILE, "/vm/new.img", None, room=GIB)
     refused("how large shall it be", lambda: choose_size(missing, None))
     refused("1 GiB free for /vm/new.img, 2 GiB are needed", lambda: choose_size(missing, 2 * GIB))
 
@@ -297,16 +334,16 @@ def test_versions() -> None:
 
 
 def test_readconfig_refuses_what_it_cannot_hold() -> None:
-    made = plan(Guest(), [Wish(replace(FILE, path='/a"b'), GIB)], Options(), NEW)
+    made = plan_devices(Guest(), [DeviceWish(replace(FILE, path='/a"b'), GIB)], DeviceOptions(), NEW)
     refused("cannot be written into a file for -readconfig", lambda: export.readconfig(made))
 
 
 def test_libvirt_refuses_what_it_cannot_say() -> None:
     for wish, options in (
-        (Wish(MEMORY, GIB), Options()),
-        (Wish(FILE, GIB), Options(persistence=Persistence.CPU)),
+        (DeviceWish(MEMORY, GIB), DeviceOptions()),
+        (DeviceWish(FILE, GIB), DeviceOptions(persistence=Persistence.CPU)),
     ):
-        made = plan(Guest(), [wish], options, NEW)
+        made = plan_devices(Guest(), [wish], options, NEW)
         refused("libvirt", lambda w=wish, o=options, m=made: export.libvirt(Guest(), [w], o, m))  # type: ignore[misc]
 
 
@@ -334,50 +371,50 @@ def on(machine: PmemMachine, folder: str, fs: str, source: str, monkeypatch: pyt
 def test_files_and_folders(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     on(here, "/", "ext4", "/dev/sda1", monkeypatch)
     put(here, "/vm/there.img", bytes(2 * MIB))
-    found = vm_backend.look(here, "/vm/there.img")
-    assert (found.kind, found.size, found.room) == (Kind.FILE, 2 * MIB, None)
-    new = vm_backend.look(here, "/vm/new.img")
-    assert (new.kind, new.size) == (Kind.FILE, None)
+    found = vm_backend.look_at_backend(here, "/vm/there.img")
+    assert (found.kind, found.size, found.room) == (Backing.FILE, 2 * MIB, None)
+    new = vm_backend.look_at_backend(here, "/vm/new.img")
+    assert (new.kind, new.size) == (Backing.FILE, None)
     assert new.room
-    assert vm_backend.look(here, "/vm").path == "/vm/vnvdimm0.img"
+    assert vm_backend.look_at_backend(here, "/vm").path == "/vm/vnvdimm0.img"
     put(here, "/vm/vnvdimm0.img", bytes(4 * MIB))
-    again = vm_backend.look(here, "/vm/")
+    again = vm_backend.look_at_backend(here, "/vm/")
     assert (again.path, again.size) == ("/vm/vnvdimm0.img", 4 * MIB), "the next start finds its content"
     assert vm_backend.file_inside("a b/../c", 2) == "a_b_.._c-vnvdimm2.img"
     put(here, "/vm/empty", b"")
-    refused("/vm/empty is empty", lambda: vm_backend.look(here, "/vm/empty"))
-    refused("/nowhere is not a folder", lambda: vm_backend.look(here, "/nowhere/x"))
+    refused("/vm/empty is empty", lambda: vm_backend.look_at_backend(here, "/vm/empty"))
+    refused("/nowhere is not a folder", lambda: vm_backend.look_at_backend(here, "/nowhere/x"))
     os.mkfifo(here.root / "vm/pipe")
-    refused("neither a file nor a device", lambda: vm_backend.look(here, "/vm/pipe"))
+    refused("neither a file nor a device", lambda: vm_backend.look_at_backend(here, "/vm/pipe"))
 
 
 def test_memory_is_memory(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     for fs in ("tmpfs", "hugetlbfs"):
         on(here, "/vm", fs, fs, monkeypatch)
-        assert vm_backend.look(here, "/vm/x").kind is Kind.VOLATILE_FILE
+        assert vm_backend.look_at_backend(here, "/vm/x").kind is Backing.VOLATILE_FILE
 
 
 def test_a_dax_mount_is_proven(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     on(here, "/vm", "ext4", "/dev/pmem0", monkeypatch)
     asked: list[str] = []
 
-    def prove(folder: str) -> Proof:
+    def prove(folder: str) -> DaxProof:
         asked.append(folder)
-        return Proof(True, True, 2)
+        return DaxProof(True, True, 2)
 
-    monkeypatch.setattr(dax, "prove", prove)
-    found = vm_backend.look(here, "/vm")
-    assert (found.kind, found.sync, found.emulated) == (Kind.DAX_FILE, True, True)
+    monkeypatch.setattr(dax, "prove_dax", prove)
+    found = vm_backend.look_at_backend(here, "/vm")
+    assert (found.kind, found.sync, found.emulated) == (Backing.DAX_FILE, True, True)
     reserve(here, "quiet")
-    assert not vm_backend.look(here, "/vm").emulated, "a real NVDIMM"
-    monkeypatch.setattr(dax, "prove", lambda folder: Proof(False, False))
-    assert vm_backend.look(here, "/vm").kind is Kind.FILE
+    assert not vm_backend.look_at_backend(here, "/vm").emulated, "a real NVDIMM"
+    monkeypatch.setattr(dax, "prove_dax", lambda folder: DaxProof(False, False))
+    assert vm_backend.look_at_backend(here, "/vm").kind is Backing.FILE
     assert asked
     put(here, "/vm/f", bytes(4096))
     monkeypatch.setattr(dax, "is_dax_file", lambda name: True)
     monkeypatch.setattr(dax, "maps_sync", lambda name: False)
-    found = vm_backend.look(here, "/vm/f")
-    assert (found.kind, found.sync) == (Kind.DAX_FILE, False)
+    found = vm_backend.look_at_backend(here, "/vm/f")
+    assert (found.kind, found.sync) == (Backing.DAX_FILE, False)
 
 
 def test_images_that_are_not_raw(here: PmemMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,14 +424,18 @@ def test_images_that_are_not_raw(here: PmemMachine, tmp_path: Path, monkeypatch:
         argv = ["qemu-img", "create", "-q", "-f", form, str(image), "64M"]
         if not shutil.which("qemu-img") or subprocess.run(argv, capture_output=True, check=False).returncode:
             pytest.skip(f"no qemu-img that makes {form}")
-        refused(f"is a disk image of the form {form}", lambda n=form: vm_backend.look(here, f"/vm/{n}"))  # type: ignore[misc]
+        look = functools.partial(vm_backend.look_at_backend, here, f"/vm/{form}")
+        refused(f"is a disk image of the form {form}", look)
 
 
 def test_huge_pages_come_in_whole_ones(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     on(here, "/vm", "hugetlbfs", "none", monkeypatch)
     monkeypatch.setattr(here, "block_size", lambda folder: GIB)
-    found = vm_backend.look(here, "/vm/x")
-    refused("/vm/x maps in pieces of 1 GiB", lambda: plan(Guest(), [Wish(found, 64 * MIB)], Options(), NEW))
+    found = vm_backend.look_at_backend(here, "/vm/x")
+    refused(
+        "/vm/x maps in pieces of 1 GiB",
+        lambda: plan_devices(Guest(), [DeviceWish(found, 64 * MIB)], DeviceOptions(), NEW),
+    )
     assert here.block_size("/vm")
 
 
@@ -410,14 +451,14 @@ def put_mapped(machine: PmemMachine, name: str) -> None:
 def test_devices(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {"/dev/pmem0": "block", "/dev/sda": "block", "/dev/dax0.0": "character", "/dev/null": "character"}
     monkeypatch.setattr(here, "entry_kind", lambda name: kinds.get(name, "missing"))
-    found = vm_backend.look(here, "/dev/pmem0")
-    assert (found.kind, found.size, found.emulated) == (Kind.BLOCK, GIB, True)
+    found = vm_backend.look_at_backend(here, "/dev/pmem0")
+    assert (found.kind, found.size, found.emulated) == (Backing.BLOCK, GIB, True)
     mounted(here, "pmem0", "/mnt/pmem0")
-    refused("/dev/pmem0 is mounted on /mnt/pmem0", lambda: vm_backend.look(here, "/dev/pmem0"))
+    refused("/dev/pmem0 is mounted on /mnt/pmem0", lambda: vm_backend.look_at_backend(here, "/dev/pmem0"))
     put(here, "/proc/self/mountinfo", "")
     here.claimed = True
-    refused("is in use", lambda: vm_backend.look(here, "/dev/pmem0"))
-    refused("emupmem gives no other disk", lambda: vm_backend.look(here, "/dev/sda"))
+    refused("is in use", lambda: vm_backend.look_at_backend(here, "/dev/pmem0"))
+    refused("emupmem gives no other disk", lambda: vm_backend.look_at_backend(here, "/dev/sda"))
     numbers = {"/dev/dax0.0": "252:0", "/dev/null": "1:3", "/dev/dax7.0": "1:5"}
     monkeypatch.setattr(processes, "character_number", lambda machine, name: numbers[name])
     base = "/sys/devices/platform/e820_pmem/ndbus0/region0/dax0.0"
@@ -429,16 +470,18 @@ def test_devices(here: PmemMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     (here.root / "sys/dev/char").mkdir(parents=True)
     (here.root / "sys/dev/char/252:0").symlink_to(base)
     put(here, "/sys/devices/platform/e820_pmem/ndbus0/provider", "e820\n")
-    refused("/dev/null is not a DAX device", lambda: vm_backend.look(here, "/dev/null"))
+    refused("/dev/null is not a DAX device", lambda: vm_backend.look_at_backend(here, "/dev/null"))
     kinds["/dev/dax7.0"] = "character"
-    refused("/dev/dax7.0 is not a DAX device", lambda: vm_backend.look(here, "/dev/dax7.0"))
+    refused("/dev/dax7.0 is not a DAX device", lambda: vm_backend.look_at_backend(here, "/dev/dax7.0"))
     put_mapped(here, "/dev/dax0.0")
-    refused("/dev/dax0.0 is in use by qemu (process 7)", lambda: vm_backend.look(here, "/dev/dax0.0"))
-    assert vm_backend.look(here, "/dev/dax0.0", shared=True).kind is Kind.DEVDAX
+    refused(
+        "/dev/dax0.0 is in use by qemu (process 7)", lambda: vm_backend.look_at_backend(here, "/dev/dax0.0")
+    )
+    assert vm_backend.look_at_backend(here, "/dev/dax0.0", shared=True).kind is Backing.DEVDAX
     (here.root / "proc/7/maps").unlink()
-    found = vm_backend.look(here, "/dev/dax0.0")
+    found = vm_backend.look_at_backend(here, "/dev/dax0.0")
     assert (found.kind, found.size, found.align, found.emulated) == (
-        Kind.DEVDAX,
+        Backing.DEVDAX,
         GIB - 2 * MIB,
         2 * MIB,
         True,
@@ -451,10 +494,13 @@ def test_a_mapping_on_btrfs_is_seen(here: PmemMachine, monkeypatch: pytest.Monke
     put_mapped(here, "/vm/x.img")
     maps = here.peek("/proc/7/maps")
     put(here, "/proc/7/maps", re.sub(r" \w+:\w+ ", " 00:2b ", maps))
-    refused("is in use by qemu (process 7)", lambda: vm_backend.look(here, "/vm/x.img"))
+    refused("is in use by qemu (process 7)", lambda: vm_backend.look_at_backend(here, "/vm/x.img"))
     put(here, "/proc/7/maps", re.sub(r" \w+:\w+ ", " 00:2b ", maps).replace("/vm/x.img", "/other/x.img"))
     refused(
-        "not a multiple", lambda: plan(Guest(), [Wish(vm_backend.look(here, "/vm/x.img"), 1)], Options(), NEW)
+        "not a multiple",
+        lambda: plan_devices(
+            Guest(), [DeviceWish(vm_backend.look_at_backend(here, "/vm/x.img"), 1)], DeviceOptions(), NEW
+        ),
     )
 
 
@@ -465,10 +511,10 @@ def test_a_file_that_is_mapped_is_in_use(tmp_path: Path) -> None:
     file = tmp_path / "image"
     file.write_bytes(bytes(2 * MIB))
     with file.open("r+b") as stream, mmap.mmap(stream.fileno(), 0):
-        error = refused("is in use by", lambda: vm_backend.look(machine, str(file)))
+        error = refused("is in use by", lambda: vm_backend.look_at_backend(machine, str(file)))
         assert f"process {os.getpid()}" in error.message
-        assert vm_backend.look(machine, str(file), shared=True).size == 2 * MIB
-    assert vm_backend.look(machine, str(file)).size == 2 * MIB
+        assert vm_backend.look_at_backend(machine, str(file), shared=True).size == 2 * MIB
+    assert vm_backend.look_at_backend(machine, str(file)).size == 2 * MIB
 
 
 # The command -------------------------------------------------------------------------------------------------
@@ -772,22 +818,22 @@ SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 @pytest.mark.parametrize(
     "options",
     [
-        Options(),
-        Options(device=Device.VIRTIO),
-        Options(readonly=True, align=2 * MIB, ram=2 * GIB, machine="pc"),
-        Options(share=False),
-        Options(pmem=True),
+        DeviceOptions(),
+        DeviceOptions(device=GuestDevice.VIRTIO),
+        DeviceOptions(readonly=True, align=2 * MIB, ram=2 * GIB, machine="pc"),
+        DeviceOptions(share=False),
+        DeviceOptions(pmem=True),
     ],
 )
-def test_the_domain_is_valid_by_libvirts_schema(tmp_path: Path, options: Options) -> None:
-    durable = Backend(Kind.DAX_FILE, "/mnt/pmem0/a<&>b.img", GIB, True)
-    label = 0 if options.device is Device.VIRTIO else 128 * KIB
-    wishes = [Wish(durable, GIB, label=label), Wish(FILE, GIB)]
+def test_the_domain_is_valid_by_libvirts_schema(tmp_path: Path, options: DeviceOptions) -> None:
+    durable = Backend(Backing.DAX_FILE, "/mnt/pmem0/a<&>b.img", GIB, True)
+    label = 0 if options.device is GuestDevice.VIRTIO else 128 * KIB
+    wishes = [DeviceWish(durable, GIB, label=label), DeviceWish(FILE, GIB)]
     two = read_guest(("-m", "3G", "-smp", "2", "-numa", "node,mem=1G", "-numa", "node,mem=2G"))
     guest = two if options.machine else Guest()
     if options.machine:
         wishes = [replace(w, node=n) for n, w in enumerate(wishes)]
-    text = export.libvirt(guest, wishes, options, plan(guest, wishes, options, NEW))
+    text = export.libvirt(guest, wishes, options, plan_devices(guest, wishes, options, NEW))
     assert text.count("<cell ") == max(len(guest.nodes), 1)
     (tmp_path / "domain.xml").write_text(text)
     argv = ["xmllint", "--noout", "--relaxng", str(SCHEMA), str(tmp_path / "domain.xml")]
@@ -823,23 +869,28 @@ def test_a_device_that_is_missing_does_not_become_a_file(
     if there:
         put(here, here.real(f"{name}/vnvdimm0.img" if name == "/dev" else name), "x" * 4096)
     found = f"in {top}" if there else f"makes no files in {top}"
-    error = refused(found, lambda: vm_backend.look(here, name))
+    error = refused(found, lambda: vm_backend.look_at_backend(here, name))
     assert error.hint
-    assert vm_backend.look(here, "/dev/shm/x").size is None
+    assert vm_backend.look_at_backend(here, "/dev/shm/x").size is None
 
 
 def test_relative_names_and_links_out_of_dev_are_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "shm").symlink_to("/dev/shm")
-    assert vm_backend.look(Machine(), str(tmp_path / "shm/emupmem-none")).kind is Kind.VOLATILE_FILE
+    assert (
+        vm_backend.look_at_backend(Machine(), str(tmp_path / "shm/emupmem-none")).kind
+        is Backing.VOLATILE_FILE
+    )
     (tmp_path / "nodes").symlink_to("/dev")
     refused(
-        "makes no files in /dev", lambda: vm_backend.look(Machine(), str(tmp_path / "nodes/emupmem-none"))
+        "makes no files in /dev",
+        lambda: vm_backend.look_at_backend(Machine(), str(tmp_path / "nodes/emupmem-none")),
     )
     monkeypatch.chdir("/dev")
     refused(
-        "makes no files in /dev", lambda: vm_backend.look(Machine(), str(Path("emupmem-none").absolute()))
+        "makes no files in /dev",
+        lambda: vm_backend.look_at_backend(Machine(), str(Path("emupmem-none").absolute())),
     )
 
 
@@ -851,7 +902,7 @@ def test_no_other_file_is_made_there_either(tmp_path: Path, name: str) -> None:
         lambda: emupmem.system.streams.new_file(name, b"x"),
         lambda: emupmem.system.streams.new_file(name, b"x", force=True),
         lambda: device_image._target(name),
-        lambda: keep.check(Machine(), name, MIB, "/mnt"),
+        lambda: keep.check_image(Machine(), name, MIB, "/mnt"),
     ):
         assert "emupmem makes no files in" in refused("", call).message
         assert not Path(name).exists()

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from emupmem.model import KIB, MIB
-from emupmem.vm.arguments import plan
+from emupmem.vm.arguments import plan_devices
 from emupmem.vm.guest import read_guest
 from emupmem.vm.size import choose_size
-from emupmem.vm.wish import Backend, Kind, Options, Wish
+from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish
 from tests.vm.image import image
 from tests.vm.machine import Machine
 from tests.vm.nested import nested_guest
@@ -213,11 +213,13 @@ printf 'inner guest.' | dd of=/dev/pmem0 bs=4096 conv=notrunc,fsync 2>/dev/null
 def modules(folder: Path) -> list[str]:
     """emupmem's arguments of QEMU for two NVDIMMs with labels, one on each node."""
     guest = read_guest(("-m", "6G", "-numa", "node,memdev=ram0", "-numa", "node,memdev=ram1"))
-    files = [Backend(Kind.FILE, str(folder / f"nv{n}")) for n in (0, 1)]
+    files = [Backend(Backing.FILE, str(folder / f"nv{n}")) for n in (0, 1)]
     label = 128 * KIB
     sizes = [choose_size(file, 512 * MIB, label) for file in files]
-    wishes = [Wish(file, size, n, label) for n, (file, size) in enumerate(zip(files, sizes, strict=True))]
-    return plan(guest, wishes, Options(), (7, 2)).argv
+    wishes = [
+        DeviceWish(file, size, n, label) for n, (file, size) in enumerate(zip(files, sizes, strict=True))
+    ]
+    return plan_devices(guest, wishes, DeviceOptions(), (7, 2)).argv
 
 
 @pytest.mark.vm(image="bookworm bios", boots=2, seconds=260)

@@ -58,7 +58,7 @@ def own_line(machine: Host) -> CommandLine:
     texts = {bls_menu.id_of(n): entry_text(machine, n) for n in entry_files(machine)}
     menu = [
         bls_text.options(texts[n])
-        for n in bls_menu.menu(machine)
+        for n in bls_menu.menu_names(machine)
         if n in texts and bls_text.value(texts[n], "linux")
     ]
     here = [line for line in menu if f"root={_root_of(machine)}" in parse_command_line(line).words]
@@ -153,7 +153,11 @@ def default_entry_of(machine: Host, entries: Sequence[BootEntry]) -> BootEntry |
     In a tree: as loader.conf says, else the first one of systemd-boot's menu.
     """
     ours = [e for e in entries if e.ours]
-    wanted = [default_id(machine), efi_text(machine, SELECTED)] if machine.running else bls_menu.menu(machine)
+    wanted = (
+        [default_id(machine), efi_text(machine, SELECTED)]
+        if machine.running
+        else bls_menu.menu_names(machine)
+    )
     names = [re.sub(r"[^\x20-\x7e]", "", n).removesuffix(".conf") for n in wanted]
     by_name = [e for n in names if n for e in ours if e.ids[0] == n]
     release = machine.peek("/proc/sys/kernel/osrelease") if machine.running else ""

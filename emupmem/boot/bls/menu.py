@@ -15,7 +15,7 @@ from emupmem.system.host import Host
 # The menu of systemd-boot ----------------------------------------------------------------------------
 
 
-def menu(machine: Host) -> list[str]:
+def menu_names(machine: Host) -> list[str]:
     """The names of systemd-boot's menu in its order, that which boots by default first, as far as files tell.
 
     An image of this distribution comes before its entries: it has a sort key always and no machine id

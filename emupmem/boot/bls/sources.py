@@ -139,7 +139,7 @@ def _made_source(
 def _reworked_file(data: bytes, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]) -> bytes:
     before = data.decode("utf-8", "surrogateescape")
     after = bls_text.rework_file(before, items, extra, drop)
-    bls_text.prove(bls_text.file_line(before), bls_text.file_line(after), items, extra, drop)
+    bls_text.prove_words(bls_text.file_line(before), bls_text.file_line(after), items, extra, drop)
     return after.encode("utf-8", "surrogateescape")
 
 

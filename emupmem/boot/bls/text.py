@@ -115,7 +115,7 @@ def rework_entry(text: str, items: Sequence[str], extra: Sequence[str] = (), dro
     return with_options(changed, lambda line: line, _missing(options(changed), tuple(left), extra))
 
 
-def prove(
+def prove_words(
     before: str, after: str, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()
 ) -> None:
     """Raise EmupmemError unless the kernel reads our items in `after` as exactly `items`, and all else as before."""

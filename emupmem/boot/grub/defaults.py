@@ -53,7 +53,7 @@ def effective_defaults(
         texts.pop(dropin.NAME, None)
         texts |= {dropin.NAME: own} if isinstance(own, bytes) else {}
     order = [GRUB_DEFAULT, *sorted(n for n in texts if n != GRUB_DEFAULT)]
-    return defaults.effective([(n, texts[n]) for n in order], sh=judge(machine))
+    return defaults.effective([(n, texts[n]) for n in order], sh=judge_of(machine))
 
 
 def refuse_mangled(line: CommandLine) -> None:
@@ -72,7 +72,7 @@ def read_own_dropin(machine: Host) -> tuple[str, tuple[str, ...]] | None:
     data = machine.read(dropin.NAME)
     if data is None or not reads_dropins(machine):
         return None
-    found = dropin.read(data.decode("utf-8", "replace"))
+    found = dropin.read_dropin(data.decode("utf-8", "replace"))
     if found is None:
         raise EmupmemError(
             f"{dropin.NAME} is not as emupmem wrote it", "take it away by hand, then try again"
@@ -103,7 +103,7 @@ def reserved_twice(held: dict[str, tuple[str, ...]], hint: str) -> EmupmemError:
 
 def words_to_take_out(machine: Host, before: bytes, after: bytes) -> tuple[str, ...]:
     """Words other than memmap= that an undo takes away: what apply had added beside it (nokaslr)."""
-    old, new = (defaults.read(t, GRUB_DEFAULT, sh=judge(machine)) for t in (before, after))
+    old, new = (defaults.read_grub_file(t, GRUB_DEFAULT, sh=judge_of(machine)) for t in (before, after))
     gone = (set(old.variable(v).words) - set(new.variable(v).words) for v in editor_text.VARIABLES)
     return tuple(w for words in gone for w in sorted(words) if w in OUR_WORDS)
 
@@ -122,7 +122,7 @@ def undone_defaults(machine: Host, current: bytes) -> bytes:
         if not configured_items(machine, text):
             return text
         # that apply replaced an earlier one of ours: go on with the one before it
-    return defaults.remove_items(text, None, sh=judge(machine))
+    return defaults.remove_items(text, None, sh=judge_of(machine))
 
 
 def _records(machine: Host) -> list[str]:
@@ -180,7 +180,7 @@ def items_by_variable(
     try:
         if machine.read(GRUB_DEFAULT) is None:
             raise EmupmemError(f"there is no {GRUB_DEFAULT}")
-        values = defaults.effective(grub_texts(machine), sh=judge(machine))
+        values = defaults.effective(grub_texts(machine), sh=judge_of(machine))
     except EmupmemError as exc:
         unseen.append(("configured", exc.message))
         return None, (), editor_text.LINUX
@@ -188,7 +188,7 @@ def items_by_variable(
     return (*linux, *default), linux, editor_text.DEFAULT if default and not linux else editor_text.LINUX
 
 
-def judge(machine: Host) -> Judge:
+def judge_of(machine: Host) -> Judge:
     """The sh that reads GRUB's defaults: for the tree of another machine it sees no programs and no files."""
     if machine.replay is not None:
         return machine.replay
@@ -197,5 +197,5 @@ def judge(machine: Host) -> Judge:
 
 def configured_items(machine: Host, data: bytes) -> dict[str, tuple[str, ...]]:
     """Our items in a text of /etc/default/grub, for each variable that has any."""
-    found = defaults.read(data, GRUB_DEFAULT, sh=judge(machine))
+    found = defaults.read_grub_file(data, GRUB_DEFAULT, sh=judge_of(machine))
     return {v: found.variable(v).items for v in editor_text.VARIABLES if found.variable(v).items}

@@ -15,7 +15,7 @@ MARK = "# Written by emupmem"
 _LINE = re.compile(r'^(GRUB_CMDLINE_LINUX(?:_DEFAULT)?)="\$\1 ([A-Za-z0-9_.,:=/! -]+)"$', re.MULTILINE)
 
 
-def text(variable: str, words: Sequence[str], winner: str) -> str:
+def dropin_text(variable: str, words: Sequence[str], winner: str) -> str:
     """The file that adds words to a variable; `winner` is the file and line that assigns it anew."""
     shown = re.sub(r"[^ -~]", "?", winner)  # a name of a file may hold a line break, and this is a comment
     return (
@@ -25,7 +25,7 @@ def text(variable: str, words: Sequence[str], winner: str) -> str:
     )
 
 
-def read(data: str) -> tuple[str, tuple[str, ...]] | None:
+def read_dropin(data: str) -> tuple[str, tuple[str, ...]] | None:
     """(variable, words) of a file that `text` made, None for any other text."""
     found = _LINE.search(data)
     if not data.startswith(MARK) or found is None:

@@ -165,7 +165,7 @@ class Grub(Loader):
         named = [i for i in items_of_all(held) if i not in wanted.items]
         fewer = set(wanted.items) < set(items_of_all(held)) and tuple(held) == (wanted.variable,)
         if fewer and not wanted.add:
-            sh = grub_defaults.judge(machine)
+            sh = grub_defaults.judge_of(machine)
             after = defaults.remove_items(main, named, sh=sh)
             defaults.prove(main, after, wanted.variable, wanted.items, sh=sh)
             return steps_to(machine, main, after, wanted)
@@ -176,7 +176,7 @@ class Grub(Loader):
         return steps_to(machine, main, main, Wanted(variable=now.where))
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
-        text = trial.menu(machine)
+        text = trial.menu_or_copy(machine)
         variable = wanted.variable or editor_text.LINUX
         made = trial.script(text, environment.grubenv(machine), wanted.trial, variable, machine.exists)
         before, main = machine.read(trial.SCRIPT), read_defaults(machine)

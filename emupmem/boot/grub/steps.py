@@ -40,13 +40,13 @@ def given_back_steps(machine: Host, main: bytes, held: dict[str, tuple[str, ...]
     if after != main:
         gone = words_to_take_out(machine, main, after)
         variable = next(iter(held), editor_text.LINUX)
-        defaults.prove(main, after, variable, (), drop_words=gone, sh=grub_defaults.judge(machine))
+        defaults.prove(main, after, variable, (), drop_words=gone, sh=grub_defaults.judge_of(machine))
     return steps_to(machine, main, after, wanted, None)
 
 
 def placed_steps(machine: Host, main: bytes, wanted: Wanted) -> Steps:
     """The items in /etc/default/grub, or where that is overridden, in a drop-in."""
-    sh, variable = grub_defaults.judge(machine), wanted.variable
+    sh, variable = grub_defaults.judge_of(machine), wanted.variable
     after = defaults.set_items(main, variable, wanted.items, extra_words=wanted.add, sh=sh)
     if after != main:
         defaults.prove(main, after, variable, wanted.items, extra_words=wanted.add, sh=sh)
@@ -72,7 +72,7 @@ def dropin_steps(machine: Host, main: bytes, wanted: Wanted, extra: Sequence[str
     variable, was = wanted.variable, machine.read(dropin.NAME)
     last = effective_defaults(machine, main, None)[variable]
     words = (f"memmap={','.join(wanted.items)}", *extra)
-    data = dropin.text(variable, words, f"{last.filename}:{last.line}").encode()
+    data = dropin.dropin_text(variable, words, f"{last.filename}:{last.line}").encode()
     seen = effective_defaults(machine, main, data)[variable]
     if quoting.words_of(seen.value or "") != (*quoting.words_of(last.value or ""), *words):
         raise EmupmemError(
@@ -154,7 +154,7 @@ def menu_text(machine: Host, name: str) -> str:
 def whole_menu(machine: Host) -> str:
     """The menu, its whole copy where it is torn, empty where it is not ours to read."""
     try:
-        return trial.menu(machine)
+        return trial.menu_or_copy(machine)
     except EmupmemError:
         return ""
 

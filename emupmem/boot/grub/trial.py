@@ -156,7 +156,7 @@ def problem(cfg: str, words: Sequence[str]) -> str:
     return ""
 
 
-def menu(machine: Host) -> str:
+def menu_or_copy(machine: Host) -> str:
     """The boot menu; where a run that was killed tore it, the whole copy beside it."""
     name = environment.grub_cfg(machine)
     text = (machine.read(name) or b"").decode("utf-8", "surrogateescape")
@@ -178,7 +178,7 @@ def obstacle(machine: Host) -> tuple[str, str]:
     """
     if machine.exists(foreign.PROXMOX_ESPS):
         return "it reads its environment block from the partitions of proxmox-boot-tool", ""
-    cfg = menu(machine)
+    cfg = menu_or_copy(machine)
     if f"save_env {NEXT}" not in cfg or "load_env" not in cfg:
         return f"the menu does not clear {NEXT}", ""
     name = environment.grubenv_name(machine)
