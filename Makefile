@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PREFIX ?= /opt/emupmem
+MAN := /usr/local/share/man/man8
 MINUTES ?= 2
 NICE ?= 5
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -40,9 +41,11 @@ install: ## Install emupmem for this machine: /usr/local/bin/emupmem
 	$(SUDO) $(PYTHON) -m venv $(PREFIX)
 	$(SUDO) $(PREFIX)/bin/pip install --quiet .
 	$(SUDO) ln -sf $(PREFIX)/bin/emupmem /usr/local/bin/emupmem
+	$(SUDO) mkdir -p $(MAN)
+	$(PREFIX)/bin/python -m emupmem.cli.manual | $(SUDO) tee $(MAN)/emupmem.8 >/dev/null
 
 uninstall: ## Take it away again (reservations stay: emupmem remove first)
-	$(SUDO) rm -rf $(PREFIX) /usr/local/bin/emupmem
+	$(SUDO) rm -rf $(PREFIX) /usr/local/bin/emupmem $(MAN)/emupmem.8
 
 lint: $(STAMP)
 	$(BIN)/ruff check emupmem tests

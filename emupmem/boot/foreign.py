@@ -109,7 +109,7 @@ NIXOS = Owner(
         'boot.kernelParams = [ "{words}" ]; in /etc/nixos/configuration.nix (or your flake)',
         "sudo nixos-rebuild boot",
     ),
-    ('take "{words}" out of boot.kernelParams', "sudo nixos-rebuild boot"),
+    ('remove "{words}" from boot.kernelParams', "sudo nixos-rebuild boot"),
 )
 
 # kernelstub/application.py: -a adds options that are not there, -d deletes them, both write the entries.
@@ -155,7 +155,7 @@ PROXMOX_TREE = Owner(
         "proxmox-boot-tool refresh",
     ),
     (
-        "run emupmem on that machine; where systemd-boot starts it (UEFI): take {words} out of /etc/kernel/cmdline",
+        "run emupmem on that machine; where systemd-boot starts it (UEFI): remove {words} from /etc/kernel/cmdline",
         "proxmox-boot-tool refresh",
     ),
 )

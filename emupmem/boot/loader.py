@@ -181,7 +181,7 @@ class Loader(ABC):
         """The kernel command line of the next start. Raises EmupmemError where it cannot be told."""
         now = self.standing(machine)
         if now.line is None:
-            raise EmupmemError(f"which entry of {now.menu} boots by default cannot be told")
+            raise EmupmemError(f"cannot determine the default boot entry in {now.menu}")
         return now.line
 
     def next_start(self, machine: Host, unseen: list[tuple[str, str]]) -> NextStart:
@@ -244,7 +244,7 @@ class Loader(ABC):
         if options.variable != editor_text.LINUX:
             raise EmupmemError(
                 f"--variable names a variable of GRUB's, and {self.title} starts this machine",
-                "leave it away",
+                "omit it",
             )
 
     def refuse_removal(self, machine: Host) -> None:  # noqa: B027 (most loaders refuse none)

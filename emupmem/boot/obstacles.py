@@ -131,7 +131,7 @@ def _refuse_kernel(machine: Host) -> tuple[str, ...]:
     """The kernel that will boot must be able to make the device."""
     kernel = target(machine)
     if kernel is None:
-        return ("which kernel boots by default cannot be told: its drivers are not checked",)
+        return ("cannot determine which kernel boots by default: its drivers are not checked",)
     problem = kernel_problem(kernel.kernel)
     if problem is not None:
         raise EmupmemError(f"the kernel that boots by default: {problem.message}", problem.hint)

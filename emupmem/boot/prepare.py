@@ -95,7 +95,7 @@ def _decide(
     if present and not (options.add or options.replace):
         raise EmupmemError(
             f"there is a different reservation already: memmap={','.join(present)}",
-            "--replace puts the new one in its place, --add joins them",
+            "--replace puts the new one in its place, --add keeps both",
         )
     made = plan(situation, request)
     items = (*kept, *_items(made.memmap))
@@ -264,7 +264,7 @@ def prepare_confirm(machine: Host) -> Change:
         raise EmupmemError("there is no trial to confirm", "emupmem apply --trial begins one")
     if not state.running:
         raise EmupmemError(
-            f"this boot is not the trial of {state.words[0]}", "emupmem verify tells how it stands"
+            f"this boot is not the trial of {state.words[0]}", "emupmem verify shows its state"
         )
     now = by.standing(machine)
     wanted = Wanted(_items(state.words[0]), state.words[1:], variable=state.variable)

@@ -151,7 +151,7 @@ class SdBootUtil(SystemdBoot):
         sources = tuple(e for e in steps.edits if e.name.startswith("/etc/kernel/"))
         if not steps.edits:
             return steps
-        command = Command(("sdbootutil", _sdbootutil_verb(machine)), "write the boot entries anew")
+        command = Command(("sdbootutil", _sdbootutil_verb(machine)), "rewrite the boot entries")
         # Of the older verb, and of one that goes wrong, no entry is safe.
         entries, rewritten = tuple(entry_files(machine)), tuple(e.name for e in sources)
         return replace(
@@ -188,13 +188,11 @@ def refuse_one_shot(machine: Host) -> None:
             "bootctl status lists what it knows; apply without --trial",
         )
     if machine.find("bootctl") is None:
-        raise EmupmemError(
-            "bootctl is not installed: nothing could choose the entry", "apply without --trial"
-        )
+        raise EmupmemError("bootctl is not installed: the entry cannot be selected", "apply without --trial")
     default = _default_text_name(machine)
     if not bls_text.value(_trial_text(machine, default), "sort-key"):
         raise EmupmemError(
-            f"{default} has no sort-key: an entry of ours beside it could become the one that boots by default",
+            f"{default} has no sort-key: a second entry could become the default",
             "apply without --trial, or give it a line like “sort-key debian”",
         )
 
@@ -243,7 +241,7 @@ def _default_text_name(machine: Host) -> str:
     default = SystemdBoot().standing(machine).default
     files = [n for n in bls_files.entry_files(machine) if default and n.endswith(f"/{default.ids[0]}.conf")]
     if len(files) != 1:
-        raise EmupmemError("which entry boots by default cannot be told", "apply without --trial")
+        raise EmupmemError("cannot determine the default boot entry", "apply without --trial")
     return files[0]
 
 

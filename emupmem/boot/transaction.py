@@ -123,7 +123,7 @@ def _refuse_changed(machine: Host, watched: Sequence[FileEdit]) -> None:
     for edit in watched:
         if machine.read(edit.name) != edit.before:
             raise EmupmemError(
-                f"{edit.name} was changed by somebody else meanwhile", "look at it and try again"
+                f"{edit.name} was changed by another program in the meantime", "look at it and try again"
             )
 
 
@@ -239,7 +239,7 @@ def _edited_meanwhile(machine: Host, steps: Steps) -> str:
     name = next((e.name for e in ours if machine.read(e.name) != e.after), "")
     if not name:
         return ""
-    return f"{name} was changed by somebody else while the menu was made: look at it, then run emupmem verify"
+    return f"{name} was changed by another program while the menu was generated: look at it, then run emupmem verify"
 
 
 # What a killed run leaves ----------------------------------------------------------------------------
@@ -350,10 +350,10 @@ def _put_edit_back(machine: Machine, steps: Steps, former: _Former, edit: FileEd
     undone = edits.undo_lines(now, edit.before, edit.after) if edit.before and edit.after and now else None
     if undone is not None:
         files.replace_file(machine, name, undone)
-        return f"; {name} keeps what somebody else changed in it meanwhile"
+        return f"; {name} keeps the change that another program made"
     kept = backups.back_up(machine, name, stamp(), now or b"", ".edited")
     _put(machine, name, edit.before, edit.mode)
-    return f"; what somebody else wrote into {name} meanwhile is kept as {kept}"
+    return f"; what another program wrote into {name} is kept as {kept}"
 
 
 def _put_back(machine: Machine, former: _Former, name: str, mode: int = 0o644) -> None:

@@ -67,7 +67,7 @@ def kexec(machine: Host, words: Sequence[str], variable: str) -> tuple[Command, 
     if chosen(machine):
         raise EmupmemError(
             "the next start is chosen to be a trial already: a reset would lead into that one",
-            "reboot tries it; sudo emupmem abandon takes it away",
+            "reboot to try it, or cancel it with sudo emupmem abandon",
         )
     cfg = menu_or_copy(machine)
     default = default_to_try(cfg, environment.grubenv(machine))

@@ -126,7 +126,7 @@ def apply(
 def remove(
     items: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ITEM]...", help="What to give back, as '1G!4G'; else everything."),
+        typer.Argument(metavar="[ITEM]...", help="What to give back, such as 1G!4G (default: everything)."),
     ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,

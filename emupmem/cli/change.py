@@ -32,7 +32,7 @@ def ask_and_carry_out(session: Session, prepared: Change, warnings: Sequence[str
     if not prepared.needed:
         result["reboot_required"] = machine.live and not _boots_as(booted, prepared)
         if not session.as_json:
-            print(f"Already as asked: {prepared.memmap or 'nothing is reserved'}. Nothing was changed.")
+            print(f"Already set up: {prepared.memmap or 'nothing is reserved'}. Nothing was changed.")
             if result["reboot_required"]:
                 print("Reboot, then:  sudo emupmem verify")
         session.finish(Exit.OK)
@@ -89,9 +89,9 @@ def _show_change(machine: Machine, prepared: Change) -> None:
     if not machine.live and prepared.by.menu_in_tree:
         out.print(f"then, on that machine: {prepared.by.menu_in_tree}")
         return
-    for step in _programs(prepared):
-        out.print(f"then: {shlex.join(step.argv)}", soft_wrap=True)
-    out.print(f"(and check every entry of {prepared.before.menu})", soft_wrap=True)
+    lines = [f"then: {shlex.join(step.argv)} " for step in _programs(prepared)] or [""]
+    for line in (*lines[:-1], f"{lines[-1]}(and check every entry of {prepared.before.menu})"):
+        out.print(line.strip(), soft_wrap=True)
 
 
 def _programs(prepared: Change) -> list[Command]:

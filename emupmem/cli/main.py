@@ -100,7 +100,7 @@ COMMANDS = {
         "mount",
         "Make a DAX file system on the device if it is blank, mount it, and prove that it is DAX.",
     ),
-    "umount": Place("mount", "umount", "Unmount persistent memory; where it is in use, tell by whom."),
+    "umount": Place("mount", "umount", "Unmount persistent memory; if it is in use, name the program."),
     "save": Place("snapshot", "save", "Save the content of a device: a sparse raw image with a checksum."),
     "restore": Place("snapshot", "restore", "Put a saved image back onto a device."),
     "boot-mount": Place("at_boot", "boot_mount", hidden=True),
@@ -110,7 +110,7 @@ COMMANDS = {
         "confirm",
         "Make the reservation of the trial that is running permanent, if all of it is as planned.",
     ),
-    "abandon": Place("trial", "abandon", "Take the entry of a trial away; nothing else changes."),
+    "abandon": Place("trial", "abandon", "Cancel a trial: delete its boot entry, change nothing else."),
     "doctor": Place(
         "doctor", "doctor", "Tell everything that decides whether this will work, before and after."
     ),
@@ -130,6 +130,7 @@ COMMANDS = {
         "",
         "Regions and namespaces of NVDIMMs, real or virtual, with ndctl; the goal of Intel Optane modules with ipmctl.",
     ),
+    "help": Place("manual", "manual_help", "Show the manual: commands, files, exit status, JSON, recovery."),
 }
 
 
@@ -168,7 +169,7 @@ def _status() -> int:
         status = Exit.ERROR
     except KeyboardInterrupt:
         # While something is changed, signals are held back: this comes before or after it.
-        status = _fail("stopped", "emupmem verify tells what is in force", Exit.ERROR, None)
+        status = _fail("stopped", "emupmem verify shows what is in force", Exit.ERROR, None)
     except Exception as exc:
         if exc is stdio.failure():
             why = stdio.failure()

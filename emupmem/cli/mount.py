@@ -19,10 +19,10 @@ from emupmem.device import mount as device_mount
 def mount(
     device: Annotated[
         str | None,
-        typer.Argument(metavar="[DEVICE]", help="As /dev/pmem0; else the only emulated one."),
+        typer.Argument(metavar="[DEVICE]", help="Such as /dev/pmem0 (default: the only emulated one)."),
     ] = None,
     folder: Annotated[
-        str | None, typer.Argument(metavar="[DIR]", help="Where; else /mnt and the device's name.")
+        str | None, typer.Argument(metavar="[DIR]", help="Mount point (default: /mnt and the device's name).")
     ] = None,
     fs: Fs = None,
     owner: Owner = "",
@@ -86,7 +86,7 @@ def umount(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Where persistent memory is mounted.")],
     as_json: Json = False,
 ) -> None:
-    """Unmount persistent memory; where it is in use, tell by whom. The content stays until the power goes."""
+    """Unmount persistent memory; if it is in use, name the program. The content stays until the power goes."""
     session = Session({"device": "", "dir": folder, "changed": False}, as_json)
     with session.errors():
         session.be_root("this unmounts")
@@ -110,14 +110,12 @@ def _show_steps(steps: Any, owner: str, mode: str) -> None:
         lines.insert(-1, f"mkdir -p {shlex.quote(steps.dir)}")
     lines += [f"chown {owner} {shlex.quote(steps.dir)}"] if owner else []
     lines += [f"chmod {mode} {shlex.quote(steps.dir)}"] if mode else []
-    print(
-        "\n".join(lines) or f"Already as asked: {steps.device.dev} at {steps.dir}. Nothing would be changed."
-    )
+    print("\n".join(lines) or f"Already set up: {steps.device.dev} at {steps.dir}. Nothing would be changed.")
 
 
 def _tell_mount(outcome: Any, unit: Any) -> None:
     if not outcome.changed:
-        print(f"Already as asked: {outcome.steps.device.dev} at {outcome.steps.dir}.")
+        print(f"Already set up: {outcome.steps.device.dev} at {outcome.steps.dir}.")
     elif outcome.steps.kept and outcome.steps.commands:
         print(f"The {outcome.steps.fs} that was on {outcome.steps.device.dev} is kept.")
     render.print_ladder(render.console(), outcome.rungs)

@@ -127,13 +127,13 @@ def create_on_ram(
 @app.command("resize", epilog=EPILOG)
 def resize(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As namespace0.0 or /dev/pmem0.")],
-    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="What it shall take of the range.")],
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Size of the namespace.")],
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Make a namespace anew with another size. Its content is lost, and its name may be another."""
-    question = f"All content of {name} is lost. Make it anew?"
+    question = f"All content of {name} is lost. Create it again?"
     session = _changing(as_json, dry_run, yes)
     _change(session, lambda machine: ramdax.resize_steps(machine, name, size_of(size)), question)
 

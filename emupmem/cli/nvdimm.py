@@ -78,7 +78,7 @@ def show(socket: Socket = None, as_json: Json = False) -> None:
 
 @app.command("goal", epilog=EPILOG)
 def goal(
-    mode: Annotated[GoalMode, typer.Option("--mode", help="What the modules shall be.")],
+    mode: Annotated[GoalMode, typer.Option("--mode", help="What to use the modules as.")],
     memory_percent: Annotated[
         int | None,
         typer.Option("--memory-percent", min=0, max=100, metavar="N", help="The share that becomes RAM."),
@@ -160,7 +160,7 @@ def _next_step(machine: Machine, plan: GoalPlan) -> tuple[GoalPlan, tuple[Namesp
     """Look again, now that nobody else of us is at work, and set the goal or make the namespaces."""
     again = nvdimm_goal.plan_goal(machine, plan.wanted)
     if again.state != plan.state or again.makes != plan.makes:
-        raise EmupmemError("something changed meanwhile", "nothing was done; try it again")
+        raise EmupmemError("something changed in the meantime", "nothing was done; try it again")
     if again.state == "needed":
         return nvdimm_goal.set_goal(machine, again), ()
     made = nvdimm_goal.make_namespaces(machine, again)
@@ -173,15 +173,15 @@ def _next_step(machine: Machine, plan: GoalPlan) -> tuple[GoalPlan, tuple[Namesp
 @app.command("create", epilog=EPILOG)
 def create(
     region: Annotated[
-        str, typer.Option("--region", metavar="R", help="As region0; else the first with room.")
+        str, typer.Option("--region", metavar="R", help="Such as region0 (default: the first with room).")
     ] = "",
     size: Annotated[
         str,
-        typer.Option("--size", metavar="SIZE", help="What it takes of the region; else all that is free."),
+        typer.Option("--size", metavar="SIZE", help="Size (default: all that is free)."),
     ] = "",
     mode: Annotated[Mode, typer.Option("--mode", help="What kind of device it becomes.")] = Mode.FSDAX,
     map_: Annotated[
-        Map | None, typer.Option("--map", help="Where the page map lies: in RAM or on the device itself.")
+        Map | None, typer.Option("--map", help="Where to keep the page map: in RAM or on the device itself.")
     ] = None,
     align: Annotated[
         str, typer.Option("--align", metavar="SIZE", help="The page size it is aligned to: 4K, 2M or 1G.")
@@ -259,7 +259,7 @@ def _change(
     with lock.change_lock(machine):
         again = planned(machine)  # while we asked, others may have been at work
         if again != plan:
-            raise EmupmemError("something changed meanwhile", "nothing was done; try it again")
+            raise EmupmemError("something changed in the meantime", "nothing was done; try it again")
         one = carry_out(machine, again)
     session.result["changed"] = True
     return one

@@ -39,7 +39,9 @@ Size = Annotated[
 Count = Annotated[int, typer.Option("--count", metavar="N", min=1, help="How many devices, 1 to 4.")]
 Offset = Annotated[
     str | None,
-    typer.Option("--offset", metavar="ADDR", help="Where the first begins, as 4G; else the lowest place."),
+    typer.Option(
+        "--offset", metavar="ADDR", help="Start of the first device, such as 4G (default: the lowest place)."
+    ),
 ]
 MinFree = Annotated[
     str, typer.Option("--min-free", metavar="SIZE", help="RAM that must stay for the system.")
@@ -87,7 +89,8 @@ Fs = Annotated[
     FileSystem | None, typer.Option("--fs", help="The file system; ext4 unless the device holds another.")
 ]
 Owner = Annotated[
-    str, typer.Option("--owner", metavar="USER[:GROUP]", help="Whose the mounted folder shall be.")
+    str,
+    typer.Option("--owner", metavar="USER[:GROUP]", help="Owner of the mounted folder: USER or USER:GROUP."),
 ]
 Permissions = Annotated[
     str, typer.Option("--mode", metavar="MODE", help="Permissions of the mounted folder, as 0755.")

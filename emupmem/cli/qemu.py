@@ -84,7 +84,10 @@ class TakesQemu(TyperCommand):
             option = getattr(exc, "option_name", None)
             if type(exc).__name__ != "NoSuchOption" or not option or option.startswith("--"):
                 raise
-            usage(f"{option} is no option of emupmem", f"what is QEMU's follows --: … --pmem 1G -- {EXAMPLE}")
+            usage(
+                f"{option} is not an option of emupmem",
+                f"what is QEMU's follows --: … --pmem 1G -- {EXAMPLE}",
+            )
 
 
 Sizes = Annotated[
@@ -97,7 +100,7 @@ Backends = Annotated[
         "--pmem-file",
         metavar="PATH",
         help="What keeps its content: a file (made if missing), a folder, /dev/daxX.Y, /dev/pmemN; once for each "
-        "--pmem. Without it the content ends with QEMU.",
+        "--pmem. Without it the content is lost when QEMU exits.",
     ),
 ]
 DeviceOption = Annotated[
@@ -122,7 +125,8 @@ NodeList = Annotated[
 PersistenceOption = Annotated[
     Persistence | None,
     typer.Option(
-        "--persistence", help="What the guest is told: flush to the memory controller, or caches too."
+        "--persistence",
+        help="What the guest may rely on after a power failure: the memory controller, or the CPU caches too.",
     ),
 ]
 MachineOption = Annotated[
@@ -179,7 +183,7 @@ class Asked:
         """How many devices. Raises EmupmemError for none, and for more nodes than devices."""
         count = max(len(self.pmem or []), len(self.backend or []))
         if "" in (self.backend or []):
-            usage("--backend is empty", "leave it away for memory of QEMU, whose content ends with it")
+            usage("--backend is empty", "omit it to use QEMU's own memory, which is lost when QEMU exits")
         if not count:
             usage("which device? --pmem SIZE, or --backend PATH, or both")
         if len(self.node or []) > count:

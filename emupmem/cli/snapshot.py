@@ -24,7 +24,7 @@ def save(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The image to write; replaced as a whole.")],
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[DEVICE|DIR]", help="A device, or where it is mounted; else the only one."),
+        typer.Argument(metavar="[DEVICE|DIR]", help="A device or its mount point (default: the only one)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +41,7 @@ def save(
 def restore(
     file: Annotated[str, typer.Argument(metavar="FILE", help="An image that `emupmem save` wrote.")],
     device: Annotated[
-        str | None, typer.Argument(metavar="[DEVICE]", help="Where to write it; else the only one.")
+        str | None, typer.Argument(metavar="[DEVICE]", help="The device to write to (default: the only one).")
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Take an image without a checksum, or with a wrong one, as it is.")

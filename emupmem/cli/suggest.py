@@ -131,7 +131,7 @@ def suggest(
             print(f"       (adds {shlex.quote(made.memmap)} to the kernel command line)")
             if from_ is not None and not found.whole_machine:
                 print(
-                    "       (whether that kernel has the driver is not in a log: emupmem doctor tells it there)"
+                    "       (a log does not show whether that kernel has the driver: run emupmem doctor there)"
                 )
     if as_json:
         print_json(result)

@@ -81,7 +81,7 @@ def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) ->
 
 
 def abandon(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
-    """Take the entry of a trial away; nothing else changes."""
+    """Cancel a trial: delete its boot entry, change nothing else."""
     session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)
     with session.errors():
         session.be_root("this changes the boot configuration")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Usage errors in this program's own words: what was typed, and whose help tells more."""
+"""Usage errors in this program's own words: what was typed, and whose help shows more."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def _value_of(option: str, words: Sequence[str]) -> str:
 
 
 def help_hint(words: Sequence[str], commands: Sequence[str], message: str = "") -> str:
-    """The second line of a usage error: the command whose help tells more."""
+    """The second line of a usage error: the command whose help shows more."""
     typed = [w for w in words if not w.startswith("-")]
     names = typed[:1] if typed and typed[0] in commands else []
     inside = names and names[0] in GROUPS and len(typed) > 1 and "No such command" not in message
     if inside and words.index(typed[1]) == words.index(typed[0]) + 1:
         names.append(typed[1])
-    return " ".join(["emupmem", *names, "--help tells more"])
+    return " ".join(["emupmem", *names, "see --help"])

@@ -88,7 +88,7 @@ def _wait_for_device(machine: Machine, wanted: unit.BootMount) -> Pmem:
     if device is None:
         raise EmupmemError(
             f"no device for memmap={wanted.range} appeared within {unit.SECONDS} seconds",
-            "sudo emupmem verify tells why",
+            "sudo emupmem verify shows why",
         )
     if device.size != wanted.size:
         raise EmupmemError(

@@ -109,7 +109,7 @@ def choose_pmem(devices: Sequence[Pmem], request: MountRequest, number: str) -> 
             raise EmupmemError(
                 f"there are {len(ours)} emulated devices: {listed}", "name the one that you mean"
             )
-        raise EmupmemError("no emulated persistent memory is there", "sudo emupmem verify tells why")
+        raise EmupmemError("no emulated persistent memory is there", "sudo emupmem verify shows why")
     for device in devices:
         if number and number in device.partitions:
             raise EmupmemError(
@@ -120,7 +120,7 @@ def choose_pmem(devices: Sequence[Pmem], request: MountRequest, number: str) -> 
             return device
     if not number:
         raise EmupmemError(
-            f"{request.device} is not a block device", "sudo emupmem verify tells what is there"
+            f"{request.device} is not a block device", "sudo emupmem verify shows what is there"
         )
     raise EmupmemError(
         f"{request.device} is not persistent memory: emupmem never touches another disk",
@@ -143,7 +143,7 @@ def check_dir(name: str) -> str:
     if plain != "/" and {"", ".", ".."} & set(plain[1:].split("/")):
         raise EmupmemError(f"{name} is not a plain name", "write it without //, . and ..")
     if plain in _TOO_HIGH or any(plain == s or plain.startswith(f"{s}/") for s in _SYSTEM):
-        raise EmupmemError(f"{plain} belongs to the system", "choose a folder of its own, as /mnt/pmem0")
+        raise EmupmemError(f"{plain} belongs to the system", "choose a separate folder, such as /mnt/pmem0")
     return plain
 
 
@@ -253,7 +253,9 @@ def mounted_here(device: Pmem, request: MountRequest, mounts: Sequence[Mounted],
         return None
     hint = f"sudo emupmem umount {name} first"
     if request.force:
-        raise EmupmemError(f"{device.dev} is mounted at {name}: what is mounted is never made anew", hint)
+        raise EmupmemError(
+            f"{device.dev} is mounted at {name}: a mounted file system is never recreated", hint
+        )
     if request.fs is not None and request.fs != top.fs:
         raise EmupmemError(f"{device.dev} is mounted at {name} with {top.fs}, not {request.fs}", hint)
     if not top.dax:

@@ -85,7 +85,7 @@ def choose_device(machine: Machine, name: str | None) -> Pmem:
             listed = ", ".join(d.dev for d in ours)
             raise EmupmemError(f"there are {len(ours)} devices: {listed}", "name the one you mean")
         raise EmupmemError(
-            "there is no device of emulated persistent memory", "sudo emupmem verify tells why"
+            "there is no device of emulated persistent memory", "sudo emupmem verify shows why"
         )
     absolute = str(Path(name).absolute())
     for device in ours:
@@ -99,7 +99,7 @@ def choose_device(machine: Machine, name: str | None) -> Pmem:
 def _which(ours: Sequence[Pmem]) -> str:
     if ours:
         return f"the devices of this machine: {', '.join(d.dev for d in ours)}"
-    return "there is none; sudo emupmem verify tells why"
+    return "there is none; sudo emupmem verify shows why"
 
 
 def _source(machine: Machine, source: str | None) -> tuple[Pmem, str]:
@@ -116,7 +116,7 @@ def _source(machine: Machine, source: str | None) -> tuple[Pmem, str]:
     where = mounted_at(machine, device)
     if where:
         raise EmupmemError(
-            f"{device.dev} is mounted on {where}", f"save {where} instead: it is frozen meanwhile"
+            f"{device.dev} is mounted on {where}", f"save {where} instead: it is frozen while it is saved"
         )
     return device, ""
 
@@ -305,7 +305,7 @@ def restore_image(
         if info.st_size != size:
             raise EmupmemError(
                 f"{file} has {human(info.st_size)} ({info.st_size} bytes), {device.dev} {human(size)} ({size})",
-                "an image fits only a device of its own size; nothing was written",
+                "an image fits only a device of the same size; nothing was written",
             )
         known = known_checksum(Path(file), image)
         with os_failures(f"{file} cannot be read"):

@@ -36,7 +36,7 @@ def check_image(machine: Host, file: str, size: int, folder: str) -> None:
         raise EmupmemError(f"{file} is not a plain absolute name", "as in /var/lib/emupmem/pmem0.img")
     refuse_kernel_folder(file, machine.real(file))
     if file.startswith(f"{folder}/"):
-        raise EmupmemError(f"{file} lies on the very device that it shall keep", "keep it on a disk")
+        raise EmupmemError(f"{file} is on the device it would back up", "keep it on a disk")
     if not machine.live:
         return
     parent = file.rpartition("/")[0] or "/"
@@ -59,12 +59,12 @@ def check_image(machine: Host, file: str, size: int, folder: str) -> None:
     if there is not None and there != size:
         raise EmupmemError(
             f"{file} is there already and has {human(there)}, the device {human(size)}",
-            "an image fits only a device of its own size: give another name",
+            "an image fits only a device of the same size: give another name",
         )
     room = machine.room(parent)
     if room < size:
         raise EmupmemError(
-            f"{parent} has {human(room)} free: a full device needs {human(size)} beside the last image",
+            f"{parent} has {human(room)} free: a full device needs {human(size)} in addition to the last image",
             "choose a folder on another disk",
         )
 
@@ -129,7 +129,7 @@ def _save(machine: Machine, wanted: BootMount) -> str:
 
     done = image.save_image(machine, wanted.keep, where or device.dev)
     machine.run(Command(("sync", "-f", wanted.keep), "have the image on the disk"))
-    held = f" (mounted at {where} still, and frozen meanwhile)" if where else ""
+    held = f" (still mounted at {where}, frozen while it was saved)" if where else ""
     return (
         f"{device.dev} saved to {wanted.keep}{held} · {human(done.allocated)} on disk, {done.seconds:.1f} s"
     )

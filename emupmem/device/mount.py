@@ -108,7 +108,7 @@ def _mount_hint(steps: MountSteps, command: Command) -> str:
             f"the {steps.fs} that is on {steps.device.dev} cannot be mounted with DAX; "
             f"sudo emupmem mount {steps.device.dev} {steps.dir} --force makes a new one (and destroys it)"
         )
-    return "sudo dmesg | tail tells why"
+    return "sudo dmesg | tail shows why"
 
 
 def _check_ext4(machine: Machine, steps: MountSteps) -> None:
@@ -127,7 +127,7 @@ def unmount_device(machine: Machine, name: str) -> Mounted:
     all_mounts = mounts(machine)
     top = next((m for m in reversed(all_mounts) if m.dir == folder), None)
     if top is None:
-        raise EmupmemError(f"nothing is mounted at {folder}", "emupmem verify tells what is")
+        raise EmupmemError(f"nothing is mounted at {folder}", "emupmem verify shows what is")
     if top.number not in {d.number for d in devices(machine)}:
         raise EmupmemError(f"{folder} is not persistent memory: {top.source}", "umount is for other mounts")
     done = machine.run(Command(("umount", folder), "unmount it"))

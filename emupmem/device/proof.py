@@ -114,7 +114,7 @@ def mount_rungs(mounts: Sequence[SeenMount]) -> tuple[Check, ...]:
 
 def left_over(mount: SeenMount) -> Check:
     found = f"{mount.dir} is asked for at every boot, and nothing is reserved for it"
-    return Check("filesystem", "skipped", "", found, "sudo emupmem remove takes that away")
+    return Check("filesystem", "skipped", "", found, "sudo emupmem remove deletes it")
 
 
 def _again(mount: SeenMount, force: str = "") -> str:
@@ -125,7 +125,7 @@ def _filesystem(mount: SeenMount) -> Check:
     wanted = mount.wanted or "a file system"
     if not mount.device:
         found = f"the device that {mount.dir} is for is not there"
-        return Check("filesystem", "fail", wanted, found, "sudo emupmem apply --mount … plans it anew")
+        return Check("filesystem", "fail", wanted, found, "sudo emupmem apply --mount … plans it again")
     if mount.fs is None:
         return Check("filesystem", "skipped", wanted, f"what {mount.device} holds is shown to root only")
     if not mount.fs:
@@ -139,7 +139,7 @@ def _filesystem(mount: SeenMount) -> Check:
 
 def _why_not(mount: SeenMount) -> str:
     if mount.at_boot:
-        return f"journalctl -b -u emupmem.service tells why; {_again(mount)} does it now"
+        return f"journalctl -b -u emupmem.service shows why; {_again(mount)} does it now"
     return _again(mount)
 
 
@@ -164,10 +164,10 @@ def _mounted(mount: SeenMount) -> Check:
 def _dax_file(mount: SeenMount) -> Check:
     expected = "files are mapped directly (statx: STATX_ATTR_DAX)"
     if mount.dax_file is None:
-        return Check("dax-file", "skipped", expected, mount.why or "this kernel does not tell (before 5.8)")
+        return Check("dax-file", "skipped", expected, mount.why or "this kernel cannot say (before 5.8)")
     if not mount.dax_file:
         found = f"a new file in {mount.dir} has no DAX, whatever the option says"
-        hint = "sudo dmesg | grep -i dax tells why: block size, reflink, or the device"
+        hint = "sudo dmesg | grep -i dax shows why: block size, reflink, or the device"
         return Check("dax-file", "fail", expected, found, hint)
     return Check("dax-file", "ok", expected, "a new file has DAX (statx)")
 

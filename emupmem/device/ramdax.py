@@ -165,7 +165,7 @@ def _require_bound(machine: Machine) -> None:
 def _ndctl(machine: Machine, *argv: str) -> str:
     done = machine.run(Command(("ndctl", *argv)), timeout=300)
     if done.status:
-        raise EmupmemError(f"ndctl {argv[0]} failed: {done.last_words}", "sudo dmesg may tell more")
+        raise EmupmemError(f"ndctl {argv[0]} failed: {done.last_words}", "sudo dmesg may show more")
     return done.stdout.decode("utf-8", "replace")
 
 
@@ -229,7 +229,7 @@ def rebind(machine: Machine, steps: Sequence[Step], wanted: str = DRIVER) -> Non
     try:
         run_steps(machine, steps)
         if not wait_for(lambda: driver(machine) == wanted, 10):
-            raise EmupmemError(f"{wanted} did not take the range", "sudo dmesg may tell why")
+            raise EmupmemError(f"{wanted} did not take the range", "sudo dmesg may show why")
     except EmupmemError:
         if former and driver(machine) != former:
             run_steps(machine, (Write(f"{HERE}/driver_override", former if former == DRIVER else ""),))

@@ -169,7 +169,7 @@ def quote(word: str, double: str = "%$") -> str:
 
 def read_unit(unit: str) -> tuple[BootMount, ...]:
     """The mounts of a unit that `text` made. Raises EmupmemError where it was edited beyond recognition."""
-    hint = f"sudo rm {FILE} {LINK} takes it away; then give the mounts anew"
+    hint = f"sudo rm {FILE} {LINK} deletes it; then give the mounts again"
     joined = re.sub(r"\\\n", " ", unit)
     commands = [line[len("ExecStart=") :] for line in joined.split("\n") if line.startswith("ExecStart=")]
     if len(commands) != 1 or not unit.startswith(MARK):
@@ -224,9 +224,7 @@ def changed(
     folders = [m.dir for m in mounts]
     for folder in folders:
         if folders.count(folder) > 1:
-            raise EmupmemError(
-                f"two devices cannot both be mounted at {folder}", "give each a folder of its own"
-            )
+            raise EmupmemError(f"two devices cannot both be mounted at {folder}", "give each its own folder")
     if not mounts:
         return UnitChange(before, None, linked)
     return UnitChange(before, unit_text(mounts, program), linked)

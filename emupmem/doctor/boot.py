@@ -110,7 +110,7 @@ def look_at_boots(eye: Eye) -> Finding | None:
         return None  # `source` says it
     machine, name = eye.machine, environment.grub_cfg(eye.machine)
     if eye.entry is None:
-        seen = f"which entry of {name} boots next cannot be told"
+        seen = f"cannot determine which entry of {name} boots next"
         return Finding(
             "boots",
             "note",
@@ -255,7 +255,7 @@ def look_at_generator(machine: Host) -> Finding:
 def generator_finding(command: str, edit: str) -> Finding:
     """Without the program that makes grub.cfg apply refuses; without grub-editenv only a trial."""
     if not command:
-        seen = f"none of {', '.join(GENERATORS)} is installed: nothing could make grub.cfg"
+        seen = f"none of {', '.join(GENERATORS)} is installed: grub.cfg cannot be generated"
         return Finding("generator", "stop", seen, "install grub2-common (grub2-tools on Fedora)")
     if not edit:
         return Finding(

@@ -53,7 +53,9 @@ def host(hypervisor: str, told: bool) -> Finding:
             "for memory that outlives it: a vNVDIMM (emupmem qemu)",
         )
     if not told:
-        return Finding("host", "ok", "no container, WSL or Xen; whether it is a virtual machine was not told")
+        return Finding(
+            "host", "ok", "no container, WSL or Xen; cannot determine whether it is a virtual machine"
+        )
     return Finding("host", "ok", "metal: no container, no hypervisor")
 
 
@@ -84,7 +86,9 @@ def numa(nodes: Sequence[NodeRange]) -> Finding | None:
     if len(numbers) < 2:
         return None
     listed = ", ".join(map(str, numbers))
-    return Finding("numa", "note", f"memory on nodes {listed}: a device lies on one", "apply --numa-node N")
+    return Finding(
+        "numa", "note", f"memory on nodes {listed}: a device is on one of them", "apply --numa-node N"
+    )
 
 
 def has_type_7(eye: Eye) -> bool:
@@ -103,7 +107,7 @@ def real_pmem(there: bool) -> Finding | None:
         "real-pmem",
         "note",
         "there is real persistent memory (type 7): the emulated devices need not begin at /dev/pmem0",
-        "emupmem verify tells which is which",
+        "emupmem verify shows which is which",
     )
 
 

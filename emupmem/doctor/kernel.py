@@ -53,7 +53,7 @@ def built_in(config: str) -> Finding | None:
     found = re.search(r'^CONFIG_CMDLINE="(.+)"', config, re.MULTILINE)
     if found is None or not re.search(r"^CONFIG_CMDLINE_BOOL=y", config, re.MULTILINE):
         return None
-    seen = f"the kernel has a command line of its own: {found[1]}"
+    seen = f"the kernel has a built-in command line: {found[1]}"
     if parse_command_line(found[1]).items:
         why = f"{seen}: its randomisation does not keep clear of that memmap="
         return Finding("built-in", "warn", why, "sudo emupmem apply --nokaslr …")
@@ -118,7 +118,7 @@ def initramfs(line: CommandLine, fstab: str, crypttab: str) -> Finding:
     return Finding(
         "initramfs",
         "ok",
-        "need not have the drivers: nothing on the way to / lies on the device, and udev loads them later",
+        "need not have the drivers: nothing that is needed for / is on the device, and udev loads them later",
     )
 
 

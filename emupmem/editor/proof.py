@@ -106,7 +106,7 @@ def _same_tree(before: Layout, after: Layout, filename: str) -> None:
 
 
 def _disagreement(case: EditCase, after: Sourced, again: Sourced) -> EmupmemError | None:
-    """Say what sh reads differently than intended; `again` tells what is unstable by itself."""
+    """Say what sh reads differently than intended; `again` shows what is unstable by itself."""
     before = case.before
     for name, wish in case.wishes.items():
         old, new = before.values[-1][name], after.values[-1][name]

@@ -43,9 +43,7 @@ def checked_text(text: str | bytes, filename: str) -> str:
     source = internal(text)
     if "\0" in source:
         line = source.count("\n", 0, source.index("\0")) + 1
-        raise EmupmemError(
-            f"{filename}:{line}: contains a NUL byte", "this is no text for sh; restore the file"
-        )
+        raise EmupmemError(f"{filename}:{line}: contains a NUL byte", "sh cannot read this; restore the file")
     if source.startswith(("\xef\xbb\xbf", "\xff\xfe", "\xfe\xff")):
         raise EmupmemError(
             f"{filename}:1: starts with a byte order mark, which sh takes for a command",

@@ -94,7 +94,7 @@ def check_options(mode: str, map_: str, align: str) -> int:
             raise EmupmemError(f"{option} belongs to fsdax and devdax", f"{mode} has no page map")
     if map_ not in ("", "mem", "dev"):
         raise EmupmemError(
-            f"--map {map_} is not known", "the page map lies in RAM (mem) or on the device (dev)"
+            f"--map {map_} is not known", "the page map is kept in RAM (mem) or on the device (dev)"
         )
     if align and not parse_size(align, "alignment"):
         raise EmupmemError("an alignment of 0 is none", "leave --align out")
@@ -154,12 +154,12 @@ def _choose(machine: Machine, view: View, name: str, size: int | None, mode: str
     first = view.regions[0]
     raise EmupmemError(
         "no region has labels: each is one namespace of all of it",
-        f"--region {first.name} gives that namespace another mode; sudo emupmem nvdimm show tells what is there",
+        f"--region {first.name} gives that namespace another mode; sudo emupmem nvdimm show shows what is there",
     )
 
 
 def _no_region(machine: Machine) -> str:
-    optane = "on Optane modules: sudo emupmem nvdimm goal --mode appdirect; else there is no NVDIMM"
+    optane = "on Optane modules: sudo emupmem nvdimm goal --mode appdirect; otherwise there is no NVDIMM"
     return cxl.region_command(machine) or optane
 
 
@@ -172,7 +172,7 @@ def obstacle_of_region(there: NvdimmRegion, mode: str, align: int) -> EmupmemErr
         return EmupmemError(f"{there.name} cannot align to {human(align)}", f"it can {can}")
     if mode in MAPPED and there.start is not None and there.start % START:
         return EmupmemError(
-            f"{there.name} starts at {there.start:#x}, which is no multiple of {human(START)}: no {mode} there",
+            f"{there.name} starts at {there.start:#x}, which is not a multiple of {human(START)}: no {mode} there",
             "it can be raw or sector",
         )
     return None
@@ -190,7 +190,7 @@ def _fitting(there: NvdimmRegion, size: int | None, mode: str, align: int) -> in
                 if not there.free
                 else f"{there.name} has only {human(there.free)} left"
             )
-            raise EmupmemError(full, "sudo emupmem nvdimm show tells what is on it")
+            raise EmupmemError(full, "sudo emupmem nvdimm show shows what is on it")
     elif size > there.free or size > most:
         raise EmupmemError(
             f"{there.name} has no room for {human(size)} in one piece",
@@ -199,7 +199,7 @@ def _fitting(there: NvdimmRegion, size: int | None, mode: str, align: int) -> in
     elif size <= 0 or size % step:
         up = min(-(-size // step) * step or step, most)
         raise EmupmemError(
-            f"{tight(size)} is no multiple of {human(step)}, in which {there.name} is divided",
+            f"{tight(size)} is not a multiple of {human(step)}, in which {there.name} is divided",
             f"--size {tight(up)} is the next",
         )
     if mode != "raw" and size < least:
@@ -212,7 +212,7 @@ def _plan_whole(
 ) -> NamespacePlan:
     """Give the one namespace of a region without labels another mode: its content is lost."""
     if not there.namespaces:
-        raise EmupmemError(f"{there.name} has no labels and no namespace", "sudo dmesg may tell why")
+        raise EmupmemError(f"{there.name} has no labels and no namespace", "sudo dmesg may show why")
     if size is not None:
         raise EmupmemError(
             f"{there.name} has no labels: its one namespace always has its whole size", _divide(view, there)
@@ -269,9 +269,9 @@ def create_namespace(machine: Machine, plan: NamespacePlan) -> Namespace:
     there = [n for r in look_at_nvdimms(machine).regions if r.name == plan.region for n in r.namespaces]
     new = next((n for n in there if n.name == made or (not made and n.name not in before)), None)
     if new is None:
-        raise EmupmemError("ndctl made no namespace", "sudo dmesg may tell why")
+        raise EmupmemError("ndctl made no namespace", "sudo dmesg may show why")
     if not new.dev or not wait_for(lambda: machine.exists(new.dev), 10):
-        raise EmupmemError(f"{new.name} was made, but has no device", "sudo dmesg may tell why")
+        raise EmupmemError(f"{new.name} was made, but has no device", "sudo dmesg may show why")
     return new
 
 
@@ -292,7 +292,7 @@ def _run(machine: Machine, commands: Sequence[Command]) -> str:
         done = machine.run(command, timeout=SECONDS)
         if done.status:
             raise EmupmemError(
-                f"{shlex.join(command.argv)} failed: {ndctl_words(done)}", "sudo dmesg may tell more"
+                f"{shlex.join(command.argv)} failed: {ndctl_words(done)}", "sudo dmesg may show more"
             )
         out = done.stdout.decode("utf-8", "replace")
     return out
@@ -340,5 +340,5 @@ def destroy_namespace(machine: Machine, plan: NamespacePlan) -> Namespace:
         raise
     machine.settle()
     if any(n.name == plan.takes.name for r in look_at_nvdimms(machine).regions for n in r.namespaces):
-        raise EmupmemError(f"ndctl did not destroy {plan.takes.name}", "sudo dmesg may tell why")
+        raise EmupmemError(f"ndctl did not destroy {plan.takes.name}", "sudo dmesg may show why")
     return plan.takes

@@ -59,7 +59,7 @@ class GoalPlan:
             names = ", ".join(f"{r.name} ({human(r.size)})" for r in self.regions if r.name in self._empty)
             return f"Nothing is lost. Make an fsdax namespace of all the room in {names}?"
         modules = f"{len(self.dimms)} module{'s' if len(self.dimms) != 1 else ''}"
-        return f"{self.loss} At the next boot the firmware lays out {modules} anew. Set the goal?"
+        return f"{self.loss} At the next boot the firmware reconfigures {modules}. Set the goal?"
 
     @property
     def _empty(self) -> set[str]:
@@ -87,7 +87,7 @@ def plan_goal(machine: Machine, wanted: ipmctl.WantedGoal) -> GoalPlan:
         )
     if not any(d.works for d in dimms):
         states = ", ".join(f"{d.id} is {d.health}" for d in dimms)
-        raise EmupmemError(f"no module{where} is in order: {states}", "sudo ipmctl show -a -dimm tells more")
+        raise EmupmemError(f"no module{where} is in order: {states}", "sudo ipmctl show -a -dimm shows more")
     sets = ask_ipmctl(machine, ipmctl.show_regions, ipmctl.sets, wanted.socket)
     # Not every version keeps to the socket that it is asked for.
     dimms = tuple(d for d in dimms if wanted.socket is None or d.socket in (None, wanted.socket))

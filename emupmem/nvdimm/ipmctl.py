@@ -152,7 +152,7 @@ def create_goal(wanted: WantedGoal) -> Command:
         kind = "AppDirectNotInterleaved" if wanted.mode == MODES[1] else "AppDirect"
         properties.append(f"PersistentMemoryType={kind}")
     argv = ("ipmctl", "create", "-f", "-goal", *_target(wanted.socket), *properties)
-    return Command(argv, "tell the firmware what to make of the modules at the next boot")
+    return Command(argv, "tell the firmware how to configure the modules at the next boot")
 
 
 def wanted(mode: str, memory_percent: int | None = None, socket: int | None = None) -> WantedGoal:

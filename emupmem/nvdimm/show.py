@@ -64,7 +64,7 @@ def _bad(count: int) -> str:
 
 
 def _namespace_lines(n: Namespace) -> list[str]:
-    size = human(n.size) if n.size else "size not told"
+    size = human(n.size) if n.size else "size unknown"
     lines = [f"{n.name}  {n.mode}{f' (map {n.map})' if n.map else ''}, {size}"]
     if n.bad_blocks:
         lines[0] += f" · {_bad(n.bad_blocks)}"
@@ -102,7 +102,7 @@ def goal_lines(plan: GoalPlan) -> list[str]:
     if plan.wanted.memory_percent == 100:
         return ["✓ the modules are RAM, as asked"]
     names = ", ".join(f"{r.name} ({human(r.size)})" for r in plan.regions)
-    asked = f"✓ the modules are as asked: {names or 'regions are there'}"
+    asked = f"✓ the modules are as requested: {names or 'regions are there'}"
     there = [
         f"  {n.name}{f' ({n.dev})' if n.dev else ''}, {n.mode}" for r in plan.regions for n in r.namespaces
     ]

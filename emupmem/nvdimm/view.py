@@ -195,7 +195,7 @@ def _listed(machine: Machine) -> tuple[tuple[Dimm, ...], tuple[NvdimmRegion, ...
     if done.status:
         done = machine.run(Command(("ndctl", "list", "-BDRNivX")), timeout=SECONDS)
     if done.status:
-        raise EmupmemError(f"ndctl list failed: {ndctl_words(done)}", "sudo dmesg may tell more")
+        raise EmupmemError(f"ndctl list failed: {ndctl_words(done)}", "sudo dmesg may show more")
     text = done.stdout.decode("utf-8", "replace").strip()
     try:
         buses = json.loads(text or "[]")

@@ -142,7 +142,7 @@ def check_values(request: Request) -> None:
     if request.offset is not None:
         if request.offset < LOW_LIMIT:
             raise EmupmemError(
-                f"offset {tight(request.offset)} is {BELOW_4G}", "take 4G or more, or leave --offset away"
+                f"offset {tight(request.offset)} is {BELOW_4G}", "use 4G or more, or omit --offset"
             )
         if request.offset % step:
             near = tight(request.offset // step * step)

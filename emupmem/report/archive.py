@@ -119,7 +119,7 @@ def _refuse_member(info: untar.Member, name: str, members: Mapping[str, bytes]) 
     shown = ascii(info.name)[1:-1][:80]
     parts = info.name.split("/")
     if not info.plain:
-        raise EmupmemError(f"{name}: {shown} is no plain file")
+        raise EmupmemError(f"{name}: {shown} is not a regular file")
     if info.name.startswith("/") or ".." in parts or "" in parts or "." in parts or "\0" in info.name:
         raise EmupmemError(f"{name}: a member's name leads elsewhere: {shown}")
     if info.size > LARGEST_FILE:

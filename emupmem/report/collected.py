@@ -123,7 +123,7 @@ def _replay(fact: Mapping[str, Any]) -> Judge:
         if isinstance(seen, EmupmemError):
             raise seen
         if not seen.failed and len(seen.values) != len(texts):
-            raise EmupmemError("the archive does not tell what GRUB's defaults come to")
+            raise EmupmemError("the archive does not say what GRUB's defaults evaluate to")
         return seen
 
     return judge

@@ -49,7 +49,7 @@ def members(read: Read) -> Iterator[tuple[Member, Callable[[], bytes]]]:
             extended = _records(_content(read, size))
             continue
         if "size" in extended:
-            raise BadTarError("a header tells a size of its own")
+            raise BadTarError("a header contradicts the size")
         name = extended.get("path", _name(block))
         plain = kind in _FILE and not any(key.startswith("GNU.sparse") for key in extended)
         extended = {}

@@ -80,7 +80,7 @@ def set_aside(machine: Machine, name: str) -> bool:
         with contextlib.suppress(OSError):
             made.unlink()
         raise EmupmemError(
-            f"{name} cannot be copied before it is made anew: {exc.strerror}",
+            f"{name} cannot be copied before it is regenerated: {exc.strerror}",
             write_hint(exc),
             state=UNCHANGED,
         ) from exc

@@ -32,5 +32,5 @@ def write_hint(exc: OSError) -> str:
         errno.EBUSY: "the file is a mount point of its own",
     }
     if exc.errno == errno.EPERM and os.geteuid() == 0:
-        return "it may be immutable (lsattr shows i): chattr -i takes that away"
+        return "it may be immutable (lsattr shows i): chattr -i clears it"
     return sudo_hint(exc) or hints.get(exc.errno or 0, "")

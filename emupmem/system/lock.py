@@ -27,9 +27,7 @@ def hold_device(machine: Machine, name: str) -> Iterator[None]:
         descriptor = os.open(machine.path(name), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
     except OSError as exc:
         if exc.errno == errno.EBUSY:
-            raise Busy(
-                f"{name} is in use", f"something holds it: lsblk {name} and cat /proc/swaps may tell"
-            ) from exc
+            raise Busy(f"{name} is in use", f"see what uses it: lsblk {name}, cat /proc/swaps") from exc
         raise EmupmemError(f"{name} cannot be opened: {exc.strerror}", sudo_hint(exc)) from exc
     try:
         yield

@@ -126,6 +126,6 @@ def refuse_taken(name: str, force: bool) -> None:
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_file():
-        raise EmupmemError(f"{name} is no plain file", "give another name")
+        raise EmupmemError(f"{name} is not a regular file", "give another name")
     if not force:
         raise EmupmemError(f"{name} is there already", "--force replaces it")

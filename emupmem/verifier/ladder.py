@@ -79,7 +79,7 @@ def complete(seen: Observation) -> bool:
 def _trial(seen: SeenTrial) -> Check:
     words = " ".join(seen.words)
     if seen.running:
-        back = "a restart goes back" if seen.kexec else "sudo emupmem abandon takes it away"
+        back = "a restart goes back" if seen.kexec else "sudo emupmem abandon cancels it"
         found = f"this boot is the trial of {words}; nothing is permanent"
         if seen.chosen:
             found += "; the next start is chosen to be one as well (GRUB did not clear that, or apply was run again)"
@@ -145,7 +145,7 @@ def _kernel_map(seen: Observation, items: Sequence[MemmapItem]) -> Check:
     expected = "; ".join(f"{span_text(i.start, i.start + i.size)} persistent (type 12)" for i in items)
     nothing = _over_nothing(seen.firmware, items)
     if nothing:
-        return Check("kernel-map", "fail", expected, nothing, "sudo emupmem apply --replace plans it anew")
+        return Check("kernel-map", "fail", expected, nothing, "sudo emupmem apply --replace plans it again")
     if seen.log is not None and seen.log.symptoms:
         return Check(
             "kernel-map", "fail", expected, seen.log.symptoms[0], _symptom_hint(seen.log.symptoms[0])
@@ -159,7 +159,7 @@ def _kernel_map(seen: Observation, items: Sequence[MemmapItem]) -> Check:
         inside = [p for p in pieces if p.start < span.end and span.start < p.end]
         if inside != [span]:
             found = "; ".join(span_text(p.start, p.end) for p in inside) or "no persistent range there"
-            hint = "the range is not one piece of RAM: sudo emupmem apply --replace plans it anew"
+            hint = "the range is not one piece of RAM: sudo emupmem apply --replace plans it again"
             return Check("kernel-map", "fail", expected, found, hint)
     found = "; ".join(f"{span_text(p.start, p.end)} persistent (type 12)" for p in pieces)
     return Check("kernel-map", "ok", expected, found)
@@ -188,9 +188,9 @@ def _symptom_hint(line: str) -> str:
         )
     if "misaligned" in line or "error -95" in line:
         return (
-            "the range was cut or is not aligned: look at iomem; sudo emupmem apply --replace plans it anew"
+            "the range was cut or is not aligned: look at iomem; sudo emupmem apply --replace plans it again"
         )
-    return "sudo emupmem apply --replace plans it anew"
+    return "sudo emupmem apply --replace plans it again"
 
 
 def _iomem(seen: Observation, items: Sequence[MemmapItem]) -> Check:
@@ -219,7 +219,7 @@ def _iomem(seen: Observation, items: Sequence[MemmapItem]) -> Check:
                 "fail",
                 f"{LEGACY} {span_text(start, end)}",
                 found,
-                "sudo emupmem apply --replace plans it anew",
+                "sudo emupmem apply --replace plans it again",
             )
     return Check("iomem", "ok", expected, expected)
 
@@ -304,7 +304,7 @@ def _no_block(seen: Observation, region: SeenRegion) -> tuple[str, str]:
         return f"{what}; nd_pmem is not loaded", "sudo modprobe nd_pmem"
     return (
         f"{what}; the driver nd_pmem refused it",
-        "sudo dmesg | grep nd_pmem tells why; a stale info block is cured by a cold start",
+        "sudo dmesg | grep nd_pmem shows why; a stale info block is cured by a cold start",
     )
 
 

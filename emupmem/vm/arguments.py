@@ -67,9 +67,11 @@ class DevicePlan:
 def promise(backend: Backend, options: DeviceOptions) -> str:
     """What the guest's writes survive, in a sentence. Only what the backend can keep is said."""
     if backend.kind is Backing.RAM:
-        return "the content ends with QEMU: there is no file behind it"
+        return "the content is lost when QEMU exits: there is no file behind it"
     if not options.share:
-        return f"the content ends with QEMU: share=off keeps what the guest writes from {backend.path}"
+        return (
+            f"the content is lost when QEMU exits: share=off keeps what the guest writes from {backend.path}"
+        )
     if options.readonly:
         return f"the guest reads {backend.path} and cannot write to it"
     if backend.emulated:
@@ -107,7 +109,7 @@ def plan_devices(
     if guest.bare and version >= NO_BARE_WORDS_SINCE:
         raise EmupmemError(
             f"this QEMU refuses the bare word {guest.bare} of your -machine",
-            "leave it away: nvdimm=on is added" if guest.bare == "nvdimm" else f"write {guest.bare}=on",
+            "omit it: nvdimm=on is added" if guest.bare == "nvdimm" else f"write {guest.bare}=on",
         )
     for wish in wishes:
         vm_size.check_wish(wish, options, version)

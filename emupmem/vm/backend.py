@@ -62,7 +62,7 @@ def read_config(machine: Machine, name: str) -> str:
     if machine.entry_kind(name) != "file" or (machine.file_size(name) or 0) > MOST_CONFIG:
         raise EmupmemError(
             f"-readconfig {name} is not there, or no regular file of at most 1 MiB",
-            "it tells the guest's RAM and names, and is read here before QEMU reads it: give such a file",
+            "emupmem reads the guest's RAM and device names from it before QEMU does: give a regular file",
         )
     data = machine.read(name)
     return (data or b"").decode("utf-8", "replace")

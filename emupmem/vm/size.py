@@ -36,7 +36,9 @@ def choose_size(backend: Backend, asked: int | None, label: int = 0, align: int 
     there = backend.size
     if there is None:
         if total is None:
-            raise EmupmemError(f"{backend.path} is not there yet: how large shall it be?", "give --pmem SIZE")
+            raise EmupmemError(
+                f"{backend.path} does not exist: give its size with --pmem", "give --pmem SIZE"
+            )
         if backend.room is not None and backend.room < total:
             raise EmupmemError(
                 f"there are {human(backend.room)} free for {backend.path}, {human(total)} are needed",
@@ -153,8 +155,8 @@ def _check_align(wish: DeviceWish, options: DeviceOptions) -> None:
         raise EmupmemError(f"--align {align} is not a power of two of at least 4 KiB")
     if backend.kind is Backing.RAM:
         raise EmupmemError(
-            "--align belongs to a file or a device: QEMU aligns memory of its own to 2 MiB",
-            "leave it away, or give --backend PATH",
+            "--align belongs to a file or a device: QEMU aligns its own memory to 2 MiB",
+            "omit it, or give --backend PATH",
         )
     if align < backend.align:
         raise EmupmemError(

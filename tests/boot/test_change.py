@@ -375,7 +375,7 @@ def test_where_a_drop_in_overrides_a_later_one_of_ours_extends(machine: FakeMach
     before = menu(machine)
     made = apply(machine, GIB, variable="GRUB_CMDLINE_LINUX_DEFAULT")
     assert default(machine) == STOCK
-    assert "/etc/default/grub.d/50-cloud.cfg:2 assigns GRUB_CMDLINE_LINUX_DEFAULT anew" in made.warnings[-1]
+    assert "/etc/default/grub.d/50-cloud.cfg:2 overrides GRUB_CMDLINE_LINUX_DEFAULT" in made.warnings[-1]
     text = (machine.root / OWN).read_text()
     assert text.endswith('GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT memmap=1G!4G"\n')
     assert menu(machine).count("console=tty1 memmap=1G!4G") == 2
@@ -461,7 +461,7 @@ def test_a_drop_in_that_reserves_is_refused(machine: FakeMachine) -> None:
 def test_a_file_that_changed_meanwhile_is_not_overwritten(machine: FakeMachine) -> None:
     prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
     put(machine, "/etc/default/grub", b"GRUB_TIMEOUT=9\n")
-    with pytest.raises(EmupmemError, match="was changed by somebody else meanwhile"):
+    with pytest.raises(EmupmemError, match="was changed by another program in the meantime"):
         carry_out_change(machine, prepared)
     assert default(machine) == b"GRUB_TIMEOUT=9\n"
 
@@ -651,7 +651,8 @@ def test_an_edit_while_the_menu_is_made_is_said_after_success(machine: FakeMachi
     script(machine, "update-grub2", GENERATOR.replace("echo done", f"{EDITED}; echo done"))
     prepared = prepare_apply(machine, FOUND, Request(GIB), Options())
     assert (
-        "was changed by somebody else while the menu was made" in carry_out_change(machine, prepared).problem
+        "was changed by another program while the menu was generated"
+        in carry_out_change(machine, prepared).problem
     )
     assert b"TIMEOUT=1" in default(machine)
 

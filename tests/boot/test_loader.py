@@ -583,7 +583,7 @@ def test_an_edit_meanwhile_is_respected(tmp_path: Path) -> None:
     prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
     put(machine, "/etc/kernel/cmdline", "root=LABEL=new\n")
     files = content(machine)
-    with pytest.raises(EmupmemError, match="was changed by somebody else meanwhile"):
+    with pytest.raises(EmupmemError, match="was changed by another program in the meantime"):
         transaction.carry_out_change(machine, prepared)
     assert content(machine) == files
 

@@ -111,7 +111,7 @@ APPLY = ("apply", "--size", "1G", "--yes")
 CASES = {
     "apply": Case(build_grub, APPLY, "If the machine does not come up"),
     "apply-json": Case(build_grub, (*APPLY, "--json"), '"backup": "/var/backups/emupmem/grub.'),
-    "again": Case(build_reserved, APPLY, "Already as asked"),
+    "again": Case(build_reserved, APPLY, "Already set up"),
     "trial": Case(build_triable, (*APPLY, "--trial"), "If it hangs or panics"),
     "abandon": Case(build_tried, ("abandon", "--yes"), "no entry reserves memory"),
     "remove": Case(build_reserved, ("remove", "--yes"), "no entry reserves memory"),

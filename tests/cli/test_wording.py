@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is typed wrongly: empty words, values that are none, whose help tells more, what was meant."""
+"""What is typed wrongly: empty words, values that are none, whose help shows more, what was meant."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_empty_word_never_means_this_machine(run: Run, here: FakeMachine) -> 
     assert done.status == 2
     assert done.err.splitlines() == [
         "emupmem: the word after --root is empty: is a variable not set?",
-        "         emupmem apply --help tells more",
+        "         emupmem apply see --help",
     ]
     assert (here.root / "etc/default/grub").read_bytes() == before
 
@@ -57,13 +57,13 @@ def test_an_empty_word_never_means_this_machine(run: Run, here: FakeMachine) -> 
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("suggest", "--foo"), "emupmem suggest --help tells more"),
-        (("-v", "suggest", "--foo"), "emupmem suggest --help tells more"),
-        (("qemu", "args", "--node", "x"), "emupmem qemu args --help tells more"),
-        (("qemu", "foo"), "emupmem qemu --help tells more"),
-        (("nvdimm", "goal", "--mode", "x"), "emupmem nvdimm goal --help tells more"),
-        (("foo",), "emupmem --help tells more"),
-        (("apply", "--size", "1G", "--add", "--replace"), "emupmem apply --help tells more"),
+        (("suggest", "--foo"), "emupmem suggest see --help"),
+        (("-v", "suggest", "--foo"), "emupmem suggest see --help"),
+        (("qemu", "args", "--node", "x"), "emupmem qemu args see --help"),
+        (("qemu", "foo"), "emupmem qemu see --help"),
+        (("nvdimm", "goal", "--mode", "x"), "emupmem nvdimm goal see --help"),
+        (("foo",), "emupmem see --help"),
+        (("apply", "--size", "1G", "--add", "--replace"), "emupmem apply see --help"),
     ],
 )
 def test_the_help_of_the_command_that_was_typed(

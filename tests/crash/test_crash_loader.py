@@ -95,7 +95,7 @@ class Case:
             folder, _, base = name.rpartition("/")
             aside = world.get(f"{folder}/.{base}.emupmem-old")
             whole = aside is not None and aside.data in [c[1] for c in (was, will) if c is not None]
-            # grubby writes in place what we had made: our record tells what it was
+            # grubby writes in place what we had made: our record shows what it was
             whole |= (
                 base == "cmdline"
                 and now is not None

@@ -175,7 +175,7 @@ def test_json_and_again(run: Run, here: PmemMachine) -> None:
     again = run("mount", "/dev/pmem0", "/mnt/a", "--json")
     assert (again.status, again.json) == (0, first | {"changed": False})
     assert len(calls(here)) == count
-    assert "Already as asked" in run("mount", "/dev/pmem0", "/mnt/a").out
+    assert "Already set up" in run("mount", "/dev/pmem0", "/mnt/a").out
 
 
 def test_dry_run_changes_nothing(run: Run, here: PmemMachine) -> None:
@@ -358,7 +358,7 @@ def test_a_mounted_device_is_left_alone(run: Run, here: PmemMachine) -> None:
     mounted(here, "pmem0", "/mnt/pmem0")
     for argv, words in (
         (("/dev/pmem0", "/mnt/b"), "/dev/pmem0 is mounted at /mnt/pmem0 already"),
-        (("--force",), "what is mounted is never made anew"),
+        (("--force",), "a mounted file system is never recreated"),
         (("--fs", "xfs"), "is mounted at /mnt/pmem0 with ext4, not xfs"),
     ):
         done = run("mount", *argv)
@@ -914,7 +914,7 @@ def test_verify_of_a_unit_whose_reservation_is_gone(run: Run, here: PmemMachine)
     left = done.json["checks"][-1]
     assert (left["name"], left["status"]) == ("filesystem", "skipped")
     assert "nothing is reserved for it" in left["found"]
-    assert left["hint"] == "sudo emupmem remove takes that away"
+    assert left["hint"] == "sudo emupmem remove deletes it"
 
 
 # Pure pieces -----------------------------------------------------------------------------------------------

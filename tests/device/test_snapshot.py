@@ -158,7 +158,7 @@ def test_a_truncated_image_and_another_size_are_refused(disk: Disk) -> None:
     disk.save()
     os.truncate(disk.file, SIZE - 4096)
     before = disk.path.read_bytes()
-    assert "an image fits only a device of its own size" in refused(disk.restore)
+    assert "an image fits only a device of the same size" in refused(disk.restore)
     assert "an image fits only" in refused(lambda: disk.restore(force=True))
     assert disk.path.read_bytes() == before
 

@@ -372,7 +372,7 @@ def test_room() -> None:
 def test_programs() -> None:
     is_(doctor_boot.generator_finding("update-grub2", "grub-editenv"), "ok", "update-grub2 makes the menu")
     is_(doctor_boot.generator_finding("update-grub2", ""), "note", "no trial boots", "grub-common")
-    is_(doctor_boot.generator_finding("", ""), "stop", "nothing could make grub.cfg", "grub2-common")
+    is_(doctor_boot.generator_finding("", ""), "stop", "grub.cfg cannot be generated", "grub2-common")
     every = dict.fromkeys((*host.NEEDED, *host.WANTED), True)
     is_(host.tools(every, True), "ok")
     is_(host.tools(every | {"ipmctl": False}, False), "ok")
@@ -534,7 +534,7 @@ def test_another_processor_stops(here: FakeMachine, monkeypatch: pytest.MonkeyPa
 
 def test_without_a_generator_apply_would_refuse(here: FakeMachine) -> None:
     (here.root / "sbin/update-grub2").unlink()
-    is_(by_name(look.findings_of(here))["generator"], "stop", "nothing could make grub.cfg")
+    is_(by_name(look.findings_of(here))["generator"], "stop", "grub.cfg cannot be generated")
 
 
 def test_the_drivers_of_the_kernel_that_boots_are_blocked(here: FakeMachine) -> None:

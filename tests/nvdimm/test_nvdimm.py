@@ -285,7 +285,7 @@ def test_bad_blocks_locked_modules_and_namespaces_without_size(machine: FakeMach
     assert "17 bad blocks of 512 bytes" in text.splitlines()[0]
     assert "nmem0  8680-nmem0 · locked · failed: failed flush" in text
     assert "namespace0.0  fsdax, 62 MiB · 1 bad block of 512 bytes" in text
-    assert "namespace0.1  fsdax, size not told · disabled" in text
+    assert "namespace0.1  fsdax, size unknown · disabled" in text
     optane(machine)
     assert "namespace0.1" in refused(lambda: goal.plan_goal(machine, asked("memory"))), (
         "it would be destroyed"
@@ -402,10 +402,10 @@ def test_create_chooses_a_real_region_with_room(machine: FakeMachine) -> None:
         ({"region": "region7"}, "there is no region region7 | there is region0"),
         (
             {"size": 65 * MIB},
-            "65M is no multiple of 16 MiB, in which region0 is divided | --size 80M is the next",
+            "65M is not a multiple of 16 MiB, in which region0 is divided | --size 80M is the next",
         ),
-        ({"size": 0, "region": "region0"}, "0 is no multiple of 16 MiB"),
-        ({"size": 511 * MIB}, "511M is no multiple of 16 MiB, in which region0 is divided | --size 512M"),
+        ({"size": 0, "region": "region0"}, "0 is not a multiple of 16 MiB"),
+        ({"size": 511 * MIB}, "511M is not a multiple of 16 MiB, in which region0 is divided | --size 512M"),
         (
             {"size": 528 * MIB, "region": "region0"},
             "no room for 528 MiB in one piece | the largest that fits is 512M",
@@ -433,7 +433,7 @@ def test_create_looks_at_the_region(machine: FakeMachine) -> None:
     )
     buses(machine, region("region0", free=GIB))
     put(machine, f"{nvdimm_view.BUS}/region0/resource", "0x11fe00000")
-    assert "starts at 0x11fe00000, which is no multiple of 16 MiB: no devdax there" in refused(
+    assert "starts at 0x11fe00000, which is not a multiple of 16 MiB: no devdax there" in refused(
         lambda: create(machine, mode="devdax", size=64 * MIB)
     )
     assert create(machine, mode="sector", size=64 * MIB)
@@ -444,8 +444,9 @@ def test_create_looks_at_the_region(machine: FakeMachine) -> None:
 def test_sizes_are_multiples_over_all_interleaved_modules(machine: FakeMachine) -> None:
     six = tuple(f"nmem{n}" for n in range(6))
     buses(machine, region("region0", free=96 * MIB * 10, size=GIB, dimms=six, align=96 * MIB))
-    assert "128M is no multiple of 96 MiB, in which region0 is divided | --size 192M is the next" in refused(
-        lambda: create(machine, size=128 * MIB)
+    assert (
+        "128M is not a multiple of 96 MiB, in which region0 is divided | --size 192M is the next"
+        in refused(lambda: create(machine, size=128 * MIB))
     )
     buses(machine, region("region0", free=24 * MIB * 10, size=GIB, dimms=six, align=0))
     put(machine, f"{nvdimm_view.BUS}/region0/align", "0x0")
@@ -497,7 +498,7 @@ def test_without_labels_only_the_mode_changes(machine: FakeMachine) -> None:
 def test_a_region_without_labels_and_without_a_namespace(machine: FakeMachine) -> None:
     buses(machine, region("region0", dimms=("nmem0",)))
     labelless(machine, "region0")
-    said = "region0 has no labels and no namespace | sudo dmesg may tell why"
+    said = "region0 has no labels and no namespace | sudo dmesg may show why"
     assert said in refused(lambda: create(machine, region="region0"))
     assert said in refused(lambda: create(machine, region="region0", size=64 * MIB))
 
@@ -699,7 +700,7 @@ def test_the_way_of_a_goal(machine: FakeMachine) -> None:
         "Nothing is lost. Make an fsdax namespace of all the room in region0 (252 GiB)?"
     )
     assert show.goal_lines(there) == [
-        "✓ the modules are as asked: region0 (252 GiB)",
+        "✓ the modules are as requested: region0 (252 GiB)",
         "Next:  sudo emupmem nvdimm create",
     ]
     made = region("region0", space("namespace0.0", size=248 * GIB), size=252 * GIB, dimms=("nmem0", "nmem1"))
@@ -707,7 +708,7 @@ def test_the_way_of_a_goal(machine: FakeMachine) -> None:
     last = goal.plan_goal(machine, asked())
     assert (last.state, last.commands) == ("done", ())
     assert show.goal_lines(last) == [
-        "✓ the modules are as asked: region0 (252 GiB)",
+        "✓ the modules are as requested: region0 (252 GiB)",
         "  namespace0.0 (/dev/pmem0), fsdax",
     ]
 
@@ -1054,5 +1055,5 @@ def test_namespaces_that_were_made_are_no_error(
 def test_an_error_is_one_line_and_json(machine: FakeMachine, run: Run) -> None:
     status, out, err = run("create", "--size", "65M", "--json")
     assert status == 1
-    assert json.loads(out)["error"].startswith("65M is no multiple of 16 MiB")
+    assert json.loads(out)["error"].startswith("65M is not a multiple of 16 MiB")
     assert [line.split(":")[0].strip() for line in err.splitlines()] == ["emupmem", "--size 80M is the next"]

@@ -139,7 +139,7 @@ def test_split_or_short_in_the_kernels_map(user: tuple[MapEntry, ...], found: st
             "nd_pmem namespace0.0: [mem 0x100000000-0x13fefffff flags 0x200] misaligned, unable to map",
             "not aligned",
         ),
-        ("e820_pmem e820_pmem: failed to register legacy persistent memory ranges", "plans it anew"),
+        ("e820_pmem e820_pmem: failed to register legacy persistent memory ranges", "plans it again"),
     ],
 )
 def test_symptoms_in_the_log(line: str, hint: str) -> None:
@@ -160,7 +160,7 @@ def test_a_device_over_nothing_is_caught_by_the_firmware_map() -> None:
         iomem=(IomemLine(0, 8 * GIB, 9 * GIB, LEGACY),),
         regions=(replace(REGION, start=8 * GIB),),
     )
-    broken(seen, "kernel-map", "it is not RAM in the firmware's map", "plans it anew")
+    broken(seen, "kernel-map", "it is not RAM in the firmware's map", "plans it again")
 
 
 def test_a_log_that_lost_the_lines_is_not_a_failure() -> None:

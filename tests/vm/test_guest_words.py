@@ -50,9 +50,8 @@ CONFIG = """# as -writeconfig once wrote it
 
 
 def maxmem(*guest: str, **options: object) -> str:
-    made = plan_devices(
-        read_guest(guest, lambda name: CONFIG), [DeviceWish(MEMORY, GIB)], DeviceOptions(**options), NEW
-    )  # type: ignore[arg-type]
+    asked = DeviceOptions(**options)  # type: ignore[arg-type]
+    made = plan_devices(read_guest(guest, lambda name: CONFIG), [DeviceWish(MEMORY, GIB)], asked, NEW)
     return dict(made.memory)["maxmem"]
 
 

@@ -99,7 +99,7 @@ def source_edits(
         if name.startswith(FORMER_DROPIN):
             edits.append(FileEdit(name, machine.read(name), None))
         elif parse_command_line(bls_text.file_line(file_text(machine, name))).reservations:
-            raise EmupmemError(f"{name} reserves memory already", "take that out of it first")
+            raise EmupmemError(f"{name} reserves memory already", "remove that first")
     return edits + _main_source_edits(machine, made, items, extra, drop)
 
 

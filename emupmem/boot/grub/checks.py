@@ -24,7 +24,7 @@ def refuse_no_grub(machine: Host) -> tuple[str, ...]:
     if machine.read(GRUB_DEFAULT) is None:
         raise EmupmemError(
             f"there is no {GRUB_DEFAULT}: this machine is not started by a GRUB that grub-mkconfig sets up",
-            "emupmem changes such machines only; emupmem suggest tells the value to add by hand",
+            "emupmem changes such machines only; emupmem suggest shows the value to add by hand",
         )
     name = environment.grub_cfg(machine)
     try:
@@ -46,7 +46,7 @@ def refuse_other_loader(machine: Host) -> tuple[str, ...]:
         raise EmupmemError(
             "GRUB did not start this kernel (no BOOT_IMAGE= in /proc/cmdline): "
             "another boot loader, a unified kernel image or a direct start did",
-            "what GRUB is told would not reach it; emupmem suggest tells the value to add by hand",
+            "a change to GRUB's settings would not reach it; emupmem suggest shows the value to add by hand",
         )
     return ()
 
@@ -56,7 +56,7 @@ def refuse_two_menus(machine: Host) -> tuple[str, ...]:
     menus = environment.grub_cfgs(machine)
     if len(menus) > 1:
         raise EmupmemError(
-            f"there are two boot menus, {' and '.join(menus)}: which one starts this machine cannot be told",
+            f"there are two boot menus, {' and '.join(menus)}: cannot determine which one starts this machine",
             "move the one that is not in use out of the way",
         )
     return ()

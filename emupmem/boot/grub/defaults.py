@@ -63,7 +63,7 @@ def refuse_mangled(line: CommandLine) -> None:
         size = human(next(i.size for i in line.items if i.text == item))
         raise EmupmemError(
             f"memmap={item} on the kernel command line is a limit of {size} for all memory, as the kernel reads it",
-            r"take it out or write it right (memmap=SIZE!START; a $ as \\\$) in the boot configuration",
+            r"remove it or correct it (memmap=SIZE!START; a $ as \\\$) in the boot configuration",
         )
 
 
@@ -74,9 +74,7 @@ def read_own_dropin(machine: Host) -> tuple[str, tuple[str, ...]] | None:
         return None
     found = dropin.read_dropin(data.decode("utf-8", "replace"))
     if found is None:
-        raise EmupmemError(
-            f"{dropin.NAME} is not as emupmem wrote it", "take it away by hand, then try again"
-        )
+        raise EmupmemError(f"{dropin.NAME} is not as emupmem wrote it", "remove it by hand, then try again")
     return found
 
 
@@ -141,7 +139,7 @@ def refuse_dropin_items(machine: Host) -> None:
             if "memmap=" in code and "!" in code:
                 raise EmupmemError(
                     f"{name}:{number} reserves memory already: {code.strip()}",
-                    "take that line away first, or leave the reservation to it",
+                    "remove that line first, or keep its reservation",
                 )
 
 

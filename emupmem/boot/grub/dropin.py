@@ -19,8 +19,8 @@ def dropin_text(variable: str, words: Sequence[str], winner: str) -> str:
     """The file that adds words to a variable; `winner` is the file and line that assigns it anew."""
     shown = re.sub(r"[^ -~]", "?", winner)  # a name of a file may hold a line break, and this is a comment
     return (
-        f"{MARK}: {shown} assigns {variable} anew, so the reservation\n"
-        "# cannot stand in /etc/default/grub. `emupmem remove` takes this file away.\n"
+        f"{MARK}: {shown} overrides {variable}, so the reservation\n"
+        "# cannot go into /etc/default/grub. `emupmem remove` deletes this file.\n"
         f'{variable}="${variable} {" ".join(words)}"\n'
     )
 

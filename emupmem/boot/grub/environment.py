@@ -87,7 +87,9 @@ def set_grubenv(machine: Machine, name: str, value: str) -> None:
     try:
         if target.exists():  # else it makes one
             write_like(fresh, target.read_bytes(), target)
-        done = machine.run(Command((program, str(fresh), *words), "tell GRUB's next start"))
+        done = machine.run(
+            Command((program, str(fresh), *words), "set GRUB's environment for the next start")
+        )
         if done.status or _variables(peek_file(fresh)).get(name, "") != value:
             raise EmupmemError(f"{file} cannot be written: {done.last_words or 'it stays as it was'}")
         sync_file(fresh)

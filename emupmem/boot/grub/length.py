@@ -30,7 +30,7 @@ def refuse_too_long(machine: Host, before: bytes, after: bytes, own: bytes | boo
     if longest > COMMAND_LINE_MAX:
         raise EmupmemError(
             f"{TOO_LONG}: {longest} with the reservation",
-            "take words out of GRUB's defaults first",
+            "remove words from GRUB's defaults first",
             state=UNCHANGED,
         )
 

@@ -57,9 +57,9 @@ def placed_steps(machine: Host, main: bytes, wanted: Wanted) -> Steps:
     if grub_defaults.configured_items(machine, main):
         last = effective_defaults(machine, after)[variable]
         raise EmupmemError(
-            f"{last.filename}:{last.line} assigns {variable} anew, so what {GRUB_DEFAULT} says does not reach "
+            f"{last.filename}:{last.line} overrides {variable}, so what {GRUB_DEFAULT} says does not reach "
             "the kernel",
-            "sudo emupmem remove takes the reservation out there; apply then uses a drop-in of its own",
+            "sudo emupmem remove removes the reservation there; apply then uses a drop-in of its own",
         )
     return dropin_steps(machine, main, wanted, wanted.add)
 
@@ -76,12 +76,12 @@ def dropin_steps(machine: Host, main: bytes, wanted: Wanted, extra: Sequence[str
     seen = effective_defaults(machine, main, data)[variable]
     if quoting.words_of(seen.value or "") != (*quoting.words_of(last.value or ""), *words):
         raise EmupmemError(
-            f"{seen.filename}:{seen.line} assigns {variable} anew, so neither {GRUB_DEFAULT} nor {dropin.NAME} "
+            f"{seen.filename}:{seen.line} overrides {variable}, so neither {GRUB_DEFAULT} nor {dropin.NAME} "
             "would reach the kernel",
             "make that file extend the variable",
         )
     steps = steps_to(machine, main, main, wanted, data)
-    note = f"{last.filename}:{last.line} assigns {variable} anew: the reservation goes into {dropin.NAME}"
+    note = f"{last.filename}:{last.line} overrides {variable}: the reservation goes into {dropin.NAME}"
     return replace(steps, notes=(note,) if was is None else ())
 
 
@@ -118,7 +118,7 @@ def with_generator(machine: Host, steps: Steps) -> Steps:
     if found is None:
         raise EmupmemError(
             "neither update-grub2, update-grub, grub2-mkconfig nor grub-mkconfig is installed: "
-            "nothing could make grub.cfg",
+            "grub.cfg cannot be generated",
             state=UNCHANGED,
         )
     copies = machine.exists(foreign.PROXMOX_ESPS)

@@ -34,7 +34,7 @@ BEGINS = b"# GRUB Environment Block\n"
 """What GRUB takes for its environment block (grub-core/lib/envblk.c)."""
 HEAD = f"""#!/bin/sh
 # Written by emupmem: one entry for one trial start. `emupmem confirm` makes its reservation permanent,
-# `emupmem abandon` takes it away. Where its kernel was removed meanwhile there is no entry.
+# `emupmem abandon` deletes it. Once its kernel is removed, there is no entry.
 {MARK} @WORDS@
 for file in @FILES@; do [ -e "$file" ] || exit 0; done
 exec tail -n +7 "$0"
@@ -75,7 +75,7 @@ def default_to_try(cfg: str, grubenv: Mapping[str, str]) -> boot_entry.BootEntry
     found = grub_menu.default_entry(cfg, {k: v for k, v in grubenv.items() if k != NEXT})
     if found is None or not found.ours:
         raise EmupmemError(
-            "which entry boots by default cannot be told from the menu",
+            "cannot determine the default boot entry from the menu",
             "apply without --trial, or set GRUB_DEFAULT=0",
         )
     return found
@@ -190,7 +190,7 @@ def obstacle(machine: Host) -> tuple[str, str]:
         return f"{name} is no environment block", create
     on = mount_of(mounts(machine), machine.real(name))
     if on is None:
-        return f"which file system {name} is on cannot be told", ""
+        return f"cannot determine which file system {name} is on", ""
     why = _unwritable(machine, on)
     return (f"{name} is on {why}", "") if why else ("", "")
 
