@@ -22,6 +22,7 @@ from emupmem.editor import shell
 from emupmem.editor.shell import Sourced
 from tests.cli.runner import Run, runner
 from tests.fake import FakeMachine, build, running
+from tests.judge import Elsewhere
 from tests.vm import preflight, progress
 
 # The same examples in every run, and no limit of time: what is slow here is the machine.
@@ -45,15 +46,19 @@ COUNT = "EMUPMEM_BOOTS"
 """Names, for the workers, the file that counts the boots of this run and the time it began."""
 
 
+elsewhere = Elsewhere()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     what = "the inner loop: no guests, no scenarios, nothing slow, fewer examples, and sh is asked the same thing once"
     parser.addoption("--quick", action="store_true", help=what)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    shell.run_sh = elsewhere
     if config.option.quick:
         settings.load_profile("quick")
-        shell.run_sh = AskedOnce(shell.run_sh)
+        shell.run_sh = AskedOnce(elsewhere)
     if worker(config) or config.option.collectonly:
         return
     count = Path(tempfile.mkdtemp(prefix="emupmem-tests-")) / "boots"
@@ -61,6 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    elsewhere.close()
     if not worker(config) and (count := os.environ.pop(COUNT, "")):
         file = Path(count.partition(" ")[2])
         file.unlink(missing_ok=True)

@@ -32,6 +32,7 @@ from emupmem.editor.cage_plan import Way
 from emupmem.model import EmupmemError
 from tests import PROJECT
 from tests.fake import LOG, build
+from tests.judge import here
 
 SOURCE = str(PROJECT)
 USER = 12345
@@ -40,8 +41,14 @@ T = TypeVar("T")
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
-    """One of these at a time: the limit of processes counts all of nobody's, and one test uses them up."""
+def alone(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """One of these at a time: the limit of processes counts all of nobody's, and one test uses them up.
+
+    The cage is built in this process, whose parts the tests replace.
+    """
+    monkeypatch.setattr(editor_shell, "run_sh", here)
     base = tmp_path_factory.getbasetemp()
     with (base if worker_id == "master" else base.parent).joinpath("cage").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -211,11 +218,21 @@ def imprisoned(kind: str, shell: str, user: int, folder: Path, monkeypatch: pyte
         pytest.skip(f"no {shell} here")
     Path(folder, "sh").symlink_to(Path(program).resolve())
     monkeypatch.setattr(editor_shell, "SH", f"{folder}/sh")
-    for programs in (False, True):
-        best = partial(cage.best, editor_shell.SH, programs=programs)
-        if (as_user(best) if user == USER else best()) is not way:
-            pytest.skip(f"{way.value} cannot be had here")
+    if not possible(kind, shell, user, way):
+        pytest.skip(f"{way.value} cannot be had here")
     return Prisoner(user, folder)
+
+
+had: dict[tuple[str, str, int], bool] = {}
+
+
+def possible(kind: str, shell: str, user: int, way: Way) -> bool:
+    """Whether this way confines this sh, as all is set now; found out once, wherever sh lies."""
+    if (kind, shell, user) not in had:
+        calls = [partial(cage.best, editor_shell.SH, programs=programs) for programs in (False, True)]
+        ways = [as_user(call) if user == USER else call() for call in calls]
+        had[kind, shell, user] = ways == [way, way]
+    return had[kind, shell, user]
 
 
 def picture(folder: Path) -> list[tuple[object, ...]]:

@@ -29,6 +29,7 @@ from emupmem.editor import shell as editor_shell
 from emupmem.editor.text import DEFAULT, LINUX, MARK, VARIABLES
 from emupmem.model import EmupmemError
 from tests import FIXTURES, examples
+from tests.judge import here
 
 FOLDER = FIXTURES / "grub"
 ITEM = ("16G!4G",)
@@ -601,7 +602,7 @@ def test_the_sandbox_has_no_input_no_rights_and_an_empty_environment(
     open_to_all.chmod(0o777)
     target = open_to_all / "written"
     text = f'echo harm > {target}\nread LINE\nWHO=$(id -u)\nGROUPS_=$(id -G)\nHERE=$PWD\nGRUB_CMDLINE_LINUX="$SECRET"\n'
-    result = editor_shell.run_sh([text.encode()])
+    result = here([text.encode()])
     assert not result.failed
     assert result.values[-1][LINUX] == ""
     assert not target.exists() or target.stat().st_size == 0
@@ -613,7 +614,7 @@ def test_the_sandbox_has_no_input_no_rights_and_an_empty_environment(
 
 
 def test_a_text_cannot_change_itself_or_leave_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = editor_shell.run_sh([b"for f in /proc/self/fd/*; do : 2>/dev/null >$f; done\nB=2\n"])
+    result = here([b"for f in /proc/self/fd/*; do : 2>/dev/null >$f; done\nB=2\n"])
     assert result.failed or result.rest["B"].strip("'") == "2"
     monkeypatch.setattr(editor_shell, "SH_SECONDS", 0.5)
     with tempfile.NamedTemporaryFile() as marker:
@@ -621,9 +622,7 @@ def test_a_text_cannot_change_itself_or_leave_a_child(monkeypatch: pytest.Monkey
         with pytest.raises(
             EmupmemError, match=r"did not finish reading the GRUB settings within 0\.5 seconds"
         ) as caught:
-            editor_shell.run_sh(
-                [f"( sleep 97.{os.getpid()}; : > {marker.name} ) & sleep 97.{os.getpid()}\n".encode()]
-            )
+            here([f"( sleep 97.{os.getpid()}; : > {marker.name} ) & sleep 97.{os.getpid()}\n".encode()])
     assert caught.value.hint
     # of this test alone, and those that were killed may need a moment to go
     there = ["ps", "ax", "-o", "args"]
