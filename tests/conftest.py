@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -54,6 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=what)
 
 
+MEMORY, ROOM = Path("/dev/shm"), 2 << 30
+"""Where the inner loop has its folders, and the bytes that must be free there: emupmem waits for the disk often."""
+folders: list[str] = []
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     shell.run_sh = elsewhere
     if config.option.quick:
@@ -61,16 +69,25 @@ def pytest_configure(config: pytest.Config) -> None:
         shell.run_sh = AskedOnce(elsewhere)
     if worker(config) or config.option.collectonly:
         return
+    if config.option.quick and not config.option.basetemp and _room_in_memory():
+        folders.append(tempfile.mkdtemp(prefix="emupmem-tests-", dir=MEMORY))
+        config.option.basetemp = folders[0]
     count = Path(tempfile.mkdtemp(prefix="emupmem-tests-")) / "boots"
     os.environ[COUNT] = f"{time.time()} {count}"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     elsewhere.close()
+    if folders:
+        subprocess.run(["rm", "-rf", *folders], check=False)
     if not worker(config) and (count := os.environ.pop(COUNT, "")):
         file = Path(count.partition(" ")[2])
         file.unlink(missing_ok=True)
         file.parent.rmdir()
+
+
+def _room_in_memory() -> bool:
+    return MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
 
 
 def worker(config: pytest.Config) -> bool:
