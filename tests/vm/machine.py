@@ -30,9 +30,9 @@ Live = Callable[[str], None]
 
 # One CPU and no cmpxchg16b: QEMU 7.2's TCG corrupts flags around that instruction, and one boot
 # in ten then dies in the kernel's slab allocator.  /dev/kvm may exist and hang: it is not used.
-# The other features only cost time when they are emulated: a page table level, wide registers,
-# and modules (kvm, crypto) that every boot would load and test.
-FEATURES = "max,-cx16,-la57,-smap,-avx,-avx2,-aes,-pclmulqdq,-svm"
+# The other features only cost time when they are emulated: a page table level, wide registers, modules
+# (kvm, crypto) that every boot would load and test, and "fast" copies that are made byte by byte.
+FEATURES = "max,-cx16,-la57,-smap,-avx,-avx2,-aes,-pclmulqdq,-svm,-erms"
 ACCELERATION = ("-accel", "tcg,thread=single", "-cpu", FEATURES, "-smp", "1")
 
 # Code and variables of OVMF, newest naming first.

@@ -6,20 +6,9 @@ from __future__ import annotations
 import pytest
 
 from emupmem.model import GIB, KIB, MIB
-from tests.vm.image import ROOT_UUID, image
-from tests.vm.machine import Machine
+from tests.vm.image import ROOT_UUID, SPARE, image
+from tests.vm.machine import Image, Machine
 from tests.vm.test_vm import FEWER, INSTALL, WAIT, WARM, done, said
-
-KEEP = (
-    INSTALL
-    + FEWER
-    + """
-set -eux
-mkdir -p /var/lib/emupmem
-emupmem apply --size 512M --mount /mnt/kept --keep /var/lib/emupmem/pmem0.img --owner dev --yes
-systemd-analyze verify /etc/systemd/system/emupmem.service
-"""
-)
 
 MOUNTED = (
     INSTALL
@@ -32,8 +21,18 @@ grep ' /mnt/kept ' /proc/mounts
 """
 )
 
+# Reserved from the first boot on, see `reserved`: the unit does at once what it does at each boot after that.
 KEPT_FIRST = (
-    MOUNTED
+    INSTALL
+    + FEWER
+    + """
+set -eux
+mkdir -p /var/lib/emupmem
+emupmem apply --size 512M --mount /mnt/kept --keep /var/lib/emupmem/pmem0.img --owner dev --yes
+systemd-analyze verify /etc/systemd/system/emupmem.service
+systemctl start emupmem.service
+"""
+    + MOUNTED
     + """
 [ ! -e /var/lib/emupmem/pmem0.img ]
 runuser -u dev -- sh -c 'echo first > /mnt/kept/file'
@@ -187,10 +186,19 @@ emupmem remove --yes
 )
 
 
-@pytest.mark.vm(image="bookworm bios", boots=4, seconds=350)
+def reserved(made: Image) -> list[str]:
+    """QEMU's arguments for a kernel that reserves, by words from outside: GRUB's part is proven in test_vm.py."""
+    (version,) = (folder.name for folder in made.modules.iterdir())
+    words = (
+        f"BOOT_IMAGE=/boot/vmlinuz-{version} root=UUID={ROOT_UUID} ro console=ttyS0 {SPARE} memmap=512M!4G"
+    )
+    return ["-kernel", str(made.kernel), "-initrd", str(made.initrd), "-append", words]
+
+
+@pytest.mark.vm(image="bookworm bios", boots=3, seconds=350)
 def test_save_and_restore_on_a_real_device() -> None:
-    with Machine(image("bookworm", "bios")) as guest:
-        done(guest.boot(KEEP))
+    made = image("bookworm", "bios")
+    with Machine(made, qemu_args=reserved(made)) as guest:
         first = done(guest.boot(KEPT_FIRST))
         cut = guest.boot(KEPT_SECOND, power_cut=r"NOW CUT THE POWER")
         second = done(guest.boot(SNAPSHOTS))
@@ -209,7 +217,9 @@ def test_save_and_restore_on_a_real_device() -> None:
     assert second.files["old"].decode().count("ramdax exists since Linux 6.19; this is 6.1.") == 2
 
 
-NAMESPACES = """
+NAMESPACES = (
+    FEWER
+    + """
 set -eux
 . /job/warm
 emupmem apply --size 512M --yes
@@ -262,6 +272,7 @@ dmesg > /job/out/dmesg
 made=$(python3 -c 'import json; print(json.load(open("/job/out/larger.json"))["made"][0]["dev"])')
 emupmem save /root/image "/dev/$made"
 """
+)
 
 AT_BOOT = """
 set -eux
@@ -277,12 +288,8 @@ emupmem verify
 
 @pytest.mark.vm(image="forky bios", boots=2, seconds=220)
 def test_namespaces_on_plain_memory() -> None:
-    # Reserved from the first boot on, by words from outside: that GRUB does as much is proven in test_vm.py.
     made = image("forky", "bios")
-    (version,) = (folder.name for folder in made.modules.iterdir())
-    words = f"BOOT_IMAGE=/boot/vmlinuz-{version} root=UUID={ROOT_UUID} ro console=ttyS0 memmap=512M!4G"
-    boot = ["-kernel", str(made.kernel), "-initrd", str(made.initrd), "-append", words]
-    with Machine(made, qemu_args=boot) as guest:
+    with Machine(made, qemu_args=reserved(made)) as guest:
         second = done(guest.boot(NAMESPACES))
         third = done(guest.boot(AT_BOOT))
     assert said(second, "bind.json") == {"changed": True, "driver": "ramdax", "at_boot": True}

@@ -8,7 +8,7 @@ import pytest
 from emupmem.model import GIB
 from tests.vm.image import image
 from tests.vm.machine import Machine
-from tests.vm.test_vm import INSTALL, WAIT, done, said
+from tests.vm.test_vm import INSTALL, WAIT, WARM, done, said
 
 # What an update of the kernel's package, or of the initramfs, runs.
 HEAD = """
@@ -22,6 +22,7 @@ words() { sed -n 's/^options *//p' "$1" | tr ' ' '\\n' | sort; }
 # Debian has no /etc/kernel/cmdline: kernel-install takes the words of the boot that runs.
 FIRST = """
 INSTALL
+WARM
 same() {
     cmp "$entry" /root/entry
     [ ! -e /etc/kernel/cmdline ]
@@ -67,6 +68,7 @@ emupmem apply --size 1G --trial --yes
 """
 
 TRIAL = """
+WARM
 grep 'memmap=1G!4G' /proc/cmdline
 emupmem verify --json > /job/out/trial.json
 # an update meanwhile makes nothing permanent
@@ -85,6 +87,7 @@ bootctl list --json=short > /job/out/bootctl.json
 """
 
 SECOND = """
+WARM
 WAIT
 grep 'memmap=1G!4G' /proc/cmdline
 grep -E ' /mnt/pmem0 .*dax=always' /proc/mounts
@@ -126,7 +129,7 @@ alone
 @pytest.mark.vm(image="trixie sdboot", boots=5, seconds=250)
 def test_systemd_boot_from_suggest_to_remove() -> None:
     def script(text: str) -> str:
-        return HEAD + text.replace("INSTALL", INSTALL).replace("WAIT", WAIT)
+        return HEAD + text.replace("INSTALL", INSTALL).replace("WAIT", WAIT).replace("WARM", WARM)
 
     with Machine(image("trixie", "sdboot")) as guest:
         # warm restarts in one run of the machine: after the panic it comes back without any help

@@ -135,8 +135,7 @@ refused mount > /job/out/nodevice
 mv /usr/sbin/mkfs.FS /root/mkfs.FS
 printf '#!/bin/sh\necho no luck today >&2\nexit 1\n' > /usr/sbin/mkfs.FS
 chmod +x /usr/sbin/mkfs.FS
-sed -i 's/memmap=1G!4G/memmap=1G!4G,512M!5G,255M!5632M,512M!6G/' /etc/default/grub
-update-grub2
+sed -i 's/memmap=1G!4G/memmap=1G!4G,512M!5G,255M!5632M,512M!6G/' /etc/default/grub /boot/grub/grub.cfg
 /opt/emupmem/bin/python - <<'END'
 from pathlib import Path
 from emupmem.device import unit
@@ -160,8 +159,7 @@ emupmem verify > /job/out/verify && exit 9 || [ $? = 3 ]
 mv /root/mkfs.FS /usr/sbin/mkfs.FS
 
 # GRUB's side taken away by hand: the unit stays, and the next boot must not care
-sed -i 's/memmap=1G!4G,512M!5G,255M!5632M,512M!6G//' /etc/default/grub
-update-grub2
+sed -i 's/memmap=1G!4G,512M!5G,255M!5632M,512M!6G//' /etc/default/grub /boot/grub/grub.cfg
 ! grep memmap /boot/grub/grub.cfg
 """
 

@@ -18,6 +18,7 @@ from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish
 from tests.vm.image import image
 from tests.vm.machine import Machine
 from tests.vm.nested import nested_guest
+from tests.vm.test_vm import FEWER
 
 WORDS = """
 set -eux
@@ -26,7 +27,8 @@ refuses() { word="$1"; shift; "$@" 2> /run/why && exit 9 || [ $? = 1 ]; cat /run
 """
 
 FIRST = (
-    WORDS
+    FEWER
+    + WORDS
     + """
 # fresh modules have no labels: each region is one raw namespace
 emupmem nvdimm show --json > /job/out/fresh.json

@@ -83,6 +83,7 @@ sleep 1000
 # each for good until the next start; and the way to that is a plain reset.
 BY_KEXEC = """
 set -eux
+. /job/warm
 cat /proc/cmdline
 sha256sum --quiet -c /root/disk
 emupmem verify --json > /job/out/kexec.json
