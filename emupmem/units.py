@@ -24,7 +24,7 @@ def parse_size(text: str, what: str = "size") -> int:
     hint = "write a whole number with a binary unit, as in 512M or 16G"
     if what == "offset":
         hint = "write an address, as 8G or 0x200000000"
-    shown = ascii(text if len(text) <= 60 else text[:59] + "…") if text.isascii() else repr(text[:60])
+    shown = repr(text) if len(text) <= 60 else f"{text[:59]!r}…"
     if len(word) > _LONGEST:
         raise EmupmemError(f"{what} {shown} is more than any machine can address", hint)
     if word.lower().startswith("0x"):

@@ -17,6 +17,7 @@ SYSTEM = (
     "machine",
     "programs",
     "files",
+    "plain",
     "backups",
     "lock",
     "processes",
@@ -38,6 +39,7 @@ MAY = {
     "device/freeze.py": {"os", "fcntl"},
     "device/checksum.py": {"os"},
     "device/dax.py": {"os", "mmap", "ctypes"},  # one nameless file, mapped and touched
+    "__main__.py": {"signal"},  # Ctrl-C while it starts
     "cli/main.py": {"os", "signal"},  # one environment variable, the status of Ctrl-C
     "cli/stdio.py": {"os"},  # empties the buffer of a stream that fails
 }

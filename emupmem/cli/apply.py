@@ -30,7 +30,7 @@ from emupmem.cli.options import (
     VariableOption,
     Yes,
 )
-from emupmem.cli.output import usage
+from emupmem.cli.output import mode_of, usage
 from emupmem.cli.session import Session
 from emupmem.cli.suggest import machine_at, refusal_with_plan, request_of, survey
 from emupmem.device.boot_unit import MountWish
@@ -153,6 +153,7 @@ def _wishes(
         usage("--keep is given more often than --mount")
     if not folders:
         return []
+    mode_of(mode)
     files = [*keep, *[""] * (len(folders) - len(keep))]
     kind = (fs or FileSystem.EXT4).value
     return [MountWish(folder, kind, owner, mode, file) for folder, file in zip(folders, files, strict=True)]

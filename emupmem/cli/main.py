@@ -176,6 +176,8 @@ def _status() -> int:
             return _fail(
                 f"standard output cannot be written: {why.strerror if why else ''}", "", Exit.ERROR, exc
             )
+        if isinstance(exc, OSError):
+            return _fail(*_system_error(exc), Exit.ERROR, exc)
         # typer's own errors, without importing the click that it brings or does not bring
         if type(exc).__name__ == "NoArgsIsHelpError":  # its message is the help: as it is, not in one line
             say(exc.format_message())  # type: ignore[attr-defined]
@@ -221,6 +223,18 @@ def _words() -> list[str]:
         return sys.argv[1:]
     so_far = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
     return so_far.split()[1:]
+
+
+def _system_error(exc: OSError) -> tuple[str, str]:
+    """An error of the system that nobody foresaw, as message and hint."""
+    from emupmem.system.errors import sudo_hint  # hardly ever
+
+    why = exc.strerror or str(exc)
+    if exc.filename is not None:
+        return f"{os.fsdecode(exc.filename)}: {why}", sudo_hint(exc)
+    if isinstance(exc, FileNotFoundError):
+        return "the folder that you are in is gone", "cd to another one"
+    return f"the system says: {why}", sudo_hint(exc)
 
 
 def _shortened(word: str) -> str:

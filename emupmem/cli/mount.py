@@ -10,7 +10,7 @@ import typer
 
 from emupmem.cli import render
 from emupmem.cli.options import DryRun, Fs, Json, Owner, Permissions
-from emupmem.cli.output import Exit, usage
+from emupmem.cli.output import Exit, mode_of, usage
 from emupmem.cli.session import Session
 from emupmem.device import boot_unit, decide
 from emupmem.device import mount as device_mount
@@ -61,6 +61,7 @@ def mount(
         session.be_root("this makes and mounts file systems")
         if keep and not at_boot:
             usage("--keep belongs to --at-boot: what is saved at shutdown is brought back at boot")
+        mode_of(mode)
         request = decide.MountRequest(device, folder, fs.value if fs else None, owner, mode, force, keep)
         if session.dry_run:
             prepared = device_mount.prepare(session.machine, request)

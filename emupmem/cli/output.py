@@ -33,6 +33,16 @@ def size_of(text: str) -> int:
         usage(exc.message, exc.hint)
 
 
+def mode_of(text: str) -> None:
+    """Raise EmupmemError for permissions that are none: wrong use."""
+    from emupmem.device.decide import check_mode  # the commands that mount have it already
+
+    try:
+        check_mode(text)
+    except EmupmemError as exc:
+        usage(exc.message, exc.hint)
+
+
 def ask(question: str) -> None:
     if not sys.stdin.isatty():
         raise EmupmemError("there is no terminal to ask on", "--yes goes ahead without asking")

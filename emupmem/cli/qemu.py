@@ -191,7 +191,9 @@ class Asked:
         return count
 
     def options(self) -> DeviceOptions:
-        """What all devices have in common. Raises EmupmemError for a size that is none."""
+        """What all devices have in common. Raises EmupmemError for a size that is none, those of a device too."""
+        for text in (*(self.pmem or ()), *((self.label,) if self.label is not None else ())):
+            size_of(text)
         return DeviceOptions(
             self.device,
             self.share is Switch.ON,

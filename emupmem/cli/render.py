@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 STYLES = {"planned": "bold magenta", "usable": "green", "firmware": "yellow", "lost": "red", "hole": "dim"}
+_NARROWEST = 40
 CELLS = {"planned": "█", "usable": "▒", "firmware": "░", "lost": "×", "hole": "·"}
 MARKS = {"ok": ("✓", "green"), "fail": ("✗", "bold red"), "pending": ("…", "yellow"), "skipped": ("-", "dim")}
 
@@ -28,7 +29,9 @@ def console(*, stderr: bool = False) -> Console:
     """A console that keeps long lines whole when piped and honours NO_COLOR."""
     from rich.console import Console  # 15 ms, unless --json
 
-    return Console(stderr=stderr, soft_wrap=True, highlight=False, emoji=False, markup=False)
+    made = Console(stderr=stderr, soft_wrap=True, highlight=False, emoji=False, markup=False)
+    made.width = max(made.width, _NARROWEST)  # COLUMNS=0 would show nothing
+    return made
 
 
 def _text(*parts: str | tuple[str, str]) -> Text:

@@ -20,6 +20,7 @@ from emupmem.planner import survey as planner_survey
 from emupmem.planner.kernel_map import kernel_map
 from emupmem.planner.survey import Survey
 from emupmem.system import machine as system_machine
+from emupmem.system.files import is_folder
 from emupmem.system.machine import Machine
 from emupmem.system.streams import given_file, is_gzip
 from emupmem.units import parse_size, tight
@@ -184,7 +185,7 @@ def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log
             usage("--from plans for another machine: it needs --root, the tree of that machine")
         machine = system_machine.Machine()
     else:
-        if not root.is_dir():
+        if not is_folder(root):
             raise EmupmemError(f"{root} is not a folder")
         machine = system_machine.Machine(root)
         if machine.live and from_ is not None:

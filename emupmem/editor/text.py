@@ -19,6 +19,7 @@ MARK = "# added by emupmem"
 
 MOST_WORDS = 4000
 """Words of a file beside its comments. Augeas takes the square of their number: 50 s for 20,000 of them."""
+MOST_BYTES = 1 << 20
 _NEW_ITEM = re.compile(r"[1-9][0-9]*[KMGTPE]?![1-9][0-9]*[KMGTPE]?")
 _NEW_WORD = re.compile(r"[A-Za-z0-9_.,:=/!-]+")
 
@@ -40,6 +41,10 @@ def printable(source: str) -> str:
 
 
 def checked_text(text: str | bytes, filename: str) -> str:
+    if len(text) > MOST_BYTES:
+        raise EmupmemError(
+            f"{filename}: {len(text)} bytes, which no settings of GRUB have", "restore the file"
+        )
     source = internal(text)
     if "\0" in source:
         line = source.count("\n", 0, source.index("\0")) + 1

@@ -10,6 +10,8 @@ from emupmem.model import MIB, EmupmemError, Kind, Loss, MapEntry, NodeRange
 from emupmem.parser.grammar import MapLine, pattern, visible
 
 MAX_ENTRIES = 4096  # the kernel's own table has at most 128 + 3 * 1024
+MAX_LINES = 2 * MAX_ENTRIES
+"""Lines of one map, with those that the console and the log print twice: a log with more is not read on."""
 MAX_KEPT = 64  # symptoms
 
 WHOLE_LOG_HINT = (
@@ -35,6 +37,7 @@ class Block:
     followed: bool = False  # other lines follow the last one
     suspect: tuple[int, str] | None = None  # one of them, which would be a cut line if the map went on
     prefix: str = ""  # what stands before the range in the last line
+    lines: int = 0  # all that were taken for lines of it, broken ones too
     old_words: bool = False  # as kernels before 3.5 print it
 
     @property

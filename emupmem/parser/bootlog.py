@@ -215,6 +215,8 @@ def _read(stream: IO[str] | IO[bytes], name: str, count: bool) -> tuple[BootLog,
         if awake > 0 or reader.watch > 0:
             scan(region, size, number, reader)
             unread = None
+        if reader.enough:
+            break
         if reader.lively:
             awake, reader.lively = _AWAKE, False
         awake -= size

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 from emupmem.model import MIB, Loss, NodeRange
-from emupmem.parser.blocks import MAX_ENTRIES, MAX_KEPT, Block, Boot, fold
+from emupmem.parser.blocks import MAX_ENTRIES, MAX_KEPT, MAX_LINES, Block, Boot, fold
 from emupmem.parser.grammar import (
     MAX_ADDRESS,
     MAX_LOSSES,
@@ -20,6 +20,8 @@ from emupmem.parser.grammar import (
 
 _LONG_LINE = 8 << 10
 _PAGE = 4096
+MAX_MAP_LINES = 1 << 18
+"""Lines of all the maps of a log: some thousand boots."""
 _WATCHED = 300
 """Lines after a map line that are looked at one by one."""
 _PRINTK_MAX = 975  # the shortest limit of one printk record, kernel/printk/printk.c LOG_LINE_MAX
@@ -55,6 +57,8 @@ class LogReader:
         self.boot = Boot()
         self.open: Block | None = None  # the block that the last map line belongs to
         self.watch = 0  # so many lines are taken one by one
+        self.map_lines = 0
+        self.enough = False  # no log of a machine goes on so: it is not read on
         self.lively = False  # a map was seen since this was last asked
 
     def take(self, number: int, raw: bytearray) -> None:
@@ -73,7 +77,9 @@ class LogReader:
         try:
             line = map_line(text)
         except BrokenLineError as exc:
-            self._block_for(exc.who).blame(number, text, exc.why, exc.cut)
+            block = self._block_for(exc.who)
+            block.blame(number, text, exc.why, exc.cut)
+            self._count(block, number, text)
             self.watch = _WATCHED
             return
         if line is not None:
@@ -95,9 +101,23 @@ class LogReader:
         block = self._block_for(line.who, line.start)
         block.who = line.who
         block.add(line, number, text)
+        self._count(block, number, text)
         block.followed = False
         block.prefix = f"{line.lead}{line.who}: "
         self.watch, self.lively = _WATCHED, True
+
+    def _count(self, block: Block, number: int, text: str) -> None:
+        """Stop at more lines than a map, or the boots of a log, can have."""
+        block.lines += 1
+        self.map_lines += 1
+        if block.lines > MAX_LINES:
+            block.blame(number, text, f"is one of more than {MAX_ENTRIES}, which no kernel prints")
+        elif self.map_lines > MAX_MAP_LINES:
+            block.blame(number, text, f"is one of more than {MAX_MAP_LINES} of the log")
+        else:
+            return
+        block.problem_is_last = False
+        self.enough = True
 
     def _block_for(self, who: str, start: int = 1) -> Block:
         """The block that a line of `who` belongs to: a new one where a map begins again."""

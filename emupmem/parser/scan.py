@@ -104,6 +104,8 @@ def scan(region: bytearray, size: int, number: int, reader: LogReader) -> None:
         number += region.count(b"\n", counted, start)
         counted = start
         reader.take(number, region[start:end])
+        if reader.enough:
+            return
         at = end + 1
         for i, place in enumerate(nexts):
             if place < at:

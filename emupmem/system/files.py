@@ -268,3 +268,13 @@ def refuse_kernel_folder(name: str, real: str) -> None:
             f"{name}{where}: emupmem makes no files in {top}",
             "give a file in another folder, or the right name of a device: ls /dev/pmem* /dev/dax* shows them",
         )
+
+
+def is_folder(place: Path) -> bool:
+    """Whether a name that a person gave leads to a folder. Raises EmupmemError where that may not be seen."""
+    try:
+        return stat.S_ISDIR(place.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as exc:
+        raise EmupmemError(f"{place} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc

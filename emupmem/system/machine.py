@@ -21,6 +21,7 @@ from emupmem.model import Command, EmupmemError, NodeRange
 from emupmem.system import log
 from emupmem.system.errors import sudo_hint
 from emupmem.system.host import Host
+from emupmem.system.plain import read_plain
 from emupmem.system.programs import ENVIRONMENT, MOST_OUTPUT, PATH, QUIET, Completed, end_session, listen
 from emupmem.system.sysfs import (
     Region,
@@ -72,7 +73,7 @@ class Machine(Host):
 
     def read(self, name: str) -> bytes | None:
         try:
-            return self.path(name).read_bytes()
+            return read_plain(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
@@ -88,7 +89,7 @@ class Machine(Host):
 
     def peek(self, name: str) -> str:
         try:
-            return self.path(name).read_bytes().decode("utf-8", "replace").strip("\n\0")
+            return read_plain(self.path(name)).decode("utf-8", "replace").strip("\n\0")
         except OSError:
             return ""
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from emupmem.model import EmupmemError
-from emupmem.system import log
+from emupmem.system import log, plain
 from emupmem.system.errors import sudo_hint
-from emupmem.system.files import refuse_kernel_folder, sync_folder
+from emupmem.system.files import is_folder, refuse_kernel_folder, sync_folder
 
 GZIP = b"\x1f\x8b"
 
@@ -32,38 +32,49 @@ def standard_streams() -> None:
 class _Resumed(io.RawIOBase):
     """A stream that cannot go back, of which the first bytes are already read: here they come again."""
 
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        self.head, self.stream = head, stream
+    def __init__(self, head: bytes, stream: BinaryIO, name: str) -> None:
+        self.head, self.stream, self.shown = head, stream, name
+        self.left = plain.LARGEST_LOG
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         data = self.head or self.stream.read1(len(buffer))  # type: ignore[attr-defined]
+        self.left -= len(data)
+        if self.left < 0:
+            raise plain.long_log(self.shown)
         buffer[: len(data)] = data
         self.head = b""
         return len(data)
 
 
-def _with_a_head(stream: BinaryIO) -> BinaryIO:
+def _with_a_head(stream: BinaryIO, name: str, head: bytes = b"") -> BinaryIO:
     """The same content; of a pipe, whose writer may begin with a single byte, the first two are there."""
     if stream.seekable():
         return stream
-    return io.BufferedReader(_Resumed(stream.read(len(GZIP)), stream), 1 << 16)
+    return io.BufferedReader(_Resumed(head + stream.read(len(GZIP) - len(head)), stream, name), 1 << 16)
 
 
 @contextlib.contextmanager
 def given_file(name: str) -> Iterator[BinaryIO]:
     """A file that the user named, `-` for standard input; pipes such as bash's <( ) are files too.
 
-    Raises EmupmemError.
+    Raises EmupmemError, also for what would never end: devices, files of the kernel, FIFOs without a writer.
     """
     if name == "-":
-        yield _with_a_head(sys.stdin.buffer)
+        with contextlib.suppress(io.UnsupportedOperation):
+            plain.refuse_endless(sys.stdin.buffer.fileno(), "standard input")
+        yield _with_a_head(sys.stdin.buffer, "standard input")
         return
     try:
-        with Path(name).open("rb") as file:
-            yield _with_a_head(file)
+        place = Path(name)
+        if plain.kind_of(place.stat().st_mode) == "a socket":
+            raise EmupmemError(f"{name} cannot be read: it is a socket")
+        with plain.open_at_once(place) as file:
+            plain.refuse_endless(file.fileno(), name)
+            head = b"" if file.seekable() else plain.wait_for_writer(file.fileno(), name)
+            yield _with_a_head(file, name, head)
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc
 
@@ -121,7 +132,7 @@ def refuse_taken(name: str, force: bool) -> None:
     """Raise EmupmemError where a new file of that name would go over something else."""
     target = Path(name)
     refuse_kernel_folder(name, os.path.realpath(name))
-    if not target.name or target.is_dir():
+    if not target.name or is_folder(target):
         raise EmupmemError(f"{name} is a folder", "give the name of a file in it")
     if not os.path.lexists(target):
         return

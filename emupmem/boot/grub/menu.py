@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from emupmem.boot.entry import BootEntry, joined
+from emupmem.model import EmupmemError
 
 LINUX = ("linux", "linux16", "linuxefi")
+MOST_BYTES = 4 << 20
 _DEEPEST = 64  # blocks in blocks; no menu is like that, and each level makes every entry's path longer
 
 
@@ -84,7 +86,11 @@ def split_words(line: str, expand: bool = False) -> list[str]:
 
 
 def entries(text: str) -> tuple[BootEntry, ...]:
-    """Every `linux` line of a grub.cfg, in order."""
+    """Every `linux` line of a grub.cfg, in order. Raises EmupmemError for a text that no generator makes."""
+    if len(text) > MOST_BYTES:
+        raise EmupmemError(
+            f"grub.cfg has {len(text)} bytes, which no boot menu has", "make it anew: update-grub2"
+        )
     found: list[BootEntry] = []
     stack, too_deep = [_Block("top")], 0
     section, sections = "", "### BEGIN " in text

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading without waiting for ever and without end: plain files, and what a person may give in their place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from emupmem.model import GIB, MIB, EmupmemError
+
+LARGEST_FILE = 64 * MIB
+"""Of what is read as a whole: settings, menus, files of the kernel."""
+
+LARGEST_LOG = GIB
+WRITER_SECONDS = 2.0
+"""How long a FIFO may have nobody who writes to it."""
+
+_KINDS = (
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a disk"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def kind_of(mode: int) -> str:
+    """`a device`, `a FIFO` and so on, empty for plain files and folders."""
+    return next((name for test, name in _KINDS if test(mode)), "")
+
+
+def read_plain(place: Path) -> bytes:
+    """The content of a plain file. Raises OSError, also for other kinds and for what is too large."""
+    if kind := kind_of(place.stat().st_mode):
+        raise OSError(errno.EINVAL, f"it is {kind}")
+    with open_at_once(place) as file:
+        data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise OSError(errno.EFBIG, f"it is larger than {LARGEST_FILE // MIB} MiB")
+    return data
+
+
+def open_at_once(place: Path) -> BinaryIO:
+    """Open to read; a FIFO that took the place of the file meanwhile is not waited for."""
+    return os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
+
+
+def refuse_endless(descriptor: int, name: str) -> None:
+    """Raise EmupmemError for what would be read for ever, or holds no saved log: devices, the kernel's own files."""
+    info = os.fstat(descriptor)
+    kind = kind_of(info.st_mode)
+    null = stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3)
+    if kind and kind != "a FIFO" and not null and not os.isatty(descriptor):
+        raise EmupmemError(f"{name} cannot be read: it is {kind}", _SAVE)
+    real = os.path.realpath(f"/proc/self/fd/{descriptor}")
+    if stat.S_ISREG(info.st_mode) and real.startswith(("/proc/", "/sys/")):
+        raise EmupmemError(f"{name} cannot be read: it is a file of the kernel, not a saved log", _SAVE)
+    if stat.S_ISREG(info.st_mode) and info.st_size > LARGEST_LOG:
+        raise long_log(name)
+
+
+_SAVE = "save the log first: sudo dmesg > FILE, or journalctl -k -b -o cat > FILE"
+
+
+def long_log(name: str) -> EmupmemError:
+    return EmupmemError(f"{name} is longer than {LARGEST_LOG // GIB} GiB", "give the part with the last boot")
+
+
+def wait_for_writer(descriptor: int, name: str) -> bytes:
+    """Wait until somebody has a FIFO open to write; from then on reading it waits. Gives what was read meanwhile.
+
+    A FIFO that nobody has opened reads as empty. Raises EmupmemError where nobody comes.
+    """
+    until = time.monotonic() + WRITER_SECONDS
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    head = b""
+    while not poll.poll(0):
+        try:
+            head = os.read(descriptor, 1)
+        except BlockingIOError:
+            break  # somebody who has not written yet
+        if head:
+            break
+        if time.monotonic() > until:
+            raise EmupmemError(f"{name} cannot be read: it is a FIFO, and nobody writes to it", _SAVE)
+        time.sleep(0.02)
+    os.set_blocking(descriptor, True)
+    return head
