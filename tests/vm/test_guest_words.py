@@ -116,6 +116,7 @@ def test_disks_and_processors_of_the_guest() -> None:
         assert read_guest(("-smp", smp)).cpus == cpus
 
 
+@pytest.mark.slow
 @real
 @pytest.mark.parametrize(
     "guest",
@@ -153,8 +154,17 @@ def run(run: Run) -> Run:
     return functools.partial(run, "qemu")
 
 
+@pytest.fixture
+def quick(tmp_path: Path) -> str:
+    """A QEMU that only tells its version."""
+    path = tmp_path / "quick-qemu"
+    path.write_text("#!/bin/sh\necho QEMU emulator version 9.0.0\n")
+    path.chmod(0o755)
+    return str(path)
+
+
 @real
-def test_words_in_the_wrong_place(run: Run, tmp_path: Path) -> None:
+def test_words_in_the_wrong_place(run: Run, quick: str, tmp_path: Path) -> None:
     whole = run("args", "--pmem", "64M", "--json", "--", "qemu-system-x86_64", "-m", "1G")
     assert json.loads(whole.out)["argv"][1:3] == ["-m", "1G"], "a whole command line is taken as one"
     for argv, words in (
@@ -173,7 +183,7 @@ def test_words_in_the_wrong_place(run: Run, tmp_path: Path) -> None:
         assert words in done.err
     os.mkfifo(tmp_path / "pipe")
     for name in (tmp_path / "none", tmp_path / "pipe", "/dev/zero", tmp_path):
-        done = run("args", "--pmem", "1G", "--", "-readconfig", str(name))
+        done = run("args", "--qemu", quick, "--pmem", "1G", "--", "-readconfig", str(name))
         assert done.status == 1
         assert "no regular file" in done.err
 
@@ -204,6 +214,7 @@ def test_align() -> None:
     assert dict(large.memory)["maxmem"] == "9216M", "there may be a gap before it"
 
 
+@pytest.mark.slow
 @real
 @pytest.mark.parametrize("device", ["nvdimm", "virtio-pmem"])
 def test_the_real_qemu_aligns(tmp_path: Path, device: str) -> None:
@@ -274,8 +285,7 @@ def test_the_real_qemu_puts_labelled_devices_at_whole_steps(tmp_path: Path) -> N
 # What is behind it ------------------------------------------------------------------------------------------
 
 
-@real
-def test_one_file_by_two_names(run: Run, tmp_path: Path) -> None:
+def test_one_file_by_two_names(run: Run, quick: str, tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_bytes(bytes(2 * MIB))
     (tmp_path / "link").symlink_to("f")
@@ -287,10 +297,10 @@ def test_one_file_by_two_names(run: Run, tmp_path: Path) -> None:
             ("--", "-m", "1G", "-drive", f"file={name},format=raw"),
             ("--", "-m", "1G", "-object", f"memory-backend-file,id=x,size=2M,mem-path={name}"),
         ):
-            done = run("args", "--backend", str(file), *guest)
+            done = run("args", "--qemu", quick, "--backend", str(file), *guest)
             assert done.status == 1
             assert "they would write over each other" in done.err
-    new = ("--pmem", "2M", "--pmem", "2M", "--backend", str(tmp_path / "n"), "--backend")
+    new = ("--qemu", quick, "--pmem", "2M", "--pmem", "2M", "--backend", str(tmp_path / "n"), "--backend")
     assert run("args", *new, f"{tmp_path}/./n", "--", "-m", "1G").status == 1, "not there yet"
 
 
