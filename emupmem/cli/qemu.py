@@ -317,6 +317,8 @@ def _wish(here: system_machine.Machine, asked: Asked, guest: Guest, n: int) -> D
     found = vm_backend.look_at_backend(here, _absolute(path), shared, inside) if path else vm_backend.MEMORY
     label = size_of(asked.label) if asked.label is not None else 0
     align = size_of(asked.align) if asked.align is not None else 0
+    if label and found.size is not None:
+        found = replace(found, old_labels=vm_backend.has_labels(here, found.path, found.size - label))
     bytes_ = vm_size.choose_size(found, size_of(size) if size is not None else None, label, align)
     return DeviceWish(found, bytes_, node, label)
 

@@ -21,6 +21,7 @@ PROGRAM = "qemu-system-x86_64"
 NAME = "{}{}.img"
 """The file in a folder that was given: the virtual machine's name and which device of it. The next start finds it."""
 MOST_CONFIG = MIB
+INDEX = b"NAMESPACE_INDEX\0"
 
 
 def qemu_program(machine: Machine, name: str) -> str:
@@ -87,6 +88,16 @@ def look_at_backend(
         _refuse_used(machine, name, shared)
     found = {"character": _devdax, "block": _block}.get(state, _file)(machine, name)
     return replace(found, identity=same_for_all_names(machine, name))
+
+
+def has_labels(machine: Machine, name: str, at: int) -> bool:
+    """Whether a label area begins at a byte of a file (drivers/nvdimm/label.h: the signature of an index block)."""
+    try:
+        with machine.open(name) as stream:
+            stream.seek(at)
+            return stream.read(len(INDEX)) == INDEX
+    except (EmupmemError, OSError, ValueError):
+        return False
 
 
 def same_for_all_names(machine: Machine, name: str) -> str:

@@ -109,7 +109,7 @@ def libvirt_notes(wishes: Sequence[DeviceWish], options: DeviceOptions) -> list[
         backend = wish.backend
         if backend.size is None:
             notes.append(
-                f"{backend.path} is not there, and nothing makes it here: truncate -s {wish.size} "
+                f"{backend.path} is not there, and nothing is made here: truncate -s {wish.size} "
                 f"{shlex.quote(backend.path)}"
             )
         if options.device is GuestDevice.NVDIMM and backend.kind not in FIXED:

@@ -88,7 +88,7 @@ def alignment(wish: DeviceWish, options: DeviceOptions) -> int:
     if backend.kind is Backing.RAM:
         return 0
     asked = options.align or (backend.align if backend.align > 4 * KIB else 0)
-    return max(asked, REGION_STEP) if wish.label and _is_laid_out(wish) else asked
+    return max(asked, REGION_STEP) if wish.label and not backend.old_labels and _is_laid_out(wish) else asked
 
 
 def _is_laid_out(wish: DeviceWish) -> bool:

@@ -38,7 +38,8 @@ class Backend:
 
     `emulated` says that the memory below is RAM of this machine; `sync` whether MAP_SYNC mappings work;
     `align` what the device wants mappings to be a multiple of (0: nothing in particular); `identity` is the
-    same for all names of one file or device.
+    same for all names of one file or device; `old_labels` that labels are at its very end, where another start put
+    them.
     """
 
     kind: Backing
@@ -49,6 +50,7 @@ class Backend:
     align: int = 0
     room: int | None = None
     identity: str = ""
+    old_labels: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,6 +262,20 @@ def test_a_given_file_with_a_label_area() -> None:
     refused("and 2 MiB for the label area", lambda: vm_size.choose_size(dax, GIB, 128 * KIB))
 
 
+def test_labels_of_before_stay_where_they_are(run: Run, quick: str, tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    with file.open("wb") as stream:
+        stream.truncate(66 * MIB)
+    words = ("args", "--qemu", quick, "--backend", str(file), "--label", "128K", "--", "-m", "1G")
+    assert "align=16777216" in run(*words).out
+    with file.open("r+b") as stream:
+        stream.seek(66 * MIB - 128 * KIB)
+        stream.write(b"NAMESPACE_INDEX\0")
+    done = run(*words)
+    assert "align" not in done.out
+    assert "no multiple of 16 MiB" in done.err
+
+
 def test_the_note_says_what_is_there() -> None:
     made = plan_devices(Guest(GIB), [DeviceWish(MEMORY, 66 * MIB, label=128 * KIB)], DeviceOptions(), NEW)
     assert made.notes[:2] == ("the guest sees a region of 64 MiB", arguments.LABELS)
