@@ -323,6 +323,15 @@ class Plan:
     add_nokaslr: bool = False
 
 
+class NamespaceMode(StrEnum):
+    """What a namespace of persistent memory becomes (ndctl-create-namespace(1))."""
+
+    FSDAX = "fsdax"
+    DEVDAX = "devdax"
+    SECTOR = "sector"
+    RAW = "raw"
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """A program to run, as data until the one place that runs it: argv, and why."""

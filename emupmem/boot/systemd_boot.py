@@ -32,7 +32,6 @@ from emupmem.boot.bls.files import (
     edit_of,
     entry_files,
     entry_text,
-    file_text,
     real_edits,
     trial_file,
 )
@@ -77,7 +76,7 @@ class SystemdBoot(Loader):
             raise no_entries_error(machine, "systemd-boot")
         default = default_entry_of(machine, entries)
         items, where = source_items(machine, default)
-        text = bls_text.options(file_text(machine, file)) if (file := trial_file(machine)) else ""
+        text = bls_text.options(machine.text(file)) if (file := trial_file(machine)) else ""
         words = parse_command_line(text).words
         chosen = trial_chosen(machine)
         return Standing(items, where, menu, tuple(entries), default, words, chosen, snapshots_kept(others))
@@ -190,7 +189,7 @@ def refuse_one_shot(machine: Host) -> None:
     if machine.find("bootctl") is None:
         raise EmupmemError("bootctl is not installed: the entry cannot be selected", "apply without --trial")
     default = _default_text_name(machine)
-    if not bls_text.value(_trial_text(machine, default), "sort-key"):
+    if not bls_text.value(machine.text(default), "sort-key"):
         raise EmupmemError(
             f"{default} has no sort-key: a second entry could become the default",
             "apply without --trial, or give it a line like “sort-key debian”",
@@ -206,7 +205,7 @@ def trial_steps(machine: Host, standing: Standing, wanted: Wanted) -> Steps:
     default = _default_text_name(machine)
     name = f"{default.rpartition('/')[0]}/{TRIAL_ENTRY}"
     before = machine.read(name)
-    after = trial_entry(_trial_text(machine, default), wanted.trial).encode("utf-8", "surrogateescape")
+    after = trial_entry(machine.text(default), wanted.trial).encode("utf-8", "surrogateescape")
     edits = [*bls_sources.kept_source(machine, standing), FileEdit(name, before, after)]
     other = "" if standing.chosen else efi.one_shot(machine)
     return Steps(wanted, real_edits(edits), notes=taken_choice(other))
@@ -243,7 +242,3 @@ def _default_text_name(machine: Host) -> str:
     if len(files) != 1:
         raise EmupmemError("cannot determine the default boot entry", "apply without --trial")
     return files[0]
-
-
-def _trial_text(machine: Host, name: str) -> str:
-    return (machine.read(name) or b"").decode("utf-8", "surrogateescape")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -16,20 +15,10 @@ from emupmem.cli.output import Exit, say, size_of
 from emupmem.cli.session import Session
 from emupmem.device import ramdax
 from emupmem.device.ramdax import RamdaxRegion, Step, Write
-from emupmem.model import EmupmemError
+from emupmem.model import EmupmemError, NamespaceMode
 from emupmem.system import lock
 from emupmem.system.machine import Machine
 from emupmem.units import human
-
-
-class NamespaceMode(StrEnum):
-    """What a namespace becomes."""
-
-    FSDAX = "fsdax"
-    DEVDAX = "devdax"
-    SECTOR = "sector"
-    RAW = "raw"
-
 
 app = typer.Typer(
     help="Divide a reserved range into namespaces of any size (the ramdax driver, Linux 6.19 and later). "

@@ -14,7 +14,7 @@ import typer
 from emupmem.cli.options import EPILOG, DryRun, Json, Yes
 from emupmem.cli.output import Exit, one_line, say, size_of, usage
 from emupmem.cli.session import Session
-from emupmem.model import EmupmemError
+from emupmem.model import EmupmemError, NamespaceMode
 from emupmem.nvdimm import create as nvdimm_create
 from emupmem.nvdimm import goal as nvdimm_goal
 from emupmem.nvdimm import ipmctl
@@ -33,15 +33,6 @@ class GoalMode(StrEnum):
     APP_DIRECT = "appdirect"
     NOT_INTERLEAVED = "appdirect-not-interleaved"
     MEMORY = "memory"
-
-
-class Mode(StrEnum):
-    """What a namespace becomes."""
-
-    RAW = "raw"
-    SECTOR = "sector"
-    FSDAX = "fsdax"
-    DEVDAX = "devdax"
 
 
 class Map(StrEnum):
@@ -179,7 +170,9 @@ def create(
         str,
         typer.Option("--size", metavar="SIZE", help="Size (default: all that is free)."),
     ] = "",
-    mode: Annotated[Mode, typer.Option("--mode", help="What kind of device it becomes.")] = Mode.FSDAX,
+    mode: Annotated[
+        NamespaceMode, typer.Option("--mode", help="What kind of device it becomes.")
+    ] = NamespaceMode.FSDAX,
     map_: Annotated[
         Map | None, typer.Option("--map", help="Where to keep the page map: in RAM or on the device itself.")
     ] = None,

@@ -102,13 +102,6 @@ def maps_sync(path: str) -> bool:
         os.close(descriptor)
 
 
-def huge_faults(folder: str) -> int:
-    """Minor faults that writing to each page of a fresh 4 MiB file in `folder` takes. Raises OSError."""
-    with _probe_file(folder) as file:
-        os.posix_fallocate(file, 0, PROBE)
-        return _huge_faults(file)[0]
-
-
 def _maps_sync(descriptor: int) -> bool:
     try:
         mmap.mmap(descriptor, PAGE, flags=MAP_SHARED_VALIDATE | MAP_SYNC).close()

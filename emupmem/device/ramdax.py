@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emupmem.model import KIB, MIB, UNCHANGED, Command, EmupmemError
+from emupmem.model import KIB, MIB, UNCHANGED, Command, EmupmemError, NamespaceMode
 from emupmem.system import files, lock
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
@@ -26,7 +26,7 @@ DRIVER, LEGACY = "ramdax", "e820_pmem"
 DEVICE = "e820_pmem"
 HERE = f"/sys/bus/platform/devices/{DEVICE}"
 LABELS = 128 * KIB
-MODES = ("fsdax", "devdax", "sector", "raw")
+MODES = tuple(NamespaceMode)
 RULE = "/etc/udev/rules.d/70-emupmem-ramdax.rules"
 RULE_TEXT = f"""\
 # Written by `emupmem namespaces bind --at-boot`, removed by `emupmem namespaces unbind --at-boot`.

@@ -12,7 +12,7 @@ from emupmem.boot.grub import environment, trial
 from emupmem.boot.grub import menu as grub_menu
 from emupmem.boot.grub.checks import readable_menu
 from emupmem.boot.grub.environment import GENERATORS, GRUB_DEFAULT
-from emupmem.device.blocks import Mounted
+from emupmem.device.blocks import mount_of
 from emupmem.doctor.finding import Eye, Finding
 from emupmem.editor.defaults import Effective
 from emupmem.kernel.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count
@@ -22,7 +22,6 @@ from emupmem.system.backups import BACKUPS
 from emupmem.system.host import Host
 from emupmem.units import human, tight
 
-EFI_LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 EFIVARS = "/sys/firmware/efi/efivars"
 SECURE_BOOT = f"{EFIVARS}/SecureBoot-{EFI_GLOBAL}"
@@ -190,12 +189,6 @@ def regions_finding(line: CommandLine) -> Finding:
 # GRUB's environment, room, programs ---------------------------------------------------------------
 
 
-def mounted_for(path: str, found: Sequence[Mounted]) -> Mounted | None:
-    """The mount that a path lies on; of several at one place the last one counts."""
-    over = [m for m in found if m.dir in ("/", path) or path.startswith(m.dir + "/")]
-    return sorted(over, key=lambda m: len(m.dir.rstrip("/")))[-1] if over else None
-
-
 def look_at_grubenv(eye: Eye) -> Finding:
     try:
         why, fix = trial.obstacle(eye.machine)
@@ -228,7 +221,7 @@ def look_at_room(eye: Eye) -> Finding:
         there = folder
         while there != "/" and not eye.machine.exists(there):
             there = there.rpartition("/")[0] or "/"
-        place = mounted_for(eye.machine.real(there), eye.mounts)
+        place = mount_of(eye.mounts, eye.machine.real(there))
         places.append((folder, eye.machine.room(there), place is not None and "ro" in place.options))
     menu = len(readable_menu(eye.machine).encode("utf-8", "surrogateescape"))
     return room(places, MENU_COPIES * menu + MIB)

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 
 from emupmem.device.blocks import mounts, reserved_regions
 from emupmem.device.nature import nature
-from emupmem.model import KIB, MIB, Command, EmupmemError
+from emupmem.model import KIB, MIB, Command, EmupmemError, NamespaceMode
 from emupmem.nvdimm import cxl, ipmctl
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 
-MODES = ("raw", "sector", "fsdax", "devdax")
+MODES = tuple(NamespaceMode)
 
 ALIGNMENTS = (4 * KIB, 2 * MIB)
 """What every kernel can, where ndctl does not tell."""

@@ -30,7 +30,6 @@ from emupmem.units import span_text
 
 # editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
 
-SOURCES = ("auto", "dmesg", "journal", "sysfs")
 SYSFS = "/sys/firmware/memmap"
 _MOST_NOTES = 8
 

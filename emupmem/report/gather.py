@@ -21,7 +21,7 @@ from emupmem.boot.bls import entries, files, sources
 from emupmem.boot.grub import defaults, environment, menu
 from emupmem.boot.grub.checks import readable_menu
 from emupmem.boot.grub.environment import GRUB_CFGS, GRUB_DEFAULT
-from emupmem.device.blocks import mounts
+from emupmem.device.blocks import mount_of, mounts
 from emupmem.device.unit import FILE as UNIT_FILE
 from emupmem.doctor import boot, finding, host, look
 from emupmem.doctor import kernel as doctor_kernel
@@ -222,7 +222,7 @@ def _gather_mounts(basket: _Basket) -> None:
     machine = basket.machine
     found = mounts(machine)
     paths = (environment.grubenv_name(machine), "/boot", "/", "/var/backups", "/etc/default")
-    needed = {m.dir for p in paths if (m := boot.mounted_for(machine.real(p), found)) is not None}
+    needed = {m.dir for p in paths if (m := mount_of(found, machine.real(p))) is not None}
     wanted = [m for m in found if m.dir in needed or m.source.startswith("/dev/pmem")]
     folders = {m.dir for m in wanted}
 

@@ -79,6 +79,13 @@ class Host(ABC):
         except EmupmemError:
             return ""
 
+    def text(self, name: str) -> str:
+        """A file as text from which its bytes come back (surrogateescape); empty where there is none.
+
+        Raises EmupmemError where it may not be read.
+        """
+        return (self.read(name) or b"").decode("utf-8", "surrogateescape")
+
     def link_target(self, name: str) -> str:
         """Where a symbolic link leads, as it is written; empty for everything else."""
         return ""

@@ -13,7 +13,7 @@ import pytest
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot import obstacles
 from emupmem.boot.grub import menu
-from emupmem.device.blocks import Mounted, stack
+from emupmem.device.blocks import Mounted, mount_of, stack
 from emupmem.doctor import boot as doctor_boot
 from emupmem.doctor import finding as doctor_finding
 from emupmem.doctor import host, look
@@ -356,11 +356,11 @@ def test_every_trouble_has_a_way_out(here: FakeMachine) -> None:
 
 def test_the_mount_of_a_path() -> None:
     boot, over = replace(ROOT, dir="/boot", number="8:2"), replace(ROOT, dir="/boot", number="8:3")
-    assert doctor_boot.mounted_for("/boot/grub/grubenv", [ROOT, boot]) is boot
-    assert doctor_boot.mounted_for("/boot", [boot, ROOT]) is boot
-    assert doctor_boot.mounted_for("/bootleg", [boot, ROOT]) is ROOT
-    assert doctor_boot.mounted_for("/boot/grub", [ROOT, boot, over]) is over, "the last one hides the others"
-    assert doctor_boot.mounted_for("/boot", []) is None
+    assert mount_of([ROOT, boot], "/boot/grub/grubenv") is boot
+    assert mount_of([boot, ROOT], "/boot") is boot
+    assert mount_of([boot, ROOT], "/bootleg") is ROOT
+    assert mount_of([ROOT, boot, over], "/boot/grub") is over, "the last one hides the others"
+    assert mount_of([], "/boot") is None
 
 
 def test_room() -> None:

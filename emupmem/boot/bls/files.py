@@ -37,13 +37,9 @@ def trial_file(machine: Host) -> str:
     return next((n for n in names if machine.exists(n)), "")
 
 
-def file_text(machine: Host, name: str) -> str:
-    return (machine.read(name) or b"").decode("utf-8", "surrogateescape")
-
-
 def entry_text(machine: Host, name: str) -> str:
     """An entry; of one that a program tore when it was killed, the copy that lies beside it."""
-    text = file_text(machine, name)
+    text = machine.text(name)
     if any(key in ("linux", "efi") for key, _ in bls_text.fields(text)):
         return text
     aside = backups.read_aside(machine, name)

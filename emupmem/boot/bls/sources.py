@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from emupmem.boot import programs
 from emupmem.boot.bls import text as bls_text
-from emupmem.boot.bls.files import BOOT_FOLDERS, TRIAL_ENTRY, entry_files, entry_text, file_text
+from emupmem.boot.bls.files import BOOT_FOLDERS, TRIAL_ENTRY, entry_files, entry_text
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.boot.loader import Standing
@@ -20,7 +20,7 @@ from emupmem.system.host import Host
 
 def torn_files(machine: Host, names: Sequence[str]) -> tuple[str, ...]:
     """The entries, and the source of new kernels' words, that a program which was killed left half-written."""
-    torn = [n for n in names if file_text(machine, n) != entry_text(machine, n)]
+    torn = [n for n in names if machine.text(n) != entry_text(machine, n)]
     return (*torn, *([KERNEL_CMDLINE] if source_is_torn(machine) else []))
 
 
@@ -98,7 +98,7 @@ def source_edits(
     for name in _dropins(machine):
         if name.startswith(FORMER_DROPIN):
             edits.append(FileEdit(name, machine.read(name), None))
-        elif parse_command_line(bls_text.file_line(file_text(machine, name))).reservations:
+        elif parse_command_line(bls_text.file_line(machine.text(name))).reservations:
             raise EmupmemError(f"{name} reserves memory already", "remove that first")
     return edits + _main_source_edits(machine, made, items, extra, drop)
 

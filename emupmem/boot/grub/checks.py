@@ -13,10 +13,9 @@ from emupmem.system.host import Host
 def readable_menu(machine: Host) -> str:
     """The generated menu, empty where there is none or it is not ours to read."""
     try:
-        data = machine.read(environment.grub_cfg(machine))
+        return machine.text(environment.grub_cfg(machine))
     except EmupmemError:
         return ""
-    return (data or b"").decode("utf-8", "surrogateescape")
 
 
 def refuse_no_grub(machine: Host) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def _variables(text: str) -> dict[str, str]:
 def grub_reads_bls(machine: Host) -> bool:
     """Whether GRUB takes its entries from files of the Boot Loader Specification."""
     try:
-        menu = (machine.read(grub_cfg(machine)) or b"").decode("utf-8", "surrogateescape")
+        menu = machine.text(grub_cfg(machine))
     except EmupmemError:
         menu = ""
     asked = re.search(

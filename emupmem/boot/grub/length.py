@@ -23,8 +23,7 @@ def refuse_too_long(machine: Host, before: bytes, after: bytes, own: bytes | boo
     values = effective_defaults(machine, after, own)
     line = " ".join(menu.kernel_text(values[v].value or "") for v in VARIABLES)
     grows = _bytes(line) - _bytes(effective_line(machine, before).text)
-    data = machine.read(environment.grub_cfg(machine)) or b""
-    entries = [e for e in menu.entries(data.decode("utf-8", "surrogateescape")) if e.ours]
+    entries = [e for e in menu.entries(machine.text(environment.grub_cfg(machine))) if e.ours]
     there = [_bytes(f"BOOT_IMAGE={e.kernel} {e.text}") + grows for e in entries]
     longest = max((_bytes(_LEAST + line), *there))
     if longest > COMMAND_LINE_MAX:

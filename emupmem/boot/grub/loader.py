@@ -31,7 +31,6 @@ from emupmem.boot.grub.steps import (
     grub_files,
     has_leftovers,
     menu_problems,
-    menu_text,
     placed_steps,
     steps_to,
     whole_menu,
@@ -208,7 +207,7 @@ class Grub(Loader):
             entry, why = wrong[0]
             where = f"{cfg}:{entry.line} “{entry.title}”" if entry else cfg
             raise EmupmemError(f"{name} made a menu that is not as planned: {where}: {why}", _blame(machine))
-        text = menu_text(machine, cfg)
+        text = machine.text(cfg)
         problem = trial.problem(text, steps.wanted.trial)
         if problem:
             raise EmupmemError(f"{name} made a menu that is not as planned: {cfg}: {problem}")

@@ -126,9 +126,7 @@ def with_generator(machine: Host, steps: Steps) -> Steps:
         steps,
         commands=(found,),
         menus=(cfg,),
-        torn=(cfg,)
-        if backups.is_aside(machine, cfg) and not grub_menu.whole(menu_text(machine, cfg))
-        else (),
+        torn=(cfg,) if backups.is_aside(machine, cfg) and not grub_menu.whole(machine.text(cfg)) else (),
         refresh=(Command(foreign.PROXMOX_REFRESH, "copy the menu"),) if copies else (),
         recorded=(GRUB_DEFAULT,),
         # In the language of the menu that is there, or every other line of it would change as well.
@@ -139,16 +137,12 @@ def with_generator(machine: Host, steps: Steps) -> Steps:
 def menu_problems(machine: Host, cfg: str, wanted: Wanted) -> list[tuple[boot_entry.BootEntry | None, str]]:
     """What is wrong with the menu; nothing is known of one that is not ours to read."""
     try:
-        text = menu_text(machine, cfg)
+        text = machine.text(cfg)
     except EmupmemError:
         return []  # a dry run without root says nothing of it
     recovery = wanted.items if wanted.recovery is None else wanted.recovery
     wrong = boot_entry.problems(grub_menu.entries(text), wanted.items, recovery)
     return wrong or ([] if grub_menu.whole(text) else [(None, "it is not written to its end")])
-
-
-def menu_text(machine: Host, name: str) -> str:
-    return (machine.read(name) or b"").decode("utf-8", "surrogateescape")
 
 
 def whole_menu(machine: Host) -> str:

@@ -159,7 +159,7 @@ def problem(cfg: str, words: Sequence[str]) -> str:
 def menu_or_copy(machine: Host) -> str:
     """The boot menu; where a run that was killed tore it, the whole copy beside it."""
     name = environment.grub_cfg(machine)
-    text = (machine.read(name) or b"").decode("utf-8", "surrogateescape")
+    text = machine.text(name)
     if not grub_menu.whole(text) and backups.is_aside(machine, name):
         return (backups.read_aside(machine, name) or b"").decode("utf-8", "surrogateescape")
     return text
