@@ -37,7 +37,9 @@ from emupmem.device.boot_unit import MountWish
 
 
 def apply(
-    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Size of each device, as 16G or 512M.")],
+    size: Annotated[
+        str, typer.Option("--size", metavar="SIZE", help="Size of each device, such as 16G or 512M.")
+    ],
     count: Count = 1,
     offset: Offset = None,
     min_free: MinFree = "2G",
@@ -50,12 +52,8 @@ def apply(
             "without the reservation, for machines where you want a menu entry with all the memory.",
         ),
     ] = VariableOption.LINUX,
-    add: Annotated[
-        bool, typer.Option("--add", help="Keep the reservation that is there and add to it.")
-    ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Put this in place of what is reserved.")
-    ] = False,
+    add: Annotated[bool, typer.Option("--add", help="Keep the existing reservation and add to it.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the existing reservation.")] = False,
     nokaslr: Annotated[
         bool,
         typer.Option(
@@ -75,7 +73,7 @@ def apply(
         typer.Option(
             "--mount",
             metavar="DIR",
-            help="Make a DAX file system on the device and mount it here at every boot; once for each device.",
+            help="Make a DAX file system on the device and mount it here at every boot; repeat it for each device.",
         ),
     ] = None,
     fs: Fs = None,
@@ -86,7 +84,7 @@ def apply(
         typer.Option(
             "--keep",
             metavar="FILE",
-            help="Save the content here at an orderly shutdown and bring it back at boot; once for each --mount.",
+            help="Save the content here at an orderly shutdown and bring it back at boot; repeat it for each --mount.",
         ),
     ] = None,
     trial: Annotated[

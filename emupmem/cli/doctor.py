@@ -34,7 +34,7 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell everything that decides whether this will work, before and after. Changes nothing, needs no root."""
+    """Show everything that decides whether this will work, before and after. Changes nothing, needs no root."""
     session = Session({"ok": False, "findings": []}, as_json)
     with session.errors():
         findings = _findings(from_)
@@ -60,14 +60,16 @@ def _findings(from_: str | None) -> tuple[Finding, ...]:
 
 
 def collect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The archive to write, as machine.tar.gz.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The archive to write, such as machine.tar.gz.")
+    ],
     list_: Annotated[
         bool, typer.Option("--list", help="Show what would be written and what is masked; write nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write one archive with all that planning and diagnosing need, secrets masked: for --from elsewhere."""
+    """Write one archive for suggest --from and doctor --from on another machine, secrets masked."""
     from emupmem.report import archive, gather  # 13 ms, collect only
 
     session = Session({"file": file, "written": False, "files": [], "masked": {}, "unreadable": []}, as_json)

@@ -44,7 +44,7 @@ def _options(
         typer.Option("--verbose", "-v", help="Show each program that is run and each file that is written."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="As --verbose, and a traceback where an error comes from.")
+        bool, typer.Option("--debug", help="Like --verbose, with a traceback for an error.")
     ] = False,
 ) -> None:
     if debug:
@@ -92,9 +92,7 @@ COMMANDS = {
     "suggest": Place("suggest", "suggest", "Show the usable memory and plan a reservation."),
     "apply": Place("apply", "apply", "Put the reservation into GRUB's configuration, safely."),
     "remove": Place("apply", "remove", "Give reserved memory back: undo what apply did."),
-    "verify": Place(
-        "verify", "verify", "Prove that what was asked is there: from GRUB's file up to a device with DAX."
-    ),
+    "verify": Place("verify", "verify", "Check every step, from GRUB's file to a device with DAX."),
     "mount": Place(
         "mount",
         "mount",
@@ -108,16 +106,16 @@ COMMANDS = {
     "confirm": Place(
         "trial",
         "confirm",
-        "Make the reservation of the trial that is running permanent, if all of it is as planned.",
+        "Make the running trial's reservation permanent, if every check passes.",
     ),
     "abandon": Place("trial", "abandon", "Cancel a trial: delete its boot entry, change nothing else."),
     "doctor": Place(
-        "doctor", "doctor", "Tell everything that decides whether this will work, before and after."
+        "doctor", "doctor", "Show everything that decides whether this will work, before and after."
     ),
     "collect": Place(
         "doctor",
         "collect",
-        "Write one archive with all that planning and diagnosing need, secrets masked: for --from elsewhere.",
+        "Write one archive for suggest --from and doctor --from on another machine, secrets masked.",
     ),
     "namespaces": Place(
         "namespaces",
@@ -130,7 +128,11 @@ COMMANDS = {
         "",
         "Regions and namespaces of NVDIMMs, real or virtual, with ndctl; the goal of Intel Optane modules with ipmctl.",
     ),
-    "help": Place("manual", "manual_help", "Show the manual: commands, files, exit status, JSON, recovery."),
+    "help": Place(
+        "manual",
+        "manual_help",
+        "Show the manual: all commands with their options, files, exit status, JSON, how to recover.",
+    ),
 }
 
 

@@ -29,9 +29,9 @@ def mount(
     mode: Permissions = "",
     force: Annotated[
         bool,
-        typer.Option("--force", help="Make a new file system over the one that an emulated device holds."),
+        typer.Option("--force", help="Replace the file system on an emulated device."),
     ] = False,
-    at_boot: Annotated[bool, typer.Option("--at-boot", help="Do it at every boot as well.")] = False,
+    at_boot: Annotated[bool, typer.Option("--at-boot", help="Also do it at every boot.")] = False,
     keep: Annotated[
         str,
         typer.Option(
@@ -87,7 +87,7 @@ def umount(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Where persistent memory is mounted.")],
     as_json: Json = False,
 ) -> None:
-    """Unmount persistent memory; if it is in use, name the program. The content stays until the power goes."""
+    """Unmount persistent memory; if it is in use, name the program. The content stays until the power is off."""
     session = Session({"device": "", "dir": folder, "changed": False}, as_json)
     with session.errors():
         session.be_root("this unmounts")

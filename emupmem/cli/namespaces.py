@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-AtBoot = Annotated[bool, typer.Option("--at-boot", help="At every boot as well, by a rule for udev.")]
+AtBoot = Annotated[bool, typer.Option("--at-boot", help="Also at every boot, by a udev rule.")]
 
 
 @app.command("bind", epilog=EPILOG)
@@ -101,7 +101,7 @@ def list_(as_json: Json = False) -> None:
 
 @app.command("create", epilog=EPILOG)
 def create_on_ram(
-    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="What it takes of the range, as 256M.")],
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Size of the namespace, such as 256M.")],
     mode: Annotated[
         NamespaceMode, typer.Option("--mode", help="What kind of device it becomes.")
     ] = NamespaceMode.FSDAX,
@@ -115,13 +115,16 @@ def create_on_ram(
 
 @app.command("resize", epilog=EPILOG)
 def resize(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As namespace0.0 or /dev/pmem0.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A namespace or its device, such as namespace0.0 or /dev/pmem0."),
+    ],
     size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Size of the namespace.")],
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Make a namespace anew with another size. Its content is lost, and its name may be another."""
+    """Recreate a namespace with another size. Its content is lost and its name may change."""
     question = f"All content of {name} is lost. Create it again?"
     session = _changing(as_json, dry_run, yes)
     _change(session, lambda machine: ramdax.resize_steps(machine, name, size_of(size)), question)
@@ -129,12 +132,15 @@ def resize(
 
 @app.command("delete", epilog=EPILOG)
 def delete(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As namespace0.0 or /dev/pmem0.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A namespace or its device, such as namespace0.0 or /dev/pmem0."),
+    ],
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Delete a namespace and all on it."""
+    """Delete a namespace and everything on it."""
     question = f"All content of {name} is lost. Delete it?"
     session = _changing(as_json, dry_run, yes)
     _change(session, lambda machine: ramdax.delete_steps(machine, name), question)

@@ -86,10 +86,10 @@ def goal(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Have the firmware lay out Optane modules at the next boot; after it the same command makes namespaces.
+    """Configure Optane modules at the next boot; after the reboot the same command creates namespaces.
 
-    It can be given at any time: it tells where the modules are on the way, and does the next step. No
-    namespace is ever deleted by it.
+    It can be repeated at any time: it reports the progress and does the next step. It never deletes a
+    namespace.
     """
     session = Session(
         {
@@ -183,7 +183,7 @@ def create(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Make a namespace and tell its device. Without labels: give the region's one namespace another mode."""
+    """Create a namespace and print its device. Without labels: give the region's one namespace another mode."""
     session = Session(
         {"changed": False, "commands": [], "namespace": None, "device": "", "holds": ""},
         as_json,
@@ -214,12 +214,15 @@ def create(
 
 @app.command("destroy", epilog=EPILOG)
 def destroy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As namespace0.0 or /dev/pmem0.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A namespace or its device, such as namespace0.0 or /dev/pmem0."),
+    ],
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Destroy a namespace and all on it."""
+    """Destroy a namespace and everything on it."""
     session = Session(
         {"changed": False, "commands": [], "namespace": None, "device": ""}, as_json, dry_run=dry_run, yes=yes
     )

@@ -34,7 +34,7 @@ class VariableOption(StrEnum):
 
 
 Size = Annotated[
-    str | None, typer.Option("--size", metavar="SIZE", help="Size of each device, as 16G or 512M.")
+    str | None, typer.Option("--size", metavar="SIZE", help="Size of each device, such as 16G or 512M.")
 ]
 Count = Annotated[int, typer.Option("--count", metavar="N", min=1, help="How many devices, 1 to 4.")]
 Offset = Annotated[
@@ -93,5 +93,5 @@ Owner = Annotated[
     typer.Option("--owner", metavar="USER[:GROUP]", help="Owner of the mounted folder: USER or USER:GROUP."),
 ]
 Permissions = Annotated[
-    str, typer.Option("--mode", metavar="MODE", help="Permissions of the mounted folder, as 0755.")
+    str, typer.Option("--mode", metavar="MODE", help="Permissions of the mounted folder, such as 0755.")
 ]

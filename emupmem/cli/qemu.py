@@ -91,7 +91,10 @@ class TakesQemu(TyperCommand):
 
 
 Sizes = Annotated[
-    list[str] | None, typer.Option("--pmem", metavar="SIZE", help="Size of the device, as 1G; once for each.")
+    list[str] | None,
+    typer.Option(
+        "--pmem", metavar="SIZE", help="Size of the device, such as 1G; repeat it for more devices."
+    ),
 ]
 Backends = Annotated[
     list[str] | None,
@@ -99,8 +102,8 @@ Backends = Annotated[
         "--backend",
         "--pmem-file",
         metavar="PATH",
-        help="What keeps its content: a file (made if missing), a folder, /dev/daxX.Y, /dev/pmemN; once for each "
-        "--pmem. Without it the content is lost when QEMU exits.",
+        help="What keeps its content: a file (made if missing), a folder, /dev/daxX.Y, /dev/pmemN; repeat it "
+        "for each --pmem. Without it the content is lost when QEMU exits.",
     ),
 ]
 DeviceOption = Annotated[
@@ -120,7 +123,7 @@ Label = Annotated[
 ]
 NodeList = Annotated[
     list[int] | None,
-    typer.Option("--node", metavar="N", min=0, help="NUMA node of the guest; once for each device."),
+    typer.Option("--node", metavar="N", min=0, help="NUMA node of the guest; repeat it for each device."),
 ]
 PersistenceOption = Annotated[
     Persistence | None,
@@ -228,7 +231,7 @@ def _taking_options(command: Callable[[typer.Context, Asked], None]) -> Callable
 def args(context: typer.Context, asked: Asked) -> None:
     """Print the arguments: a line for a shell, or --json, --libvirt, --readconfig. Starts and makes nothing.
 
-    What follows -- is your virtual machine: its -m and -machine are read, and stay.
+    What follows -- is your virtual machine: its -m and -machine are read and kept.
     """
     _print(asked.form or "print", context.args, asked)
 

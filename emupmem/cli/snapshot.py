@@ -28,7 +28,10 @@ def save(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Save the content of a device: a sparse raw image with a checksum. A mounted one is frozen meanwhile."""
+    """Save the content of a device: a sparse raw image with a checksum.
+
+    A mounted file system is frozen while it is saved.
+    """
     session = Session({}, as_json)
     with session.errors():
         session.be_root("this reads a device")
@@ -44,12 +47,12 @@ def restore(
         str | None, typer.Argument(metavar="[DEVICE]", help="The device to write to (default: the only one).")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Take an image without a checksum, or with a wrong one, as it is.")
+        bool, typer.Option("--force", help="Accept an image without a checksum or with a wrong one.")
     ] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Put a saved image back onto a device. It is checked as a whole before anything is written."""
+    """Put a saved image back onto a device. The whole image is checked before anything is written."""
     session = Session({}, as_json, yes=yes)
     with session.errors():
         session.be_root("this writes a device")

@@ -60,7 +60,7 @@ def _kexec(session: Session, memmap: str, options: Options, warnings: Sequence[s
 
 
 def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
-    """Make the reservation of the trial that is running permanent, if all of it is as planned."""
+    """Make the running trial's reservation permanent, if every check passes."""
     from emupmem.verifier import ladder, observe  # 10 ms, apply imports us
 
     session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)

@@ -23,11 +23,11 @@ def verify(
         ),
     ] = 10,
     require: Annotated[
-        bool, typer.Option("--require", help="Exit 3 also where nothing is reserved and nothing should be.")
+        bool, typer.Option("--require", help="Exit 3 also if nothing is reserved and nothing should be.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Prove that what was asked is there: from GRUB's file up to a device with DAX."""
+    """Check every step, from GRUB's file to a device with DAX."""
     session = Session({"ok": False, "pending": False, "checks": [], "devices": []}, as_json)
     with session.errors():
         seen = observe.observe(machine.Machine(), wait)

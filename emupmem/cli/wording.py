@@ -69,4 +69,4 @@ def help_hint(words: Sequence[str], commands: Sequence[str], message: str = "") 
     inside = names and names[0] in GROUPS and len(typed) > 1 and "No such command" not in message
     if inside and words.index(typed[1]) == words.index(typed[0]) + 1:
         names.append(typed[1])
-    return " ".join(["emupmem", *names, "see --help"])
+    return " ".join(["see emupmem", *names, "--help"])

@@ -49,7 +49,7 @@ def test_an_empty_word_never_means_this_machine(run: Run, here: FakeMachine) -> 
     assert done.status == 2
     assert done.err.splitlines() == [
         "emupmem: the word after --root is empty: is a variable not set?",
-        "         emupmem apply see --help",
+        "         see emupmem apply --help",
     ]
     assert (here.root / "etc/default/grub").read_bytes() == before
 
@@ -57,13 +57,13 @@ def test_an_empty_word_never_means_this_machine(run: Run, here: FakeMachine) -> 
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("suggest", "--foo"), "emupmem suggest see --help"),
-        (("-v", "suggest", "--foo"), "emupmem suggest see --help"),
-        (("qemu", "args", "--node", "x"), "emupmem qemu args see --help"),
-        (("qemu", "foo"), "emupmem qemu see --help"),
-        (("nvdimm", "goal", "--mode", "x"), "emupmem nvdimm goal see --help"),
-        (("foo",), "emupmem see --help"),
-        (("apply", "--size", "1G", "--add", "--replace"), "emupmem apply see --help"),
+        (("suggest", "--foo"), "see emupmem suggest --help"),
+        (("-v", "suggest", "--foo"), "see emupmem suggest --help"),
+        (("qemu", "args", "--node", "x"), "see emupmem qemu args --help"),
+        (("qemu", "foo"), "see emupmem qemu --help"),
+        (("nvdimm", "goal", "--mode", "x"), "see emupmem nvdimm goal --help"),
+        (("foo",), "see emupmem --help"),
+        (("apply", "--size", "1G", "--add", "--replace"), "see emupmem apply --help"),
     ],
 )
 def test_the_help_of_the_command_that_was_typed(
@@ -115,7 +115,7 @@ def test_every_command_has_its_groups_known() -> None:
         (("--size", "9" * 5000), 2, "is more than any machine can address", "whole number"),
         (("--size", "0x" + "f" * 5000), 2, "is more than any machine can address", "whole number"),
         (("--offset", "-1"), 2, "offset '-1' is not a size", "write an address, as 8G or 0x200000000"),
-        (("--offset", "1G"), 2, "offset 1G is below 4 GiB", "take 4G or more"),
+        (("--offset", "1G"), 2, "offset 1G is below 4 GiB", "use 4G or more"),
         (
             ("--offset", "34G", "--size", "1G"),
             1,

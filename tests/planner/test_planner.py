@@ -102,7 +102,7 @@ def test_a_fine_step_is_said() -> None:
     [
         (Request(size=3 * MIB), "size 3M is not a multiple of 2 MiB", "take 2M or 4M"),
         (Request(size=1), "size 1 is not a multiple of 2 MiB", "take 2M"),
-        (Request(size=GIB, offset=3 * GIB), "offset 3G is below 4 GiB", "take 4G or more"),
+        (Request(size=GIB, offset=3 * GIB), "offset 3G is below 4 GiB", "use 4G or more"),
         (Request(size=GIB, offset=4 * GIB + MIB), "not a multiple of 2 MiB", "take 4G"),
         (Request(size=GIB, count=0), "0 devices", "1 to 4"),
         (Request(size=GIB, count=5), "5 memmap regions in all", "fewer devices"),
