@@ -70,7 +70,7 @@ def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
     if not outcome.ok:
         broken = next(c for c in outcome.rungs if c.status == "fail")
         raise EmupmemError(f"it is mounted, but {broken.name}: {broken.found}", broken.hint)
-    kept = "kept from before this start" if outcome.steps.kept else "made anew"
+    kept = "kept from before this start" if outcome.steps.kept else "newly created"
     if brought:
         kept = f"brought back from {wanted.keep}"
     fate = f"saved to {wanted.keep} at an orderly shutdown only" if wanted.keep else VOLATILE

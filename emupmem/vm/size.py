@@ -194,7 +194,7 @@ def label_note(wish: DeviceWish, options: DeviceOptions) -> str:
         below = seen // REGION_STEP * REGION_STEP
         fit = [_with_label(wish.backend, size, wish.label) for size in (below, below + REGION_STEP) if size]
         return (
-            f"{what} ({seen} bytes) of {wish.backend.path}, no multiple of {human(REGION_STEP)}: ndctl makes no "
+            f"{what} ({seen} bytes) of {wish.backend.path}, not a multiple of {human(REGION_STEP)}: ndctl makes no "
             f"fsdax or devdax there; a file of {' or '.join(map(str, fit))} bytes would do"
         )
     return what

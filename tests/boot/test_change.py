@@ -401,7 +401,7 @@ def test_the_other_variable_is_not_overridden(machine: FakeMachine) -> None:
 def test_a_drop_in_after_ours_that_overrides_is_named(machine: FakeMachine) -> None:
     before = menu(machine)
     put(machine, "/etc/default/grub.d/zzz.cfg", CLOUD)
-    with pytest.raises(EmupmemError, match=r"/etc/default/grub\.d/zzz\.cfg:2 assigns"):
+    with pytest.raises(EmupmemError, match=r"/etc/default/grub\.d/zzz\.cfg:2 overrides"):
         apply(machine, variable="GRUB_CMDLINE_LINUX_DEFAULT")
     unchanged(machine, before)
     assert not (machine.root / OWN).exists()
@@ -495,7 +495,7 @@ CHILD = """
     import os, signal, sys
     from emupmem.boot.loader import Options
     from emupmem.boot.prepare import prepare_apply, prepare_remove
-    from emupmem.boot.transaction import carry_out
+    from emupmem.boot.transaction import carry_out_change
     from emupmem.planner import survey
     from emupmem.model import GIB, Request
     from tests.fake import LOG, FakeMachine
@@ -505,7 +505,7 @@ CHILD = """
     def tell(step):
         if step == sys.argv[2]:
             os.kill(os.getpid(), signal.SIGKILL)
-    carry_out(machine, prepared, tell)
+    carry_out_change(machine, prepared, tell)
 """
 
 
@@ -628,7 +628,7 @@ def test_an_edit_while_the_menu_is_made_outlives_the_rollback(machine: FakeMachi
     script(machine, "update-grub2", f"#!/bin/sh\n{EDITED}\nexit 1\n")
     with pytest.raises(EmupmemError) as caught:
         apply(machine, GIB)
-    assert "keeps what somebody else changed" in caught.value.hint
+    assert "keeps the change that another program made" in caught.value.hint
     unchanged(machine, before, STOCK.replace(b"TIMEOUT=5", b"TIMEOUT=1"))
 
 

@@ -62,7 +62,7 @@ def image(machine: PmemMachine, size: int = GIB) -> Path:
         ("pmem0.img", "is not a plain absolute name"),
         ("/keep/../pmem0.img", "is not a plain absolute name"),
         ("/keep/", "is not a plain absolute name"),
-        ("/mnt/pmem0/image", "lies on the very device"),
+        ("/mnt/pmem0/image", "is on the device it would back up"),
         ("/nowhere/image", "/nowhere is not a folder"),
         ("/link/image", "leads to /keep/image by a symbolic link"),
         ("/run/image", "is on tmpfs (tmpfs), which forgets as well"),
@@ -95,7 +95,7 @@ def test_no_room_and_an_image_of_another_size(kept: PmemMachine, monkeypatch: py
     image(kept)
     keep.check_image(kept, FILE, GIB, "/mnt/pmem0")
     monkeypatch.setattr(kept, "room", lambda folder: GIB - 1)
-    with pytest.raises(EmupmemError, match="a full device needs 1 GiB beside the last image"):
+    with pytest.raises(EmupmemError, match="a full device needs 1 GiB in addition to the last image"):
         keep.check_image(kept, FILE, GIB, "/mnt/pmem0")
 
 
@@ -142,7 +142,7 @@ def test_the_first_boot_makes_a_file_system_and_notes_that_it_is_to_be_kept(
 ) -> None:
     done = boot(run)
     assert done.status == 0
-    assert f"made anew · saved to {FILE} at an orderly shutdown only" in done.out
+    assert f"newly created · saved to {FILE} at an orderly shutdown only" in done.out
     assert not any(c.startswith("restore") for c in calls(kept))
     assert keep.belongs(kept, WANTED)
 
@@ -211,7 +211,7 @@ def test_where_somebody_holds_it_it_is_frozen(run: Run, kept: PmemMachine) -> No
     holds(kept, "TYPE=ext4\\n")
     done = boot(run, "boot-save")
     assert done.status == 0
-    assert "mounted at /mnt/pmem0 still, and frozen meanwhile" in done.out
+    assert "still mounted at /mnt/pmem0, frozen while it was saved" in done.out
     assert calls(kept)[-1] == f"save {FILE} /mnt/pmem0"
 
 

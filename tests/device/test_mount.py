@@ -695,7 +695,7 @@ def boot(run: Run, folder: str = "/mnt/pmem0", where: str = "1G!4G") -> Done:
 def test_boot_mounts(run: Run, here: PmemMachine) -> None:
     done = boot(run)
     assert done.status == 0
-    assert "/dev/pmem0 is mounted at /mnt/pmem0 · ext4, made anew · emulated, volatile" in done.out
+    assert "/dev/pmem0 is mounted at /mnt/pmem0 · ext4, newly created · emulated, volatile" in done.out
     assert here.owned[2] == (1000, 1001)
 
 

@@ -84,7 +84,7 @@ def test_rights_are_mentioned_only_where_they_lack() -> None:
         ("kvm", True, "note", "virtual machine (kvm)"),
         ("xen", False, "note", "virtual machine (xen)"),
         ("none", True, "ok", "no hypervisor"),
-        ("", False, "ok", "not told"),
+        ("", False, "ok", "cannot determine whether"),
     ],
 )
 def test_host(kind: str, told: bool, status: str, words: str) -> None:
@@ -315,7 +315,9 @@ def test_a_command_line_that_is_compiled_in() -> None:
     assert doctor_kernel.built_in('CONFIG_CMDLINE=""\nCONFIG_CMDLINE_BOOL=y\n') is None
     assert doctor_kernel.built_in('CONFIG_CMDLINE="quiet"\n# CONFIG_CMDLINE_BOOL is not set\n') is None
     is_(
-        doctor_kernel.built_in('CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="quiet"\n'), "note", "of its own: quiet"
+        doctor_kernel.built_in('CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="quiet"\n'),
+        "note",
+        "built-in command line: quiet",
     )
     taken = 'CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="memmap=1M$5G"\n'
     is_(doctor_kernel.built_in(taken), "warn", "does not keep clear of that memmap=", "--nokaslr")
@@ -494,7 +496,7 @@ def test_systemd_boot_with_and_without_a_grub_behind_it(
             "/etc/default/grub.d/zzz.cfg",
             'GRUB_CMDLINE_LINUX="b"\n',
             "plan",
-            "assigns GRUB_CMDLINE_LINUX anew",
+            "overrides GRUB_CMDLINE_LINUX",
         ),
         (
             "/etc/default/grub.d/zzz.cfg",

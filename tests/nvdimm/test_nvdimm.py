@@ -450,7 +450,7 @@ def test_sizes_are_multiples_over_all_interleaved_modules(machine: FakeMachine) 
     )
     buses(machine, region("region0", free=24 * MIB * 10, size=GIB, dimms=six, align=0))
     put(machine, f"{nvdimm_view.BUS}/region0/align", "0x0")
-    assert "no multiple of 12 MiB" in refused(lambda: create(machine, size=32 * MIB, align=2 * MIB))
+    assert "not a multiple of 12 MiB" in refused(lambda: create(machine, size=32 * MIB, align=2 * MIB))
     assert "fsdax needs at least 16 MiB" in refused(lambda: create(machine, size=12 * MIB, align=2 * MIB))
     assert create(machine, size=12 * MIB, mode="raw")
 
@@ -490,7 +490,7 @@ def test_without_labels_only_the_mode_changes(machine: FakeMachine) -> None:
         lambda: create(machine, region="region0")
     )
     buses(machine, region("region0", space("namespace0.0", "raw"), size=510 * MIB, dimms=("nmem0",)))
-    assert "no multiple of 16 MiB: ndctl cannot change its mode" in refused(
+    assert "not a multiple of 16 MiB: ndctl cannot change its mode" in refused(
         lambda: create(machine, region="region0")
     )
 
@@ -678,7 +678,7 @@ def test_the_way_of_a_goal(machine: FakeMachine) -> None:
     plan = goal.plan_goal(machine, asked())
     assert (plan.state, plan.regions) == ("needed", ())
     assert plan.question == (
-        "No region is there to lose. At the next boot the firmware lays out 2 modules anew. Set the goal?"
+        "No region is there to lose. At the next boot the firmware reconfigures 2 modules. Set the goal?"
     )
     done = goal.set_goal(machine, plan)
     assert ran(machine) == ["ipmctl create -f -goal PersistentMemoryType=AppDirect"]

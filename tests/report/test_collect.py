@@ -261,7 +261,7 @@ def test_collect_never_goes_over_a_file(here: FakeMachine, run: Run, tmp_path: P
     ("name", "status", "words"),
     [
         (".", 1, "is a folder"),
-        ("link", 1, "is no plain file"),
+        ("link", 1, "is not a regular file"),
         ("missing/a.tar.gz", 1, "cannot be written: No such file or directory"),
         ("-", 2, "not to standard output"),
     ],
@@ -461,7 +461,7 @@ def test_names_that_are_refused(name: str, words: str) -> None:
     [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE],
 )
 def test_links_devices_and_folders_are_refused(kind: bytes) -> None:
-    assert "is no plain file" in refused(tar_of((special(kind), b"")))
+    assert "is not a regular file" in refused(tar_of((special(kind), b"")))
 
 
 def test_what_is_there_twice_is_refused() -> None:

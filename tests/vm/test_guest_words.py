@@ -273,7 +273,7 @@ def test_labels_of_before_stay_where_they_are(run: Run, quick: str, tmp_path: Pa
         stream.write(b"NAMESPACE_INDEX\0")
     done = run(*words)
     assert "align" not in done.out
-    assert "no multiple of 16 MiB" in done.err
+    assert "not a multiple of 16 MiB" in done.err
 
 
 def test_the_note_says_what_is_there() -> None:

@@ -144,8 +144,8 @@ def test_pmem_on_only_where_it_is_true() -> None:
 @pytest.mark.parametrize(
     ("backend", "options", "words"),
     [
-        (MEMORY, {}, "ends with QEMU"),
-        (FILE, {"share": False}, "ends with QEMU: share=off"),
+        (MEMORY, {}, "lost when QEMU exits"),
+        (FILE, {"share": False}, "lost when QEMU exits: share=off"),
         (FILE, {}, "lost when it crashes or loses power, whatever the guest flushes"),
         (FILE, {"device": GuestDevice.VIRTIO}, "unless the guest has flushed it"),
         (FILE, {"readonly": True}, "cannot write to it"),
@@ -287,7 +287,7 @@ def test_sizes_of_backends() -> None:
         lambda: choose_size(Backend(Backing.DEVDAX, "/dev/dax0.0", GIB), 2 * GIB),
     )
     missing = Backend(Backing.FILE, "/vm/new.img", None, room=GIB)
-    refused("how large shall it be", lambda: choose_size(missing, None))
+    refused("does not exist: give its size", lambda: choose_size(missing, None))
     refused("1 GiB free for /vm/new.img, 2 GiB are needed", lambda: choose_size(missing, 2 * GIB))
 
 

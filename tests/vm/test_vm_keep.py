@@ -132,7 +132,7 @@ printf x | dd of=/root/copy bs=1 seek=123456789 conv=notrunc status=none
 sha256sum /dev/pmem0 > /root/device
 refuses 'its checksum differs' emupmem restore /root/copy --yes
 truncate -s 511M /root/copy
-refuses 'of its own size' emupmem restore /root/copy --yes --force
+refuses 'of the same size' emupmem restore /root/copy --yes --force
 sha256sum -c /root/device
 emupmem save /root/again && cmp /root/again /dev/pmem0
 
@@ -202,7 +202,7 @@ def test_save_and_restore_on_a_real_device() -> None:
         first = done(guest.boot(KEPT_FIRST))
         cut = guest.boot(KEPT_SECOND, power_cut=r"NOW CUT THE POWER")
         second = done(guest.boot(SNAPSHOTS))
-    assert b"made anew \xc2\xb7 saved to /var/lib/emupmem/pmem0.img" in first.files["journal"]
+    assert b"newly created \xc2\xb7 saved to /var/lib/emupmem/pmem0.img" in first.files["journal"]
     assert cut.status is None
     assert b"brought back from /var/lib/emupmem/pmem0.img" in second.files["journal"]
     assert b"is not saved: it was neither brought back nor made in this boot" in second.files["stopped"]

@@ -220,7 +220,7 @@ def test_mounts_refusals_and_boots_that_go_wrong() -> None:
         second = done(guest.boot(script(SECOND), files))
         print(suite, fs, text(second, "faults"), text(second, "verify"), text(second, "journal"))
         assert "/dev/pmem0 is mounted at /mnt/pmem0" in text(second, "journal")
-        assert "made anew" in text(second, "journal")
+        assert "newly created" in text(second, "journal")
         assert "dax=always" in text(second, "mounts").splitlines()[0]
         assert text(second, "owner") == "dev:dev 755\n"
         faults = int(text(second, "faults").split()[1])
@@ -238,7 +238,7 @@ def test_mounts_refusals_and_boots_that_go_wrong() -> None:
         assert "emupmem never touches another disk" in text(second, "partition")
         assert "is not a block device" in text(second, "null")
         assert "is mounted at /mnt/pmem0 already" in text(second, "mounted")
-        assert "never made anew" in text(second, "force")
+        assert "never recreated" in text(second, "force")
         assert f"with {fs}, not {other}" in text(second, "otherfs")
         assert "/job is not persistent memory" in text(second, "notpmem")
         assert "in use by python3 (process " in text(second, "busy")
@@ -265,7 +265,7 @@ def test_mounts_refusals_and_boots_that_go_wrong() -> None:
             f"/mnt/pmem0 is not mounted: mkfs.{fs} failed with status 1: no luck today",
             "/mnt/other is not mounted: this boot reserves memmap=512M!5G where it was memmap=1G!5G",
             "/mnt/crooked is not mounted: no device for memmap=255M!5632M appeared",
-            "is mounted at /mnt/good · xfs, made anew",
+            "is mounted at /mnt/good · xfs, newly created",
         ):
             assert words in text(third, "journal")
         assert "✗ kernel-map" in text(third, "verify")

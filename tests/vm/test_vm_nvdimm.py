@@ -48,7 +48,7 @@ done
 emupmem nvdimm create --region region1 --mode sector --yes --json > /job/out/whole.json
 
 # all modes on the first one
-refuses 'is no multiple of 16 MiB' emupmem nvdimm create --size 65M
+refuses 'is not a multiple of 16 MiB' emupmem nvdimm create --size 65M
 refuses 'the largest that fits is 512M' emupmem nvdimm create --region region0 --size 528M
 refuses 'it can 4K, 2M' emupmem nvdimm create --align 16M
 refuses 'there is no region region7' emupmem nvdimm create --region region7
