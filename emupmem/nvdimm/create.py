@@ -225,7 +225,8 @@ def _plan_whole(
         )
     if there.align and there.size % there.align:
         raise EmupmemError(
-            f"{there.name} has {there.size} bytes, not a multiple of {human(there.align)}: ndctl cannot change its mode",
+            f"{there.name} has {there.size} bytes, not a multiple of {human(there.align)}: ndctl cannot change its "
+            "mode",
             _divide(view, there),
         )
     refuse_if_used(machine, one)
