@@ -11,6 +11,9 @@ MINUTES ?= 2
 NICE ?= 5
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
+# The tests start Python hundreds of times: what it compiles is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz check bench install uninstall fixtures deps lint clean
 
