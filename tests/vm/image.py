@@ -50,7 +50,7 @@ LOADER = {
     "uefi": ("grub-efi-amd64", "dosfstools"),
     "sdboot": ("systemd-boot", "dosfstools"),
 }
-# On every kernel's command line: a processor that is emulated spends a third of a boot on what these switch off,
+# On every kernel's command line: an emulated processor spends much of a boot on what these switch off,
 # and nothing in it is about which memory is reserved and what is on it.
 SPARE = "mitigations=off init_on_alloc=0 apparmor=0 audit=0"
 # Only while the Python dependencies are built: python-augeas has no wheels.
