@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from emupmem.cli.options import EPILOG, DryRun, Json, Yes
+from emupmem.cli.options import EPILOG, DryRun, Json, NamespaceName, Yes
 from emupmem.cli.output import Exit, say, size_of
 from emupmem.cli.session import Session
 from emupmem.device import ramdax
@@ -115,10 +115,7 @@ def create_on_ram(
 
 @app.command("resize", epilog=EPILOG)
 def resize(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="A namespace or its device, such as namespace0.0 or /dev/pmem0."),
-    ],
+    name: NamespaceName,
     size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Size of the namespace.")],
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -132,10 +129,7 @@ def resize(
 
 @app.command("delete", epilog=EPILOG)
 def delete(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="A namespace or its device, such as namespace0.0 or /dev/pmem0."),
-    ],
+    name: NamespaceName,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from emupmem.cli.options import EPILOG, DryRun, Json, Yes
+from emupmem.cli.options import EPILOG, DryRun, Json, NamespaceName, Yes
 from emupmem.cli.output import Exit, one_line, say, size_of, usage
 from emupmem.cli.session import Session
 from emupmem.model import EmupmemError, NamespaceMode
@@ -214,10 +214,7 @@ def create(
 
 @app.command("destroy", epilog=EPILOG)
 def destroy(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="A namespace or its device, such as namespace0.0 or /dev/pmem0."),
-    ],
+    name: NamespaceName,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,

@@ -95,3 +95,6 @@ Owner = Annotated[
 Permissions = Annotated[
     str, typer.Option("--mode", metavar="MODE", help="Permissions of the mounted folder, such as 0755.")
 ]
+NamespaceName = Annotated[
+    str, typer.Argument(metavar="NAME", help="A namespace or its device, such as namespace0.0 or /dev/pmem0.")
+]

@@ -35,9 +35,9 @@ from emupmem.editor.shell import Sourced
 from emupmem.model import GIB, Busy, EmupmemError, Request
 from tests.boot import test_trial
 from tests.boot.test_change import CLOUD, FOUND
-from tests.crash import tracer, worlds
+from tests.crash import tracer
 from tests.crash.tracer import Call, trace
-from tests.crash.worlds import Disk, Node, World, essence, litter, look, settled
+from tests.crash.worlds import Disk, Node, World, essence, litter, look, rebuilt, settled
 from tests.fake import FakeMachine, build, put, script
 
 pytestmark = pytest.mark.skipif(not tracer.available(), reason="this machine lets nobody trace (x86-64 only)")
@@ -189,12 +189,7 @@ class Case:
 
     def fresh(self) -> FakeMachine:
         """The machine before the change, once more."""
-        return self.built(self.old)
-
-    def built(self, world: World) -> FakeMachine:
-        root = self.folder / f"m{len(list(self.folder.iterdir()))}"
-        worlds.build(world, root)
-        return FakeMachine(root)
+        return rebuilt(self.folder, self.old)
 
     def judge(self, where: str, world: World) -> None:
         key = essence(world)
@@ -256,7 +251,7 @@ class Case:
             ("again", self.scenario.prepare, self.new),
             ("back", self.scenario.back, self.former),
         ):
-            machine = self.built(world)
+            machine = rebuilt(self.folder, world)
             try:
                 do(machine, prepare)
             except EmupmemError as exc:

@@ -18,9 +18,9 @@ from emupmem.boot import loader, prepare, transaction
 from emupmem.model import GIB, Request
 from tests.boot import test_loader
 from tests.boot.test_loader import survey_of
-from tests.crash import tracer, worlds
+from tests.crash import tracer
 from tests.crash.tracer import Call, trace
-from tests.crash.worlds import Disk, World, essence, litter, look, settled
+from tests.crash.worlds import Disk, World, essence, litter, look, rebuilt, settled
 from tests.fake import FakeMachine
 
 pytestmark = pytest.mark.skipif(not tracer.available(), reason="this machine lets nobody trace (x86-64 only)")
@@ -77,11 +77,6 @@ class Case:
         self.judged: set[object] = set()
         self.wrong: list[str] = []
 
-    def built(self, world: World) -> FakeMachine:
-        root = self.folder / f"m{len(list(self.folder.iterdir()))}"
-        worlds.build(world, root)
-        return FakeMachine(root)
-
     def judge(self, where: str, world: World) -> None:
         key = essence(world)
         if key in self.judged:
@@ -110,7 +105,7 @@ class Case:
             ):
                 self.wrong.append(f"{where}: {name} is neither the old nor the new one")
         for step, target in ((self.do, self.new), (self.back, self.former)):
-            machine = self.built(world)
+            machine = rebuilt(self.folder, world)
             step(machine)
             end = {n: o for n, o in look(machine.root).items() if "/sed" not in n}
             if litter(end):
@@ -135,7 +130,7 @@ def shown(call: Call) -> str:
 )
 def test_whatever_ends_the_entries_are_whole(tmp_path: Path, name: str, backwards: bool) -> None:
     case = Case(STARTS[name], tmp_path, backwards)
-    machine = case.built(case.old)
+    machine = rebuilt(case.folder, case.old)
     disk = Disk(machine.root)
     begun = False
     seen: list[tuple[str, World]] = []
@@ -164,10 +159,10 @@ def test_whatever_ends_the_entries_are_whole(tmp_path: Path, name: str, backward
 def test_a_signal_at_any_call_is_held_back_or_rolls_back(tmp_path: Path) -> None:
     case = Case(test_loader.systemd_boot, tmp_path, backwards=False)
     calls: list[Call] = []
-    machine = case.built(case.old)
+    machine = rebuilt(case.folder, case.old)
     trace(lambda: apply(machine), lambda call: calls.append(call) if call.inside(machine.root) else None)
     for at in range(0, len(calls), 3):
-        machine = case.built(case.old)
+        machine = rebuilt(case.folder, case.old)
         count = 0
 
         def on_call(call: Call, machine: FakeMachine = machine, at: int = at) -> None:

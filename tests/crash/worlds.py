@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.crash.tracer import SYNCING, Call
+from tests.fake import FakeMachine
 
 BACKUPS = "var/backups/emupmem"
 
@@ -66,6 +67,13 @@ def build(world: World, root: Path) -> None:
         else:
             path.write_bytes(node.data)
             path.chmod(node.mode)
+
+
+def rebuilt(folder: Path, world: World) -> FakeMachine:
+    """A machine with that on its disk, in a new folder below this one."""
+    root = folder / f"m{len(list(folder.iterdir()))}"
+    build(world, root)
+    return FakeMachine(root)
 
 
 def essence(world: World) -> tuple[tuple[str, str, int, bytes], ...]:
