@@ -291,7 +291,7 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
         except EmupmemError as second:
             problems.append(second.message)
 
-    ran = machine.live and _programs_wrote(machine, change, former)
+    ran = machine.live and bool(steps.undo) and _programs_wrote(machine, change, former)
     # The menu first: it is what boots, and putting it back is a rename that needs no room. But nobody may be
     # sent to an entry that it does not have.
     if not change.before.chosen:
