@@ -104,3 +104,9 @@ def _visible(found: re.Match[str]) -> str:
     if 0xDC80 <= number <= 0xDCFF:
         number -= 0xDC00  # a byte that is no UTF-8
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+
+
+def multiples_near(size: int, step: int) -> str:
+    """The multiples of a step (bytes) around a size, for a hint: `2M or 4M`."""
+    lower = size // step * step
+    return f"{tight(lower)} or {tight(lower + step)}" if lower else tight(lower + step)

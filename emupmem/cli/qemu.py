@@ -20,6 +20,7 @@ from emupmem.cli.session import Session
 from emupmem.model import EmupmemError
 from emupmem.system import files, lock, processes
 from emupmem.system import machine as system_machine
+from emupmem.units import multiples_near
 from emupmem.vm import arguments, export
 from emupmem.vm import backend as vm_backend
 from emupmem.vm import guest as vm_guest
@@ -195,8 +196,14 @@ class Asked:
 
     def options(self) -> DeviceOptions:
         """What all devices have in common. Raises EmupmemError for a size that is none, those of a device too."""
-        for text in (*(self.pmem or ()), *((self.label,) if self.label is not None else ())):
-            size_of(text)
+        for text in self.pmem or ():
+            size = size_of(text)
+            if size % vm_size.ALIGN or not size:
+                usage(
+                    f"--pmem {text} is not a multiple of 2 MiB", f"take {multiples_near(size, vm_size.ALIGN)}"
+                )
+        if self.label is not None:
+            size_of(self.label)
         return DeviceOptions(
             self.device,
             self.share is Switch.ON,

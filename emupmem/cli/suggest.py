@@ -105,7 +105,7 @@ def suggest(
             render.suggestion(out, situation, found.source, offers, rejected, made)
             for note in notes:
                 say(f"  ! {note}")
-        if problem is not None and size is not None:
+        if problem is not None and (size is not None or offset is not None):
             raise problem
         if problem is not None:
             if as_json:

@@ -43,7 +43,7 @@ from emupmem.planner.places import (
     union_of,
 )
 from emupmem.planner.situation import BELOW_4G, PAGE, STEPS, STRUCT_PAGE, NoPlan, Situation, page_structs
-from emupmem.units import human, span_text, tight
+from emupmem.units import human, multiples_near, span_text, tight
 
 
 def plan(situation: Situation, request: Request) -> Plan:
@@ -136,8 +136,7 @@ def check_values(request: Request) -> None:
     if request.count < 1:
         raise EmupmemError(f"{request.count} devices make no sense", "--count takes 1 to 4")
     if request.size is not None and (request.size < step or request.size % step):
-        lower, upper = request.size // step * step, (request.size // step + 1) * step
-        near = f"{tight(lower)} or {tight(upper)}" if lower else tight(upper)
+        near = multiples_near(request.size, step)
         raise EmupmemError(f"size {tight(request.size)} is not a multiple of 2 MiB", f"take {near}")
     if request.offset is not None:
         if request.offset < LOW_LIMIT:
@@ -246,12 +245,12 @@ def _roomless_hint(situation: Situation, request: Request, field: Field, budget:
     if not high_places(situation):
         return "all of its RAM is below 4 GiB, where the kernel, DMA and the initrd need it"
     if not field.places and request.numa_node is not None:
-        return f"nothing above 4 GiB is free on node {request.numa_node}; leave --numa-node away"
+        return f"nothing above 4 GiB is free on node {request.numa_node}; omit --numa-node"
     if not field.places:
         return "none of its RAM above 4 GiB is free for it"
     if request.offset is not None and not any(p[0] <= request.offset < p[1] for p in field.places):
         places = ", ".join(span_text(p[0], p[1]) for p in field.places[:3])
-        return f"that is not in what is free ({places}); leave --offset away, or take another"
+        return f"that is not in what is free ({places}); omit --offset, or give another"
     if budget.taken >= budget.total:
         return f"{_takers(situation)} takes all of its {human(budget.total)} of RAM"
     return f"it has {human(budget.total - budget.taken)} of RAM; {human(request.min_free)} must stay (--min-free)"

@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from emupmem.model import GIB, MIB, EmupmemError
+from emupmem.model import GIB, KIB, MIB, EmupmemError
 
 LARGEST_FILE = 64 * MIB
 """Of what is read as a whole: settings, menus, files of the kernel."""
+
+_PIECE = 64 * KIB
+"""Files of /proc/sys answer a read of several MiB with ENOMEM: the kernel makes room for all of it."""
 
 LARGEST_LOG = GIB
 WRITER_SECONDS = 2.0
@@ -37,11 +40,14 @@ def read_plain(place: Path) -> bytes:
     """The content of a plain file. Raises OSError, also for other kinds and for what is too large."""
     if kind := kind_of(place.stat().st_mode):
         raise OSError(errno.EINVAL, f"it is {kind}")
+    pieces, size = [], 0
     with open_at_once(place) as file:
-        data = file.read(LARGEST_FILE + 1)
-    if len(data) > LARGEST_FILE:
-        raise OSError(errno.EFBIG, f"it is larger than {LARGEST_FILE // MIB} MiB")
-    return data
+        while piece := file.read(_PIECE):
+            pieces.append(piece)
+            size += len(piece)
+            if size > LARGEST_FILE:
+                raise OSError(errno.EFBIG, f"it is larger than {LARGEST_FILE // MIB} MiB")
+    return b"".join(pieces)
 
 
 def open_at_once(place: Path) -> BinaryIO:

@@ -10,7 +10,7 @@ fsdax and devdax only in regions that begin at a multiple of 16 MiB, in pieces o
 from __future__ import annotations
 
 from emupmem.model import KIB, MIB, EmupmemError
-from emupmem.units import human
+from emupmem.units import human, multiples_near
 from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice
 
 ALIGN = 2 * MIB
@@ -124,7 +124,7 @@ def check_wish(wish: DeviceWish, options: DeviceOptions, version: tuple[int, int
         )
         raise EmupmemError(
             f"{human(wish.size)} ({wish.size} bytes) is not a multiple of {human(step)}: {why}",
-            f"{wish.size // step * step} bytes would be" if wish.size > step else "",
+            f"take {multiples_near(wish.size, step)}",
         )
     if wish.label:
         _check_label(wish, options)

@@ -25,6 +25,14 @@ from tests.cli.runner import Run
 from tests.fake import LOG, build
 
 
+@pytest.mark.parametrize(
+    "name", ["/proc/sys/kernel/osrelease", "/proc/version", "/proc/cmdline", "/proc/meminfo"]
+)
+def test_files_of_the_kernel_are_read(name: str) -> None:
+    assert Machine().read(name) == Path(name).read_bytes() or name == "/proc/meminfo"
+    assert Machine().peek(name)
+
+
 def test_a_fifo_that_somebody_writes_to_is_read(tmp_path: Path) -> None:
     """As bash's <( ): its writer may be slow, and begin with a single byte."""
     fifo = tmp_path / "fifo"

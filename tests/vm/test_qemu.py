@@ -556,7 +556,7 @@ def stand_in(tmp_path: Path) -> str:
         (("run", "--pmem", "1G", "--print", "--libvirt"), 2, "exclude each other"),
         (("args", "--pmem", "1G", "--readconfig"), 1, "this QEMU has no -readconfig"),
         (("args", "--pmem", "1G", "--", "-machine", "pc,nvdimm"), 1, "nvdimm=on is added"),
-        (("args", "--pmem", "3M"), 1, "not a multiple of 2 MiB"),
+        (("args", "--pmem", "3M"), 2, "not a multiple of 2 MiB"),
     ],
 )
 def test_bad_requests(run: Run, stand_in: str, argv: tuple[str, ...], status: int, words: str) -> None:
