@@ -284,6 +284,45 @@ def test_what_only_reads(tmp_path: Path, argv: tuple[str, ...], encoding: str) -
         assert start(whole, encoding, "", broken).status == 0
 
 
+OTHERS = (
+    ("verify",),
+    ("verify", "--json"),
+    ("doctor",),
+    ("doctor", "--from", "LOG"),
+    ("collect", "/tmp/x.tar.gz", "--list"),
+    ("help",),
+    ("qemu", "args", "--pmem", "1G", "--", "-m", "2G"),
+    ("nvdimm", "show"),
+    ("namespaces", "list"),
+    ("remove", "--root", "TREE", "--dry-run"),
+    ("confirm", "--dry-run"),
+    ("abandon", "--dry-run"),
+    ("mount", "/dev/nosuch", "--dry-run"),
+    ("umount", "/mnt/nosuch"),
+    ("save", "LOG"),
+    ("restore", "LOG"),
+)
+"""Commands that read, and those that refuse, on whatever machine this is."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(OTHERS)), ids=[" ".join(a) for a in OTHERS])
+def test_the_others_end_as_always_whatever_becomes_of_their_words(tmp_path: Path, number: int) -> None:
+    (tmp_path / "log").write_text(LOG)
+    tree = build_grub(tmp_path / "tree").root
+    words = [w.replace("LOG", str(tmp_path / "log")).replace("TREE", str(tree)) for w in OTHERS[number]]
+    whole = [sys.executable, "-m", "emupmem", *words]
+    usual = start(whole, ENCODINGS[number % len(ENCODINGS)])
+    plainly(usual)
+    for turn, broken in enumerate((FULL, GONE, CLOSED), number + 1):
+        encoding = ENCODINGS[turn % len(ENCODINGS)]
+        done = start(whole, encoding, broken)
+        plainly(done)
+        lost = usual.out and broken in (FULL, GONE)
+        assert done.status == (1 if lost else usual.status), (broken, encoding, done.said)
+        assert start(whole, encoding, "", broken).status == usual.status, (broken, encoding)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "encoding"),
