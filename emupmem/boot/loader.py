@@ -162,13 +162,12 @@ class Steps:
 class Loader(ABC):
     """One way to tell the kernel of the next start what to reserve.
 
-    `title` names it, `back` tells how to start without the reservation by hand, `menu_in_tree` what makes the
-    menu anew on the machine whose tree was edited, `by_hand` what to do where not all could be put back.
+    `title` names it, `back` tells how to start without the reservation by hand, `by_hand` what to do
+    where not all could be put back.
     """
 
     title: str
     back: str
-    menu_in_tree: str = ""
     by_hand: str = "look at {menu}"
 
     # How it stands -------------------------------------------------------------------------------------------
@@ -282,6 +281,10 @@ class Loader(ABC):
     def files(self, machine: Host) -> tuple[str, ...]:
         """Files that a change may write, whatever this one does: what a killed run left is beside them."""
         return ()
+
+    def to_run_there(self, machine: Host) -> Command | None:
+        """What makes the menu on the machine whose tree was edited, None where nothing is needed."""
+        return None
 
     # While it is carried out ---------------------------------------------------------------------------------
 

@@ -86,8 +86,9 @@ def _show_change(machine: Machine, prepared: Change) -> None:
     if prepared.plan:
         render.plan_line(out, prepared.plan)
     render.diff(out, prepared.diff)
-    if not machine.live and prepared.by.menu_in_tree:
-        out.print(f"then, on that machine: {prepared.by.menu_in_tree}")
+    there = None if machine.live else prepared.by.to_run_there(machine)
+    if there is not None:
+        out.print(f"then, on that machine: {shlex.join(there.argv)}", soft_wrap=True)
         return
     lines = [f"then: {shlex.join(step.argv)} " for step in _programs(prepared)] or [""]
     for line in (*lines[:-1], f"{lines[-1]}(and check every entry of {prepared.before.menu})"):
@@ -118,7 +119,8 @@ def _tell_files(prepared: Change, outcome: Outcome) -> None:
 def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
     _tell_files(prepared, outcome)
     if not machine.live:
-        first = f"{prepared.by.menu_in_tree}, " if prepared.by.menu_in_tree else ""
+        there = prepared.by.to_run_there(machine)
+        first = f"{shlex.join(there.argv)}, " if there is not None else ""
         print(f"Nothing was run in the tree. On that machine: {first}reboot, emupmem verify")
         return
     if prepared.trial:

@@ -421,9 +421,28 @@ def test_a_tree_is_edited_and_nothing_is_run(run: Run, log: str, tmp_path: Path)
     assert (root / "etc/default/grub").read_bytes() == STOCK
 
 
-def test_a_tree_tells_what_to_run(run: Run, log: str, tmp_path: Path) -> None:
-    done = run("apply", "--size", "1G", "--root", str(tree(tmp_path)), "--from", log, "--yes")
-    assert "On that machine: update-grub2, reboot, emupmem verify" in done.out
+@pytest.mark.parametrize(
+    ("files", "command"),
+    [
+        ({}, "update-grub2"),
+        ({"etc/os-release": "ID=debian\n"}, "update-grub2"),
+        (
+            {"etc/os-release": 'ID="opensuse-leap"\nID_LIKE="suse opensuse"\n'},
+            "grub2-mkconfig -o /boot/grub2/grub.cfg",
+        ),
+        ({"etc/os-release": "ID=arch\n"}, "grub-mkconfig -o /boot/grub/grub.cfg"),
+        ({"etc/os-release": "ID=odd\n", "usr/sbin/update-grub": ""}, "update-grub"),
+    ],
+)
+def test_a_tree_tells_what_to_run(
+    run: Run, log: str, tmp_path: Path, files: dict[str, str], command: str
+) -> None:
+    root = tree(tmp_path)
+    for name, text in (files | ({"boot/grub2/grub.cfg": ""} if "grub2" in command else {})).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    done = run("apply", "--size", "1G", "--root", str(root), "--from", log, "--yes")
+    assert f"On that machine: {command}, reboot, emupmem verify" in done.out, done.err
 
 
 def test_an_absolute_link_in_a_tree_stays_in_the_tree(run: Run, log: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import re
 
 from emupmem.boot.grub import menu as grub_menu
+from emupmem.boot.programs import has_program
 from emupmem.model import Command, EmupmemError
 from emupmem.system import log
 from emupmem.system.backups import is_aside, read_aside
@@ -25,6 +26,11 @@ ESP_MARKS = ("/etc/grub2-efi.cfg", "/boot/grub2/grubenv")
 """Links of Red Hat's packages: where they lead into the EFI system partition, the menu is there too."""
 
 GENERATORS = ("update-grub2", "update-grub", "grub2-mkconfig", "grub-mkconfig")
+GENERATOR_OF = {
+    **dict.fromkeys(("fedora", "rhel", "centos", "suse", "opensuse", "mageia"), "grub2-mkconfig"),
+    **dict.fromkeys(("arch", "gentoo", "void", "slackware"), "grub-mkconfig"),
+}
+"""What a family of distributions calls it, by the words of ID and ID_LIKE; Debian's has update-grub2."""
 
 
 def grub_cfg(machine: Host) -> str:
@@ -108,11 +114,25 @@ def generator(machine: Host) -> Command | None:
 
     grub-mkconfig is told to write the menu that lies here.
     """
-    for name in GENERATORS:
-        if machine.find(name):
-            argv = (name, "-o", grub_cfg(machine)) if name.endswith("mkconfig") else (name,)
-            return Command(argv, "make grub.cfg from /etc/default/grub")
-    return None
+    name = next((n for n in GENERATORS if has_program(machine, n)), "")
+    return _generator_command(machine, name) if name else None
+
+
+def generator_of_tree(machine: Host) -> Command:
+    """The same for a tree: by its programs, else by its /etc/os-release, else Debian's."""
+    found = generator(machine)
+    if found is not None:
+        return found
+    release = machine.peek("/etc/os-release")
+    family = " ".join(re.findall(r"^ID(?:_LIKE)?=[\"']?([^\"'\n]*)", release, re.MULTILINE)).split()
+    return _generator_command(
+        machine, next((GENERATOR_OF[f] for f in family if f in GENERATOR_OF), GENERATORS[0])
+    )
+
+
+def _generator_command(machine: Host, name: str) -> Command:
+    argv = (name, "-o", grub_cfg(machine)) if name.endswith("mkconfig") else (name,)
+    return Command(argv, "make grub.cfg from /etc/default/grub")
 
 
 def _variables(text: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ from emupmem.boot.loader import (
 )
 from emupmem.editor import defaults, quoting
 from emupmem.editor import text as editor_text
-from emupmem.model import CommandLine, EmupmemError, FileEdit
+from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
 from emupmem.system.backups import BACKUPS
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
@@ -60,7 +60,6 @@ class Grub(Loader):
 
     title = "GRUB"
     back = "in GRUB's menu (hold Shift or press Esc at the start) press e, delete {memmap}, press Ctrl-x"
-    menu_in_tree = "update-grub2"
     by_hand = f"make room, restore {GRUB_DEFAULT} from {BACKUPS} and run update-grub2"
 
     # How it stands -------------------------------------------------------------------------------------------
@@ -189,6 +188,9 @@ class Grub(Loader):
 
     def files(self, machine: Host) -> tuple[str, ...]:
         return grub_files(machine)
+
+    def to_run_there(self, machine: Host) -> Command | None:
+        return environment.generator_of_tree(machine)
 
     # While it is carried out ---------------------------------------------------------------------------------
 
