@@ -304,7 +304,11 @@ MACHINES: dict[str, tuple[Callable[[Path], FakeMachine], type[loader.Loader]]] =
 }
 
 
-@pytest.fixture(params=MACHINES)
+BASIC = ("systemd-boot", "grub-bls", "sdbootutil", "rpm-ostree")
+"""Those of the inner loop; the others are variations of them."""
+
+
+@pytest.fixture(params=[n if n in BASIC else pytest.param(n, marks=pytest.mark.slow) for n in MACHINES])
 def here(request: pytest.FixtureRequest, tmp_path: Path) -> FakeMachine:
     return MACHINES[request.param][0](tmp_path)
 

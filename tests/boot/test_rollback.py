@@ -24,6 +24,7 @@ from emupmem.model import GIB, EmupmemError, Request
 from tests import fake
 from tests.boot import test_loader
 from tests.boot.test_loader import (
+    BASIC,
     FEDORA,
     ID,
     MACHINES,
@@ -69,7 +70,7 @@ def replace(machine: FakeMachine) -> None:
     apply(machine, 2 * GIB, replace=True)
 
 
-@pytest.fixture(params=WORLDS)
+@pytest.fixture(params=[n if n in BASIC else pytest.param(n, marks=pytest.mark.slow) for n in WORLDS])
 def here(request: pytest.FixtureRequest, tmp_path: Path) -> FakeMachine:
     machine = WORLDS[request.param](tmp_path)
     for name in machine.names("/boot/loader/entries"):

@@ -192,7 +192,9 @@ def user(request: pytest.FixtureRequest) -> int:
     return 0 if request.param == "root" else USER
 
 
-@pytest.fixture(params=CASES, ids=" ".join)
+@pytest.fixture(
+    params=[c if c[1] == "dash" else pytest.param(c, marks=pytest.mark.slow) for c in CASES], ids=" ".join
+)
 def prisoner(
     request: pytest.FixtureRequest, user: int, open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Prisoner:
