@@ -56,8 +56,8 @@ import sys, time
 from emupmem.device import image
 from emupmem.system.machine import Machine
 t = time.perf_counter()
-if sys.argv[1] == "save": image.save(Machine(), sys.argv[2])
-else: image.restore(Machine(), sys.argv[2])
+if sys.argv[1] == "save": image.save_image(Machine(), sys.argv[2])
+else: image.restore_image(Machine(), sys.argv[2])
 print(time.perf_counter() - t, file=sys.stderr)
 ''')
         def ours(what):

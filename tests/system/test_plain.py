@@ -146,6 +146,7 @@ def test_ctrl_c_while_the_program_starts() -> None:
     """Python is stopped in its own imports: no traceback, and the status of a program that Ctrl-C ended."""
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "class Find:\n"
         "    def find_spec(self, name, *rest):\n"
         "        if name == 'emupmem.cli.main': os.kill(os.getpid(), signal.SIGINT)\n"

@@ -143,7 +143,7 @@ mounts = "1G!4G pmem0 FS  1G!5G other xfs  255M!5632M crooked ext4  512M!6G good
 words = []
 for memmap, name, fs in zip(mounts[::3], mounts[1::3], mounts[2::3]):
     words += (memmap, f"/mnt/{name}", fs, "dev", "-", "-")
-Path(unit.FILE).write_text(unit.text(unit.from_words(words), "/usr/local/bin/emupmem"))
+Path(unit.FILE).write_text(unit.unit_text(unit.from_words(words), "/usr/local/bin/emupmem"))
 END
 """
 
@@ -155,7 +155,7 @@ systemctl is-failed emupmem.service
 [ "$(grep -c ' /mnt/.* xfs .*dax=always' /proc/mounts)" = 1 ]
 stat -c '%U:%G' /mnt/good > /job/out/owner
 emupmem verify > /job/out/verify && exit 9 || [ $? = 3 ]
-/opt/emupmem/bin/python -c 'from emupmem.device import dax; print(dax.prove("/mnt/good"))' > /job/out/proof
+/opt/emupmem/bin/python -c 'from emupmem.device import dax; print(dax.prove_dax("/mnt/good"))' > /job/out/proof
 mv /root/mkfs.FS /usr/sbin/mkfs.FS
 
 # GRUB's side taken away by hand: the unit stays, and the next boot must not care
