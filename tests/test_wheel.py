@@ -31,7 +31,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(installed: Path, *words: str) -> str:
     """What the installed program prints, in a folder without the tree."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    code = "import emupmem, runpy, sys; print(emupmem.__file__, file=sys.stderr); runpy.run_module('emupmem', None, '__main__')"
+    code = (
+        "import emupmem, runpy, sys; print(emupmem.__file__, file=sys.stderr); "
+        "runpy.run_module('emupmem', run_name='__main__')"
+    )
     argv = [sys.executable, "-c", code, *words]
     done = subprocess.run(argv, cwd=installed, env=environment, capture_output=True, text=True, check=True)
     assert done.stderr.startswith(str(installed))
