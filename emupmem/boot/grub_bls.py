@@ -62,17 +62,20 @@ class GrubBls(Loader):
     def files(self, machine: Host) -> tuple[str, ...]:
         return (*written_files(machine), environment.grubenv_name(machine))
 
+    def torn(self, machine: Host) -> tuple[str, ...]:
+        env = (environment.grubenv_name(machine),) if environment.torn_grubenv(machine) else ()
+        return (*torn_files(machine, entry_files(machine, self.folders)), *env)
+
     def steps(self, machine: Host, wanted: Wanted) -> Steps:
         standing, items, extra, drop = self.standing(machine), wanted.items, wanted.add, wanted.drop
         files, env = entry_files(machine, self.folders), environment.grubenv_name(machine)
-        torn = (*torn_files(machine, files), *([env] if environment.torn_grubenv(machine) else []))
         edits = [*self._defaults(machine, items, extra, drop)]
         source = source_edits(machine, self._new_kernels(machine, standing), items, extra, drop)
         # Since 8.40-47.el8 grubby makes that file where there is none, of the words of the oldest entry.
         edits += source or [FileEdit(KERNEL_CMDLINE, None, None)]
         wrong = [e for e in standing.entries if self._differs(e.command_line, items, extra, drop)]
         if not wrong:
-            return Steps(wanted, real_edits(edits), torn=torn, remembered=extra)
+            return Steps(wanted, real_edits(edits), remembered=extra)
         # It writes both files as well, the second one's first line only: afterwards they are as they should be.
         command = self._grubby(machine, standing, items, extra, drop)
         rewritten = tuple(e.name for e in edits)
@@ -81,7 +84,6 @@ class GrubBls(Loader):
             tuple(edits),
             (command,),
             (*files, env),
-            torn=torn,
             rewritten=rewritten,
             remembered=extra,
         )

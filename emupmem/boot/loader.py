@@ -130,8 +130,7 @@ class Steps:
 
     - `menus` are what boots now and what a program makes anew, in place: put back first of all;
     - `owned` are files that programs write or make besides;
-    - `rewritten` are edited files that a program writes as well: they are made as planned when it has run;
-    - `torn` are files that a run which was killed left half-written: their whole copy takes their place.
+    - `rewritten` are edited files that a program writes as well: they are made as planned when it has run.
 
     `undo` takes back what programs did beside writing files, `refresh` has copies made of what was put back.
     `unfinished` says that something is to be done though no file changes. `recorded` are edited files whose new
@@ -143,7 +142,6 @@ class Steps:
     commands: tuple[Command, ...] = ()
     owned: tuple[str, ...] = ()
     undo: tuple[Command, ...] = ()
-    torn: tuple[str, ...] = ()
     menus: tuple[str, ...] = ()
     rewritten: tuple[str, ...] = ()
     refresh: tuple[Command, ...] = ()
@@ -285,6 +283,14 @@ class Loader(ABC):
     def to_run_there(self, machine: Host) -> Command | None:
         """What makes the menu on the machine whose tree was edited, None where nothing is needed."""
         return None
+
+    def torn(self, machine: Host) -> tuple[str, ...]:
+        """Files that a run which was killed left half-written: their whole copy takes their place.
+
+        Asked while nobody else is at work: a file that is being written looks the same. One without a copy was
+        only made by that run, and goes.
+        """
+        return ()
 
     # While it is carried out ---------------------------------------------------------------------------------
 

@@ -95,15 +95,17 @@ class SystemdBoot(Loader):
             else None
         )
         edits = list(source_edits(machine, made, items, extra, drop))
-        ours = self._ours(machine)
-        for name in ours:
+        for name in self._ours(machine):
             before = entry_text(machine, name)
             after = bls_text.rework_entry(before, items, extra, drop)
             bls_text.prove_words(bls_text.options(before), bls_text.options(after), items, extra, drop)
             edits.append(edit_of(machine, name, after))
         trial = trial_file(machine)  # the last one: while it is there, a confirm can be finished
         edits += [FileEdit(trial, machine.read(trial), None)] if trial else []
-        return Steps(wanted, real_edits(edits), torn=torn_files(machine, ours), remembered=extra)
+        return Steps(wanted, real_edits(edits), remembered=extra)
+
+    def torn(self, machine: Host) -> tuple[str, ...]:
+        return torn_files(machine, self._ours(machine))
 
     def _ours(self, machine: Host) -> list[str]:
         running = own_line(machine)

@@ -69,7 +69,7 @@ def _carry_out_unit(machine: Machine, change: Change) -> str:
 def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrupts) -> Outcome:
     """The boot loader's side of the transaction."""
     by, steps = change.by, change.steps
-    _mend(machine, steps)
+    _mend(machine, by)
     _refuse_changed(machine, steps.edits)
     for step in steps.commands if machine.live else ():
         if machine.find(step.argv[0]) is None:
@@ -80,6 +80,7 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
     backup = _back_up(machine, steps, former)
     tell("backup")
     stop.check()
+    backups.drop_stale(machine, former.kept)
     try:
         for name in former.kept:  # some programs write in place, and to put a copy back needs no room
             backups.set_aside(machine, name)
@@ -109,9 +110,9 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
 # Before ----------------------------------------------------------------------------------------------
 
 
-def _mend(machine: Machine, steps: Steps) -> None:
+def _mend(machine: Machine, by: Loader) -> None:
     """Let the whole copies of what a killed run tore take their place; what it had only made goes."""
-    for name in steps.torn:
+    for name in by.torn(machine):
         if backups.is_aside(machine, name):
             backups.put_back(machine, name)
         else:
@@ -291,7 +292,6 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
         except EmupmemError as second:
             problems.append(second.message)
 
-    ran = machine.live and bool(steps.undo) and _programs_wrote(machine, change, former)
     # The menu first: it is what boots, and putting it back is a rename that needs no room. But nobody may be
     # sent to an entry that it does not have.
     if not change.before.chosen:
@@ -303,7 +303,7 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
             kept += _put_edit_back(machine, steps, former, edit)
         except EmupmemError as second:
             failed.append(second.message)
-    for step in steps.undo if ran else ():
+    for step in steps.undo if machine.live and _programs_wrote(machine, change, former) else ():
         attempt(partial(_run, machine, step, Interrupts()), again if steps.owned else failed)
     for name in (*steps.menus, *steps.owned, *steps.rewritten, WORDS_RECORD):
         attempt(partial(_put_back, machine, former, name))
@@ -326,14 +326,14 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
 
 
 def _programs_wrote(machine: Host, change: Change, former: _Former) -> bool:
-    """Whether the programs did something that their `undo` is to take back."""
+    """Whether the programs did something that their `undo` is to take back; so where that cannot be read."""
     owned = change.steps.owned
-    if owned:
-        return any(machine.read(n) != former.files[n] for n in owned)
     try:
-        return change.by.standing(machine) != change.before
+        if owned:
+            return any(machine.read(n) != former.files[n] for n in owned)
+        return bool(change.steps.undo) and change.by.standing(machine) != change.before
     except EmupmemError:
-        return False
+        return bool(owned)
 
 
 def _put_edit_back(machine: Machine, steps: Steps, former: _Former, edit: FileEdit) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from emupmem.model import UNCHANGED, EmupmemError
 from emupmem.system import log
 from emupmem.system.errors import write_hint
-from emupmem.system.files import fresh_name, make_synced_folder, sync_folder, write_like
+from emupmem.system.files import delete_file, fresh_name, make_synced_folder, sync_folder, write_like
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
@@ -46,17 +46,20 @@ def back_up(machine: Machine, name: str, stamp: str, data: bytes, suffix: str = 
             state=UNCHANGED,
         ) from exc
     log.file(machine, "wrote", backup)
-    _drop_old(machine, base)
+    _drop_old(machine, base, stamp)
     return backup
 
 
-def _drop_old(machine: Machine, base: str) -> None:
-    """Take away the backups of a file beyond the last ones, with what is kept beside each, as far as possible."""
+def _drop_old(machine: Machine, base: str, made: str) -> None:
+    """Take away the backups of a file beyond the last ones, with what is kept beside each, as far as possible.
+
+    What was `made` now stays, whatever the clock says.
+    """
     named = re.compile(re.escape(base) + _STAMP)
     found = {n: m[1] for n in machine.names(BACKUPS) if (m := named.fullmatch(n))}
     kept = sorted(set(found.values()))[-MOST_BACKUPS:]
     for name, when in found.items():
-        if when not in kept:
+        if when not in kept and when != made:
             with contextlib.suppress(OSError):
                 (machine.path(BACKUPS) / name).unlink()
                 log.file(machine, "deleted", f"{BACKUPS}/{name}")
@@ -129,6 +132,15 @@ def put_back(machine: Machine, name: str) -> None:
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be put back: {exc.strerror}", write_hint(exc)) from exc
     log.file(machine, "put back", name)
+
+
+def drop_stale(machine: Machine, names: Sequence[str]) -> None:
+    """Take the copies that a killed run left away: whoever finds one later takes it for one of this run.
+
+    Raises EmupmemError.
+    """
+    for name in (n for n in names if is_aside(machine, n)):
+        delete_file(machine, str(aside_name(Path(machine.real(name)))))
 
 
 def drop_aside(machine: Machine, name: str) -> None:

@@ -50,7 +50,7 @@ from emupmem.boot.loader import (
 from emupmem.editor import defaults, quoting
 from emupmem.editor import text as editor_text
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
-from emupmem.system.backups import BACKUPS
+from emupmem.system.backups import BACKUPS, is_aside
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
@@ -191,6 +191,10 @@ class Grub(Loader):
 
     def to_run_there(self, machine: Host) -> Command | None:
         return environment.generator_of_tree(machine)
+
+    def torn(self, machine: Host) -> tuple[str, ...]:
+        cfg = environment.grub_cfg(machine)
+        return (cfg,) if is_aside(machine, cfg) and not grub_menu.whole(machine.text(cfg)) else ()
 
     # While it is carried out ---------------------------------------------------------------------------------
 

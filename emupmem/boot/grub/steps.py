@@ -126,7 +126,6 @@ def with_generator(machine: Host, steps: Steps) -> Steps:
         steps,
         commands=(found,),
         menus=(cfg,),
-        torn=(cfg,) if backups.is_aside(machine, cfg) and not grub_menu.whole(machine.text(cfg)) else (),
         refresh=(Command(foreign.PROXMOX_REFRESH, "copy the menu"),) if copies else (),
         recorded=(GRUB_DEFAULT,),
         # In the language of the menu that is there, or every other line of it would change as well.

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies that lie beside a file: of this run, of one that was killed, and of another that ended meanwhile."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from emupmem.boot import transaction
+from emupmem.boot.change import Change
+from emupmem.boot.loader import Options
+from emupmem.boot.prepare import prepare_apply, prepare_remove
+from emupmem.boot.transaction import carry_out_change
+from emupmem.model import GIB, EmupmemError, Request
+from emupmem.system import backups
+from emupmem.system.machine import Machine
+from tests.boot.test_change import FOUND, apply, default, menu, put, script
+from tests.boot.test_loader import opensuse, survey_of
+from tests.fake import STOCK, FakeMachine, build
+
+CFG = "/boot/grub/grub.cfg"
+BROKEN = "#!/bin/sh\nexit 1\n"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> FakeMachine:
+    return build(tmp_path)
+
+
+def prepared(machine: Machine) -> Change:
+    return prepare_apply(machine, FOUND, Request(GIB), Options())
+
+
+def torn(machine: Machine) -> str:
+    """The menu is half-written by a generator that is at work or was killed; its whole copy."""
+    whole = menu(machine)
+    backups.set_aside(machine, CFG)
+    put(machine, CFG, whole[: len(whole) // 3])
+    return whole
+
+
+def test_a_menu_that_another_run_made_whole_meanwhile_stays(machine: FakeMachine) -> None:
+    """It was torn when the change was made up, and its copy is gone since that run came to its end."""
+    whole = torn(machine)
+    change = prepared(machine)
+    put(machine, CFG, whole)
+    backups.drop_aside(machine, CFG)
+    script(machine, "update-grub2", BROKEN)
+    with pytest.raises(EmupmemError, match="failed with status 1"):
+        carry_out_change(machine, change)
+    assert menu(machine) == whole
+
+
+def test_a_menu_that_was_torn_after_the_change_was_made_up_is_made_whole_first(machine: FakeMachine) -> None:
+    change = prepared(machine)
+    whole = torn(machine)
+    script(machine, "update-grub2", BROKEN)
+    with pytest.raises(EmupmemError, match="failed with status 1"):
+        carry_out_change(machine, change)
+    assert menu(machine) == whole
+
+
+def test_a_copy_that_a_killed_run_left_is_never_put_back(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since then somebody changed both files; then the disk is full before new copies are made."""
+    for name in ("/etc/default/grub", CFG):
+        backups.set_aside(machine, name)
+    edited = STOCK.replace(b"quiet splash", b"quiet")
+    put(machine, "/etc/default/grub", edited)
+    machine.output("update-grub2")
+    made = menu(machine)
+    change = prepared(machine)
+
+    def full(machine: Machine, name: str) -> bool:
+        raise EmupmemError(f"{name} cannot be copied: No space left on device")
+
+    monkeypatch.setattr(backups, "set_aside", full)
+    with pytest.raises(EmupmemError, match="No space left"):
+        carry_out_change(machine, change)
+    assert default(machine) == edited
+    assert menu(machine) == made
+
+
+def test_in_a_tree_the_whole_copy_takes_the_place_of_a_torn_menu(machine: FakeMachine) -> None:
+    """A rescue system: nothing can be run, and the copy is all there is to boot from."""
+    apply(machine, GIB)
+    whole = torn(machine)
+    machine.live = False
+    carry_out_change(machine, prepare_remove(machine))
+    assert default(machine) == STOCK
+    assert menu(machine) == whole
+
+
+def test_an_entry_that_cannot_be_read_stops_no_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = opensuse(tmp_path)
+    script(machine, "sdbootutil", "#!/bin/sh\nexit 1\n")
+    before = machine.read("/etc/kernel/cmdline")
+    change = prepare_apply(machine, survey_of(machine), Request(GIB), Options())
+    unreadable = next(n for n in change.steps.owned)
+    real, failing = Machine.read, []
+
+    def read(self: Machine, name: str) -> bytes | None:
+        if failing and name == unreadable:
+            raise EmupmemError(f"{name} cannot be read: {errno.errorcode[errno.EIO]}")
+        return real(self, name)
+
+    def tell(step: str) -> None:
+        if step == "written":
+            failing.append(step)
+
+    monkeypatch.setattr(Machine, "read", read)
+    with pytest.raises(EmupmemError) as caught:
+        transaction.carry_out_change(machine, change, tell)
+    assert "the old configuration is back; run sdbootutil" in caught.value.hint
+    assert real(machine, "/etc/kernel/cmdline") == before
+
+
+def test_the_newest_backup_stays_where_the_clock_went_back(machine: FakeMachine) -> None:
+    for n in range(backups.MOST_BACKUPS):
+        backups.back_up(machine, "/etc/default/grub", f"2030-01-01T00:00:{n:02d}.000000Z", b"later")
+    name = backups.back_up(machine, "/etc/default/grub", "1970-01-01T00:00:00.000000Z", b"now")
+    assert machine.read(name) == b"now"
