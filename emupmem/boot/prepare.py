@@ -127,8 +127,9 @@ def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
     by = detect.of(machine)
     by.refuse_removal(machine)
     now = by.standing(machine)
+    made = now.entries if now.source is None else ()  # the rest is made anew of its source
     present = now.items or tuple(
-        dict.fromkeys(i.text for e in now.entries if e.ours for i in e.command_line.reservations)
+        dict.fromkeys(i.text for e in made if e.ours for i in e.command_line.reservations)
     )
     left = _left(present, items)
     if left and len(now.places) > 1:

@@ -723,3 +723,21 @@ def test_the_tree_of_another_machine_finds_no_programs(tmp_path: Path) -> None:
     here = defaults.effective_line(FakeMachine(tmp_path), mark.encode())
     there = defaults.effective_line(Machine(tmp_path), mark.encode())
     assert (here.words, there.words) == (("Linux",), ("none",))
+
+
+def test_remove_by_name_reserves_nothing_where_only_the_menu_has_it(machine: FakeMachine) -> None:
+    """Somebody took the words out of the defaults by hand, and made no menu of it."""
+    apply(machine, GIB, count=2)
+    put(machine, "/etc/default/grub", STOCK)
+    with pytest.raises(EmupmemError, match="there is no reservation 1G!4G") as caught:
+        prepare_remove(machine, ["1G!4G"])
+    assert "nothing is reserved" in caught.value.hint
+    remove(machine)
+    assert default(machine) == STOCK
+    assert "memmap" not in menu(machine)
+
+
+def test_fewer_reservations_may_come_in_another_order(tmp_path: Path) -> None:
+    machine = build(tmp_path, STOCK.replace(b'LINUX=""', b'LINUX="memmap=1G!5G,1G!4G,1G!12G"'))
+    apply(machine, GIB, count=2, replace=True)
+    assert menu(machine).count("memmap=1G!4G,1G!5G") == 3

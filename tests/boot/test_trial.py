@@ -143,6 +143,18 @@ def test_abandon_takes_only_the_entry_away(machine: FakeMachine) -> None:
         prepare_abandon(machine)
 
 
+def test_an_entry_of_an_edited_script_is_abandoned_as_well(machine: FakeMachine) -> None:
+    """It is in the menu, and whoever chooses it starts it."""
+    before = menu(machine)
+    begin(machine)
+    put(machine, "/boot/grub/grubenv", env())
+    made = (machine.root / "etc/grub.d/42_emupmem_trial").read_text()
+    put(machine, grub_trial.SCRIPT, made.replace(grub_trial.MARK, "# mine:"))
+    carry_out_change(machine, prepare_abandon(machine))
+    assert not machine.exists(grub_trial.SCRIPT)
+    assert menu(machine) == before
+
+
 def test_a_permanent_apply_ends_the_trial(machine: FakeMachine) -> None:
     begin(machine)
     carry_out_change(machine, boot_prepare.prepare_apply(machine, FOUND, Request(GIB), Options()))

@@ -161,7 +161,8 @@ class Grub(Loader):
             kept = [w for w in own[1] if not quoting.items_of(w) and w not in wanted.add]
             return dropin_steps(machine, main, wanted, (*kept, *wanted.add))
         named = [i for i in items_of_all(held) if i not in wanted.items]
-        fewer = set(wanted.items) < set(items_of_all(held)) and tuple(held) == (wanted.variable,)
+        left = tuple(i for i in items_of_all(held) if i in wanted.items)
+        fewer = bool(named) and left == wanted.items and tuple(held) == (wanted.variable,)
         if fewer and not wanted.add:
             sh = grub_defaults.judge_of(machine)
             after = defaults.remove_items(main, named, sh=sh)
@@ -171,7 +172,9 @@ class Grub(Loader):
 
     def settle(self, machine: Host, now: Standing) -> Steps:
         main = read_defaults(machine)
-        return steps_to(machine, main, main, Wanted(variable=now.where))
+        steps = steps_to(machine, main, main, Wanted(variable=now.where))
+        # All that it edits is what a trial made, also where somebody edited that.
+        return replace(steps, unfinished=steps.unfinished or bool(steps.changed))
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         text = trial.menu_or_copy(machine)
