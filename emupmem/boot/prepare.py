@@ -42,7 +42,7 @@ def change_of(
     notes: Sequence[str] = (),
 ) -> Change:
     """The change that these steps make, finished first where a killed run left something."""
-    unfinished = machine.live and is_unfinished(machine, by, steps)
+    unfinished = is_unfinished(machine, by, steps) if machine.live else bool(by.torn(machine))
     steps = replace(steps, unfinished=True) if unfinished else steps
     warnings = (*notes, *(made.warnings if made else ()), *now.notes, *steps.notes)
     return Change(by, now, steps, made, tuple(dict.fromkeys(warnings)))

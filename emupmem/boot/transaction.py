@@ -161,13 +161,14 @@ def _former(machine: Host, steps: Steps) -> _Former:
 def _back_up(machine: Machine, steps: Steps, former: _Former) -> str:
     """Keep what was written by hand or by other programs, but not the menu, which is made of it.
 
-    The name of the first backup, empty where there is none.
+    The name of the first backup of a file that is written, else of another; empty where there is none.
     """
-    first = ""
+    first, written = "", {e.name for e in steps.changed if e.after is not None}
     for edit in steps.changed:
         if edit.name in steps.recorded and edit.after is not None:
             backups.back_up(machine, edit.name, former.moment, edit.after, ".written")
-    for name in (n for n in former.kept if n not in steps.menus):
+    kept = [n for n in former.kept if n not in steps.menus]
+    for name in sorted(kept, key=lambda n: n not in written):
         data = former.files[name]
         backup = backups.back_up(machine, name, former.moment, data) if data is not None else ""
         first = first or backup

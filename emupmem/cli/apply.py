@@ -98,7 +98,7 @@ def apply(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put the reservation into GRUB's configuration, safely. It takes effect at the next reboot."""
+    """Put the reservation into the boot configuration, safely. It takes effect at the next reboot."""
     session = Session(change_result(), as_json, dry_run=dry_run, check=check, yes=yes)
     with session.errors():
         if add and replace:

@@ -20,8 +20,8 @@ from emupmem.cli.output import Exit, UsageError, say, usage
 from emupmem.model import EmupmemError
 
 HELP = (
-    "Turn ordinary RAM into /dev/pmem0 for development: plan memmap=, put it into GRUB, prove it "
-    "after the reboot. The device is emulated and volatile: its content does not survive a power cycle."
+    "Turn ordinary RAM into /dev/pmem0 for development: plan memmap=, give it to the boot loader, "
+    "prove it after the reboot. The device is emulated and volatile: its content does not survive a power cycle."
 )
 
 
@@ -90,9 +90,9 @@ def _unreached() -> NoReturn:
 # import than most commands to run. The summary is the first sentence of what it says of itself.
 COMMANDS = {
     "suggest": Place("suggest", "suggest", "Show the usable memory and plan a reservation."),
-    "apply": Place("apply", "apply", "Put the reservation into GRUB's configuration, safely."),
+    "apply": Place("apply", "apply", "Put the reservation into the boot configuration, safely."),
     "remove": Place("apply", "remove", "Give reserved memory back: undo what apply did."),
-    "verify": Place("verify", "verify", "Check every step, from GRUB's file to a device with DAX."),
+    "verify": Place("verify", "verify", "Check every step, from the boot configuration to DAX."),
     "mount": Place(
         "mount",
         "mount",

@@ -27,7 +27,7 @@ def verify(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check every step, from GRUB's file to a device with DAX."""
+    """Check every step, from the boot configuration to DAX."""
     session = Session({"ok": False, "pending": False, "checks": [], "devices": []}, as_json)
     with session.errors():
         seen = observe.observe(machine.Machine(), wait)

@@ -17,7 +17,7 @@ from emupmem.model import GIB, EmupmemError, Request
 from emupmem.system import backups
 from emupmem.system.machine import Machine
 from tests.boot.test_change import FOUND, apply, default, menu, put, script
-from tests.boot.test_loader import opensuse, survey_of
+from tests.boot.test_loader import fedora, opensuse, survey_of
 from tests.fake import STOCK, FakeMachine, build
 
 CFG = "/boot/grub/grub.cfg"
@@ -94,6 +94,17 @@ def test_in_a_tree_the_whole_copy_takes_the_place_of_a_torn_menu(machine: FakeMa
     assert menu(machine) == whole
 
 
+def test_in_a_tree_a_torn_menu_is_mended_where_nothing_else_is_to_be_done(machine: FakeMachine) -> None:
+    """The power failed while the menu was made for `remove`."""
+    whole = torn(machine)
+    machine.live = False
+    change = prepare_remove(machine)
+    assert change.needed
+    carry_out_change(machine, change)
+    assert menu(machine) == whole
+    assert not prepare_remove(machine).needed
+
+
 def test_an_entry_that_cannot_be_read_stops_no_rollback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,3 +136,16 @@ def test_the_newest_backup_stays_where_the_clock_went_back(machine: FakeMachine)
         backups.back_up(machine, "/etc/default/grub", f"2030-01-01T00:00:{n:02d}.000000Z", b"later")
     name = backups.back_up(machine, "/etc/default/grub", "1970-01-01T00:00:00.000000Z", b"now")
     assert machine.read(name) == b"now"
+
+
+def test_the_backup_that_is_named_is_that_of_the_file_that_was_written(tmp_path: Path) -> None:
+    """grubby may write the defaults too, so they are kept as well; but they are as they should be."""
+    machine = fedora(tmp_path)
+    change = prepare_apply(machine, survey_of(machine), Request(GIB), Options())
+    carry_out_change(machine, change)
+    entry = next(n for n in change.steps.owned if n.endswith(".conf"))
+    for name in ("/etc/kernel/cmdline", entry):
+        put(machine, name, machine.text(name).replace(" memmap=1G!4G", ""))
+    again = prepare_apply(machine, survey_of(machine), Request(GIB), Options(replace=True))
+    assert [e.name for e in again.steps.changed] == ["/etc/kernel/cmdline"]
+    assert "/cmdline." in carry_out_change(machine, again).backup

@@ -173,8 +173,9 @@ class Grub(Loader):
     def settle(self, machine: Host, now: Standing) -> Steps:
         main = read_defaults(machine)
         steps = steps_to(machine, main, main, Wanted(variable=now.where))
-        # All that it edits is what a trial made, also where somebody edited that.
-        return replace(steps, unfinished=steps.unfinished or bool(steps.changed))
+        # The script of a trial goes, also where somebody edited it so that it cannot be read.
+        gone = any(e.name == trial.SCRIPT for e in steps.changed)
+        return replace(steps, unfinished=steps.unfinished or gone)
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         text = trial.menu_or_copy(machine)
