@@ -309,6 +309,13 @@ class Loader(ABC):
         if step is not None and done is not None and done.status:
             raise EmupmemError(f"{step.argv[0]} failed with status {done.status}: {done.last_words}")
 
+    def choice(self, machine: Host) -> str:
+        """What the next start takes for once, whoever chose it; empty where nothing is chosen."""
+        return ""
+
+    def choose_again(self, machine: Machine, name: str) -> None:  # noqa: B027 (where there is no such choice)
+        """Let the next start be what somebody had chosen. Raises EmupmemError."""
+
     def prove(self, machine: Host, before: Standing, steps: Steps) -> int:
         """Read everything again; the number of entries that carry the reservation.
 
@@ -326,7 +333,8 @@ class Loader(ABC):
         """What is wrong with the entry of the trial, empty where nothing is."""
         if not wanted.trial:
             return "the entry of the trial is still there" if after.trial else ""
-        words = (*(before.default.words if before.default is not None else ()), *wanted.trial)
+        words = before.default.words if before.default is not None else ()
+        words = (*words, *(w for w in wanted.trial if w not in words))
         return "" if after.trial == words else "the entry of the trial is not there, or has other words"
 
     def done_by(self, steps: Steps) -> str:

@@ -49,6 +49,7 @@ from emupmem.boot.loader import Loader, Standing, Steps, Trial, Wanted, taken_ch
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, EmupmemError, FileEdit
 from emupmem.system.host import Host
+from emupmem.system.machine import Machine
 
 
 class SystemdBoot(Loader):
@@ -133,6 +134,15 @@ class SystemdBoot(Loader):
 
     def choosing(self, wanted: bool) -> Command | None:
         return CHOOSE if wanted else FORGET_TRIAL
+
+    def choice(self, machine: Host) -> str:
+        return efi.one_shot(machine)
+
+    def choose_again(self, machine: Machine, name: str) -> None:
+        step = Command(("bootctl", "set-oneshot", name), "choose what was chosen before")
+        done = machine.run(step)
+        if done.status:
+            raise EmupmemError(f"bootctl failed with status {done.status}: {done.last_words}")
 
 
 class SdBootUtil(SystemdBoot):

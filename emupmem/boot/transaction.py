@@ -76,7 +76,7 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
             raise EmupmemError(f"{step.argv[0]} is not installed", state=UNCHANGED)
     backups.remove_leftovers(machine, _litter(machine, by, steps))
     tell("locked")
-    former = _former(machine, steps)
+    former = _former(machine, by, steps)
     backup = _back_up(machine, steps, former)
     tell("backup")
     stop.check()
@@ -133,7 +133,7 @@ class _Former:
     """What a change may have to put back: contents, links and where they lead, and what was not there.
 
     `kept` are the files that are set aside, `names` those in the folders that programs write to, `missing` the
-    folders that are not there, the deepest one first.
+    folders that are not there, the deepest one first; `choice` is what was chosen for the next start only.
     """
 
     moment: str
@@ -142,9 +142,10 @@ class _Former:
     links: dict[str, str]
     names: dict[str, frozenset[str]]
     missing: tuple[str, ...]
+    choice: str
 
 
-def _former(machine: Host, steps: Steps) -> _Former:
+def _former(machine: Host, by: Loader, steps: Steps) -> _Former:
     edited = [e.name for e in steps.edits if e.before != e.after or e.name in steps.rewritten]
     touched = [*steps.menus, *edited, *steps.owned]
     names = dict.fromkeys([*touched, WORDS_RECORD])
@@ -155,7 +156,8 @@ def _former(machine: Host, steps: Steps) -> _Former:
     above = {str(p) for f in folders for p in (Path(f), *Path(f).parents)}
     missing = sorted((f for f in above if not machine.exists(f)), key=len, reverse=True)
     kept = tuple(n for n in dict.fromkeys(touched) if contents[n] is not None)
-    return _Former(stamp(), contents, kept, links, there, tuple(missing))
+    choice = by.choice(machine) if machine.live else ""
+    return _Former(stamp(), contents, kept, links, there, tuple(missing), choice)
 
 
 def _back_up(machine: Machine, steps: Steps, former: _Former) -> str:
@@ -310,6 +312,8 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
         attempt(partial(_put_back, machine, former, name))
     if change.before.chosen:
         attempt(partial(_choose, machine, by, True))
+    elif former.choice and not by.choice(machine):
+        attempt(partial(by.choose_again, machine, former.choice))  # the trial had taken its place
     _clear_new(machine, former, not failed)
     for step in steps.refresh if machine.live else ():
         attempt(partial(_run, machine, step, Interrupts()))

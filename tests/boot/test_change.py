@@ -674,6 +674,7 @@ def test_a_menu_that_appears_elsewhere_is_not_mistaken_for_the_one_that_boots(ma
     with pytest.raises(EmupmemError, match=r"not as planned: /boot/grub2/grub\.cfg"):
         apply(machine, GIB)  # this update-grub2 writes /boot/grub/grub.cfg
     assert (machine.root / "boot/grub2/grub.cfg").read_text() == before
+    assert not (machine.root / "boot/grub/grub.cfg").exists(), "it would be taken for the menu from now on"
 
 
 def test_a_menu_that_nobody_touched_needs_no_putting_back(

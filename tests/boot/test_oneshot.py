@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,26 @@ def test_the_trial_is_no_entry_that_a_change_is_about(machine: FakeMachine) -> N
     assert all("trial" not in e.ids[0] for e in other.standing(machine).entries)
     script(machine, "kernel-install", "#!/bin/sh\nexit 1\n")
     assert os.path.basename(FILE) in machine.names(ENTRIES)  # noqa: PTH119
+
+
+def test_somebody_elses_choice_is_back_where_the_trial_is_not_made(machine: FakeMachine) -> None:
+    machine.output("bootctl", "set-oneshot", "windows.conf")
+    prepared = prepare_trial(machine, survey_of(machine), Request(GIB), Options())
+
+    def stop(step: str) -> None:
+        if step == "chosen":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(EmupmemError, match="stopped by SIGTERM"):
+        carry_out_change(machine, prepared, stop)
+    assert boot_efi.one_shot(machine) == "windows.conf"
+
+
+def test_a_word_that_the_default_has_already_is_no_obstacle(machine: FakeMachine) -> None:
+    for name in machine.names("/boot/efi/loader/entries"):
+        path = machine.root / "boot/efi/loader/entries" / name
+        path.write_text(path.read_text().replace(" quiet", " quiet nokaslr"))
+    begin(machine, nokaslr=True)
+    state = trial.state(machine)
+    assert state is not None
+    assert state.words == ("memmap=1G!4G", "nokaslr")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -375,6 +376,20 @@ def test_somebody_elses_choice_is_told(machine: FakeMachine) -> None:
     put(machine, "/boot/grub/grubenv", env("next_entry=windows\n"))
     made = prepare_trial(machine, FOUND, Request(GIB), Options())
     assert "the next start was chosen to be “windows”: the trial takes its place" in made.warnings
+
+
+def test_somebody_elses_choice_is_back_where_the_trial_is_not_made(machine: FakeMachine) -> None:
+    put(machine, "/boot/grub/grubenv", env("next_entry=memtest\n"))
+    prepared = prepare_trial(machine, FOUND, Request(GIB), Options())
+
+    def stop(step: str) -> None:
+        if step == "chosen":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(EmupmemError, match="stopped by SIGTERM") as caught:
+        carry_out_change(machine, prepared, stop)
+    assert "nothing is changed" in caught.value.hint
+    assert environment.grubenv(machine)["next_entry"] == "memtest"
 
 
 def test_a_trial_that_grub_did_not_forget(machine: FakeMachine) -> None:

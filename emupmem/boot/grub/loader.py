@@ -208,6 +208,12 @@ class Grub(Loader):
     def choose(self, machine: Machine, wanted: bool) -> None:
         environment.set_grubenv(machine, trial.NEXT, trial.ID if wanted else "")
 
+    def choice(self, machine: Host) -> str:
+        return environment.grubenv(machine).get(trial.NEXT, "")
+
+    def choose_again(self, machine: Machine, name: str) -> None:
+        environment.set_grubenv(machine, trial.NEXT, name)
+
     def prove(self, machine: Host, before: Standing, steps: Steps) -> int:
         if not machine.live:
             return 0  # the menu is made on that machine

@@ -125,7 +125,8 @@ def with_generator(machine: Host, steps: Steps) -> Steps:
     return replace(
         steps,
         commands=(found,),
-        menus=(cfg,),
+        # A generator may write another menu than the one that boots; that one is judged, and both are put back.
+        menus=(cfg, *(n for n in environment.GRUB_CFGS if machine.real(n) != machine.real(cfg))),
         refresh=(Command(foreign.PROXMOX_REFRESH, "copy the menu"),) if copies else (),
         recorded=(GRUB_DEFAULT,),
         # In the language of the menu that is there, or every other line of it would change as well.
