@@ -71,6 +71,8 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
     by, steps = change.by, change.steps
     _mend(machine, by)
     _refuse_changed(machine, steps.edits)
+    if steps.undo and not steps.owned and by.standing(machine) != change.before:
+        raise _changed(change.before.menu)  # it has no files to watch
     for step in steps.commands if machine.live else ():
         if machine.find(step.argv[0]) is None:
             raise EmupmemError(f"{step.argv[0]} is not installed", state=UNCHANGED)
@@ -123,9 +125,13 @@ def _refuse_changed(machine: Host, watched: Sequence[FileEdit]) -> None:
     """Raise EmupmemError where a file is not as it was when the change was made up."""
     for edit in watched:
         if machine.read(edit.name) != edit.before:
-            raise EmupmemError(
-                f"{edit.name} was changed by another program in the meantime", "look at it and try again"
-            )
+            raise _changed(edit.name)
+
+
+def _changed(name: str) -> EmupmemError:
+    return EmupmemError(
+        f"{name} was changed by another program in the meantime", "look at it and try again", state=UNCHANGED
+    )
 
 
 @dataclass(frozen=True, slots=True)

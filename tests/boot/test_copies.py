@@ -17,7 +17,7 @@ from emupmem.model import GIB, EmupmemError, Request
 from emupmem.system import backups
 from emupmem.system.machine import Machine
 from tests.boot.test_change import FOUND, apply, default, menu, put, script
-from tests.boot.test_loader import fedora, opensuse, survey_of
+from tests.boot.test_loader import fedora, opensuse, ostree, survey_of
 from tests.fake import STOCK, FakeMachine, build
 
 CFG = "/boot/grub/grub.cfg"
@@ -149,3 +149,14 @@ def test_the_backup_that_is_named_is_that_of_the_file_that_was_written(tmp_path:
     again = prepare_apply(machine, survey_of(machine), Request(GIB), Options(replace=True))
     assert [e.name for e in again.steps.changed] == ["/etc/kernel/cmdline"]
     assert "/cmdline." in carry_out_change(machine, again).backup
+
+
+def test_kernel_arguments_that_changed_meanwhile_stay(tmp_path: Path) -> None:
+    """rpm-ostree has no file to watch: what another one did would be taken for ours, and taken back."""
+    machine = ostree(tmp_path)
+    first, second = (prepare_apply(machine, survey_of(machine), Request(GIB), Options()) for _ in range(2))
+    carry_out_change(machine, first)
+    done = machine.output("rpm-ostree", "kargs")
+    with pytest.raises(EmupmemError, match="rpm-ostree kargs was changed by another program"):
+        carry_out_change(machine, second)
+    assert machine.output("rpm-ostree", "kargs") == done
