@@ -150,6 +150,10 @@ class GrubBls(Loader):
         argv += ["--no-etc-grub-update"] if _knows(machine, "--no-etc-grub-update") else []
         return Command(tuple(argv), "change the boot entries")
 
+    def refuse_removal(self, machine: Host) -> None:
+        if not machine.running:
+            self.refuse(machine)  # its program is asked, and would be that of this machine
+
     def refuse(self, machine: Host) -> None:
         if not machine.live and not machine.running:
             raise EmupmemError(

@@ -231,10 +231,7 @@ def prepare_trial(
     could not forget the choice by itself.
     """
     by = detect.of(machine)
-    if entry:
-        boot_trial.refuse_trial(machine)
-    else:
-        by.refuse_kexec(machine)
+    boot_trial.refuse_trial(machine, entry)
     wanted = prepare_apply(machine, found, request, options)
     now = wanted.before
     if now.items:

@@ -59,6 +59,10 @@ class RpmOstree(Loader):
             remembered=extra,
         )
 
+    def refuse_removal(self, machine: Host) -> None:
+        if not machine.running:
+            self.refuse(machine)  # its program is asked, and would be that of this machine
+
     def refuse(self, machine: Host) -> None:
         if not machine.running:
             raise EmupmemError(

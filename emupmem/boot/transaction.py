@@ -244,6 +244,12 @@ def _choose(machine: Machine, by: Loader, wanted: bool) -> None:
         raise EmupmemError(f"the entry of the trial is {'not' if wanted else 'still'} chosen")
 
 
+def _choose_again(machine: Machine, by: Loader, name: str) -> None:
+    """Let the next start be what somebody had chosen, where a trial had taken its place."""
+    if name and not by.choice(machine):
+        by.choose_again(machine, name)
+
+
 def _edited_meanwhile(machine: Host, steps: Steps) -> str:
     ours = (e for e in steps.edits if e.name not in steps.rewritten and e.name not in steps.owned)
     name = next((e.name for e in ours if machine.read(e.name) != e.after), "")
@@ -318,8 +324,8 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
         attempt(partial(_put_back, machine, former, name))
     if change.before.chosen:
         attempt(partial(_choose, machine, by, True))
-    elif former.choice and not by.choice(machine):
-        attempt(partial(by.choose_again, machine, former.choice))  # the trial had taken its place
+    else:
+        attempt(partial(_choose_again, machine, by, former.choice))
     _clear_new(machine, former, not failed)
     for step in steps.refresh if machine.live else ():
         attempt(partial(_run, machine, step, Interrupts()))

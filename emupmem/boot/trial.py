@@ -93,11 +93,18 @@ def kexec(machine: Host, words: Sequence[str], variable: str) -> tuple[Command, 
 UNLOAD = Command(("kexec", "-u"), "forget the kernel that was loaded")
 
 
-def refuse_trial(machine: Host) -> None:
-    """Raise EmupmemError where the loader could not forget the choice by itself, with the reason."""
-    if not machine.live:
+def refuse_trial(machine: Host, entry: bool = True) -> None:
+    """Raise EmupmemError where a trial is not possible: by an `entry` of the menu, or by kexec.
+
+    Where the loader could not forget the choice by itself, with the reason.
+    """
+    if not machine.live:  # kexec would start the kernel of another machine on this one
         raise EmupmemError("a trial is for the running machine", "--root edits a tree")
-    detect.of(machine).refuse_trial(machine)
+    by = detect.of(machine)
+    if entry:
+        by.refuse_trial(machine)
+    else:
+        by.refuse_kexec(machine)
 
 
 def state(machine: Host) -> State | None:

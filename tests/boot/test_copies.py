@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,17 @@ def test_kernel_arguments_that_changed_meanwhile_stay(tmp_path: Path) -> None:
     with pytest.raises(EmupmemError, match="rpm-ostree kargs was changed by another program"):
         carry_out_change(machine, second)
     assert machine.output("rpm-ostree", "kargs") == done
+
+
+@pytest.mark.parametrize("build_tree", [fedora, ostree])
+def test_a_tree_whose_own_program_makes_the_change_is_not_given_back_from_here(
+    build_tree: Callable[[Path], FakeMachine], tmp_path: Path
+) -> None:
+    """That program of this machine would be asked, and tell of this machine."""
+    machine = build_tree(tmp_path)
+    put(machine, "/ostree/repo/config" if build_tree is ostree else "/etc/x", "")
+    machine.live = False
+    machine.output = lambda *argv, timeout=0: pytest.fail(f"{argv} is run")  # type: ignore[method-assign,assignment]
+    with pytest.raises(EmupmemError) as caught:
+        prepare_remove(machine)
+    assert "on that machine" in caught.value.hint or "run emupmem there" in caught.value.hint

@@ -560,3 +560,11 @@ def test_kexec_refusals(run: Run, here: FakeMachine) -> None:
     assert "kexec is switched off" in run(*words).err
     put(here, "/sys/kernel/security/lockdown", "none [integrity] confidentiality\n")
     assert "the kernel is locked down" in run(*words).err
+
+
+def test_kexec_starts_no_kernel_here_for_the_tree_of_another_machine(machine: FakeMachine) -> None:
+    """kexec and systemctl would be those of this machine."""
+    script(machine, "kexec", "#!/bin/sh\n")
+    machine.live = False
+    with pytest.raises(EmupmemError, match="a trial is for the running machine"):
+        prepare_trial(machine, FOUND, Request(GIB), Options(), entry=False)
