@@ -329,7 +329,7 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
     _clear_new(machine, former, not failed)
     for step in steps.refresh if machine.live else ():
         attempt(partial(_run, machine, step, Interrupts()))
-    state = "the old configuration is back, nothing is changed" + kept
+    state = "the old configuration is back, nothing is changed"
     if again:  # the files are put back all the same; sdbootutil does more than write them
         todo = "; ".join(" ".join(step.argv) for step in steps.undo)
         state = f"the old configuration is back; run {todo} when that works again: {again[0]}"
@@ -339,7 +339,7 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
     else:
         _drop_copies(machine, by, steps)
     if isinstance(exc, EmupmemError):
-        exc.state = state
+        exc.state = state + kept
 
 
 def _programs_wrote(machine: Host, change: Change, former: _Former) -> bool:
@@ -380,6 +380,8 @@ def _put_back(machine: Machine, former: _Former, name: str, mode: int = 0o644) -
         files.make_link(machine, name, link)  # sed -i puts a file in the place of a link
     if data is not None and backups.is_aside(machine, name):
         backups.put_back(machine, name)
+    elif data is None and link:
+        files.delete_file(machine, machine.real(name))  # it led nowhere
     elif data is None and (machine.exists(name) or machine.is_link(name)):
         files.delete_file(machine, name)
     else:

@@ -18,7 +18,9 @@ from emupmem.model import GIB, EmupmemError, Request
 from emupmem.system import backups
 from emupmem.system.machine import Machine
 from tests.boot.test_change import FOUND, apply, default, menu, put, script
-from tests.boot.test_loader import fedora, opensuse, ostree, survey_of
+from tests.boot.test_loader import apply as apply_there
+from tests.boot.test_loader import fedora, fedora_without_cmdline, opensuse, ostree, survey_of
+from tests.boot.test_rollback import tree
 from tests.fake import STOCK, FakeMachine, build
 
 CFG = "/boot/grub/grub.cfg"
@@ -175,3 +177,29 @@ def test_a_tree_whose_own_program_makes_the_change_is_not_given_back_from_here(
     with pytest.raises(EmupmemError) as caught:
         prepare_remove(machine)
     assert "on that machine" in caught.value.hint or "run emupmem there" in caught.value.hint
+
+
+def test_a_link_that_leads_nowhere_yet_stays_one(tmp_path: Path) -> None:
+    machine = fedora_without_cmdline(tmp_path)
+    put(machine, "/etc/kernel/x", "")
+    (machine.root / "etc/kernel/cmdline").symlink_to("../cmdline")
+    put(machine, "/fail", "end")
+    before = tree(machine)
+    with pytest.raises(EmupmemError):
+        apply_there(machine)
+    assert tree(machine) == before
+
+
+def test_what_another_program_wrote_is_named_also_where_not_all_is_put_back(machine: FakeMachine) -> None:
+    text = """#!/bin/sh
+cd "$(dirname $0)/.."
+echo GRUB_CMDLINE_LINUX=mine > etc/default/grub
+rm boot/grub/grub.cfg boot/grub/.grub.cfg.emupmem-old
+mkdir boot/grub/grub.cfg
+exit 1
+"""
+    script(machine, "update-grub2", text)
+    with pytest.raises(EmupmemError) as caught:
+        apply(machine, GIB)
+    assert "not all could be put back" in caught.value.hint
+    assert "is kept as /var/backups/emupmem/grub." in caught.value.hint
