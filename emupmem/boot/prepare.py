@@ -15,7 +15,7 @@ from emupmem.boot import detect
 from emupmem.boot import trial as boot_trial
 from emupmem.boot.change import Change
 from emupmem.boot.grub.defaults import refuse_mangled, reserved_twice
-from emupmem.boot.loader import OUR_WORDS, Loader, Options, Standing, Steps, Wanted
+from emupmem.boot.loader import OUR_WORDS, Loader, Options, Owned, Standing, Steps, Wanted
 from emupmem.boot.transaction import WORDS_RECORD, is_unfinished
 from emupmem.device import boot_unit
 from emupmem.device.blocks import mounts
@@ -273,20 +273,28 @@ def _rest_of_confirm(machine: Host) -> Change | None:
     """What a confirm that was killed left to do: the reservation of this boot is permanent, its menu is not made."""
     rest = _settled(machine)
     booted = parse_command_line(machine.peek("/proc/cmdline")).reservations
-    return rest if rest.needed and booted and rest.normal == tuple(i.text for i in booted) else None
+    done = rest is not None and rest.needed and rest.normal == tuple(i.text for i in booted)
+    return rest if booted and done else None
 
 
-def _settled(machine: Host) -> Change:
+def _settled(machine: Host) -> Change | None:
+    """What is left to do without another reservation; None where another tool owns the entries."""
     by = detect.of(machine)
+    if isinstance(by, Owned):
+        return None
     now = by.standing(machine)
     return change_of(machine, by, now, by.settle(machine, now))
+
+
+def _is_to_abandon(change: Change) -> bool:
+    now = change.before
+    return bool(now.trial or now.chosen or change.steps.unfinished)
 
 
 def prepare_abandon(machine: Host) -> Change:
     """The change that takes the entry of a trial away again. Raises EmupmemError where there is none."""
     change = _settled(machine)
-    now = change.before
-    if not (now.trial or now.chosen or change.steps.unfinished) or not change.needed:
+    if change is None or not change.needed or not _is_to_abandon(change):
         state = boot_trial.state(machine)
         if state:
             raise EmupmemError(

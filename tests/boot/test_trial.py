@@ -568,3 +568,11 @@ def test_kexec_starts_no_kernel_here_for_the_tree_of_another_machine(machine: Fa
     machine.live = False
     with pytest.raises(EmupmemError, match="a trial is for the running machine"):
         prepare_trial(machine, FOUND, Request(GIB), Options(), entry=False)
+
+
+def test_where_another_tool_owns_the_entries_there_is_no_trial(machine: FakeMachine) -> None:
+    put(machine, "/etc/NIXOS", "")
+    with pytest.raises(EmupmemError, match="there is no trial to confirm"):
+        prepare_confirm(machine)
+    with pytest.raises(EmupmemError, match="there is no trial to abandon"):
+        prepare_abandon(machine)
