@@ -17,11 +17,11 @@ from emupmem.boot.transaction import carry_out_change
 from emupmem.model import GIB, EmupmemError, Request
 from emupmem.system import backups
 from emupmem.system.machine import Machine
-from tests.boot.test_change import FOUND, apply, default, menu, put, script
+from tests.boot.test_change import FOUND, apply, default
 from tests.boot.test_loader import apply as apply_there
 from tests.boot.test_loader import fedora, fedora_without_cmdline, opensuse, ostree, survey_of
 from tests.boot.test_rollback import tree
-from tests.fake import STOCK, FakeMachine, build
+from tests.fake import STOCK, FakeMachine, build, menu, put, script
 
 CFG = "/boot/grub/grub.cfg"
 BROKEN = "#!/bin/sh\nexit 1\n"
@@ -116,7 +116,8 @@ def test_an_entry_that_cannot_be_read_stops_no_rollback(
     before = machine.read("/etc/kernel/cmdline")
     change = prepare_apply(machine, survey_of(machine), Request(GIB), Options())
     unreadable = next(n for n in change.steps.owned)
-    real, failing = Machine.read, []
+    real = Machine.read
+    failing: list[str] = []
 
     def read(self: Machine, name: str) -> bytes | None:
         if failing and name == unreadable:
@@ -173,7 +174,7 @@ def test_a_tree_whose_own_program_makes_the_change_is_not_given_back_from_here(
     machine = build_tree(tmp_path)
     put(machine, "/ostree/repo/config" if build_tree is ostree else "/etc/x", "")
     machine.live = False
-    machine.output = lambda *argv, timeout=0: pytest.fail(f"{argv} is run")  # type: ignore[method-assign,assignment]
+    machine.output = lambda *argv, timeout=0: pytest.fail(f"{argv} is run")  # type: ignore[method-assign]
     with pytest.raises(EmupmemError) as caught:
         prepare_remove(machine)
     assert "on that machine" in caught.value.hint or "run emupmem there" in caught.value.hint

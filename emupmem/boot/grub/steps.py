@@ -31,7 +31,8 @@ from emupmem.system.host import Host
 def grub_files(machine: Host) -> tuple[str, ...]:
     """The files that a change may write."""
     own = (GRUB_DEFAULT, trial.SCRIPT, dropin.NAME)
-    return (*own, environment.grub_cfg(machine), environment.grubenv_name(machine))
+    menus = dict.fromkeys((environment.grub_cfg(machine), *environment.GRUB_CFGS))
+    return (*own, *menus, environment.grubenv_name(machine))
 
 
 def given_back_steps(machine: Host, main: bytes, held: dict[str, tuple[str, ...]], wanted: Wanted) -> Steps:
