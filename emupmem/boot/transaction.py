@@ -318,7 +318,8 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
             kept += _put_edit_back(machine, steps, former, edit)
         except EmupmemError as second:
             failed.append(second.message)
-    for step in steps.undo if machine.live and _programs_wrote(machine, change, former) else ():
+    wrote = machine.live and bool(steps.undo) and _programs_wrote(machine, change, former)
+    for step in steps.undo if wrote else ():
         attempt(partial(_run, machine, step, Interrupts()), again if steps.owned else failed)
     for name in (*steps.menus, *steps.owned, *steps.rewritten, WORDS_RECORD):
         attempt(partial(_put_back, machine, former, name))
