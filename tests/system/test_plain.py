@@ -92,11 +92,14 @@ def test_a_machine_reads_plain_files_of_a_size(tmp_path: Path, monkeypatch: pyte
     assert len(machine.read("/well") or b"") == 1 << 20
 
 
-def test_defaults_and_menus_have_an_end() -> None:
+def test_defaults_and_menus_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EmupmemError, match="/etc/default/grub: 1048577 bytes"):
         checked_text(b"#" * ((1 << 20) + 1), "/etc/default/grub")
     with pytest.raises(EmupmemError, match=r"grub.cfg has 4194305 bytes"):
         menu.entries("#" * ((4 << 20) + 1))
+    with monkeypatch.context() as patch, pytest.raises(EmupmemError, match=r"grub.cfg has 4194305 bytes"):
+        patch.setattr(menu, "split_words", lambda line: pytest.fail("its lines are looked at"))
+        menu.default_entry("#" * ((4 << 20) + 1), {})
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def entries(text: str) -> tuple[BootEntry, ...]:
     """Every `linux` line of a grub.cfg, in order. Raises EmupmemError for a text that no generator makes."""
     if len(text) > MOST_BYTES:
         raise EmupmemError(
-            f"grub.cfg has {len(text)} bytes, which no boot menu has", "make it anew: update-grub2"
+            f"grub.cfg has {len(text)} bytes, which no boot menu has", "regenerate it: update-grub2"
         )
     found: list[BootEntry] = []
     stack, too_deep = [_Block("top")], 0
@@ -185,6 +185,7 @@ def default_entry(text: str, grubenv: Mapping[str, str]) -> BootEntry | None:
 
     `grubenv` holds the variables of GRUB's environment block; a one-shot `next_entry` counts.
     """
+    there = entries(text)  # first: it has an end
     wanted = grubenv.get("next_entry") or _default_word(text)
     if wanted in ("${saved_entry}", "$saved_entry"):
         wanted = grubenv.get("saved_entry") or "0"
@@ -192,13 +193,13 @@ def default_entry(text: str, grubenv: Mapping[str, str]) -> BootEntry | None:
         return None
     parts = wanted.split(">")
     # The first kernel of an entry is the one it boots.
-    return next((e for e in entries(text) if len(e.titles) == len(parts) and _names(e, parts)), None)
+    return next((e for e in there if len(e.titles) == len(parts) and _names(e, parts)), None)
 
 
 def _default_word(text: str) -> str | None:
     found = None
     for raw in text.splitlines():
-        words = split_words(raw)
+        words = split_words(raw) if "default" in raw else []
         if words[:1] == ["set"] and len(words) > 1 and words[1].startswith("default="):
             value = words[1].removeprefix("default=")
             if "next_entry" not in value:
