@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
-from emupmem.boot import owner
+from collections.abc import Callable
+
+from emupmem.boot import foreign, owner
 from emupmem.boot.bls.files import entry_files
 from emupmem.boot.efi import loader_name
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import grub_reads_bls
 from emupmem.boot.grub.loader import Grub
 from emupmem.boot.grub_bls import GrubBls
+from emupmem.boot.kernelstub import Kernelstub
 from emupmem.boot.loader import Loader, Owned
+from emupmem.boot.programs import has_program
 from emupmem.boot.rpm_ostree import RpmOstree
 from emupmem.boot.systemd_boot import SdBootUtil, SystemdBoot
 from emupmem.system.host import Host
+
+_GENERATORS: dict[foreign.Owner, Callable[[], Loader]] = {foreign.KERNELSTUB: Kernelstub}
+"""Owners of the boot entries whose own source of them is changed, where their program is installed."""
 
 
 def of(machine: Host) -> Loader:
@@ -22,7 +29,7 @@ def of(machine: Host) -> Loader:
         return RpmOstree()
     by = owner.owner(machine)
     if by is not None:
-        return Owned(by)
+        return _GENERATORS[by]() if by in _GENERATORS and has_program(machine, by.title) else Owned(by)
     entries = bool(entry_files(machine))
     if entries and machine.find("sdbootutil") is not None and machine.running:
         return SdBootUtil()

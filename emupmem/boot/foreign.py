@@ -17,6 +17,7 @@ PLACEHOLDER = "memmap=SIZE!START"
 NIXOS_MARK = "/etc/NIXOS"
 KERNELSTUB_CONFIG = "/etc/kernelstub/configuration"
 SDBOOT_MANAGE_CONFIG = "/etc/sdboot-manage.conf"
+SDBOOT_MANAGE_DROPINS = ("/usr/lib/sdboot-manage.conf.d", "/etc/sdboot-manage.conf.d")
 PROXMOX_ESPS = "/etc/kernel/proxmox-boot-uuids"
 LIMINE_DEFAULTS = "/etc/default/limine"
 LIMINE_TOOL_CONFIG = "/etc/limine-entry-tool.conf"

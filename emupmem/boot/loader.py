@@ -22,7 +22,15 @@ from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
-PROGRAMS = ("grubby", "sdbootutil", "rpm-ostree", "kernel-install", "bootctl")
+PROGRAMS = (
+    "grubby",
+    "sdbootutil",
+    "rpm-ostree",
+    "kernel-install",
+    "bootctl",
+    "kernelstub",
+    "sdboot-manage",
+)
 """What the loaders here look for, or run."""
 
 OUR_WORDS = ("nokaslr",)

@@ -89,13 +89,8 @@ class SystemdBoot(Loader):
         return written_files(machine)
 
     def steps(self, machine: Host, wanted: Wanted) -> Steps:
-        standing, items, extra, drop = self.standing(machine), wanted.items, wanted.add, wanted.drop
-        made = (
-            standing.default.text
-            if standing.default and programs.has_program(machine, "kernel-install")
-            else None
-        )
-        edits = list(source_edits(machine, made, items, extra, drop))
+        items, extra, drop = wanted.items, wanted.add, wanted.drop
+        edits = self.new_kernels(machine, wanted)
         for name in self._ours(machine):
             before = entry_text(machine, name)
             after = bls_text.rework_entry(before, items, extra, drop)
@@ -107,6 +102,13 @@ class SystemdBoot(Loader):
 
     def torn(self, machine: Host) -> tuple[str, ...]:
         return torn_files(machine, self._ours(machine))
+
+    def new_kernels(self, machine: Host, wanted: Wanted) -> list[FileEdit]:
+        """What makes new kernels take the words as wanted. Raises EmupmemError."""
+        default = self.standing(machine).default
+        installs = default is not None and programs.has_program(machine, "kernel-install")
+        made = default.text if default is not None and installs else None
+        return source_edits(machine, made, wanted.items, wanted.add, wanted.drop)
 
     def _ours(self, machine: Host) -> list[str]:
         running = own_line(machine)

@@ -85,6 +85,9 @@ _THERE = (
 
 _ND = ("devtype", "modalias", "mode", "size", "resource", "provider", "numa_node", "target_node", "state")
 _ND_MORE = ("align", "holder", "holder_class", "nstype", "force_raw", "mappings", "read_only", "sector_size")
+_SILENT = ("ipmctl", "grubby", "sdbootutil", "kernelstub", "sdboot-manage")
+"""Programs that would set to work when asked for their version, or have no such option."""
+
 _DRIVERS = re.compile(r"/(?:nd_|libnvdimm|dax|dax_|device_dax|ramdax)\w*\.ko")
 
 
@@ -261,8 +264,7 @@ def _versions(machine: Host) -> dict[str, str]:
         path = machine.find(name)
         if path is None:
             continue
-        # These would set to work, or have no such option.
-        quiet = name.startswith("update-grub") or name in ("ipmctl", "grubby", "sdbootutil")
+        quiet = name.startswith("update-grub") or name in _SILENT
         done = None if quiet else machine.output(name, VERSIONS.get(name, "--version"), timeout=5)
         said = (done.stdout or done.stderr) if done is not None else b""
         found[name] = said.decode("utf-8", "replace").partition("\n")[0][:200]

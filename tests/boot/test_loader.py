@@ -9,6 +9,7 @@ tests/vm/test_vm_loader.py.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from emupmem.boot import change, detect, grub_bls, loader, obstacles, prepare, rpm_ostree, transaction
+from emupmem.boot import kernelstub as boot_kernelstub
 from emupmem.boot import systemd_boot as boot_systemd_boot
 from emupmem.boot.bls import text as bls_text
 from emupmem.kernel.cmdline import parse_command_line
@@ -27,7 +29,9 @@ from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
 from emupmem.verifier import ladder, observe
 from tests import fake
+from tests.boot import generators
 from tests.fake import RELEASE, FakeMachine, put, script
+from tests.scenario import kernel
 
 ID = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"
@@ -283,6 +287,62 @@ def ostree(root: Path, head: str = "") -> FakeMachine:
     return machine
 
 
+POP_OPTIONS = ["quiet", "loglevel=0", "console=tty0", "console=ttyS0", 'acpi_osi="Windows 2012"', "splash"]
+POP_CONFIG = {
+    "default": {
+        "kernel_options": ["quiet", "splash"],
+        "esp_path": "/boot/efi",
+        "setup_loader": False,
+        "manage_mode": False,
+        "force_update": False,
+        "live_mode": False,
+        "config_rev": 3,
+    },
+    "user": {
+        "kernel_options": POP_OPTIONS,
+        "esp_path": "/boot/efi",
+        "setup_loader": True,
+        "manage_mode": True,
+        "force_update": False,
+        "live_mode": False,
+        "config_rev": 3,
+    },
+}
+RECOVERY = "title Pop!_OS recovery\nlinux /EFI/Recovery-1A/vmlinuz.efi\noptions boot=casper hostname=recovery quiet\n"
+
+
+def pop(
+    root: Path, options: object = POP_OPTIONS, kernels: Sequence[str] = ("6.9.3-7", RELEASE)
+) -> FakeMachine:
+    """Pop!_OS as its installer and a kernel update leave it: kernelstub has run."""
+    machine = fake.build(root)
+    without_grub(machine)
+    efi(machine, "LoaderInfo", "systemd-boot 255.4-1ubuntu8")
+    efi(machine, "LoaderEntrySelected", "Pop_OS-current.conf")
+    put(machine, "/etc/os-release", 'NAME="Pop!_OS"\nID=pop\nID_LIKE="ubuntu debian"\n')
+    put(machine, "/etc/machine-id", f"{ID}\n")
+    put(
+        machine,
+        "/proc/cmdline",
+        f"initrd=\\EFI\\Pop_OS-0\\initrd.img root=UUID=0 ro {' '.join(POP_OPTIONS)}\n",
+    )
+    for release in kernels:
+        put(machine, f"/boot/vmlinuz-{release}", kernel.image(release))
+        put(machine, f"/boot/initrd.img-{release}", f"initrd of {release}\n")
+    user = {**POP_CONFIG["user"], "kernel_options": options}
+    put(machine, "/etc/kernelstub/configuration", json.dumps({**POP_CONFIG, "user": user}, indent=2))
+    put(machine, "/boot/efi/loader/loader.conf", "timeout 5\ndefault Pop_OS-current\n")
+    put(machine, "/boot/efi/loader/entries/Recovery-1A.conf", RECOVERY)
+    program(machine, "kernelstub", generators.KERNELSTUB)
+    script(machine, "kernel-install", "#!/bin/sh\n")  # systemd's, which nothing calls there
+    ran = machine.output("kernelstub")
+    assert ran is not None
+    assert ran.status == 0, ran
+    if isinstance(options, str):  # as an older version, or a package of the vendor's, writes it
+        put(machine, "/etc/kernelstub/configuration", json.dumps({**POP_CONFIG, "user": user}, indent=2))
+    return machine
+
+
 MACHINES: dict[str, tuple[Callable[[Path], FakeMachine], type[loader.Loader]]] = {
     "systemd-boot": (systemd_boot, boot_systemd_boot.SystemdBoot),
     "grub-bls": (fedora, grub_bls.GrubBls),
@@ -299,12 +359,15 @@ MACHINES: dict[str, tuple[Callable[[Path], FakeMachine], type[loader.Loader]]] =
         boot_systemd_boot.SdBootUtil,
     ),
     "sdbootutil-old": (lambda root: opensuse(root, new=False), boot_systemd_boot.SdBootUtil),
+    "kernelstub": (pop, boot_kernelstub.Kernelstub),
+    "kernelstub-string": (lambda root: pop(root, " ".join(POP_OPTIONS)), boot_kernelstub.Kernelstub),
+    "kernelstub-one-kernel": (lambda root: pop(root, kernels=[RELEASE]), boot_kernelstub.Kernelstub),
     "rpm-ostree": (ostree, rpm_ostree.RpmOstree),
     "rpm-ostree-old": (lambda root: ostree(root, "The kernel arguments are:\n"), rpm_ostree.RpmOstree),
 }
 
 
-BASIC = ("systemd-boot", "grub-bls", "sdbootutil", "rpm-ostree")
+BASIC = ("systemd-boot", "grub-bls", "sdbootutil", "kernelstub", "rpm-ostree")
 """Those of the inner loop; the others are variations of them."""
 
 
@@ -340,7 +403,15 @@ def lines(machine: FakeMachine) -> dict[str, str]:
 
 
 def content(machine: FakeMachine) -> dict[str, bytes]:
-    places = ("boot/efi/loader", "boot/loader", "etc/kernel", "etc/default", "boot/grub2", "kargs")
+    places = (
+        "boot/efi/loader",
+        "boot/loader",
+        "etc/kernel",
+        "etc/default",
+        "boot/grub2",
+        "etc/kernelstub",
+        "kargs",
+    )
     files = [f for p in places for f in [machine.root / p, *(machine.root / p).rglob("*")] if f.is_file()]
     return {str(f.relative_to(machine.root)): f.read_bytes() for f in files}
 
@@ -351,9 +422,9 @@ def test_each_machine_has_its_loader(name: str, tmp_path: Path) -> None:
     machine = build(tmp_path)
     assert type(detect.of(machine)) is kind
     obstacles.refuse_machine(machine)
-    kernel = obstacles.target(machine)
-    assert kernel is not None
-    assert kernel.release == RELEASE
+    target = obstacles.target(machine)
+    assert target is not None
+    assert target.release == RELEASE
 
 
 def test_apply_and_remove_leave_all_other_words_alone(here: FakeMachine) -> None:

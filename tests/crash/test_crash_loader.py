@@ -25,7 +25,15 @@ from tests.fake import FakeMachine
 
 pytestmark = pytest.mark.skipif(not tracer.available(), reason="this machine lets nobody trace (x86-64 only)")
 
-PLACES = ("boot/efi/loader/", "boot/loader/", "etc/kernel/", "etc/default/", "boot/grub2/", "boot/efi/EFI/")
+PLACES = (
+    "boot/efi/loader/",
+    "boot/loader/",
+    "etc/kernel/",
+    "etc/default/",
+    "boot/grub2/",
+    "boot/efi/EFI/",
+    "etc/kernelstub/",
+)
 
 
 def without_cmdline(root: Path) -> FakeMachine:
@@ -46,6 +54,7 @@ STARTS: dict[str, Callable[[Path], FakeMachine]] = {
     "grubby-without-cmdline": test_loader.fedora_without_cmdline,
     "grubby-rhel8-uefi": test_loader.rhel8_uefi,
     "sdbootutil": test_loader.opensuse,
+    "kernelstub": test_loader.pop,
 }
 
 

@@ -84,6 +84,7 @@ LOADERS = (
     Scenario("systemd-boot-trial", of_loader(test_oneshot.knows_trials), try_it, prepare_abandon),
     Scenario("grubby", of_loader(test_loader.fedora), apply, remove),
     Scenario("sdbootutil", of_loader(test_loader.opensuse), apply, remove),
+    Scenario("kernelstub", of_loader(test_loader.pop), apply, remove),
 )
 NAMES = ("apply-mount", "apply-dropin", "remove", "trial", "confirm", "abandon")
 CHOSEN = [*(s for s in SCENARIOS if s.name in NAMES), *LOADERS]

@@ -9,6 +9,7 @@ from emupmem.boot import programs
 from emupmem.boot.bls import text as bls_text
 from emupmem.boot.bls.files import BOOT_FOLDERS, TRIAL_ENTRY, entry_files, entry_text
 from emupmem.boot.entry import BootEntry
+from emupmem.boot.foreign import KERNELSTUB_CONFIG, SDBOOT_MANAGE_CONFIG, SDBOOT_MANAGE_DROPINS
 from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.boot.loader import Standing
 from emupmem.kernel.cmdline import parse_command_line
@@ -31,7 +32,7 @@ FORMER_DROPIN = f"{CMDLINE_D}/zz-emupmem."
 """What an emupmem before this one wrote there: sdbootutil joins that folder and /etc/kernel/cmdline, and
 kernel-install's plug-ins do not read it at all (systemd issue 23308)."""
 
-SOURCES = (GRUB_DEFAULT, KERNEL_CMDLINE)
+SOURCES = (GRUB_DEFAULT, KERNEL_CMDLINE, KERNELSTUB_CONFIG, SDBOOT_MANAGE_CONFIG)
 
 KERNEL_INSTALL_ADDS = ("systemd.machine_id=",)
 """Words that kernel-install adds by itself (90-loaderentry.install): they do not belong into its source."""
@@ -52,7 +53,14 @@ def source_items(machine: Host, default: BootEntry | None) -> tuple[tuple[str, .
 def source_files(machine: Host) -> list[str]:
     """The files that new kernels' words come from, where they are not GRUB's."""
     names = (KERNEL_CMDLINE, VENDOR_CMDLINE, *_dropins(machine), "/etc/kernel/entry-token", "/etc/machine-id")
-    return [n for n in names if machine.exists(n)]
+    of_generators = (KERNELSTUB_CONFIG, SDBOOT_MANAGE_CONFIG, *sdboot_manage_dropins(machine))
+    return [n for n in (*names, *of_generators) if machine.exists(n)]
+
+
+def sdboot_manage_dropins(machine: Host) -> list[str]:
+    """The files that sdboot-manage sources after its main one, in its order."""
+    folders = SDBOOT_MANAGE_DROPINS
+    return [f"{f}/{n}" for f in folders for n in machine.names(f) if n.endswith(".conf") and n[0] != "."]
 
 
 def sources_or_entries(machine: Host) -> tuple[str, ...]:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins for the programs that write systemd-boot's entries by themselves; `ROOT` is put before each."""
+
+# After kernelstub 3.1.4 at 3fb4e06 (November 2025). Left out are the firmware's own boot entries (--stub), gzipped
+# kernels, the journal, the check for root, and the options -e, -r, -k, -i, -o, -c, -l, -n and -m. Its habits:
+# options are split at blanks, -a adds those that are not there, -d puts all others in an order of chance; the newest
+# kernel that has an initrd is copied, and the one before it, in place; entries are written in place, the one of the
+# older kernel only where there is one; loader.conf is made where there is none, or whole with force_update; the
+# command line of this boot is copied beside the kernels; the configuration is written in place, whatever was asked,
+# without a newline at its end; without a kernel it ends with 0, and so it does on a live medium when a hook asks.
+KERNELSTUB = r"""
+import json, logging, pathlib, shutil, sys
+root = pathlib.Path(ROOT)
+fail = (root / "fail").read_text() if (root / "fail").exists() else ""
+config = root / "etc/kernelstub/configuration"
+given = dict(zip(sys.argv[1:], sys.argv[2:]))
+known = ("-a", "-d", "--add-options", "--delete-options", "-p", "--print-config", "-g", "--log-file", "--verbose")
+if any(a.startswith("-") and a not in (*known, "--preserve-live-mode") for a in sys.argv[1:]):
+    print("usage: kernelstub [-h] [-c] [-p]", file=sys.stderr)
+    sys.exit(2)
+show = "-p" in sys.argv or "--print-config" in sys.argv
+log = given.get("-g", given.get("--log-file", str(root / "var/log/kernelstub.log")))
+pathlib.Path(log).parent.mkdir(parents=True, exist_ok=True)
+with open(log, "a") as file:
+    file.write("kernelstub: DEBUG Got command line options\n")
+if fail == "start":
+    raise KeyError("user")
+
+def split(options):
+    for index, option in enumerate(options):
+        step = 1
+        while '"' in option and option.count('"') < 2 and index + step < len(options):
+            option, options[index + step] = option + " " + options[index + step], ""
+            step += 1
+        options[index] = option
+    return options
+
+whole = json.loads(config.read_text())
+user = whole["user"] = whole.get("user") or dict(whole["default"])
+if isinstance(user["kernel_options"], str):
+    user["kernel_options"] = split(user["kernel_options"].split())
+if user["config_rev"] < 3:
+    whole["default"]["config_rev"] = user["config_rev"] = 3
+if "--preserve-live-mode" in sys.argv and user["live_mode"]:
+    sys.exit(0)
+user["live_mode"] = False
+boot = root / "boot"
+
+def order(version):
+    return [(0, int(x)) if x.isdigit() else (1, x) for x in version.replace("-", ".").split(".")]
+
+kernels = sorted((p.name[8:] for p in boot.glob("vmlinuz-*")), key=order)
+kernels = [v for v in kernels if (boot / f"initrd.img-{v}").exists()]
+if not kernels:
+    print("kernelstub: ERROR Can't find the kernel image", file=sys.stderr)
+    sys.exit(0)
+options = user["kernel_options"]
+for option in split(given.get("-a", given.get("--add-options", "")).split(" ")):
+    if option not in options and ("-a" in given or "--add-options" in given):
+        options.append(option)
+if "-d" in given or "--delete-options" in given:
+    gone = split(given.get("-d", given.get("--delete-options", "")).split(" "))
+    options = user["kernel_options"] = list(set(options) - set(gone))
+words = " ".join(options).replace("memmap", "memmmap" if fail == "wrong" else "memmap")
+if show:
+    print("kernelstub           : INFO     System information: \n\n    Root FS UUID:........0", file=sys.stderr)
+    print("    Kernel Boot Options:." + words, file=sys.stderr)
+    print("    Kernel Image Path:...%s\n" % kernels[-1], file=sys.stderr)
+    sys.exit(1 if fail == "end" else 0)
+release = (root / "etc/os-release").read_text()
+pretty = [x for x in release.splitlines() if x.startswith("NAME=")][0][5:].strip('"')
+name = pretty.replace(" ", "_").replace("!", "")
+esp = root / user["esp_path"].lstrip("/")
+folder = esp / "EFI" / (name + "-0")
+entries = esp / "loader/entries"
+folder.mkdir(parents=True, exist_ok=True)
+entries.mkdir(parents=True, exist_ok=True)
+
+def entry(kind, kernel, initrd):
+    linux, initrd = (f"/EFI/{folder.name}/{x}" for x in (kernel, initrd))
+    text = f"title {pretty}\nlinux {linux}\ninitrd {initrd}\noptions root=UUID=0 ro {words}\n"
+    (entries / f"{name}-{kind}.conf").write_text(text)
+
+shutil.copyfile(boot / f"vmlinuz-{kernels[-1]}", folder / "vmlinuz.efi")
+shutil.copyfile(boot / f"initrd.img-{kernels[-1]}", folder / "initrd.img")
+if user["setup_loader"]:
+    if user["force_update"] or not (esp / "loader/loader.conf").exists():
+        (esp / "loader/loader.conf").write_text(f"default {name}-current\n")
+    entry("current", "vmlinuz.efi", "initrd.img")
+if len(kernels) > 1:
+    shutil.copyfile(boot / f"vmlinuz-{kernels[-2]}", folder / "vmlinuz-previous.efi")
+    shutil.copyfile(boot / f"initrd.img-{kernels[-2]}", folder / "initrd.img-previous")
+    if user["setup_loader"]:
+        entry("oldkern", "vmlinuz-previous.efi", "initrd.img-previous")
+shutil.copyfile(root / "proc/cmdline", folder / "cmdline")
+config.write_text(json.dumps(whole, indent=2))
+"""

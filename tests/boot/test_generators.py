@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that write systemd-boot's entries from a source of their own: their next run keeps what was changed.
+
+Whole trees are compared. The programs are stand-ins (see generators.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from emupmem.boot import detect, obstacles, prepare
+from emupmem.boot.loader import Owned
+from emupmem.doctor import look
+from emupmem.model import GIB, EmupmemError
+from emupmem.system.machine import Machine
+from emupmem.verifier import ladder, observe
+from tests import fake
+from tests.boot.test_loader import POP_CONFIG, POP_OPTIONS, RECOVERY, apply, pop, program, remove
+from tests.cli.runner import Run
+from tests.cli.test_cli import log as log  # the fixture
+from tests.crash import worlds
+from tests.fake import FakeMachine, put
+from tests.scenario import kernel
+
+CONFIG = "/etc/kernelstub/configuration"
+RESERVED = "memmap=1G!4G"
+NEW = "7.1.0-3"
+Tree = dict[str, tuple[str, int, bytes]]
+
+
+def tree(machine: Machine) -> Tree:
+    """All files but our backups, their log and the machine's kernel log: kind, mode, content."""
+    found = worlds.look(machine.root)
+    return {
+        n: (node.kind, node.mode, node.data)
+        for n, node in found.items()
+        if not n.startswith(("var", "fail", "sbin/dmesg")) and n
+    }
+
+
+def changed(before: Tree, after: Tree) -> set[str]:
+    return {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)}
+
+
+def entry(machine: Machine, name: str) -> str:
+    return machine.peek(f"/boot/efi/loader/entries/{name}.conf")
+
+
+def updates(machine: FakeMachine, release: str = NEW) -> None:
+    """A new kernel, as its package and the hook of the generator install it."""
+    put(machine, f"/boot/vmlinuz-{release}", kernel.image(release))
+    put(machine, f"/boot/initrd.img-{release}", f"initrd of {release}\n")
+    done = machine.output("kernelstub", "--verbose", "--preserve-live-mode")
+    assert done is not None
+    assert done.status == 0, done
+
+
+# kernelstub --------------------------------------------------------------------------------------------------
+
+
+def test_only_the_configuration_and_the_two_entries_change(tmp_path: Path) -> None:
+    machine = pop(tmp_path)
+    before = tree(machine)
+    inodes = {n: o.inode for n, o in worlds.look(machine.root).items() if n.startswith("boot/efi/EFI")}
+    apply(machine)
+    entries = "boot/efi/loader/entries"
+    wanted = {CONFIG[1:], f"{entries}/Pop_OS-current.conf", f"{entries}/Pop_OS-oldkern.conf"}
+    assert changed(before, tree(machine)) == wanted
+    assert json.loads(machine.peek(CONFIG))["user"]["kernel_options"] == [*POP_OPTIONS, RESERVED]
+    assert f"{entry(machine, 'Recovery-1A')}\n" == RECOVERY
+    assert {
+        n: o.inode for n, o in worlds.look(machine.root).items() if n.startswith("boot/efi/EFI")
+    } == inodes
+    made = tree(machine)
+    assert machine.output("kernelstub") is not None
+    assert changed(made, tree(machine)) == set(), "its own run writes the same bytes"
+    remove(machine)
+    assert tree(machine) == before
+
+
+def test_a_kernel_update_keeps_it_and_after_remove_nothing_of_it_is_left(tmp_path: Path) -> None:
+    machine, other = pop(tmp_path / "a"), pop(tmp_path / "b")
+    apply(machine, nokaslr=True)
+    apply(machine, 2 * GIB, replace=True)
+    updates(machine)
+    for name in ("Pop_OS-current", "Pop_OS-oldkern"):
+        assert entry(machine, name).endswith(f"root=UUID=0 ro {' '.join(POP_OPTIONS)} memmap=2G!4G nokaslr")
+    target = obstacles.target(machine)
+    assert target is not None
+    assert target.release == NEW
+    verdict = ladder.verdict_of(observe.observe(machine, 0))
+    assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
+    remove(machine)
+    updates(other)
+    assert tree(machine) == tree(other)
+    updates(machine, "7.2.0-1")
+    assert not any(b"memmap" in data for n, (_, _, data) in tree(machine).items() if not n.startswith("sbin"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(POP_CONFIG, indent=2),
+        json.dumps(POP_CONFIG, indent=2) + "\n",
+        json.dumps(POP_CONFIG, indent=8),
+        json.dumps(POP_CONFIG),
+        json.dumps(POP_CONFIG, separators=(",", " :  ")).replace('["quiet"', '[ "quiet"'),
+        json.dumps({k: POP_CONFIG[k] for k in ("user", "default")}, indent=2, ensure_ascii=False),
+        json.dumps({**POP_CONFIG, "user": {**POP_CONFIG["user"], "kernel_options": "quiet  a=b"}}, indent=2),
+        json.dumps({**POP_CONFIG, "user": {**POP_CONFIG["user"], "kernel_options": ["a=b", "", "quiet"]}}),
+        json.dumps({**POP_CONFIG, "user": {**POP_CONFIG["user"], "kernel_options": []}}, indent=2),
+    ],
+)
+def test_whatever_it_looks_like_other_settings_stay_and_the_words_come_back(
+    text: str, tmp_path: Path
+) -> None:
+    machine = pop(tmp_path)
+    put(machine, CONFIG, text)
+    old = json.loads(text)
+    apply(machine)
+    new = json.loads(machine.peek(CONFIG))
+    assert RESERVED in new["user"]["kernel_options"]
+    assert type(new["user"]["kernel_options"]) is type(old["user"]["kernel_options"])
+    new["user"]["kernel_options"] = old["user"]["kernel_options"]
+    assert new == old
+    remove(machine)
+    assert json.loads(machine.peek(CONFIG)) == old
+    if " :  " not in text and '""' not in text:
+        assert machine.read(CONFIG) == text.encode()
+
+
+def test_what_kernelstub_itself_added_is_known_and_goes(tmp_path: Path) -> None:
+    machine = pop(tmp_path)
+    before = tree(machine)
+    assert machine.output("kernelstub", "-a", "memmap=64K#0x1000 memmap=1G!4G") is not None
+    assert apply(machine) is None, "it is as asked"
+    remove(machine)
+    assert machine.output("kernelstub") is not None
+    options = json.loads(machine.peek(CONFIG))["user"]["kernel_options"]
+    assert options == [*POP_OPTIONS, "memmap=64K#0x1000"]
+    assert changed(before, tree(machine)) == {
+        n for n in before if n.endswith(("configuration", "rent.conf", "kern.conf"))
+    }
+
+
+@pytest.mark.parametrize(
+    ("failure", "problem"),
+    [
+        ("start", "kernelstub cannot read its configuration: KeyError"),
+        ("end", "kernelstub cannot read its configuration: Kernel Image Path"),
+        ("wrong", "kernelstub reads other words there: .*memmmap=1G!4G"),
+        ("silent", "kernelstub reads other words there: none"),
+    ],
+)
+def test_a_kernelstub_that_reads_something_else_is_the_end_of_it(
+    failure: str, problem: str, tmp_path: Path
+) -> None:
+    machine = pop(tmp_path)
+    if failure == "silent":
+        program(machine, "kernelstub", "")
+    before = tree(machine)
+    put(machine, "/fail", failure)
+    with pytest.raises(EmupmemError, match=problem) as caught:
+        apply(machine)
+    assert "the old configuration is back, nothing is changed" in caught.value.hint
+    assert tree(machine) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"user": {}}',
+        '{"default": {"kernel_options": []}}',
+        '{"user": {"kernel_options": [1]}}',
+    ],
+)
+def test_a_configuration_that_it_could_not_use_is_refused(text: str, tmp_path: Path) -> None:
+    machine = pop(tmp_path)
+    put(machine, CONFIG, text)
+    before = tree(machine)
+    with pytest.raises(EmupmemError, match="has no kernel_options of the user's") as caught:
+        obstacles.refuse_machine(machine)
+    assert "sudo kernelstub --loader --manage-only" in caught.value.hint
+    with pytest.raises(EmupmemError):
+        prepare.prepare_remove(machine)
+    assert tree(machine) == before
+
+
+def test_without_its_program_its_machine_is_left_alone(tmp_path: Path) -> None:
+    machine = pop(tmp_path)
+    (machine.root / "sbin/kernelstub").unlink()
+    assert isinstance(detect.of(machine), Owned)
+
+
+def test_all_commands_speak_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    machine = pop(tmp_path / "machine")
+    fake.running(monkeypatch.setattr, machine)
+    done = run("suggest", "--size", "1G")
+    assert "sudo emupmem apply --size 1G" in done.out, done
+    found = {f.name: f for f in look.findings_of(machine)}
+    assert (
+        found["loader"].evidence
+        == "systemd-boot 255.4-1ubuntu8, 2 entries of this system in /boot/efi/loader/entries, by kernelstub"
+    )
+    assert f"new kernels take {CONFIG}" in found["source"].evidence
+    refused = run("apply", "--size", "1G", "--yes", "--trial")
+    assert "a trial is not known for kernelstub" in refused.err
+    done = run("apply", "--size", "1G", "--yes")
+    assert done.status == 0, done
+    assert CONFIG in done.out
+    done = run("verify", "--wait", "0")
+    assert f"memmap=1G!4G in {CONFIG}" in done.out, done
+    assert run("remove", "--yes").status == 0
+
+
+def test_a_tree_is_changed_as_kernelstub_would(tmp_path: Path, run: Run, log: str) -> None:
+    machine = pop(tmp_path / "tree")
+    (machine.root / "usr/bin").mkdir(parents=True)
+    (machine.root / "sbin/kernelstub").rename(machine.root / "usr/bin/kernelstub")
+    before = tree(machine)
+    done = run("apply", "--size", "1G", "--yes", "--root", str(machine.root), "--from", log)
+    assert done.status == 0, done
+    assert len(changed(before, tree(machine))) == 3
+    made = tree(machine)
+    (machine.root / "usr/bin/kernelstub").rename(machine.root / "sbin/kernelstub")
+    assert machine.output("kernelstub") is not None
+    (machine.root / "sbin/kernelstub").rename(machine.root / "usr/bin/kernelstub")
+    assert tree(machine) == made
+    assert run("remove", "--yes", "--root", str(machine.root)).status == 0
+    assert tree(machine) == before
