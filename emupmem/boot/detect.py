@@ -16,10 +16,14 @@ from emupmem.boot.kernelstub import Kernelstub
 from emupmem.boot.loader import Loader, Owned
 from emupmem.boot.programs import has_program
 from emupmem.boot.rpm_ostree import RpmOstree
+from emupmem.boot.sdboot_manage import SdbootManage
 from emupmem.boot.systemd_boot import SdBootUtil, SystemdBoot
 from emupmem.system.host import Host
 
-_GENERATORS: dict[foreign.Owner, Callable[[], Loader]] = {foreign.KERNELSTUB: Kernelstub}
+_GENERATORS: dict[foreign.Owner, Callable[[], Loader]] = {
+    foreign.KERNELSTUB: Kernelstub,
+    foreign.SDBOOT_MANAGE: SdbootManage,
+}
 """Owners of the boot entries whose own source of them is changed, where their program is installed."""
 
 

@@ -34,10 +34,9 @@ def kernel_of(machine: Host, entry: boot_entry.BootEntry) -> Target:
     folders = ("", "/boot", "/efi", "/boot/efi")
     places = [f"{folder}{entry.kernel}" for folder in folders] if entry.kernel else []
     image = next((p for p in places if machine.exists(p)), entry.kernel)
-    release = entry.release
     banner = machine.kernel_banner(image)
-    if banner and not release:
-        release = banner.split()[2]
+    # The image first: Arch's kernels are called vmlinuz-linux, whatever their release.
+    release = banner.split()[2] if banner else entry.release
     running = machine.peek("/proc/version") if machine.running else ""
     if running.startswith(f"Linux version {release} "):
         return Target(release, image, kernel_release(running, machine.peek("/proc/version_signature")))

@@ -95,3 +95,59 @@ if len(kernels) > 1:
 shutil.copyfile(root / "proc/cmdline", folder / "cmdline")
 config.write_text(json.dumps(whole, indent=2))
 """
+
+# After sdboot-manage of systemd-boot-manager 20 (CachyOS-PKGBUILDS at ec68f190, February 2026), started by bash. Left
+# out are setup, update and autoupdate, -e and -c, what it asks of disks (the root is UUID=0 on ext4, not encrypted),
+# the check for root, and the words of its titles. Its habits: the settings are sourced, then those of two
+# folders, and options of an earlier one may be replaced; with REMOVE_EXISTING (by default) all entries go first,
+# those of other systems too; entries that are there are skipped without OVERWRITE_EXISTING; a file is written in
+# place, its initrd is added to it later; the entry of a fallback is made where its initrd lies in /, not on the ESP;
+# it ends with 0 whatever it could not write; `remove` takes away entries whose kernel is gone.
+SDBOOT_MANAGE = r"""
+root="$(cd "${0%/*}/.." && pwd)"
+esp="$root/boot" fail="$(cat "$root/fail" 2>/dev/null)"
+entries="$esp/loader/entries"
+export LINUX_OPTIONS LINUX_FALLBACK_OPTIONS DISABLE_FALLBACK=no KERNEL_PATTERN="vmlinuz-*" REMOVE_EXISTING=yes
+export OVERWRITE_EXISTING REMOVE_OBSOLETE=yes NO_AUTOGEN INITRD_PREFIX=initramfs INITRD_ENTRIES
+for file in "$root"/etc/sdboot-manage.conf "$root"/{usr/lib,etc}/sdboot-manage.conf.d/*.conf; do
+  [ -f "$file" ] && . "$file"
+done
+[ "$fail" = start ] && { echo "Error: loader.conf does not exist" >&2; exit 1; }
+[ "$fail" = wrong ] && LINUX_OPTIONS="${LINUX_OPTIONS/memmap/memmmap}"
+
+entry() {  # name, title, words, kernel, initrd
+  printf 'title %s\noptions root=UUID=0 rw %s\nlinux /%s\n' "$2" "$3" "$4" > "$entries/$1.conf"
+  [ "$fail" = half ] && exit 1
+  for more in "${INITRD_ENTRIES[@]}"; do echo "initrd $more" >> "$entries/$1.conf"; done
+  echo "initrd /$5" >> "$entries/$1.conf"
+}
+
+generate() {
+  [ -f "$esp/loader/loader.conf" ] && [ -d "$entries" ] || { echo "Error: loader.conf does not exist" >&2; exit 1; }
+  [ "${REMOVE_EXISTING,,}" = yes ] && rm -f "$entries"/*.conf
+  for path in "$esp"/$KERNEL_PATTERN; do
+    [ -f "$path" ] || continue
+    kernel="${path##*/}" name="${path##*/vmlinuz-}"
+    [ "${OVERWRITE_EXISTING,,}" != yes ] && [ -f "$entries/$name.conf" ] && continue
+    initrd="${kernel//vmlinuz/$INITRD_PREFIX}"
+    entry "$name" "$name" "$LINUX_OPTIONS" "$kernel" "$initrd.img"
+    if [ -e "$root/$initrd-fallback.img" ] && [ "$DISABLE_FALLBACK" != yes ]; then
+      entry "$name-fallback" "$name (Fallback)" "$LINUX_FALLBACK_OPTIONS" "$kernel" "$initrd-fallback.img"
+    fi
+  done
+}
+
+case "$1" in
+  autogen) [ "$NO_AUTOGEN" != yes ] && generate ;;
+  gen) generate ;;
+  remove)
+    for file in "$entries"/*.conf; do
+      kernel="$(sed -n 's/^linux *//p' "$file")"
+      [ -z "$kernel" ] || [ -e "$esp$kernel" ] || [ "${REMOVE_OBSOLETE,,}" != yes ] || rm "$file"
+    done ;;
+  *) echo "Usage: sdboot-manage [OPTIONS]... [ACTION]" ;;
+esac
+[ "$fail" = end ] && exit 1
+[ "$fail" = interrupt ] && kill -INT $PPID
+exit 0
+"""

@@ -7,18 +7,32 @@ Whole trees are compared. The programs are stand-ins (see generators.py).
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from emupmem.boot import detect, obstacles, prepare
+from emupmem.boot import detect, loader, obstacles, prepare
 from emupmem.boot.loader import Owned
 from emupmem.doctor import look
-from emupmem.model import GIB, EmupmemError
+from emupmem.model import GIB, EmupmemError, Request
 from emupmem.system.machine import Machine
 from emupmem.verifier import ladder, observe
 from tests import fake
-from tests.boot.test_loader import POP_CONFIG, POP_OPTIONS, RECOVERY, apply, pop, program, remove
+from tests.boot.test_loader import (
+    CACHY_CONFIG,
+    CACHY_WINDOWS,
+    MACHINES,
+    POP_CONFIG,
+    POP_OPTIONS,
+    RECOVERY,
+    apply,
+    cachyos,
+    pop,
+    program,
+    remove,
+    survey_of,
+)
 from tests.cli.runner import Run
 from tests.cli.test_cli import log as log  # the fixture
 from tests.crash import worlds
@@ -234,3 +248,190 @@ def test_a_tree_is_changed_as_kernelstub_would(tmp_path: Path, run: Run, log: st
     assert tree(machine) == made
     assert run("remove", "--yes", "--root", str(machine.root)).status == 0
     assert tree(machine) == before
+
+
+# sdboot-manage -----------------------------------------------------------------------------------------------
+
+SETTINGS = "/etc/sdboot-manage.conf"
+DROPIN = "/etc/sdboot-manage.conf.d/zz-emupmem.conf"
+OURS = """# added by emupmem
+LINUX_OPTIONS="$LINUX_OPTIONS memmap=1G!4G"
+LINUX_FALLBACK_OPTIONS="$LINUX_FALLBACK_OPTIONS memmap=1G!4G"
+"""
+WORDS = "root=UUID=0 rw zswap.enabled=0 nowatchdog quiet splash"
+
+
+def entries(machine: Machine) -> dict[str, str]:
+    """The words of each entry that starts a Linux."""
+    folder = "/boot/loader/entries"
+    texts = {n: machine.peek(f"{folder}/{n}") for n in machine.names(folder)}
+    found = {n.removesuffix(".conf"): re.search(r"^options (.*)$", t, re.MULTILINE) for n, t in texts.items()}
+    return {n: " ".join(f[1].split()) for n, f in found.items() if f is not None}
+
+
+def manages(machine: FakeMachine, *kernels: str, verb: str = "autogen") -> None:
+    """New kernels, as pacman's hook installs them."""
+    for name in kernels:
+        put(machine, f"/boot/vmlinuz-{name}", kernel.image(name))
+    done = machine.output("sdboot-manage", verb)
+    assert done is not None
+    assert done.status == 0, done
+
+
+def test_two_lines_and_the_entries_change(tmp_path: Path) -> None:
+    machine = cachyos(tmp_path, fallback=True)
+    before = tree(machine)
+    apply(machine)
+    assert machine.read(SETTINGS) == (CACHY_CONFIG + OURS).encode()
+    assert len(changed(before, tree(machine))) == 5
+    assert entries(machine)["linux-lts"] == f"{WORDS} memmap=1G!4G"
+    assert entries(machine)["linux-lts-fallback"] == "root=UUID=0 rw memmap=1G!4G"
+    made = tree(machine)
+    manages(machine, verb="gen")
+    manages(machine, verb="remove")
+    assert tree(machine) == made, "its own run writes the same bytes"
+    remove(machine)
+    assert tree(machine) == before
+
+
+@pytest.mark.parametrize("name", [n for n in MACHINES if n.startswith("sdboot-manage")])
+def test_a_new_kernel_gets_it_and_after_remove_none_does(name: str, tmp_path: Path) -> None:
+    machine, other = (MACHINES[name][0](tmp_path / n) for n in "ab")
+    apply(machine, nokaslr=True)
+    apply(machine, 2 * GIB, replace=True)
+    assert all(line.endswith(" memmap=2G!4G nokaslr") for line in entries(machine).values())
+    manages(machine, "linux-zen")
+    assert entries(machine)["linux-zen"] == f"{WORDS} memmap=2G!4G nokaslr"
+    assert all("memmap=2G!4G" in line for line in entries(machine).values())
+    remove(machine)
+    manages(other, "linux-zen")
+    assert tree(machine).keys() == tree(other).keys()
+    assert entries(machine) == entries(other)
+    assert machine.read(SETTINGS) == other.read(SETTINGS)
+    manages(machine, "linux-new")
+    assert not any("memmap" in line for line in entries(machine).values())
+
+
+@pytest.mark.parametrize("failure", ["start", "half", "end", "wrong", "interrupt"])
+@pytest.mark.parametrize("verb", ["apply", "remove"])
+def test_an_sdboot_manage_that_fails_leaves_nothing(failure: str, verb: str, tmp_path: Path) -> None:
+    machine = cachyos(tmp_path, fallback=True)
+    if verb == "remove":
+        apply(machine)
+    put(machine, "/boot/vmlinuz-linux-zen", kernel.image(NEW))  # it has no entry yet
+    before = tree(machine)
+    put(machine, "/fail", failure)
+    if (failure, verb) == ("wrong", "remove"):
+        return
+    with pytest.raises(EmupmemError) as caught:
+        {"apply": apply, "remove": remove}[verb](machine)
+    assert "the old configuration is back, nothing is changed" in caught.value.hint
+    assert tree(machine) == before
+
+
+def test_where_it_deletes_all_entries_first_it_is_not_run(tmp_path: Path) -> None:
+    machine = cachyos(tmp_path, CACHY_CONFIG.replace('REMOVE_EXISTING="no"', "REMOVE_EXISTING=Yes"))
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
+    assert prepared.steps.commands == ()
+    assert any("REMOVE_EXISTING=yes lets it delete all entries" in w for w in prepared.warnings)
+    apply(machine)
+    assert f"{machine.peek('/boot/loader/entries/windows.conf')}\n" == CACHY_WINDOWS
+    assert entries(machine)["linux-cachyos"] == f"{WORDS} memmap=1G!4G"
+
+
+def test_a_drop_in_that_sets_the_options_gets_one_behind_it(tmp_path: Path) -> None:
+    machine = cachyos(tmp_path)
+    put(machine, "/etc/sdboot-manage.conf.d/10-mine.conf", "LINUX_OPTIONS='quiet mine=1' # all\n")
+    manages(machine, verb="gen")
+    before = tree(machine)
+    apply(machine)
+    assert machine.peek(DROPIN) == OURS.strip()
+    assert entries(machine)["linux-lts"] == "root=UUID=0 rw quiet mine=1 memmap=1G!4G"
+    assert prepare.prepare_remove(machine).before.where == DROPIN
+    remove(machine)
+    assert tree(machine) == before
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "LINUX_OPTIONS=quiet",
+        "LINUX_OPTIONS='quiet' # mine\nLINUX_FALLBACK_OPTIONS=\"$LINUX_OPTIONS x=1\"\n",
+        'export LINUX_OPTIONS="quiet"\n  LINUX_OPTIONS="${LINUX_OPTIONS} y=2"\n',
+        "X=$(echo 1)\nif true; then Y=2; fi\n",
+        'LINUX_OPTIONS="quiet memmap=64K#0x1000"\n\xff\n#',
+    ],
+)
+def test_every_other_byte_stays(config: str, tmp_path: Path) -> None:
+    machine = cachyos(tmp_path, f"REMOVE_EXISTING=no\nOVERWRITE_EXISTING=yes\n{config}")
+    before = tree(machine)
+    text = machine.read(SETTINGS)
+    apply(machine)
+    assert text is not None
+    assert (machine.read(SETTINGS) or b"").startswith(text)
+    assert all("memmap=1G!4G" in line for line in entries(machine).values())
+    remove(machine)
+    assert tree(machine) == before
+
+
+def test_words_that_a_person_added_are_known_and_go(tmp_path: Path) -> None:
+    config = (
+        CACHY_CONFIG.replace('splash"', 'splash memmap=1G!4G"') + "LINUX_FALLBACK_OPTIONS='memmap=1G!4G'\n"
+    )
+    machine = cachyos(tmp_path, config)
+    assert apply(machine) is None, "it is as asked"
+    apply(machine, 2 * GIB, replace=True)
+    assert entries(machine)["linux-lts"] == f"{WORDS} memmap=2G!4G"
+    remove(machine)
+    assert machine.peek(SETTINGS) == f"{CACHY_CONFIG}LINUX_FALLBACK_OPTIONS=''"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('LINUX_OPTIONS="a$(echo b)"', "sh reads LINUX_OPTIONS as “ab”, its plain lines say"),
+        ('LINUX_OPTIONS="a\nb"', "sh reads LINUX_OPTIONS as “a b”|sh reads LINUX_OPTIONS as “a\nb”"),
+        ("if", r"sdboot-manage\.conf:9: sh cannot read this file"),
+    ],
+)
+def test_what_is_no_plain_assignment_is_refused(line: str, problem: str, tmp_path: Path) -> None:
+    machine = cachyos(tmp_path)
+    put(machine, SETTINGS, f"{CACHY_CONFIG}{line}\n")
+    before = tree(machine)
+    with pytest.raises(EmupmemError, match=problem) as caught:
+        apply(machine)
+    assert caught.value.hint
+    assert tree(machine) == before
+
+
+def test_a_tree_of_cachyos(tmp_path: Path, run: Run, log: str) -> None:
+    machine = cachyos(tmp_path / "tree")
+    (machine.root / "usr/bin").mkdir(parents=True)
+    (machine.root / "sbin/sdboot-manage").rename(machine.root / "usr/bin/sdboot-manage")
+    before = tree(machine)
+    done = run("apply", "--size", "1G", "--yes", "--root", str(machine.root), "--from", log)
+    assert done.status == 0, done
+    assert machine.read(SETTINGS) == (CACHY_CONFIG + OURS).encode()
+    assert entries(machine)["linux-lts"] == f"{WORDS} memmap=1G!4G"
+    assert run("remove", "--yes", "--root", str(machine.root)).status == 0
+    assert tree(machine) == before
+
+
+def test_all_commands_speak_of_sdboot_manage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    machine = cachyos(tmp_path / "machine")
+    fake.running(monkeypatch.setattr, machine)
+    assert "sudo emupmem apply --size 1G" in run("suggest", "--size", "1G").out
+    found = {f.name: f for f in look.findings_of(machine)}
+    assert found["loader"].evidence.endswith(
+        "2 entries of this system in /boot/loader/entries, by sdboot-manage"
+    )
+    assert f"new kernels take {SETTINGS}" in found["source"].evidence
+    assert "a trial is not known for sdboot-manage" in run("apply", "--size", "1G", "--yes", "--trial").err
+    done = run("apply", "--size", "1G", "--yes")
+    assert done.status == 0, done
+    assert "sdboot-manage gen" in done.out + done.err
+    assert f"memmap=1G!4G in {SETTINGS}" in run("verify", "--wait", "0").out
+    assert run("remove", "--yes").status == 0

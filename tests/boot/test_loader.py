@@ -19,6 +19,7 @@ import pytest
 
 from emupmem.boot import change, detect, grub_bls, loader, obstacles, prepare, rpm_ostree, transaction
 from emupmem.boot import kernelstub as boot_kernelstub
+from emupmem.boot import sdboot_manage as boot_sdboot_manage
 from emupmem.boot import systemd_boot as boot_systemd_boot
 from emupmem.boot.bls import text as bls_text
 from emupmem.kernel.cmdline import parse_command_line
@@ -343,6 +344,40 @@ def pop(
     return machine
 
 
+CACHY_CONFIG = """# Config file for sdboot-manage
+LINUX_OPTIONS="zswap.enabled=0 nowatchdog quiet splash"
+#LINUX_FALLBACK_OPTIONS=""
+
+REMOVE_EXISTING="no"
+OVERWRITE_EXISTING="yes"
+REMOVE_OBSOLETE="yes"
+"""
+CACHY_WINDOWS = "title Windows\nefi /EFI/Microsoft/x.efi\n"
+
+
+def cachyos(root: Path, config: str = CACHY_CONFIG, fallback: bool = False) -> FakeMachine:
+    """CachyOS with two kernels and an entry for another system: sdboot-manage has run."""
+    machine = fake.build(root)
+    without_grub(machine)
+    efi(machine, "LoaderInfo", "systemd-boot 257.5-1-arch")
+    efi(machine, "LoaderEntrySelected", "linux-cachyos.conf")
+    put(machine, "/etc/machine-id", f"{ID}\n")
+    put(machine, "/proc/cmdline", "initrd=\\x root=UUID=0 rw zswap.enabled=0 nowatchdog quiet splash\n")
+    for name, release in (("linux-cachyos", RELEASE), ("linux-lts", "6.6.1-1-lts")):
+        put(machine, f"/boot/vmlinuz-{name}", kernel.image(release))
+        if fallback:
+            put(machine, f"/initramfs-{name}-fallback.img", "")
+    put(machine, "/boot/loader/loader.conf", "timeout 3\ndefault linux-cachyos.conf\n")
+    put(machine, "/boot/loader/entries/.keep", "")
+    put(machine, "/etc/sdboot-manage.conf", config)
+    script(machine, "sdboot-manage", f"#!/bin/bash\n{generators.SDBOOT_MANAGE}")
+    ran = machine.output("sdboot-manage", "gen")
+    assert ran is not None
+    assert ran.status == 0, ran
+    put(machine, "/boot/loader/entries/windows.conf", CACHY_WINDOWS)
+    return machine
+
+
 MACHINES: dict[str, tuple[Callable[[Path], FakeMachine], type[loader.Loader]]] = {
     "systemd-boot": (systemd_boot, boot_systemd_boot.SystemdBoot),
     "grub-bls": (fedora, grub_bls.GrubBls),
@@ -362,12 +397,22 @@ MACHINES: dict[str, tuple[Callable[[Path], FakeMachine], type[loader.Loader]]] =
     "kernelstub": (pop, boot_kernelstub.Kernelstub),
     "kernelstub-string": (lambda root: pop(root, " ".join(POP_OPTIONS)), boot_kernelstub.Kernelstub),
     "kernelstub-one-kernel": (lambda root: pop(root, kernels=[RELEASE]), boot_kernelstub.Kernelstub),
+    "sdboot-manage": (cachyos, boot_sdboot_manage.SdbootManage),
+    "sdboot-manage-fallback": (lambda root: cachyos(root, fallback=True), boot_sdboot_manage.SdbootManage),
+    "sdboot-manage-skips": (
+        lambda root: cachyos(root, CACHY_CONFIG.replace('OVERWRITE_EXISTING="yes"', "")),
+        boot_sdboot_manage.SdbootManage,
+    ),
+    "sdboot-manage-removes": (
+        lambda root: cachyos(root, CACHY_CONFIG.replace('REMOVE_EXISTING="no"', "")),
+        boot_sdboot_manage.SdbootManage,
+    ),
     "rpm-ostree": (ostree, rpm_ostree.RpmOstree),
     "rpm-ostree-old": (lambda root: ostree(root, "The kernel arguments are:\n"), rpm_ostree.RpmOstree),
 }
 
 
-BASIC = ("systemd-boot", "grub-bls", "sdbootutil", "kernelstub", "rpm-ostree")
+BASIC = ("systemd-boot", "grub-bls", "sdbootutil", "kernelstub", "sdboot-manage", "rpm-ostree")
 """Those of the inner loop; the others are variations of them."""
 
 

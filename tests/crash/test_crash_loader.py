@@ -55,6 +55,7 @@ STARTS: dict[str, Callable[[Path], FakeMachine]] = {
     "grubby-rhel8-uefi": test_loader.rhel8_uefi,
     "sdbootutil": test_loader.opensuse,
     "kernelstub": test_loader.pop,
+    "sdboot-manage": test_loader.cachyos,
 }
 
 

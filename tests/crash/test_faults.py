@@ -85,6 +85,7 @@ LOADERS = (
     Scenario("grubby", of_loader(test_loader.fedora), apply, remove),
     Scenario("sdbootutil", of_loader(test_loader.opensuse), apply, remove),
     Scenario("kernelstub", of_loader(test_loader.pop), apply, remove),
+    Scenario("sdboot-manage", of_loader(test_loader.cachyos), apply, remove),
 )
 NAMES = ("apply-mount", "apply-dropin", "remove", "trial", "confirm", "abandon")
 CHOSEN = [*(s for s in SCENARIOS if s.name in NAMES), *LOADERS]

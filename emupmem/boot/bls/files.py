@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from emupmem.boot.bls import text as bls_text
@@ -38,12 +39,16 @@ def trial_file(machine: Host) -> str:
 
 
 def entry_text(machine: Host, name: str) -> str:
-    """An entry; of one that a program tore when it was killed, the copy that lies beside it."""
-    text = machine.text(name)
-    if any(key in ("linux", "efi") for key, _ in bls_text.fields(text)):
+    """An entry; of one that a program tore when it was killed, the copy that lies beside it.
+
+    Torn is what has fewer lines of some key than the copy: sdboot-manage adds those of the initrd later.
+    """
+    text, data = machine.text(name), backups.read_aside(machine, name)
+    if data is None:
         return text
-    aside = backups.read_aside(machine, name)
-    return aside.decode("utf-8", "surrogateescape") if aside is not None else text
+    aside = data.decode("utf-8", "surrogateescape")
+    keys, whole = (Counter(k for k, _ in bls_text.fields(t)) for t in (text, aside))
+    return aside if whole - keys else text
 
 
 def edit_of(machine: Host, name: str, text: str) -> FileEdit:
