@@ -23,7 +23,7 @@ help: ## Show this help
 demo: $(STAMP) ## Show the main job in a throw-away virtual machine (no risk for this one)
 	$(BIN)/python -m tests.vm.demo
 
-test: $(STAMP) lint ## Every test, the virtual machines included: about 35 minutes
+test: $(STAMP) lint ## Every test, the virtual machines included: about 30 minutes
 	$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests
 
 fuzz: $(STAMP) ## Fuzz all that reads what others wrote, with new inputs each time (MINUTES=60 for longer)
