@@ -257,7 +257,10 @@ class Loader(ABC):
 
     def refuse_trial(self, machine: Host) -> None:
         """Raise EmupmemError where a trial boot is not possible."""
-        raise EmupmemError(
+        raise self._no_trial()
+
+    def _no_trial(self) -> EmupmemError:
+        return EmupmemError(
             f"a trial is not known for {self.title}, which starts this machine",
             "apply without --trial; " + self.back.format(memmap="memmap=…") + " goes back",
         )
@@ -281,8 +284,7 @@ class Loader(ABC):
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         """What makes the entry of a trial with the words `wanted.trial`. Raises EmupmemError."""
-        self.refuse_trial(machine)
-        raise NotImplementedError
+        raise self._no_trial()
 
     def files(self, machine: Host) -> tuple[str, ...]:
         """Files that a change may write, whatever this one does: what a killed run left is beside them."""
@@ -313,8 +315,10 @@ class Loader(ABC):
     def choose(self, machine: Machine, wanted: bool) -> None:
         """Let the next start be the trial, or not. Raises EmupmemError."""
         step = self.choosing(wanted)
-        done = machine.run(step) if step is not None else None
-        if step is not None and done is not None and done.status:
+        if step is None:
+            return
+        done = machine.run(step)
+        if done.status:
             raise EmupmemError(f"{step.argv[0]} failed with status {done.status}: {done.last_words}")
 
     def choice(self, machine: Host) -> str:

@@ -201,9 +201,9 @@ def _prove(machine: Host, before: Texts, after: Texts, wanted: Wanted) -> None:
                 state=UNCHANGED,
             )
         bls_text.prove_words(plain[name], new.get(name, ""), wanted.items, wanted.add, wanted.drop)
-    unstable = _sourced(machine, before)
     other = next(
         (n for n in sorted(old.keys() | new.keys()) if n not in _BOTH and old.get(n) != new.get(n)), ""
     )
-    if other and unstable.get(other) == old.get(other):
+    # What differs from one reading to the next by itself ($RANDOM) is not the edit's.
+    if other and _sourced(machine, before).get(other) == old.get(other):
         raise EmupmemError(f"{SDBOOT_MANAGE_CONFIG}: the edit would change {other} as well", state=UNCHANGED)

@@ -263,9 +263,7 @@ def _edited_meanwhile(machine: Host, steps: Steps) -> str:
 
 def is_unfinished(machine: Host, by: Loader, steps: Steps) -> bool:
     """Whether a run that was killed left something behind."""
-    return bool(_litter(machine, by, steps)) or any(
-        backups.is_aside(machine, n) for n in _names(machine, by, steps)
-    )
+    return backups.has_leftovers(machine, (*_names(machine, by, steps), UNIT_FILE))
 
 
 def _names(machine: Host, by: Loader, steps: Steps) -> tuple[str, ...]:

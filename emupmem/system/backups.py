@@ -109,6 +109,11 @@ def leftovers(machine: Host, names: Sequence[str]) -> list[str]:
     return [p for p in beside if machine.exists(p)] + [f"{BACKUPS}/{n}" for n in halves]
 
 
+def has_leftovers(machine: Host, names: Sequence[str]) -> bool:
+    """Whether a killed run left copies or half-written files beside `names`."""
+    return any(is_aside(machine, n) for n in names) or bool(leftovers(machine, names))
+
+
 def remove_leftovers(machine: Machine, names: Sequence[str]) -> None:
     """Take that away, as far as possible; the lock keeps others away."""
     for name in names:

@@ -29,7 +29,6 @@ from emupmem.boot.grub.steps import (
     dropin_steps,
     given_back_steps,
     grub_files,
-    has_leftovers,
     menu_problems,
     placed_steps,
     steps_to,
@@ -50,7 +49,7 @@ from emupmem.boot.loader import (
 from emupmem.editor import defaults, quoting
 from emupmem.editor import text as editor_text
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
-from emupmem.system.backups import BACKUPS, is_aside
+from emupmem.system.backups import BACKUPS, has_leftovers, is_aside
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
@@ -184,7 +183,11 @@ class Grub(Loader):
         before, main = machine.read(trial.SCRIPT), read_defaults(machine)
         script = FileEdit(trial.SCRIPT, before, made.encode("utf-8", "surrogateescape"), 0o755)
         # Tried before and not chosen any more, or not to its end: the menu is made and the choice is taken again.
-        again = not now.chosen or bool(trial.problem(text, wanted.trial)) or has_leftovers(machine)
+        again = (
+            not now.chosen
+            or bool(trial.problem(text, wanted.trial))
+            or has_leftovers(machine, grub_files(machine))
+        )
         other = "" if now.chosen else environment.grubenv(machine).get(trial.NEXT, "")
         edits = (FileEdit(GRUB_DEFAULT, main, main), script)
         steps = Steps(replace(wanted, recovery=()), edits, unfinished=again, notes=taken_choice(other))

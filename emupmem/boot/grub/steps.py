@@ -103,7 +103,7 @@ def steps_to(
         edits.append(FileEdit(dropin.NAME, machine.read(dropin.NAME), own or None))
     left = machine.live and (
         bool(menu_problems(machine, environment.grub_cfg(machine), wanted))
-        or has_leftovers(machine)
+        or backups.has_leftovers(machine, grub_files(machine))
         or (script is None and bool(trial.problem(whole_menu(machine), ())))
     )
     return with_generator(machine, Steps(wanted, tuple(edits), unfinished=left))
@@ -152,9 +152,3 @@ def whole_menu(machine: Host) -> str:
         return trial.menu_or_copy(machine)
     except EmupmemError:
         return ""
-
-
-def has_leftovers(machine: Host) -> bool:
-    """Whether a run that was killed left something."""
-    names = grub_files(machine)
-    return any(backups.is_aside(machine, n) for n in names) or bool(backups.leftovers(machine, names))
