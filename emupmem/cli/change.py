@@ -24,7 +24,11 @@ def ask_and_carry_out(session: Session, prepared: Change, warnings: Sequence[str
     session.changing()
     machine, result = session.machine, session.result
     booted = machine.peek("/proc/cmdline") if machine.live else ""
-    result |= {"memmap": prepared.tries or prepared.memmap, "diff": prepared.diff}
+    result |= {
+        "memmap": prepared.tries or prepared.memmap,
+        "would_change": prepared.needed,
+        "diff": prepared.diff,
+    }
     if prepared.unit.after is not None or prepared.unit.before is not None:
         result["mounts"] = _mounts(prepared)
     for warning in warnings:
@@ -167,4 +171,12 @@ def _tell_trial(machine: Machine, prepared: Change, outcome: Outcome) -> None:
 
 
 def change_result() -> dict[str, Any]:
-    return {"changed": False, "memmap": "", "diff": "", "backup": "", "reboot_required": False}
+    """What --json prints of a change before anything is known; `would_change` is whether there is anything to do."""
+    return {
+        "changed": False,
+        "would_change": False,
+        "memmap": "",
+        "diff": "",
+        "backup": "",
+        "reboot_required": False,
+    }

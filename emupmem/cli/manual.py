@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -26,9 +26,17 @@ DATE = "2026-11-27"
 _SIGNS = {"\\": "\\e", "“": "\\(lq", "”": "\\(rq", "…": "...", "→": "\\(->", "–": "\\(en"}
 
 
-def manual_help() -> None:
+def manual_help(
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Show the JSON Schema of what --json prints, for every command.")
+    ] = False,
+) -> None:
     """Show the manual: all commands with their options, files, exit status, JSON, how to recover."""
-    text = plain_text(manual())
+    text = (
+        resources.files("emupmem").joinpath("schema.json").read_text("utf-8")
+        if schema
+        else plain_text(manual())
+    )
     if sys.stdout.isatty():
         pydoc.pager(text)
     else:

@@ -34,7 +34,11 @@ def _kexec(session: Session, memmap: str, options: Options, warnings: Sequence[s
     session.changing()
     words = (memmap, *(("nokaslr",) if options.nokaslr else ()))
     steps = trial.kexec(session.machine, words, options.variable)
-    session.result |= {"memmap": memmap, "commands": [list(step.argv) for step in steps]}
+    session.result |= {
+        "memmap": memmap,
+        "would_change": True,
+        "commands": [list(step.argv) for step in steps],
+    }
     for warning in warnings:
         say(f"! {warning}")
     if not session.as_json:

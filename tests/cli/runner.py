@@ -6,9 +6,12 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import resources
 from typing import Any, NamedTuple
 
+import jsonschema
 import pytest
 
 from emupmem.cli.main import main
@@ -35,6 +38,21 @@ class Terminal(io.TextIOWrapper):
         return True
 
 
+def check_json(argv: Sequence[str], out: str) -> None:
+    """Assert that what a command printed for --json is as its published schema says."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if "--json" in words and out.startswith("{"):
+        schemas = schema_of_all()
+        names = [w for w in words if not w.startswith("-")]
+        name = next(n for n in (" ".join(names[:2]), names[0]) if n in schemas["$defs"])
+        jsonschema.validate(json.loads(out), {**schemas, "$ref": f"#/$defs/{name}"})
+
+
+@cache
+def schema_of_all() -> Any:
+    return json.loads(resources.files("emupmem").joinpath("schema.json").read_text("utf-8"))
+
+
 def runner(capsys: pytest.CaptureFixture[str]) -> Run:
     """Calls `main`; words and standard input are afterwards what they were, whatever else a test patches."""
 
@@ -48,6 +66,8 @@ def runner(capsys: pytest.CaptureFixture[str]) -> Run:
         finally:
             sys.argv, sys.stdin = before
         assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, *capsys.readouterr())
+        done = Done(caught.value.code, *capsys.readouterr())
+        check_json(argv, done.out)
+        return done
 
     return call
