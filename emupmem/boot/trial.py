@@ -45,6 +45,13 @@ class State:
     why: str = ""
     kexec: bool = False
 
+    @property
+    def stage(self) -> str:
+        """`running`, `waiting` for the next start, or `over`: the machine came back without it, or it will not come."""
+        if self.running:
+            return "running"
+        return "waiting" if self.chosen and not self.why else "over"
+
 
 def kexec(machine: Host, words: Sequence[str], variable: str) -> tuple[Command, Command]:
     """What loads the kernel that boots by default with `words` added, and what starts it at once.

@@ -67,14 +67,13 @@ def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) ->
     """Make the running trial's reservation permanent, if every check passes."""
     from emupmem.verifier import ladder, observe  # 10 ms, apply imports us
 
-    session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)
+    session = Session(change_result() | {"trial": ""}, as_json, dry_run=dry_run, yes=yes)
     with session.errors():
         session.be_root("this changes the boot configuration")
+        tried = _told_trial(session)
         prepared = prepare.prepare_confirm(session.machine)
         # Where a confirm that was killed is brought to its end there is no trial any more to judge.
-        verdict = (
-            ladder.verdict_of(observe.observe(session.machine, 10)) if trial.state(session.machine) else None
-        )
+        verdict = ladder.verdict_of(observe.observe(session.machine, 10)) if tried else None
         if verdict is not None and not verdict.ok:
             broken = next(c for c in verdict.checks if c.status in ("fail", "pending"))
             raise EmupmemError(
@@ -84,10 +83,18 @@ def confirm(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) ->
         ask_and_carry_out(session, prepared, prepared.warnings)
 
 
+def _told_trial(session: Session) -> trial.State | None:
+    """The trial, whose stage is in the result: an error of the command says whether there was one at all."""
+    found = trial.state(session.machine)
+    session.result["trial"] = found.stage if found is not None else "none"
+    return found
+
+
 def abandon(dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Cancel a trial: delete its boot entry, change nothing else."""
-    session = Session(change_result(), as_json, dry_run=dry_run, yes=yes)
+    session = Session(change_result() | {"trial": ""}, as_json, dry_run=dry_run, yes=yes)
     with session.errors():
         session.be_root("this changes the boot configuration")
+        _told_trial(session)
         prepared = prepare.prepare_abandon(session.machine)
         ask_and_carry_out(session, prepared, prepared.warnings)

@@ -441,6 +441,11 @@ def rung(run: Run) -> tuple[int, dict[str, str]]:
     return done.status, done.json["checks"][0]
 
 
+def stage(run: Run, command: str) -> tuple[int, str]:
+    done = run(command, "--yes", "--json")
+    return done.status, done.json["trial"]
+
+
 @pytest.mark.slow
 def test_the_whole_way_by_commands(run: Run, here: FakeMachine) -> None:
     prepare(here)
@@ -450,17 +455,18 @@ def test_the_whole_way_by_commands(run: Run, here: FakeMachine) -> None:
     assert "switch it off and on, and the old configuration is back" in done.out
     status, first = rung(run)
     assert (status, first["name"], first["status"]) == (3, "trial", "pending")
-    assert run("confirm", "--yes").status == 1
+    assert stage(run, "confirm") == (1, "waiting")
     boots(here)
     put(here, "/proc/iomem", "100000000-13fffffff : Persistent Memory (legacy)\n")
     done = run("confirm", "--yes")
     assert done.status == 1
+    assert stage(run, "confirm") == (1, "running")
     assert "the trial is not good: device: no device" in done.err
     status, first = rung(run)
     assert (status, first["status"]) == (3, "ok")
     assert "this boot is the trial of memmap=1G!4G" in first["found"]
-    assert run("abandon", "--yes").status == 0
-    assert run("abandon", "--yes").status == 1
+    assert stage(run, "abandon") == (0, "running")
+    assert stage(run, "abandon") == (1, "none")
 
 
 def test_a_machine_that_came_back_without_it(run: Run, here: FakeMachine) -> None:
@@ -484,6 +490,7 @@ def test_a_machine_that_came_back_without_it(run: Run, here: FakeMachine) -> Non
     assert "Kernel panic - not syncing: VFS" in rung(run)[1]["found"]
     boots(here, "", since=0)
     assert "no longer chosen" in rung(run)[1]["found"]
+    assert stage(run, "confirm") == (1, "over")
 
 
 def test_wrong_usage(run: Run, here: FakeMachine) -> None:
