@@ -15,7 +15,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check bench install uninstall fixtures deps lint clean
+.PHONY: help demo test fuzz check bench install uninstall fixtures collection deps lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ install: ## Install emupmem for this machine: /usr/local/bin/emupmem
 
 uninstall: ## Take it away again (reservations stay: emupmem remove first)
 	$(SUDO) rm -rf $(PREFIX) /usr/local/bin/emupmem $(MAN)/emupmem.8
+
+collection: $(STAMP) ## Build the Ansible collection here
+	$(BIN)/python -m tests.fleet.build .
 
 lint: $(STAMP)
 	$(BIN)/ruff check emupmem tests

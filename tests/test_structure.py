@@ -19,11 +19,14 @@ ORDER = (
     *("verifier", "doctor", "report", "cli"),
 )
 """A package imports from those before it only."""
+COLLECTION = "collection"
+"""No package: what Ansible copies to other machines. It may not be too long either."""
 
 
 def modules(root: Path) -> dict[str, ast.Module]:
     """The trees of all modules by name, as `boot.grub.menu`, of the package in this folder."""
-    paths = {p: p.relative_to(root).with_suffix("") for p in sorted(root.rglob("*.py"))}
+    found = (p for p in sorted(root.rglob("*.py")) if p.relative_to(root).parts[0] != COLLECTION)
+    paths = {p: p.relative_to(root).with_suffix("") for p in found}
     return {".".join(n.parts).removesuffix(".__init__"): ast.parse(p.read_text()) for p, n in paths.items()}
 
 
