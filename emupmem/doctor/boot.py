@@ -11,8 +11,8 @@ from emupmem.boot import entry as boot_entry
 from emupmem.boot.grub import environment, trial
 from emupmem.boot.grub import menu as grub_menu
 from emupmem.boot.grub.checks import readable_menu
-from emupmem.device import installed
 from emupmem.boot.grub.environment import GENERATORS, GRUB_DEFAULT
+from emupmem.device import installed
 from emupmem.device.blocks import mount_of
 from emupmem.doctor.finding import Eye, Finding
 from emupmem.editor.defaults import Effective
