@@ -15,7 +15,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check bench install uninstall fixtures deps lint clean
+.PHONY: help demo test fuzz check bench install uninstall fixtures deb deps lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,10 @@ install: ## Install emupmem for this machine: /usr/local/bin/emupmem
 uninstall: ## Take it away again (reservations stay: emupmem remove first)
 	$(SUDO) rm -rf $(PREFIX) /usr/local/bin/emupmem $(MAN)/emupmem.8
 
+deb: ## Build the Debian package (Debian 13 and newer) into dist/, tested and checked there
+	sh tests/vm/deps.sh
+	$(SUDO) env EMUPMEM_CACHE="$${EMUPMEM_CACHE:-$$HOME/.cache/emupmem}" sh .packaging/deb.sh
+
 lint: $(STAMP)
 	$(BIN)/ruff check emupmem tests
 	$(BIN)/ruff format --check emupmem tests
@@ -68,4 +72,4 @@ $(STAMP): pyproject.toml tests/requirements.txt
 	@touch $@
 
 clean: ## Remove the virtual environment (the cache of images is ~/.cache/emupmem)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -103,6 +103,7 @@ COMMANDS = {
     "restore": Place("snapshot", "restore", "Put a saved image back onto a device."),
     "boot-mount": Place("at_boot", "boot_mount", hidden=True),
     "boot-save": Place("at_boot", "boot_save", hidden=True),
+    "boot-left": Place("at_boot", "boot_left", hidden=True),
     "confirm": Place(
         "trial",
         "confirm",
