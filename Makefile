@@ -66,7 +66,7 @@ $(STAMP): pyproject.toml tests/requirements.txt
 	sh tests/vm/deps.sh
 	$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --requirement tests/requirements.txt && \
-	$(BIN)/pip install --quiet --no-deps --editable . || \
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable . || \
 	{ echo "emupmem: pip could not install the Python packages of tests/requirements.txt (its words are above);" \
 	"is the package index reachable?" >&2; exit 1; }
 	@touch $@

@@ -28,6 +28,7 @@ done
 
 needs=$(sed -n '/^Build-Depends:/,/^$/s/^ \([^ ,]*\).*/\1/p' "$here/.packaging/debian/control" | tr '\n' ',')
 packages="${needs}lintian,mount,util-linux"
+# A tree that was not used for a week goes when another one is made.
 key=$(echo "$suite $packages" | sha256sum | cut -c1-12)
 tree=$cache/build/$suite-$key
 archives=$cache/archives/$suite
@@ -36,7 +37,8 @@ mkdir -p "$cache/build" "$archives" "$out"
     flock 9
     [ ! -d "$tree" ] || exit 0
     echo "emupmem: making a tree of Debian $suite to build in (a minute or two, once)" >&2
-    rm -rf --one-file-system "$cache/build/$suite"-*
+    find "$cache/build" -mindepth 1 -maxdepth 1 -name "$suite-*" \( -mtime +7 -o -name '*.new' \) \
+        -exec rm -rf --one-file-system {} +
     mmdebstrap --mode=root --variant=apt --quiet --include="$packages" \
         --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Languages "none"' \
         --aptopt='APT::Install-Recommends "false"' --dpkgopt=force-unsafe-io \
@@ -48,6 +50,8 @@ mkdir -p "$cache/build" "$archives" "$out"
         "$suite" "$tree.new" "$mirror"
     mv "$tree.new" "$tree"
 ) 9>"$cache/build/$suite.lock"
+
+touch "$tree"
 
 # The build: over that tree, nothing of it is changed; this machine's own files are out of reach. ------------------
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Debian package: its files agree with the project's, it builds, lintian is content. Guests: tests/vm/test_vm.py."""
+"""The Debian package: it agrees with the project, it builds, lintian is content. Guests: tests/vm/test_vm.py."""
 
 from __future__ import annotations
 
