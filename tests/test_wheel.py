@@ -40,13 +40,12 @@ def build(tree: Path, dist: Path) -> tuple[Path, Path]:
     return archive, wheel
 
 
-def copy_to(folder: Path) -> Path:
+def copy_to(folder: Path) -> None:
     """The tree once more, without what git ignores."""
     for name in (*FILES, ".gitignore"):
         shutil.copy(PROJECT / name, folder)
     for name in FOLDERS:
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
 
 
 def run(installed: Path, *words: str) -> str:
@@ -82,7 +81,10 @@ def test_it_runs(installed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow(seconds=15)
 def test_two_builds_are_the_same_bytes_and_the_source_archive_is_whole(tmp_path: Path) -> None:
-    one, other = (copy_to(tmp_path / name) for name in ("one", "other") if (tmp_path / name).mkdir() is None)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        copy_to(tmp_path / name)
+    one, other = tmp_path / "one", tmp_path / "other"
     for path in other.rglob("*.py"):
         os.utime(path, (1_600_000_000, 1_600_000_000))
         path.chmod(0o600)
