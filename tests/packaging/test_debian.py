@@ -70,9 +70,10 @@ def test_the_tests_ran_with_debian_s_libraries_and_lintian_is_content(made: Path
 def test_what_is_in_it(made: Path) -> None:
     listed = subprocess.run(["dpkg-deb", "-c", str(made)], capture_output=True, text=True, check=True).stdout
     files = {line.split()[5].removeprefix(".") for line in listed.splitlines() if line[0] == "-"}
-    modules = {str(p.relative_to(PROJECT)) for p in (PROJECT / "emupmem").rglob("*.py")}
+    own = (p for p in (PROJECT / "emupmem").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    modules = {str(p.relative_to(PROJECT)) for p in own}
     place = "/usr/lib/python3/dist-packages"
-    assert {f"{place}/{m}" for m in (*modules, "emupmem/manual.md", "emupmem/py.typed")} <= files
+    assert {f"{place}/{m}" for m in modules} <= files
     others = {f for f in files if not f.startswith(place)}
     completion = {
         "/usr/share/bash-completion/completions/emupmem",
