@@ -15,7 +15,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check bench install uninstall fixtures collection deps lint clean
+.PHONY: help demo test fuzz check bench install uninstall fixtures deb collection deps lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,8 +50,13 @@ install: ## Install emupmem for this machine: /usr/local/bin/emupmem
 uninstall: ## Take it away again (reservations stay: emupmem remove first)
 	$(SUDO) rm -rf $(PREFIX) /usr/local/bin/emupmem $(MAN)/emupmem.8
 
-collection: $(STAMP) ## Build the Ansible collection here
-	$(BIN)/python -m tests.fleet.build .
+collection: $(STAMP) ## Build the Ansible collection into dist/
+	mkdir -p dist
+	$(BIN)/python -m tests.fleet.build dist
+
+deb: ## Build the Debian package (Debian 13 and newer) into dist/, tested and checked there
+	sh tests/vm/deps.sh
+	$(SUDO) env EMUPMEM_CACHE="$${EMUPMEM_CACHE:-$$HOME/.cache/emupmem}" sh .packaging/deb.sh
 
 lint: $(STAMP)
 	$(BIN)/ruff check emupmem tests
@@ -65,10 +70,10 @@ $(STAMP): pyproject.toml tests/requirements.txt
 	sh tests/vm/deps.sh
 	$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --requirement tests/requirements.txt && \
-	$(BIN)/pip install --quiet --no-deps --editable . || \
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable . || \
 	{ echo "emupmem: pip could not install the Python packages of tests/requirements.txt (its words are above);" \
 	"is the package index reachable?" >&2; exit 1; }
 	@touch $@
 
 clean: ## Remove the virtual environment (the cache of images is ~/.cache/emupmem)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -17,5 +17,5 @@ def examples(most: int) -> settings:
     """Settings for a property: this many examples, a quarter of them in the inner loop (`pytest --quick`)."""
     from hypothesis import settings
 
-    quick = settings.get_current_profile_name() == "quick"
+    quick = settings().max_examples == settings.get_profile("quick").max_examples
     return settings(max_examples=max(5, most // 4) if quick else most, deadline=None)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import emupmem.system.machine
+from emupmem.model import Command
 from emupmem.system.machine import Machine
+from emupmem.system.programs import Completed
 
 STOCK = b"""# If you change this file, run 'update-grub' afterwards to update
 # /boot/grub/grub.cfg.
@@ -92,6 +95,12 @@ class FakeMachine(Machine):
     def find(self, program: str) -> str | None:
         candidate = self.root / "sbin" / program
         return str(candidate) if os.access(candidate, os.X_OK) else None
+
+    def _run(self, command: Command, timeout: float, language: str) -> Completed:
+        name = command.argv[0]
+        if name.startswith("/") and self.exists(name):
+            command = replace(command, argv=(str(self.path(name)), *command.argv[1:]))
+        return super()._run(command, timeout, language)
 
 
 def script(machine: Machine, name: str, text: str) -> None:

@@ -17,6 +17,7 @@ from emupmem import __version__
 from emupmem.cli import stdio, wording
 from emupmem.cli.options import EPILOG
 from emupmem.cli.output import Exit, UsageError, say, usage
+from emupmem.cli.typed import command_of
 from emupmem.model import EmupmemError
 
 HELP = (
@@ -103,6 +104,7 @@ COMMANDS = {
     "restore": Place("snapshot", "restore", "Put a saved image back onto a device."),
     "boot-mount": Place("at_boot", "boot_mount", hidden=True),
     "boot-save": Place("at_boot", "boot_save", hidden=True),
+    "boot-left": Place("at_boot", "boot_left", hidden=True),
     "confirm": Place(
         "trial",
         "confirm",
@@ -158,7 +160,7 @@ def _status() -> int:
         empty = wording.empty_word(words) if "_EMUPMEM_COMPLETE" not in os.environ else ""
         if empty:
             usage(f"{empty} is empty: is a variable not set?")
-        status: int = program_for(words)(standalone_mode=False) or Exit.OK
+        status: int = command_of(program_for(words))(standalone_mode=False) or Exit.OK
         sys.stdout.flush()
         if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
             raise KeyboardInterrupt

@@ -19,6 +19,7 @@ import typer
 
 from emupmem import __version__
 from emupmem.cli.main import COMMANDS, program_for
+from emupmem.cli.typed import command_of
 
 DATE = "2026-11-27"
 """When the manual was last changed."""
@@ -52,7 +53,7 @@ def manual() -> str:
 def _commands() -> Iterator[str]:
     for name, place in COMMANDS.items():
         if not place.hidden:
-            group: Any = typer.main.get_command(program_for([name]))
+            group: Any = command_of(program_for([name]))
             # A program of one command is that command.
             yield from _command(name, group.commands[name] if hasattr(group, "commands") else group)
 

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO, cast
 
+from emupmem.cli import sudo
+
 MARKS = {
     "✓": "+",
     "✗": "x",
@@ -54,11 +56,14 @@ class Stream(io.TextIOBase):
     """A standard stream that remembers what it has not written yet, and hands that on where it fails.
 
     `stream` is what it writes to, None where the descriptor was closed from the beginning. `lenient` is whether
-    a failure is nobody's error: the text then goes to `other`, and nowhere where there is none.
+    a failure is nobody's error: the text then goes to `other`, and nowhere where there is none. `name` is the
+    program's for sudo.
     """
 
-    def __init__(self, stream: TextIO | None, other: Stream | None = None, *, lenient: bool) -> None:
-        self.stream, self.other, self.lenient = stream, other, lenient
+    def __init__(
+        self, stream: TextIO | None, other: Stream | None = None, *, lenient: bool, name: str = sudo.NAME
+    ) -> None:
+        self.stream, self.other, self.lenient, self.name = stream, other, lenient, name
         self.failure: OSError | None = None
         self.waiting: list[str] = []
         if isinstance(stream, io.TextIOWrapper):
@@ -93,13 +98,14 @@ class Stream(io.TextIOBase):
             raise TypeError(
                 f"not text: {type(text).__name__}"
             )  # as every text stream; how others tell them apart
+        given, text = len(text), sudo.spelled(text, self.name)
         if self.works and self.stream is not None:
             self.waiting.append(text)
             with self._failing():
                 self.stream.write(text)
         else:
             self._hand_on(text)
-        return len(text)
+        return given
 
     def flush(self) -> None:
         """Have it written. Raises OSError for a stream that fails and is not lenient."""
@@ -149,9 +155,9 @@ _standard: list[Stream] = []
 @contextlib.contextmanager
 def guarded(closed: tuple[str, ...] = ()) -> Iterator[None]:
     """Put such streams in the place of the standard ones; `closed` names those that were closed at the start."""
-    before = sys.stdout, sys.stderr
-    err = Stream(None if "stderr" in closed else sys.stderr, lenient=True)
-    out = Stream(None if "stdout" in closed else sys.stdout, err, lenient=False)
+    before, name = (sys.stdout, sys.stderr), sudo.sudo_name(sys.argv[0])
+    err = Stream(None if "stderr" in closed else sys.stderr, lenient=True, name=name)
+    out = Stream(None if "stdout" in closed else sys.stdout, err, lenient=False, name=name)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     _standard[:] = [out, err]
     if isinstance(sys.stdin, io.TextIOWrapper):

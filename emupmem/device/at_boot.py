@@ -54,12 +54,13 @@ def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
         return f"this boot does not reserve memmap={wanted.range}: nothing to mount at {wanted.dir}"
     device = _wait_for_device(machine, wanted)
     request = MountRequest(device.dev, wanted.dir, wanted.fs, wanted.owner, wanted.mode)
-    brought = False
+    brought, missed = False, ""
 
     def work() -> MountOutcome:
-        nonlocal brought
+        nonlocal brought, missed
         if wanted.keep and not keep.belongs(machine, wanted):
             # What the memory still holds after a warm restart is no save: the image counts.
+            missed = missed or keep.look_for_missed(machine, wanted)
             brought = keep.bring_back(machine, wanted, device.dev)
         outcome = carry_out_mount(machine, prepare(machine, request), at_boot=True)
         if wanted.keep:
@@ -73,6 +74,8 @@ def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
     kept = "kept from before this start" if outcome.steps.kept else "newly created"
     if brought:
         kept = f"brought back from {wanted.keep}"
+    if missed:
+        kept += f" ({missed})"
     fate = f"saved to {wanted.keep} at an orderly shutdown only" if wanted.keep else VOLATILE
     return f"{device.dev} is mounted at {wanted.dir} · {outcome.steps.fs}, {kept} · {fate}"
 

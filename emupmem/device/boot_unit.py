@@ -20,6 +20,7 @@ from emupmem.device.decide import (
     folder_of,
     package_of,
 )
+from emupmem.device.installed import unit_program
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError
 from emupmem.system import accounts, files
@@ -45,25 +46,6 @@ def is_at_boot(machine: Host, folder: str) -> bool:
         )
     except EmupmemError:
         return False
-
-
-def unit_program(machine: Host) -> str:
-    """The emupmem that the unit may start as root: installed where only root can change it. Raises EmupmemError."""
-    places = ("/usr/local/bin/emupmem", "/usr/bin/emupmem")
-    for place in places:
-        if machine.exists(place):
-            loose = machine.loose_parent(machine.real(place)) or machine.loose(place)
-            if not loose:
-                return place
-            raise EmupmemError(
-                f"{place} leads to {machine.real(place)}, which others than root can change",
-                "make install puts emupmem where it is safe to start it at boot",
-            )
-    if not machine.live:
-        return places[0]
-    raise EmupmemError(
-        "emupmem is not installed for the machine, and a boot could not start it", "make install does that"
-    )
 
 
 @dataclass(frozen=True, slots=True)

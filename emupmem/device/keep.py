@@ -9,7 +9,9 @@ devices hold what belongs to their image in this boot.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from emupmem.device.blocks import devices, mount_of, mounted_at, mounts, signature
 from emupmem.device.unit import BootMount
@@ -23,6 +25,7 @@ from emupmem.units import human
 NOTES = "/run/emupmem"
 VOLATILE = ("tmpfs", "ramfs", "devtmpfs", "overlay")
 UMOUNT_SECONDS = 60
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 Tell = Callable[[str], None]
 
@@ -82,6 +85,35 @@ def belongs(machine: Host, wanted: BootMount) -> bool:
 def remember(machine: Machine, wanted: BootMount) -> None:
     """From now on the content of the device belongs to its image: it is saved at shutdown."""
     files.install_file(machine, note(wanted), wanted.keep)
+    with contextlib.suppress(EmupmemError):  # without room for that the content is there all the same
+        files.install_file(machine, unsaved(wanted), machine.peek(BOOT_ID) + "\n")
+
+
+def unsaved(wanted: BootMount) -> str:
+    """Where the boot is noted, on the disk, whose content is still to be saved. It goes with the save."""
+    return f"{wanted.keep}.unsaved"
+
+
+def look_for_missed(machine: Machine, wanted: BootMount) -> str:
+    """What to tell of the last shutdown, if it did not save: a power cut, or a program that could not start.
+
+    To be asked before the content is brought back; it is noted for verify. Empty where all is well.
+    """
+    boot = machine.peek(unsaved(wanted))
+    due, saved = machine.modified(unsaved(wanted)), machine.modified(wanted.keep)
+    if not boot or boot == machine.peek(BOOT_ID) or (due and saved and saved > due):
+        return ""
+    when = datetime.fromtimestamp(saved, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if saved else ""
+    last = f"what is there was saved {when}" if when else "it was never saved before"
+    missed = f"the last shutdown did not save it: {last}"
+    with contextlib.suppress(EmupmemError):
+        files.install_file(machine, missed_note(wanted), missed)
+    return missed
+
+
+def missed_note(wanted: BootMount) -> str:
+    """Where it is noted for this boot that the shutdown before it did not save."""
+    return f"{NOTES}/missed.{wanted.range.replace('!', '-')}"
 
 
 def bring_back(machine: Machine, wanted: BootMount, dev: str) -> bool:
@@ -129,6 +161,8 @@ def _save(machine: Machine, wanted: BootMount) -> str:
 
     done = image.save_image(machine, wanted.keep, where or device.dev)
     machine.run(Command(("sync", "-f", wanted.keep), "have the image on the disk"))
+    with contextlib.suppress(EmupmemError):  # the image is newer than the note then, and that counts
+        files.delete_file(machine, unsaved(wanted))
     held = f" (still mounted at {where}, frozen while it was saved)" if where else ""
     return (
         f"{device.dev} saved to {wanted.keep}{held} · {human(done.allocated)} on disk, {done.seconds:.1f} s"

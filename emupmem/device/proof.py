@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from emupmem.device import dax, unit
+from emupmem.device import dax, installed, keep, unit
 from emupmem.device.blocks import Mounted, Pmem, devices, mounts, signature
 from emupmem.device.nature import VOLATILE, nature
 from emupmem.model import Check, EmupmemError
@@ -25,11 +25,15 @@ def look_at_mounts(machine: Host, wanted: Sequence[unit.BootMount]) -> tuple[See
     all_mounts = mounts(machine)
     ours = [d for d in devices(machine) if d.item is not None]
     seen = []
+    program = installed.present_program(machine) if any(m.keep for m in wanted) else ""
+    broken = installed.program_problem(machine, program) if program else ""
     for mount in wanted:
         range_ = (mount.start, mount.size)
         device = next((d for d in ours if d.item and (d.item.start, d.item.size) == range_), None)
         one = see_mount(machine, device, mount.dir, mount.fs, all_mounts, True)
-        seen.append(dataclasses.replace(one, keep=mount.keep))
+        missed = machine.peek(keep.missed_note(mount)) if mount.keep else ""
+        unsaved = broken if mount.keep else ""
+        seen.append(dataclasses.replace(one, keep=mount.keep, missed=missed, unsaved=unsaved))
     asked = {s.device for s in seen}
     for device in ours:
         at = [m for m in all_mounts if m.number == device.number and m.root == "/"]
@@ -158,7 +162,12 @@ def _mounted(mount: SeenMount) -> Check:
     option = "dax=always" if "dax=always" in mount.options else "dax"
     boot = ", at every boot" if mount.at_boot else ""
     fate = f"saved to {mount.keep} at an orderly shutdown only" if mount.keep else mount.fate
-    return Check("mounted", "ok", expected, f"{mount.dir} with {option}{boot} · {fate}")
+    if mount.unsaved:
+        found = f"the next shutdown will not save {mount.dir}: {mount.unsaved}"
+        hint = f"{installed.REPAIR}; sudo emupmem save FILE {mount.dir} saves it now"
+        return Check("mounted", "fail", expected, found, hint)
+    told = f"; {mount.missed}" if mount.missed else ""
+    return Check("mounted", "ok", expected, f"{mount.dir} with {option}{boot} · {fate}{told}")
 
 
 def _dax_file(mount: SeenMount) -> Check:
@@ -210,7 +219,8 @@ class SeenMount:
     `fs` is what the device holds (empty: blank), `wanted` what was asked (empty: anything), `at`
     where it is mounted, `keep` the image that its content is kept in. `faults` is what writing to 4 MiB
     took, `huge` what that means, `no_huge` why the kernel has no huge pages for files at all, `why` why a
-    proof could not be made, `fate` what keeps the content.
+    proof could not be made, `fate` what keeps the content. `missed` is what to tell of the last shutdown,
+    which did not save, `unsaved` why the next one will not.
     """
 
     device: str
@@ -229,3 +239,5 @@ class SeenMount:
     at_boot: bool = False
     keep: str = ""
     fate: str = VOLATILE
+    missed: str = ""
+    unsaved: str = ""

@@ -53,6 +53,8 @@ TEXT = f"""{MARK}: mounts emulated persistent memory at every boot. Its content 
 Description=File systems on emulated, volatile persistent memory
 # Without any memmap= there is nothing to do. Which one it must be is judged by the command.
 ConditionKernelCommandLine=memmap
+# Nothing to start where emupmem was taken away: then the boot has no failed unit either.
+ConditionFileIsExecutable=@PROGRAM@
 After=local-fs.target
 @UNIT@
 [Service]
@@ -134,6 +136,7 @@ def unit_text(mounts: Sequence[BootMount], program: str) -> str:
             f"{KEEP_SERVICE}TimeoutStopSec={seconds}\nExecStop={_command(program, SAVE_COMMAND, kept)}\n"
         )
     parts = {
+        "@PROGRAM@": program,
         "@UNIT@": unit,
         "@SECONDS@": str(seconds),
         "@COMMAND@": _command(program, COMMAND, mounts),
@@ -169,6 +172,16 @@ def quote(word: str, double: str = "%$") -> str:
 
 def read_unit(unit: str) -> tuple[BootMount, ...]:
     """The mounts of a unit that `text` made. Raises EmupmemError where it was edited beyond recognition."""
+    return from_words(_start_words(unit)[2:])
+
+
+def read_program(unit: str) -> str:
+    """The program that such a unit starts. Raises EmupmemError, as `read_unit`."""
+    return _start_words(unit)[0]
+
+
+def _start_words(unit: str) -> list[str]:
+    """The words of ExecStart: the program, its command, the mounts."""
     hint = f"sudo rm {FILE} {LINK} deletes it; then give the mounts again"
     joined = re.sub(r"\\\n", " ", unit)
     commands = [line[len("ExecStart=") :] for line in joined.split("\n") if line.startswith("ExecStart=")]
@@ -180,7 +193,7 @@ def read_unit(unit: str) -> tuple[BootMount, ...]:
     words = [_unquote(w) for w in quoted]
     if len(words) < 2 or words[1] != COMMAND:
         raise EmupmemError(f"{FILE} was edited: its ExecStart is not emupmem's", hint)
-    return from_words(words[2:])
+    return words
 
 
 def _unquote(word: str) -> str:

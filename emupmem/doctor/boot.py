@@ -12,6 +12,7 @@ from emupmem.boot.grub import environment, trial
 from emupmem.boot.grub import menu as grub_menu
 from emupmem.boot.grub.checks import readable_menu
 from emupmem.boot.grub.environment import GENERATORS, GRUB_DEFAULT
+from emupmem.device import installed
 from emupmem.device.blocks import mount_of
 from emupmem.doctor.finding import Eye, Finding
 from emupmem.editor.defaults import Effective
@@ -237,6 +238,20 @@ def room(places: Sequence[tuple[str, int, bool]], needed: int) -> Finding:
     if any(free < needed for _, free, _ in places):
         return Finding("room", "warn", f"{seen} free; apply writes up to {human(needed)}", "make room first")
     return Finding("room", "ok", f"{seen} free")
+
+
+def look_at_unit(machine: Host) -> Finding | None:
+    """Said only where there is a unit of emupmem's."""
+    program = installed.present_program(machine)
+    return unit_finding(program, installed.program_problem(machine, program)) if program else None
+
+
+def unit_finding(program: str, problem: str) -> Finding:
+    """Whether what mounts (and saves) at every boot can be started; an upgrade of the system may break that."""
+    if problem:
+        seen = f"{problem}: nothing is mounted at a boot, and nothing is saved at a shutdown"
+        return Finding("unit", "fail", seen, installed.REPAIR)
+    return Finding("unit", "ok", f"emupmem.service starts {program}")
 
 
 def look_at_generator(machine: Host) -> Finding:

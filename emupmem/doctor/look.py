@@ -26,6 +26,7 @@ from emupmem.doctor.boot import (
     look_at_room,
     look_at_secure_boot,
     look_at_sources,
+    look_at_unit,
     look_at_variables,
     regions_finding,
     words,
@@ -96,6 +97,7 @@ def findings_of(machine: Host, wait: float = 0) -> tuple[Finding, ...]:
         lambda e: look_at_generator(e.machine) if e.by_grub else None,
         lambda e: tools({t: e.machine.find(t) is not None for t in (*NEEDED, *WANTED)}, has_type_7(e)),
         look_at_hibernation,
+        lambda e: look_at_unit(e.machine),
         _plan,
         _ladder,
     ]

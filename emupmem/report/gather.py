@@ -21,6 +21,7 @@ from emupmem.boot.bls import entries, files, sources
 from emupmem.boot.grub import defaults, environment, menu
 from emupmem.boot.grub.checks import readable_menu
 from emupmem.boot.grub.environment import GRUB_CFGS, GRUB_DEFAULT
+from emupmem.device import installed
 from emupmem.device.blocks import mount_of, mounts
 from emupmem.device.unit import FILE as UNIT_FILE
 from emupmem.doctor import boot, finding, host, look
@@ -152,12 +153,13 @@ def gather(machine: Host, findings: Sequence[finding.Finding]) -> Archive:
     _gather_mounts(basket)
     images = {e.kernel for e in menu.entries(readable_menu(machine))}
     images |= {"/boot" + i for i in images} | ({kernel.image} if kernel is not None else set())
+    starts = installed.present_program(machine)
     facts: dict[str, Any] = {
         "format": FORMAT,
         "emupmem": __version__,
         "root": machine.is_root,
         "architecture": machine.architecture,
-        "there": sorted(n for n in (*_THERE, *images) if machine.exists(n)),
+        "there": sorted(n for n in (*_THERE, *images, starts) if machine.exists(n)),
         "modified": {n: machine.modified(n) for n in (*GRUB_CFGS, *sources.SOURCES) if machine.exists(n)},
         "banners": {kernel.image: machine.kernel_banner(kernel.image)} if kernel is not None else {},
         "nodes": [asdict(n) for n in machine.nodes()],
@@ -276,7 +278,9 @@ def _outputs(basket: _Basket, needs_drivers: bool) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     complete = False
     lists = doctor_kernel.listing(basket.machine) if needs_drivers else ()
-    for argv in (DMESG, JOURNAL, *PROGRAMS, *((lists,) if lists else ())):
+    starts = installed.present_program(basket.machine)
+    more = (*((lists,) if lists else ()), *((installed.version_call(starts),) if starts else ()))
+    for argv in (DMESG, JOURNAL, *PROGRAMS, *more):
         if argv == JOURNAL and complete:
             continue
         done = basket.machine.output(*argv)

@@ -80,7 +80,11 @@ _RULES: tuple[tuple[str, str], ...] = (
 """(kind, what stands before the secret and the secret): what is a secret for the place where it stands."""
 
 _MAC = r"(?<![0-9a-fA-F:])(?:[0-9a-fA-F]{2}:){5,19}[0-9a-fA-F]{2}(?![0-9a-fA-F:])"
-_IPV6 = r"(?<![\w:.])[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,8}(?![\w:.])"
+_IPV6 = (
+    r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,8}"
+    r"(?:(?:\d{1,3}\.){3}\d{1,3}(?![\w:]|\.\d)|[0-9a-fA-F]{0,4}(?![\w:.]))"
+)
+"""Also with a dotted tail, as Python 3.13 prints what embeds an IPv4 address: `::ffff:192.0.2.1`."""
 _IPV4 = r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)"
 _KEPT = r"memmap=[^\s\"']*"
 """Never touched: what planning is about."""

@@ -9,10 +9,10 @@ import subprocess
 from typing import Any
 
 import pytest
-import typer
 
 from emupmem.cli.main import COMMANDS, program_for
 from emupmem.cli.manual import man_page, manual, plain_text
+from emupmem.cli.typed import command_of
 from tests.cli.runner import Run
 
 
@@ -28,7 +28,7 @@ def test_every_command_and_option_is_in_it() -> None:
     for name, place in COMMANDS.items():
         assert bool(re.search(rf"^  {name}\b", text, re.MULTILINE)) is not place.hidden, name
         if not place.hidden:
-            group: Any = typer.main.get_command(program_for([name]))
+            group: Any = command_of(program_for([name]))
             command = group.commands[name] if hasattr(group, "commands") else group
             assert [o for o in options(command) if o not in text] == []
 

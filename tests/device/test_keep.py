@@ -13,6 +13,7 @@ from emupmem.device import image as device_image
 from emupmem.device import keep, unit
 from emupmem.device.unit import BootMount
 from emupmem.model import GIB, MIB, EmupmemError
+from emupmem.system import files
 from tests.cli.runner import Run
 from tests.device.test_mount import PmemMachine, calls, holds, mounted, rebooted, unit_text
 from tests.device.test_mount import here as here  # the fixture
@@ -271,3 +272,116 @@ def test_verify_says_how_long_it_lasts(run: Run, kept: PmemMachine) -> None:
     rebooted(run, kept)
     run("mount", "--at-boot", "--keep", FILE)
     assert f"at every boot · saved to {FILE} at an orderly shutdown only" in run("verify").out
+
+
+# A save that did not run, and one that will not ----------------------------------------------------------------
+
+
+def next_boot(machine: PmemMachine, number: int) -> None:
+    """The disk as it is, nothing mounted, nothing under /run."""
+    put(machine, keep.BOOT_ID, f"boot-{number}\n")
+    put(machine, "/proc/self/mountinfo", "30 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
+    for note in (machine.root / "run/emupmem").glob("*"):
+        note.unlink()
+
+
+def test_a_shutdown_that_did_not_save_is_told_by_the_next_boot_and_verify(
+    run: Run, kept: PmemMachine
+) -> None:
+    rebooted(run, kept)
+    run("mount", "--at-boot", "--keep", FILE)
+    next_boot(kept, 1)
+    os.utime(image(kept), (1_700_000_000, 1_700_000_000))
+    assert "did not save" not in boot(run).out, "no boot before this one has noted anything"
+    next_boot(kept, 2)
+    told = "the last shutdown did not save it: what is there was saved 2023-11-14 22:13:20 UTC"
+    assert f"brought back from {FILE} ({told})" in boot(run).out
+    assert f"at an orderly shutdown only; {told}" in run("verify").out
+    boot(run)
+    assert told in run("verify").out, "the unit started again does not change what happened"
+
+
+def test_nothing_is_told_after_a_save(run: Run, kept: PmemMachine) -> None:
+    next_boot(kept, 1)
+    boot(run)
+    assert kept.exists(f"{FILE}.unsaved")
+    holds(kept, "TYPE=ext4\\n")
+    boot(run, "boot-save")
+    assert not kept.exists(f"{FILE}.unsaved")
+    image(kept)
+    next_boot(kept, 2)
+    assert "did not save" not in boot(run).out
+
+
+def test_an_image_that_is_newer_than_the_note_was_saved(run: Run, kept: PmemMachine) -> None:
+    """The note could not be taken away, or somebody saved by hand."""
+    next_boot(kept, 1)
+    boot(run)
+    os.utime(kept.root / "keep/pmem0.img.unsaved", (1_700_000_000, 1_700_000_000))
+    image(kept)
+    next_boot(kept, 2)
+    assert "did not save" not in boot(run).out
+
+
+def test_what_was_never_saved_is_told(run: Run, kept: PmemMachine) -> None:
+    next_boot(kept, 1)
+    boot(run)
+    next_boot(kept, 2)
+    done = boot(run)
+    assert "(the last shutdown did not save it: it was never saved before)" in done.out
+
+
+def test_no_room_for_the_note_is_no_reason_not_to_mount(
+    run: Run, kept: PmemMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.install_file
+
+    def install(machine: PmemMachine, name: str, text: str) -> None:
+        if name.endswith(".unsaved") or "missed" in name:
+            raise EmupmemError("No space left on device")
+        real(machine, name, text)
+
+    monkeypatch.setattr(files, "install_file", install)
+    assert boot(run).status == 0
+
+
+BROKEN = """#!/bin/sh
+echo "Traceback (most recent call last):" >&2
+echo "ModuleNotFoundError: No module named 'emupmem'" >&2
+exit 1
+"""
+
+
+def test_a_program_that_no_longer_starts_is_told_before_it_does_not_save(run: Run, kept: PmemMachine) -> None:
+    """What an upgrade of the system makes of a virtual environment."""
+    rebooted(run, kept)
+    run("mount", "--at-boot", "--keep", FILE)
+    assert run("verify").status == 0
+    script(kept, "../usr/local/bin/emupmem", BROKEN)
+    done = run("verify")
+    assert done.status == 3
+    why = "/usr/local/bin/emupmem does not start: ModuleNotFoundError: No module named 'emupmem'"
+    assert f"✗ mounted      the next shutdown will not save /mnt/pmem0: {why}" in done.out
+    assert "sudo emupmem save FILE /mnt/pmem0 saves it now" in done.out
+    (unit_finding,) = [f for f in run("doctor", "--json").json["findings"] if f["name"] == "unit"]
+    assert unit_finding["status"] == "fail"
+    assert unit_finding["evidence"].startswith(f"{why}: nothing is mounted at a boot")
+    (kept.root / "usr/local/bin/emupmem").unlink()
+    assert "/usr/local/bin/emupmem is not there" in run("verify").out
+
+
+def test_the_archive_says_the_same_of_the_unit(run: Run, kept: PmemMachine, tmp_path: Path) -> None:
+    rebooted(run, kept)
+    run("mount", "--at-boot", "--keep", FILE)
+    for text, status in (("#!/bin/sh\necho emupmem 1\n", "ok"), (BROKEN, "fail"), ("", "fail")):
+        script(kept, "../usr/local/bin/emupmem", text)
+        if not text:
+            (kept.root / "usr/local/bin/emupmem").unlink()
+        file = tmp_path / f"{status}{len(text)}.tar.gz"
+        assert run("collect", str(file)).status == 0
+        here = [f for f in run("doctor", "--json").json["findings"] if f["name"] == "unit"]
+        there = [
+            f for f in run("doctor", "--json", "--from", str(file)).json["findings"] if f["name"] == "unit"
+        ]
+        assert [f["status"] for f in here] == [status]
+        assert here == there

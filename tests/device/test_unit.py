@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emupmem.device import unit
-from emupmem.device.unit import BootMount, UnitChange, changed, quote, read_unit, unit_text
+from emupmem.device.unit import BootMount, UnitChange, changed, quote, read_program, read_unit, unit_text
 from emupmem.model import GIB, MIB, EmupmemError
 from tests import examples
 
@@ -60,6 +60,7 @@ def test_quoting_is_undone_by_systemd_s_rules(word: str) -> None:
 def test_what_was_written_is_read_back(wanted: list[BootMount]) -> None:
     made = unit_text(wanted, PROGRAM)
     assert read_unit(made) == tuple(wanted)
+    assert read_program(made) == PROGRAM
     assert [line for line in made.split("\n") if line.startswith("[")] == ["[Unit]", "[Service]", "[Install]"]
     assert made.count("\nExecStart=") == 1
 
@@ -97,6 +98,7 @@ def test_the_unit_can_neither_stop_nor_be_forgotten() -> None:
         "Type=oneshot",
         "RemainAfterExit=yes",
         "ConditionKernelCommandLine=memmap",
+        f"ConditionFileIsExecutable={PROGRAM}",
         "WantedBy=multi-user.target",
         "TimeoutStartSec=300",
     ):

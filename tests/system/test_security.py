@@ -20,7 +20,7 @@ from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_apply
 from emupmem.boot.transaction import carry_out_change
 from emupmem.cli import render
-from emupmem.device import boot_unit
+from emupmem.device import installed
 from emupmem.doctor.finding import Finding
 from emupmem.editor import text as editor_text
 from emupmem.model import GIB, Check, EmupmemError, Request
@@ -81,10 +81,27 @@ def test_a_program_that_others_can_change_is_not_started_at_boot(tmp_path: Path)
     machine = FakeMachine(tmp_path)
     path = put(machine, "/usr/local/bin/emupmem", "")
     path.chmod(0o755)
-    assert boot_unit.unit_program(machine) == "/usr/local/bin/emupmem"
+    assert installed.unit_program(machine) == "/usr/local/bin/emupmem"
     path.chmod(0o775)
     with pytest.raises(EmupmemError, match="which others than root can change"):
-        boot_unit.unit_program(machine)
+        installed.unit_program(machine)
+
+
+def test_the_program_that_runs_is_preferred_where_only_root_can_change_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pipx or uv install it for root; an older /usr/local/bin/emupmem may no longer start."""
+    machine = FakeMachine(tmp_path)
+    for place in ("/usr/local/bin/emupmem", "/root/.local/bin/emupmem", "/home/dev/.local/bin/emupmem"):
+        put(machine, place, "").chmod(0o755)
+    (tmp_path / "home/dev").chmod(0o777)
+    for called, program in (
+        ("/root/.local/bin/emupmem", "/root/.local/bin/emupmem"),
+        ("/home/dev/.local/bin/emupmem", "/usr/local/bin/emupmem"),
+        ("/usr/lib/python3/dist-packages/emupmem/__main__.py", "/usr/local/bin/emupmem"),
+    ):
+        monkeypatch.setattr("sys.argv", [called])
+        assert installed.unit_program(machine) == program
 
 
 # Words ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,23 @@ packages="python3-venv python3-dev gcc libc6-dev libaugeas-dev libxml2-dev pkg-c
               e2fsprogs dosfstools fdisk util-linux busybox-static kmod xz-utils zstd
               cpio libvirt0 libxml2-utils mandoc"
 
+# Where there are no Debian packages: what the build needs is looked for itself.
+if ! command -v dpkg-query >/dev/null; then
+    if command -v cc >/dev/null && command -v pkg-config >/dev/null && pkg-config --exists augeas libxml-2.0; then
+        [ "${1:-}" != build ] || exit 0
+    fi
+    for line in "dnf install gcc python3-devel augeas-devel libxml2-devel pkgconf" \
+        "zypper install gcc python3-devel augeas-devel libxml2-devel pkgconf" \
+        "pacman -S gcc augeas libxml2 pkgconf"; do
+        command -v "${line%% *}" >/dev/null || continue
+        echo "emupmem: a compiler and headers are missing: $line" >&2
+        [ "${1:-}" = build ] || echo "         tests and demo need a Debian or Ubuntu host" >&2
+        exit 1
+    done
+    echo "emupmem: this system has no apt-get: install what these Debian packages hold: $packages" >&2
+    exit 1
+fi
+
 missing=""
 for package in $packages; do
     state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)

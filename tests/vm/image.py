@@ -43,8 +43,9 @@ PACKAGES = (
     *("linux-image-cloud-amd64", "initramfs-tools", "e2fsprogs", "xfsprogs", "ndctl"),
     *("acl", "attr", "python3", "python3-venv", "libaugeas0"),
 )
-# For the trial that starts its kernel by kexec.
-EXTRA = {"trixie": ("kexec-tools",)}
+# What emupmem's package depends on, and for the trial that starts its kernel by kexec.
+LIBRARIES = ("python3-typer", "python3-regex", "python3-augeas", "python3-rich")
+EXTRA = {"trixie": (*LIBRARIES, "kexec-tools"), "forky": LIBRARIES}
 LOADER = {
     "bios": ("grub-pc",),
     "uefi": ("grub-efi-amd64", "dosfstools"),

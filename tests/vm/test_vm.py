@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emupmem.model import GIB, MIB
+from tests.vm import package
 from tests.vm.image import SPARE, image
-from tests.vm.machine import JobResult, Machine
+from tests.vm.machine import Content, JobResult, Machine
 
 
 def done(result: JobResult) -> JobResult:
@@ -27,6 +29,38 @@ def said(result: JobResult, name: str) -> Any:
 # At boot the job disk is not there: emupmem must be on the disk, as after `make install`.
 INSTALL = """
 cp -r /job/src/emupmem $(echo /opt/emupmem/lib/python3*/site-packages)/
+"""
+
+# Where the package has it: Debian's own way, without a network. What else calls itself so goes away first.
+PACKAGED = """
+rm -r /usr/local/bin/emupmem /opt/emupmem
+apt-get install -y /job/emupmem.deb
+dpkg -L emupmem | sort > /root/installed
+"""
+
+# Another version meanwhile: the device stays mounted, and the unit is the same.
+UPGRADE = """
+apt-get install -y /job/emupmem-newer.deb
+dpkg-query -W emupmem | grep newer
+/usr/bin/emupmem verify
+systemctl restart emupmem.service
+grep -E ' /mnt/pmem0 .*dax=always' /proc/mounts
+"""
+
+# What was installed is gone, and nothing of it was left anywhere.
+PURGED = """
+apt-get purge -y emupmem
+for file in $(cat /root/installed); do [ -d "$file" ] || [ ! -e "$file" ]; done
+[ ! -e /usr/lib/python3/dist-packages/emupmem ]
+find / -xdev -name '*emupmem*' ! -path '/var/backups/*' ! -path '/var/lib/dpkg/*' ! -path '/var/lib/apt/*' \
+    ! -path '/var/log/*' ! -path '*/emupmem-job*' ! -path '*/emupmem-pyc*' > /job/out/left
+"""
+
+# Once with the reservation still there, once after it was taken back.
+REMOVED_TOO_EARLY = """
+apt-get remove -y emupmem 2>&1 | tee /job/out/removed
+grep 'memmap=' /etc/default/grub
+apt-get install -y /job/emupmem.deb
 """
 
 # grub-probe, which GRUB's scripts ask the same again and again, answers from memory within a boot.
@@ -109,6 +143,7 @@ dmesg > /job/out/dmesg
 runuser -u dev -- emupmem verify --json > /job/out/user.json
 runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
 emupmem apply --size SIZE COUNT --check
+UPGRADE
 emupmem umount /mnt/pmem0
 
 # the other file system serves on this kernel as well
@@ -120,11 +155,13 @@ modprobe -r nd_pmem
 emupmem verify --wait 0 > /job/out/unloaded && exit 9 || [ $? = 3 ]
 modprobe nd_pmem
 
+EARLY
 emupmem remove --yes
 sha256sum -c /root/before
 cmp /boot/grub/grub.cfg /root/grub.cfg.before
 [ ! -e /etc/systemd/system/emupmem.service ]
 emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
+PURGED
 """
 
 THIRD = """
@@ -154,14 +191,29 @@ emupmem verify --json > /job/out/verify.json
     ],
 )
 def test_suggest_apply_reboot_verify_mount_remove(
-    suite: str, firmware: str, memory: str, size: str, count: int, fs: str, memmap: str, words: str
+    suite: str,
+    firmware: str,
+    memory: str,
+    size: str,
+    count: int,
+    fs: str,
+    memmap: str,
+    words: str,
+    tmp_path: Path,
 ) -> None:
+    """Debian 13 and testing with the package, which is also upgraded, removed and purged there."""
     other = {"ext4": "xfs", "xfs": "ext4"}[fs]
+    packaged = suite != "bookworm"  # whose libraries are too old for the package
+    if packaged and (why := package.lacking()):
+        pytest.skip(why)
 
     def script(text: str) -> str:
         text = (
             text.replace("OTHER", other)
-            .replace("INSTALL", INSTALL)
+            .replace("INSTALL", PACKAGED if packaged else INSTALL)
+            .replace("UPGRADE", UPGRADE if packaged else "")
+            .replace("EARLY", REMOVED_TOO_EARLY if suite == "forky" else "")
+            .replace("PURGED", PURGED if packaged else "")
             .replace("WARM", WARM)
             .replace("WAIT", WAIT)
             .replace("PROBE", "" if suite == "bookworm" else PROBE)
@@ -169,8 +221,12 @@ def test_suggest_apply_reboot_verify_mount_remove(
         )
         return text.replace("SIZE", size).replace("COUNT", f"--count {count}")
 
+    files: dict[str, Content] = {"program.py": PROGRAM}
+    if packaged:
+        deb = package.package()
+        files |= {"emupmem.deb": deb, "emupmem-newer.deb": package.newer(deb, tmp_path)}
     with Machine(image(suite, firmware), memory=memory) as guest:
-        first = done(guest.boot(script(FIRST)))
+        first = done(guest.boot(script(FIRST), files))
         assert b"emupmem.service" not in first.files["analyze"], "systemd has nothing to say about the unit"
         assert said(first, "apply.json")["mounts"][0]["dir"] == "/mnt/pmem0"
         assert said(first, "suggest.json")["plan"]["memmap"] == memmap
@@ -181,7 +237,7 @@ def test_suggest_apply_reboot_verify_mount_remove(
         assert said(first, "pending.json")["pending"] is True
         assert first.files["grub.cfg"].count(memmap.encode()) >= 2
 
-        second = done(guest.boot(script(SECOND), {"program.py": PROGRAM}))
+        second = done(guest.boot(script(SECOND), files))
         assert "/dev/pmem0 is mounted at /mnt/pmem0" in second.files["journal"].decode()
         assert second.files["owner"] == b"dev:dev 755\n"
         faults = int(second.files["faults"].split()[1])
@@ -205,7 +261,14 @@ def test_suggest_apply_reboot_verify_mount_remove(
         assert b"region0 has no block device; nd_pmem is not loaded" in second.files["unloaded"]
         assert b"modprobe nd_pmem" in second.files["unloaded"]
 
-        if suite != "bookworm":
+        if packaged:
+            assert second.files["left"] == b"", "nothing of the package is left"
+        if suite == "forky":
+            told = second.files["removed"].decode()
+            assert "memmap=1G!4G in GRUB_CMDLINE_LINUX: the memory stays reserved" in told
+            assert "/etc/systemd/system/emupmem.service, which no longer mounts /mnt/pmem0" in told
+            assert "install emupmem again, sudo emupmem remove, then remove the package" in told
+        if packaged:
             return  # GRUB's menu is the old one to the byte: it started the first boot
         third = done(guest.boot(THIRD))
         assert "Nothing is reserved." in third.output

@@ -26,7 +26,11 @@ FOLDER = Path("/run/emupmem-warm")
 # shell's output is its own again.
 SHELL = r"""
 mkdir -p /run/emupmem-warm
-(PYTHONPYCACHEPREFIX=/var/cache/emupmem-pyc /opt/emupmem/bin/python /job/warm.py </dev/null >/run/warm.log 2>&1 &)
+if [ -e /usr/lib/python3/dist-packages/emupmem ]; then  # the package, with what was compiled when it was installed
+    (/usr/bin/python3 /job/warm.py </dev/null >/run/warm.log 2>&1 &)
+else
+    (PYTHONPYCACHEPREFIX=/var/cache/emupmem-pyc /opt/emupmem/bin/python /job/warm.py </dev/null >/run/warm.log 2>&1 &)
+fi
 emupmem() {
     local status call=/run/emupmem-warm/$BASHPID.${EPOCHREALTIME/./}
     printf '%s\0' "$BASHPID" "$PWD" "$@" >"$call.words"
