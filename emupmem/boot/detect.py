@@ -35,7 +35,7 @@ def of(machine: Host) -> Loader:
     if by is not None:
         return _GENERATORS[by]() if by in _GENERATORS and has_program(machine, by.title) else Owned(by)
     entries = bool(entry_files(machine))
-    if entries and machine.find("sdbootutil") is not None and machine.running:
+    if entries and has_program(machine, "sdbootutil"):
         return SdBootUtil()
     if machine.running and "systemd-boot" in loader_name(machine).lower() and not owner.by_grub(machine):
         return SystemdBoot()

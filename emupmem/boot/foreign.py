@@ -188,6 +188,18 @@ BOOTC = Owner(
     (f"sudo {_OSTREE}",),
 )
 
+
+def grubby_there(entry: str, variable: str) -> Owner:
+    """A tree with entries whose words are in GRUB's environment block: there only grubby knows all places."""
+    run = "on that machine: sudo grubby --update-kernel=ALL"
+    return Owner(
+        "grubby",
+        f"{entry} takes its words from ${variable} of GRUB's environment block: grubby changes those, on that machine",
+        (f"{run} --args='{{words}}'",),
+        (f"{run} --remove-args='{{words}}'",),
+    )
+
+
 NOTHING_KNOWN = _owner(
     "no boot loader",
     "no boot loader that emupmem knows is set up here",

@@ -224,6 +224,10 @@ class Loader(ABC):
             f"{name or self.title}, {count} entr{'ies' if count != 1 else 'y'} of this system in {now.menu}"
         )
 
+    def new_kernels_take(self, machine: Host, now: Standing) -> str:
+        """Where the words of a new kernel's entry come from."""
+        return now.where
+
     # Whether it may be changed -------------------------------------------------------------------------------
 
     @abstractmethod

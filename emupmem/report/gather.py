@@ -61,6 +61,7 @@ _FILES = (
     "/sys/power/state",
     "/sys/power/disk",
     "/etc/os-release",
+    "/etc/sysconfig/kdump",
     efi.LOADER_INFO,
     efi.STUB_INFO,
     boot.SECURE_BOOT,

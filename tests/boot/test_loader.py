@@ -802,6 +802,44 @@ def test_other_snapshots_keep_their_words(tmp_path: Path) -> None:
     assert "memmap" not in found[f"opensuse-{RELEASE}-4 (other)"]
 
 
+@pytest.mark.parametrize("by", ["bootctl", "loader.conf"])
+def test_another_snapshot_that_starts_next_is_told_before_anything_is_changed(
+    tmp_path: Path, by: str
+) -> None:
+    """As after `snapper rollback`: the entries of this snapshot are not those that boot."""
+    machine = opensuse(tmp_path)
+    name = f"opensuse-{RELEASE}-4.conf"
+    if by == "bootctl":
+        script(machine, "bootctl", f"""#!/bin/sh\necho '[{{"id":"{name}","isDefault":true}}]'\n""")
+    else:
+        put(machine, "/boot/efi/loader/loader.conf", f"default {name}\n")
+    files = content(machine)
+    with pytest.raises(
+        EmupmemError, match=rf"the next start is another snapshot \({re.escape(name)}\)"
+    ) as caught:
+        obstacles.refuse_machine(machine)
+    assert "reboot into it first" in caught.value.hint
+    assert content(machine) == files
+
+
+def test_a_tree_of_opensuse_names_its_own_command(tmp_path: Path) -> None:
+    machine = opensuse(tmp_path)
+    (machine.root / "usr/bin").mkdir(parents=True)
+    (machine.root / "sbin/sdbootutil").rename(machine.root / "usr/bin/sdbootutil")
+    put(machine, "/boot/efi/loader/loader.conf", f"default opensuse-{RELEASE}-5.conf\n")
+    files = content(machine)
+    machine.live = False
+    prepared = prepare.prepare_apply(machine, _planned(machine), Request(GIB), loader.Options())
+    there = prepared.by.to_run_there(machine)
+    assert there is not None
+    assert there.argv == ("sdbootutil", "update-all-entries")
+    transaction.carry_out_change(machine, prepared)
+    assert "memmap=1G!4G" in lines(machine)[f"opensuse-{RELEASE}-5"]
+    assert "memmap" not in lines(machine)[f"opensuse-{RELEASE}-4 (other)"]
+    remove(machine)
+    assert content(machine) == files
+
+
 def test_an_sdbootutil_that_fails_is_rolled_back(tmp_path: Path) -> None:
     machine = opensuse(tmp_path)
     files = content(machine)
