@@ -13,6 +13,8 @@ from emupmem.boot.grub.environment import grub_reads_bls
 from emupmem.boot.grub.loader import Grub
 from emupmem.boot.grub_bls import GrubBls
 from emupmem.boot.kernelstub import Kernelstub
+from emupmem.boot.limine import TOOL as LIMINE_TOOL
+from emupmem.boot.limine import Limine
 from emupmem.boot.loader import Loader, Owned
 from emupmem.boot.programs import has_program
 from emupmem.boot.rpm_ostree import RpmOstree
@@ -32,6 +34,8 @@ def of(machine: Host) -> Loader:
     if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
         return RpmOstree()
     by = owner.owner(machine)
+    if by is not None and by.title == Limine.title and has_program(machine, LIMINE_TOOL):
+        return Limine(by) if owner.has_limine_line(machine) else Owned(by)
     if by is not None:
         return _GENERATORS[by]() if by in _GENERATORS and has_program(machine, by.title) else Owned(by)
     entries = bool(entry_files(machine))

@@ -20,6 +20,7 @@ SDBOOT_MANAGE_CONFIG = "/etc/sdboot-manage.conf"
 SDBOOT_MANAGE_DROPINS = ("/usr/lib/sdboot-manage.conf.d", "/etc/sdboot-manage.conf.d")
 PROXMOX_ESPS = "/etc/kernel/proxmox-boot-uuids"
 LIMINE_DEFAULTS = "/etc/default/limine"
+LIMINE_FOLDERS = ("/usr/share/limine-entry-tool.d", "/etc/limine-entry-tool.d")
 LIMINE_TOOL_CONFIG = "/etc/limine-entry-tool.conf"
 LIMINE_CONFIGS = tuple(
     f"{folder}/limine.conf"

@@ -30,6 +30,7 @@ PROGRAMS = (
     "bootctl",
     "kernelstub",
     "sdboot-manage",
+    "limine-entry-tool",
 )
 """What the loaders here look for, or run."""
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from emupmem.doctor import look
 from emupmem.model import GIB, EmupmemError, Request
 from emupmem.system.machine import Machine
 from tests import fake
+from tests.boot import generators
 from tests.boot.test_generators import changed, tree
 from tests.boot.test_loader import (
     FEDORA,
@@ -36,6 +39,7 @@ from tests.fake import RELEASE, FakeMachine, put, script
 ENTRIES = "/boot/loader/entries"
 TRIAL = f"{ENTRIES}/emupmem-trial.conf"
 GRUBENV = "/boot/grub2/grubenv"
+NEW = "7.1.0-3"
 CFG = """load_env
 if [ "${next_entry}" ] ; then
    set default="${next_entry}"
@@ -49,15 +53,16 @@ blscfg
 """
 
 # After grub2-editenv of GRUB 2.06 (util/grub-editenv.c): a block of 1024 bytes, # to its end, written in place.
-EDITENV = r"""#!/bin/sh
-file="$1" verb="$2" name="${3%%=*}" value="${3#*=}"
-kept="$(sed '1d; s/#*$//' "$file" | grep -v "^$name=" | grep .)"
-[ "$verb" = set ] && kept="$kept
-$name=$value"
-{ echo '# GRUB Environment Block'; [ -z "$kept" ] || echo "$kept" | grep .; } > "$file.text"
-size=$(wc -c < "$file.text")
-{ cat "$file.text"; head -c $((1024 - size)) /dev/zero | tr '\0' '#'; } > "$file"
-rm "$file.text"
+EDITENV = rf"""#!/bin/sh
+file="$1" verb="$2" name="${{3%%=*}}" value="${{3#*=}}" fill={"#" * 1024}
+text="$(sed '1d; s/#*$//' "$file" | grep -v "^$name=" | grep .)"
+[ "$verb" = set ] && text="${{text:+$text
+}}$name=$value"
+text="# GRUB Environment Block
+${{text:+$text
+}}"
+while [ ${{#fill}} -gt $((1024 - ${{#text}})) ]; do fill=${{fill#?}}; done
+printf %s "$text$fill" > "$file"
 """
 
 
@@ -158,6 +163,60 @@ def test_the_doctor_names_the_true_source(there: bool, said: str, tmp_path: Path
         (machine.root / "etc/kernel/cmdline").unlink()
     found = {f.name: f for f in look.findings_of(machine)}
     assert said in found["source"].evidence
+
+
+def updates(machine: FakeMachine, verb: str = "add", release: str = NEW) -> str:
+    """A kernel comes or goes as its package's script does it; the new entry's words."""
+    done = machine.output("grub-install-kernel", verb, release)
+    assert done is not None
+    assert done.status == 0, done
+    found = re.search(r"^options (.*)$", machine.peek(f"{ENTRIES}/{ID}-{release}.conf"), re.MULTILINE)
+    return found[1] if found is not None else ""
+
+
+@pytest.mark.parametrize("loud", [False, True])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_new_kernel_carries_it_and_after_remove_none_does(loud: bool, there: bool, tmp_path: Path) -> None:
+    """Without /etc/kernel/cmdline a new kernel would take the words of the boot that runs."""
+    machine = fedora(tmp_path, quiet=not loud)
+    put(machine, "/etc/machine-id", f"{ID}\n")
+    put(machine, "/proc/cmdline", f"BOOT_IMAGE=(hd0,gpt2)/vmlinuz-{RELEASE} {ROOT}\n")
+    script(machine, "grub-install-kernel", f"#!/bin/bash\n{generators.GRUB_INSTALL}")
+    os.utime(machine.root / "etc/default/grub", (1e9, 1e9))
+    if not there:
+        (machine.root / "etc/kernel/cmdline").unlink()
+    before = tree(machine)
+    apply(machine)
+    assert updates(machine) == f"{ROOT} memmap=1G!4G"
+    apply(machine, 2 * GIB, replace=True)
+    assert updates(machine, release="7.2") == f"{ROOT} memmap=2G!4G"
+    # The reservation is booted while it is given back.
+    put(machine, "/proc/cmdline", f"BOOT_IMAGE=(hd0,gpt2)/vmlinuz-{NEW} {ROOT} memmap=2G!4G\n")
+    remove(machine)
+    assert updates(machine, release="7.3") == ROOT
+    for release in (NEW, "7.2", "7.3"):
+        updates(machine, "remove", release)
+    put(machine, "/proc/cmdline", f"BOOT_IMAGE=(hd0,gpt2)/vmlinuz-{RELEASE} {ROOT}\n")
+    assert changed(before, tree(machine)) <= ({"etc/kernel/cmdline", "etc/kernel"} if not there else set())
+
+
+@pytest.mark.parametrize("failure", ["start", "half", "end", "wrong", "interrupt"])
+@pytest.mark.parametrize("there", [True, False])
+def test_after_a_rollback_a_new_kernel_does_not(failure: str, there: bool, tmp_path: Path) -> None:
+    machine = fedora(tmp_path)
+    put(machine, "/etc/machine-id", f"{ID}\n")
+    script(machine, "grub-install-kernel", f"#!/bin/bash\n{generators.GRUB_INSTALL}")
+    os.utime(machine.root / "etc/default/grub", (1e9, 1e9))
+    if not there:
+        (machine.root / "etc/kernel/cmdline").unlink()
+    before = tree(machine)
+    put(machine, "/fail", failure)
+    with pytest.raises(EmupmemError):
+        apply(machine)
+    left = tree(machine)
+    assert {n for n in changed(before, left) if "/sed" not in n} == set()
+    assert "memmap" not in updates(machine)
+    assert "mkconfig" not in updates(machine), "/etc/default/grub is not newer than before"
 
 
 # A tree ----------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ if fail == "wrong":
 
 # After sdbootutil of 2026-08-21 (12630b2), without NEW after one that knows add-all-kernels only. update-all-entries
 # changes the options of the running snapshot's entries, in place; left out are TPM predictions, the room it makes
-# on a full partition, transactional-update and the kernels that add-all-kernels copies.
+# on a full partition, transactional-update and the kernels that add-kernel and add-all-kernels copy.
 # The words are those of /etc/kernel/cmdline and of all files in cmdline.d; root= and rootflags= are put right.
 SDBOOTUTIL = """
 import os, pathlib, re, signal, sys
@@ -146,7 +146,7 @@ fail = (root / "fail").read_text() if (root / "fail").exists() else ""
 if "--help" in sys.argv:
     print("update-all-entries [SNAPSHOT]" if NEW else "add-all-kernels [SNAPSHOT]")
     sys.exit()
-assert sys.argv[1:] == ["update-all-entries" if NEW else "add-all-kernels"]
+assert sys.argv[1:] == ["update-all-entries" if NEW else "add-all-kernels"] or sys.argv[1] == "add-kernel"
 if fail == "start":
     sys.exit("Error: no space left")
 running = re.search(r"rootflags=subvol=(\\S+)", (root / "proc/cmdline").read_text())[1]
@@ -155,6 +155,11 @@ words = [x for file in files for x in file.read_text().splitlines() if not x.sta
 line = re.sub(r"\\brootflags=subvol=\\S*", "rootflags=subvol=" + running, " ".join(" ".join(words).split()))
 line += "" if "rootflags=subvol=" in line else " rootflags=subvol=" + running
 line = line.replace("memmap", "memmmap") if fail == "wrong" else line
+if sys.argv[1] == "add-kernel":
+    number = running.split("/")[-2]
+    text = f"title openSUSE\\nversion {number}@{sys.argv[2]}\\noptions    {line}\\nlinux /{sys.argv[2]}/linux\\n"
+    (root / "boot/efi/loader/entries" / f"opensuse-{sys.argv[2]}-{number}.conf").write_text(text)
+    sys.exit()
 for file in sorted((root / "boot/efi/loader/entries").glob("*.conf")):
     text = file.read_text()
     if re.search(r"root=UUID=0 .*rootflags=subvol=" + re.escape(running), text):
@@ -792,6 +797,33 @@ def test_a_grubby_that_does_otherwise_is_rolled_back(tmp_path: Path, how: str, o
 
 
 # sdbootutil ------------------------------------------------------------------------------------------
+
+
+def adds_kernel(machine: FakeMachine, release: str) -> str:
+    """A kernel is installed as its package's script does it; the words of its entry."""
+    done = machine.output("sdbootutil", "add-kernel", release)
+    assert done is not None
+    assert done.status == 0, done
+    return bls_text.options(machine.peek(f"/boot/efi/loader/entries/opensuse-{release}-5.conf"))
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_new_kernel_of_opensuse_carries_it_and_after_remove_none_does(new: bool, tmp_path: Path) -> None:
+    machine, other = opensuse(tmp_path / "a", new=new), opensuse(tmp_path / "b", new=new)
+    line = content(machine)["etc/kernel/cmdline"].decode().strip()
+    put(machine, "/fail", "half")
+    with pytest.raises(EmupmemError):
+        apply(machine)
+    (machine.root / "fail").unlink()
+    assert content(machine) == content(other)
+    assert adds_kernel(machine, "7.0.1-1") == adds_kernel(other, "7.0.1-1") == line
+    apply(machine)
+    assert adds_kernel(machine, "7.1.0-1") == f"{line} memmap=1G!4G"
+    remove(machine)
+    assert adds_kernel(machine, "7.2.0-1") == line
+    for release in ("7.1.0-1", "7.2.0-1"):
+        adds_kernel(other, release)
+    assert content(machine) == content(other)
 
 
 def test_other_snapshots_keep_their_words(tmp_path: Path) -> None:
