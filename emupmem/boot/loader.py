@@ -26,6 +26,7 @@ PROGRAMS = (
     "grubby",
     "sdbootutil",
     "rpm-ostree",
+    "ostree",
     "kernel-install",
     "bootctl",
     "kernelstub",
@@ -176,6 +177,8 @@ class Loader(ABC):
     title: str
     back: str
     by_hand: str = "look at {menu}"
+    forgets: bool = True
+    """Whether the loader forgets a trial by itself: the start after it is the old configuration."""
 
     # How it stands -------------------------------------------------------------------------------------------
 

@@ -172,11 +172,27 @@ if fail == "interrupt":
     os.kill(os.getppid(), signal.SIGINT)
 """
 
-# kargs: delete must name a word that is there; words are grouped by their key.
+# After `rpm-ostree kargs` (src/app/rpmostree-builtin-kargs.cxx at 6246b99), `rpm-ostree status --json` and `ostree
+# admin pin` of ostree 2025.2. The arguments are those of the default deployment; a change makes it anew, or one more
+# beside that which runs. Left out are locks, staging until the shutdown, and all other actions. Its habits: --delete
+# must name a word that is there; words are grouped by their key; to pin what is pinned is no failure.
 RPM_OSTREE = """
-import pathlib, sys
-file = pathlib.Path(ROOT) / "kargs"
+import json, pathlib, sys
+root = pathlib.Path(ROOT)
+file, pins = root / "kargs", root / "pins"
 words = file.read_text().split()
+if sys.argv[0].endswith("/ostree"):
+    if "--help" in sys.argv:
+        print("INDEX can be >= 0 or one of booted, pending or rollback strings")
+        sys.exit()
+    kept = set(pins.read_text().split()) if pins.exists() else set()
+    kept = kept - {sys.argv[-1]} if "--unpin" in sys.argv else kept | {sys.argv[-1]}
+    pins.write_text(" ".join(sorted(kept)))
+    sys.exit()
+if sys.argv[1] == "status":
+    pinned = pins.exists() and "booted" in pins.read_text()
+    print(json.dumps({"deployments": [{"booted": True, "pinned": pinned}]}))
+    sys.exit()
 if len(sys.argv) == 2:
     print(HEAD + " ".join(words))
     sys.exit()
@@ -192,7 +208,7 @@ for option in sys.argv[2:]:
         sys.exit(f"error: Unknown option {name}")
 keys = list(dict.fromkeys(w.split("=")[0] for w in words))
 file.write_text(" ".join(sorted(words, key=lambda w: keys.index(w.split("=")[0]))))
-if (pathlib.Path(ROOT) / "fail").exists():
+if (root / "fail").exists():
     sys.exit("error: while staging")
 """
 
