@@ -128,28 +128,34 @@ class Limine(Loader):
 
     def _settings_edit(self, machine: Host, wanted: Wanted) -> FileEdit:
         """Our lines at the end of the last file: one for each key that has a command line."""
-        before = machine.text(LIMINE_DEFAULTS)
-        now = self._settings(machine)
-        data = machine.read(LIMINE_DEFAULTS)
-        here = settings([before])
+        layers = {n: machine.text(n) for n in owner.limine_layers(machine)}
+        now, before, data = (
+            settings(list(layers.values())),
+            layers[LIMINE_DEFAULTS],
+            machine.read(LIMINE_DEFAULTS),
+        )
         if len(now) > 1 and not machine.running:
             raise Refused(self.by)  # only its tool knows which kernel takes which of them
-        others = {k: v for k, v in now.items() if parse_command_line(v).reservations and k not in here}
-        if others:
-            raise EmupmemError(
-                f"KERNEL_CMDLINE[{next(iter(others))}] reserves memory already, in another file than {LIMINE_DEFAULTS}",
-                "remove that first: grep -r memmap= /etc/limine-entry-tool.d /usr/share/limine-entry-tool.d",
-            )
         if all(bls_text.reworked(v, wanted.items, wanted.add, wanted.drop) == v for v in now.values()):
             return FileEdit(LIMINE_DEFAULTS, data, data)
-        left = [w for w in own_words(before).split() if w not in wanted.drop and not w.startswith("memmap=")]
         words = [f"memmap={','.join(wanted.items)}"] if wanted.items else []
-        words += [*left, *(w for w in wanted.add if w not in left)]
-        if not wanted.items and not wanted.add:
-            words = []
+        words += [
+            w for w in own_words(before).split() if w not in (*words, *wanted.drop) and "memmap=" not in w
+        ]
+        words += [w for w in wanted.add if w not in words]
         keys = (DEFAULT, *(k for k in now if k != DEFAULT))
-        after = with_own_lines(before, keys, " ".join(words), wanted.drop)
-        return FileEdit(LIMINE_DEFAULTS, data, after.encode("utf-8", "surrogateescape"))
+        after = with_own_lines(before, keys, " ".join(words) if wanted.items else "", wanted.drop)
+        made = settings(list({**layers, LIMINE_DEFAULTS: after}.values()))
+        wrong = next(
+            (k for k, v in made.items() if bls_text.wrong_line(parse_command_line(v), wanted.items)), ""
+        )
+        if wrong:
+            raise EmupmemError(
+                f"KERNEL_CMDLINE[{wrong}] reserves memory already, in another file than {LIMINE_DEFAULTS}",
+                "remove that first: grep -r memmap= /etc/limine-entry-tool.d /usr/share/limine-entry-tool.d",
+                state=UNCHANGED,
+            )
+        return FileEdit(LIMINE_DEFAULTS, data, after.encode("utf-8", "surrogateescape") if after else None)
 
     def _ask(self, machine: Host, kernel: str, wanted: Wanted) -> None:
         """Raise EmupmemError unless the tool would make entries with exactly our items, and with a root=."""

@@ -259,12 +259,27 @@ def test_an_entry_with_a_macro_is_refused(tmp_path: Path) -> None:
     assert tree(machine) == before
 
 
-def test_a_drop_in_of_others_that_reserves_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["x", "default"])
+def test_a_drop_in_of_others_that_reserves_is_refused(key: str, tmp_path: Path) -> None:
     machine = limine(tmp_path)
-    put(machine, "/etc/limine-entry-tool.d/x.conf", "KERNEL_CMDLINE[x]=memmap=2G!8G\n")
+    put(machine, "/etc/limine-entry-tool.d/x.conf", f"KERNEL_CMDLINE[{key}]=memmap=2G!8G\n")
     before = tree(machine)
-    with pytest.raises(EmupmemError, match=r"KERNEL_CMDLINE\[x\] reserves memory already, in another file"):
-        apply(machine)
+    with pytest.raises(
+        EmupmemError, match=rf"KERNEL_CMDLINE\[{key}\] reserves memory already, in another file"
+    ):
+        apply(machine, replace=True)
+    assert tree(machine) == before
+
+
+def test_settings_that_are_all_in_drop_ins_get_a_file_and_lose_it_again(tmp_path: Path) -> None:
+    machine = limine(tmp_path)
+    put(machine, "/etc/limine-entry-tool.d/x.conf", TEXT)
+    (machine.root / SETTINGS[1:]).unlink()
+    before = tree(machine)
+    apply(machine)
+    assert machine.read(SETTINGS) == OURS.encode()
+    updates(machine)
+    remove(machine)
     assert tree(machine) == before
 
 
