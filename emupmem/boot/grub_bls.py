@@ -118,8 +118,8 @@ class GrubBls(Loader):
             return Steps(wanted, real_edits([*edits, *gone]), remembered=extra)
         # It writes both files as well, the second one's first line only: afterwards they are as they should be.
         command = self._grubby(machine, standing, items, extra, drop)
+        edits += gone  # when grubby has run: until then a confirm can be finished
         rewritten = tuple(e.name for e in edits)
-        edits += gone
         return Steps(
             wanted,
             tuple(edits),

@@ -222,6 +222,8 @@ def _write(machine: Machine, steps: Steps, former: _Former) -> None:
                 data = sources.bare(edit.before, steps.wanted.drop)
             if data is not None and made:
                 backups.back_up(machine, edit.name, former.moment, data, ".made")
+        elif data is None and edit.name in steps.rewritten:
+            continue  # the entry of a trial goes when the programs have run
         _put(machine, edit.name, data, edit.mode)
     if steps.remembered:
         files.install_file(machine, WORDS_RECORD, " ".join(steps.remembered) + "\n", 0o600)

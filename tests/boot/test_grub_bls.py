@@ -288,6 +288,22 @@ def test_a_trial_that_runs_is_confirmed(tmp_path: Path) -> None:
     assert not any("memmap" in line for line in lines(machine).values())
 
 
+@pytest.mark.parametrize("failure", ["start", "half", "end"])
+def test_a_confirm_that_fails_leaves_the_trial(failure: str, tmp_path: Path) -> None:
+    machine = knows_trials(tmp_path)
+    begin(machine)
+    starts(machine)
+    before = tree(machine)
+    put(machine, "/fail", failure)
+    with pytest.raises(EmupmemError, match="grubby failed"):
+        carry_out_change(machine, prepare.prepare_confirm(machine))
+    assert {n for n in changed(before, tree(machine)) if "/sed" not in n} == set()
+    (machine.root / "fail").unlink()
+    carry_out_change(machine, prepare.prepare_confirm(machine))
+    assert not machine.exists(TRIAL)
+    assert all("memmap=1G!4G" in line for line in lines(machine).values())
+
+
 def test_a_new_kernel_does_not_take_the_words_of_the_trial(tmp_path: Path) -> None:
     machine = knows_trials(tmp_path)
     script(machine, "kernel-install", "#!/bin/sh\n")
