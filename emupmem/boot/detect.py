@@ -13,8 +13,11 @@ from emupmem.boot.grub.environment import grub_reads_bls
 from emupmem.boot.grub.loader import Grub
 from emupmem.boot.grub_bls import GrubBls
 from emupmem.boot.kernelstub import Kernelstub
+from emupmem.boot.limine import TOOL as LIMINE_TOOL
+from emupmem.boot.limine import Limine
 from emupmem.boot.loader import Loader, Owned
 from emupmem.boot.programs import has_program
+from emupmem.boot.refind import Refind, is_for_options
 from emupmem.boot.rpm_ostree import RpmOstree
 from emupmem.boot.sdboot_manage import SdbootManage
 from emupmem.boot.systemd_boot import SdBootUtil, SystemdBoot
@@ -32,10 +35,14 @@ def of(machine: Host) -> Loader:
     if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
         return RpmOstree()
     by = owner.owner(machine)
+    if by is not None and by.title == Limine.title and has_program(machine, LIMINE_TOOL):
+        return Limine(by) if owner.has_limine_line(machine) else Owned(by)
+    if by is foreign.REFIND and is_for_options(machine):
+        return Refind()
     if by is not None:
         return _GENERATORS[by]() if by in _GENERATORS and has_program(machine, by.title) else Owned(by)
     entries = bool(entry_files(machine))
-    if entries and machine.find("sdbootutil") is not None and machine.running:
+    if entries and has_program(machine, "sdbootutil"):
         return SdBootUtil()
     if machine.running and "systemd-boot" in loader_name(machine).lower() and not owner.by_grub(machine):
         return SystemdBoot()

@@ -20,6 +20,7 @@ SDBOOT_MANAGE_CONFIG = "/etc/sdboot-manage.conf"
 SDBOOT_MANAGE_DROPINS = ("/usr/lib/sdboot-manage.conf.d", "/etc/sdboot-manage.conf.d")
 PROXMOX_ESPS = "/etc/kernel/proxmox-boot-uuids"
 LIMINE_DEFAULTS = "/etc/default/limine"
+LIMINE_FOLDERS = ("/usr/share/limine-entry-tool.d", "/etc/limine-entry-tool.d")
 LIMINE_TOOL_CONFIG = "/etc/limine-entry-tool.conf"
 LIMINE_CONFIGS = tuple(
     f"{folder}/limine.conf"
@@ -187,6 +188,18 @@ BOOTC = Owner(
     (f"sudo {_OSTREE} --options '{{words}}' (bootc of April 2026 or later)",),
     (f"sudo {_OSTREE}",),
 )
+
+
+def grubby_there(entry: str, variable: str) -> Owner:
+    """A tree with entries whose words are in GRUB's environment block: there only grubby knows all places."""
+    run = "on that machine: sudo grubby --update-kernel=ALL"
+    return Owner(
+        "grubby",
+        f"{entry} takes its words from ${variable} of GRUB's environment block: grubby changes those, on that machine",
+        (f"{run} --args='{{words}}'",),
+        (f"{run} --remove-args='{{words}}'",),
+    )
+
 
 NOTHING_KNOWN = _owner(
     "no boot loader",

@@ -1,13 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GRUB that reads entries of the Boot Loader Specification: Fedora, RHEL."""
+"""GRUB that reads entries of the Boot Loader Specification: Fedora, RHEL.
+
+A trial is one extra entry that `next_entry` of GRUB's environment block chooses, as grub2-reboot would: the menu
+clears that choice before it starts the kernel.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from emupmem.boot import foreign
+from emupmem.boot.bls import sources as bls_sources
 from emupmem.boot.bls import text as bls_text
-from emupmem.boot.bls.entries import bls_entry, default_entry_of, no_entries_error
-from emupmem.boot.bls.files import entry_files, entry_text, real_edits
+from emupmem.boot.bls import trial as bls_trial
+from emupmem.boot.bls.entries import (
+    bls_entry,
+    default_entry_of,
+    is_of_same_root,
+    no_entries_error,
+    own_line,
+)
+from emupmem.boot.bls.files import TRIAL_ENTRY, edit_of, entry_files, entry_text, real_edits, trial_file
 from emupmem.boot.bls.sources import (
     KERNEL_CMDLINE,
     source_edits,
@@ -15,14 +28,21 @@ from emupmem.boot.bls.sources import (
     torn_files,
     written_files,
 )
+from emupmem.boot.foreign import Refused, RefusedRemoval
 from emupmem.boot.grub import defaults as grub_defaults
 from emupmem.boot.grub import environment
+from emupmem.boot.grub import trial as grub_trial
 from emupmem.boot.grub.environment import GRUB_DEFAULT
-from emupmem.boot.loader import Loader, Standing, Steps, Wanted
+from emupmem.boot.loader import Loader, Standing, Steps, Trial, Wanted, taken_choice
 from emupmem.editor import defaults
 from emupmem.editor import text as editor_text
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import UNCHANGED, Command, CommandLine, EmupmemError, FileEdit
 from emupmem.system.host import Host
+from emupmem.system.machine import Machine
+
+TRIAL_ID = TRIAL_ENTRY.removesuffix(".conf")
+"""What GRUB calls the entry of a trial: blscfg names entries by their files."""
 
 MAY_BE_UNSET = ("tuned_params",)
 """Variables in entries that have a value only while TuneD wants to add words."""
@@ -40,21 +60,36 @@ class GrubBls(Loader):
     folders = ("/boot",)
 
     def standing(self, machine: Host) -> Standing:
-        variables = tuple(environment.grubenv(machine).items())
+        running = own_line(machine)
         entries = []
         for name in entry_files(machine, self.folders):
             text = entry_text(machine, name)
-            line = bls_text.grub_line(bls_text.options(text), variables)
+            line = self._line(machine, text)
             if bls_text.value(text, "linux"):
-                entries.append(bls_entry(name, text, line, True))
-        if not entries:
+                entries.append(bls_entry(name, text, line, is_of_same_root(machine, name, line, running)))
+        if not any(e.ours for e in entries):
             raise no_entries_error(machine, "GRUB")
         saved = environment.grubenv(machine).get("saved_entry", "")
-        default = next((e for e in entries if saved in (e.ids[0], e.title)), None) or default_entry_of(
-            machine, entries
-        )
+        default = next((e for e in entries if e.ours and saved in (e.ids[0], e.title)), None)
+        default = default or default_entry_of(machine, entries)
         items = tuple(i.text for i in default.command_line.reservations) if default is not None else ()
-        return Standing(items, "the boot entries", "/boot/loader/entries", tuple(entries), default)
+        tried = self._line(machine, machine.text(file)) if (file := trial_file(machine)) else ""
+        return Standing(
+            items,
+            "the boot entries",
+            "/boot/loader/entries",
+            tuple(entries),
+            default,
+            parse_command_line(tried).words,
+            self.chosen(machine),
+        )
+
+    def _line(self, machine: Host, text: str) -> str:
+        """What GRUB makes of the options of an entry."""
+        return bls_text.grub_line(bls_text.options(text), tuple(environment.grubenv(machine).items()))
+
+    def new_kernels_take(self, machine: Host, now: Standing) -> str:
+        return bls_sources.taken_by_new_kernels(machine)
 
     def sources(self, machine: Host) -> tuple[str, ...]:
         return sources_or_entries(machine)
@@ -71,13 +106,19 @@ class GrubBls(Loader):
         files, env = entry_files(machine, self.folders), environment.grubenv_name(machine)
         edits = [*self._defaults(machine, items, extra, drop)]
         source = source_edits(machine, self._new_kernels(machine, standing), items, extra, drop)
+        trial = trial_file(machine)
+        gone = [FileEdit(trial, machine.read(trial), None)] if trial else []
+        if not machine.running:
+            made = self._entries_of_tree(machine, standing, wanted)
+            return Steps(wanted, real_edits([*edits, *source, *made, *gone]), remembered=extra)
         # Since 8.40-47.el8 grubby makes that file where there is none, of the words of the oldest entry.
         edits += source or [FileEdit(KERNEL_CMDLINE, None, None)]
-        wrong = [e for e in standing.entries if self._differs(e.command_line, items, extra, drop)]
+        wrong = [e for e in standing.entries if e.ours and self._differs(e.command_line, items, extra, drop)]
         if not wrong:
-            return Steps(wanted, real_edits(edits), remembered=extra)
+            return Steps(wanted, real_edits([*edits, *gone]), remembered=extra)
         # It writes both files as well, the second one's first line only: afterwards they are as they should be.
         command = self._grubby(machine, standing, items, extra, drop)
+        edits += gone  # when grubby has run: until then a confirm can be finished
         rewritten = tuple(e.name for e in edits)
         return Steps(
             wanted,
@@ -87,6 +128,20 @@ class GrubBls(Loader):
             rewritten=rewritten,
             remembered=extra,
         )
+
+    def _entries_of_tree(self, machine: Host, standing: Standing, wanted: Wanted) -> list[FileEdit]:
+        """The entries of a tree, edited as text: its grubby is not run."""
+        _refuse_variables(machine, entry_files(machine, self.folders))
+        ours, edits = {e.ids[0] for e in standing.entries if e.ours}, []
+        for name in entry_files(machine, self.folders):
+            text = entry_text(machine, name)
+            if name.rpartition("/")[2].removesuffix(".conf") not in ours:
+                continue
+            after = bls_text.rework_entry(text, wanted.items, wanted.add, wanted.drop)
+            old, new = self._line(machine, text), self._line(machine, after)
+            bls_text.prove_words(old, new, wanted.items, wanted.add, wanted.drop)
+            edits.append(edit_of(machine, name, after))
+        return edits
 
     def _new_kernels(self, machine: Host, standing: Standing) -> str:
         """The words of the default entry without those that TuneD adds to each entry by itself."""
@@ -127,6 +182,7 @@ class GrubBls(Loader):
         drop: Sequence[str],
     ) -> Command:
         _refuse_unset(machine, entry_files(machine, self.folders))
+        _refuse_others(standing)
         others = {bls_text.foreign_items(e.command_line) for e in standing.entries}
         if len(others) > 1:
             raise EmupmemError(
@@ -151,20 +207,96 @@ class GrubBls(Loader):
         return Command(tuple(argv), "change the boot entries")
 
     def refuse_removal(self, machine: Host) -> None:
-        if not machine.running:
-            self.refuse(machine)  # its program is asked, and would be that of this machine
+        try:
+            self.refuse(machine)
+        except Refused as exc:
+            raise RefusedRemoval(exc.by) from exc
 
     def refuse(self, machine: Host) -> None:
-        if not machine.live and not machine.running:
-            raise EmupmemError(
-                "GRUB takes its entries from /boot/loader/entries here (BLS): grubby changes them, on that machine",
-                "run emupmem there",
-            )
+        if not machine.running:
+            _refuse_variables(machine, entry_files(machine, self.folders))
+            return
         if machine.live and machine.find("grubby") is None:
             raise EmupmemError(
                 "GRUB takes its entries from /boot/loader/entries here (BLS), and grubby is not installed",
                 "dnf install grubby",
             )
+        if machine.is_root:
+            _refuse_others(self.standing(machine))
+
+    # A trial -------------------------------------------------------------------------------------------------
+
+    def refuse_trial(self, machine: Host) -> None:
+        why, fix = grub_trial.obstacle(machine)
+        if why:
+            raise EmupmemError(
+                f"GRUB could not forget the trial by itself: {why}", fix or "apply without --trial"
+            )
+        now, saved = self.standing(machine), environment.grubenv(machine).get("saved_entry", "")
+        if now.default is None or saved not in (now.default.ids[0], now.default.title):
+            raise EmupmemError(
+                "no entry is saved as the default: one more could take its place",
+                "sudo grub2-set-default ENTRY (the name of a file in /boot/loader/entries without .conf), "
+                "or apply without --trial",
+            )
+
+    def trial(self, machine: Host) -> Trial | None:
+        file = trial_file(machine)
+        words = bls_trial.trial_words(machine.peek(file)) if file else ()
+        if not words:
+            return None
+        kernel = grub_trial.local_path(bls_text.value(machine.text(file), "linux"), machine.exists)
+        return Trial(file, words, self.chosen(machine), bool(kernel))
+
+    def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
+        default = now.default.ids[0] if now.default is not None else ""
+        name = next((n for n in entry_files(machine, self.folders) if n.endswith(f"/{default}.conf")), "")
+        if not name:
+            raise EmupmemError("cannot determine the default boot entry", "apply without --trial")
+        file = f"{name.rpartition('/')[0]}/{TRIAL_ENTRY}"
+        text = bls_trial.trial_entry(machine.text(name), wanted.trial)
+        kept = bls_sources.kept_source(machine, self._new_kernels(machine, now))
+        edits = [*kept, FileEdit(file, machine.read(file), text.encode("utf-8", "surrogateescape"))]
+        other = "" if now.chosen else self.choice(machine)
+        return Steps(
+            wanted, real_edits(edits), owned=(environment.grubenv_name(machine),), notes=taken_choice(other)
+        )
+
+    def chosen(self, machine: Host) -> bool:
+        return self.choice(machine) == TRIAL_ID
+
+    def choose(self, machine: Machine, wanted: bool) -> None:
+        environment.set_grubenv(machine, grub_trial.NEXT, TRIAL_ID if wanted else "")
+
+    def choice(self, machine: Host) -> str:
+        return environment.grubenv(machine).get(grub_trial.NEXT, "")
+
+    def choose_again(self, machine: Machine, name: str) -> None:
+        environment.set_grubenv(machine, grub_trial.NEXT, name)
+
+
+def _refuse_others(standing: Standing) -> None:
+    """Raise EmupmemError where an entry starts another system: grubby changes all, or those of one kernel's path."""
+    other = next((e for e in standing.entries if not e.ours), None)
+    if other is not None:
+        raise EmupmemError(
+            f"{standing.menu}/{other.ids[0]}.conf starts another system, and grubby would change it as well",
+            "move that file away and try again, or change this system's entries one by one: "
+            "sudo grubby --update-kernel=/boot/vmlinuz-RELEASE --args='memmap=…'",
+            state=UNCHANGED,
+        )
+
+
+def _refuse_variables(machine: Host, names: Sequence[str]) -> None:
+    """Raise Refused for a tree whose entries take their words from GRUB's environment block."""
+    for name in names:
+        found = [
+            v
+            for v in bls_text.variables(bls_text.options(entry_text(machine, name)))
+            if v not in MAY_BE_UNSET
+        ]
+        if found:
+            raise Refused(foreign.grubby_there(name, found[0]))
 
 
 def _refuse_unset(machine: Host, names: Sequence[str]) -> None:

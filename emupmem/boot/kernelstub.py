@@ -59,6 +59,9 @@ class Kernelstub(SystemdBoot):
     def sources(self, machine: Host) -> tuple[str, ...]:
         return (KERNELSTUB_CONFIG,)
 
+    def new_kernels_take(self, machine: Host, now: Standing) -> str:
+        return now.where
+
     def seen(self, machine: Host, name: str) -> str:
         return f"{super().seen(machine, name)}, by {self.title}"
 

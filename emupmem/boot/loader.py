@@ -26,10 +26,12 @@ PROGRAMS = (
     "grubby",
     "sdbootutil",
     "rpm-ostree",
+    "ostree",
     "kernel-install",
     "bootctl",
     "kernelstub",
     "sdboot-manage",
+    "limine-entry-tool",
 )
 """What the loaders here look for, or run."""
 
@@ -175,6 +177,8 @@ class Loader(ABC):
     title: str
     back: str
     by_hand: str = "look at {menu}"
+    forgets: bool = True
+    """Whether the loader forgets a trial by itself: the start after it is the old configuration."""
 
     # How it stands -------------------------------------------------------------------------------------------
 
@@ -223,6 +227,10 @@ class Loader(ABC):
         return (
             f"{name or self.title}, {count} entr{'ies' if count != 1 else 'y'} of this system in {now.menu}"
         )
+
+    def new_kernels_take(self, machine: Host, now: Standing) -> str:
+        """Where the words of a new kernel's entry come from."""
+        return now.where
 
     # Whether it may be changed -------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from emupmem.boot.bls.menu import menu_names
 from emupmem.boot.foreign import Owner
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.boot.limine_text import settings
 from emupmem.boot.programs import has_program
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.system.host import Host
@@ -144,16 +145,29 @@ def limine_owner(machine: Host) -> Owner:
     tool = next((t for t in foreign.LIMINE_TOOLS if has_program(machine, t)), "")
     if not tool and machine.exists(foreign.LIMINE_DEFAULTS):
         tool = foreign.LIMINE_TOOLS[0]
-    set_up = re.compile(r"^\s*KERNEL_CMDLINE\[[\"']?default[\"']?\]\s*\+?=.*\broot=", re.MULTILINE)
-    layered = any(set_up.search(machine.peek(n)) for n in _limine_layers(machine))
-    return foreign.limine(config, tool, layered, _passed_on(machine) if machine.running else "")
+    return foreign.limine(
+        config, tool, has_limine_line(machine), _passed_on(machine) if machine.running else ""
+    )
 
 
-def _limine_layers(machine: Host) -> list[str]:
-    """The files that limine-entry-tool reads, in its order."""
-    folders = ("/usr/share/limine-entry-tool.d", "/etc/limine-entry-tool.d")
-    parts = [f"{f}/{n}" for f in folders for n in machine.names(f) if n.endswith(".conf")]
-    return [foreign.LIMINE_TOOL_CONFIG, *parts, foreign.LIMINE_DEFAULTS]
+def has_limine_line(machine: Host) -> bool:
+    """Whether the settings of limine-entry-tool give a whole command line: without one it takes that of the boot."""
+    values = settings([machine.peek(n) for n in limine_layers(machine)])
+    return any(w.startswith("root=") for w in parse_command_line(values.get("default", "")).words)
+
+
+def limine_layers(machine: Host) -> list[str]:
+    """The files that limine-entry-tool reads, in its order (load_config of its version 1.38.0)."""
+    parts = {f: [f"{f}/{n}" for n in machine.names(f) if n.endswith(".conf")] for f in foreign.LIMINE_FOLDERS}
+    vendor, own = parts.values()
+    return [*vendor, foreign.LIMINE_TOOL_CONFIG, *own, foreign.LIMINE_DEFAULTS]
+
+
+def limine_setting(machine: Host, name: str) -> str:
+    """What a setting of limine-entry-tool is in the end, empty where it is not set."""
+    texts = [machine.peek(n) for n in limine_layers(machine)]
+    found = [f for t in texts for f in re.findall(rf"^[ \t]*{name}[ \t]*=[ \t]*[\"']?(\w*)", t, re.MULTILINE)]
+    return found[-1] if found else ""
 
 
 def _passed_on(machine: Host) -> str:

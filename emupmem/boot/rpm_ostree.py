@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rpm-ostree: kernel arguments that belong to a deployment."""
+"""rpm-ostree: kernel arguments that belong to a deployment.
+
+A trial is a new deployment as well, with a word in its arguments that tells it from a reservation for good. No loader
+forgets it by itself: the deployment that runs now stays in the menu, and is pinned, so that no update drops it.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,12 +15,20 @@ from emupmem.boot.bls import text
 from emupmem.boot.bls.sources import sources_or_entries
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import BOOTC, Refused
-from emupmem.boot.loader import Loader, Standing, Steps, Wanted
+from emupmem.boot.loader import OUR_WORDS, Loader, Standing, Steps, Trial, Wanted
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, EmupmemError
 from emupmem.system.host import Host
+from emupmem.system.machine import Machine
 
 KARGS = ("rpm-ostree", "kargs")
+STATUS = ("rpm-ostree", "status", "--json")
+PIN_HELP = ("ostree", "admin", "pin", "--help")
+
+MARK = "emupmem.trial="
+"""Begins the word that tells a trial, and whether the deployment before it was pinned for it. The kernel and init pass
+over it."""
+PINNED, KEPT = f"{MARK}pinned", f"{MARK}kept"
 
 
 class RpmOstree(Loader):
@@ -23,15 +36,18 @@ class RpmOstree(Loader):
 
     title = "rpm-ostree"
     back = "in the boot menu choose the deployment before this one"
+    forgets = False
 
     def standing(self, machine: Host) -> Standing:
-        line = self._arguments(machine)
-        words = parse_command_line(line).words
+        line, mark = _without_mark(self._arguments(machine))
+        tried = parse_command_line(line).words if mark else ()
+        words = parse_command_line(text.reworked(line, (), (), OUR_WORDS) if mark else line).words
         entry = BootEntry(("next deployment",), ("",), (0,), "", words, 1, False, True)
         items = tuple(i.text for i in entry.command_line.reservations)
         kernel = machine.peek("/proc/sys/kernel/osrelease")
         entry = replace(entry, version=kernel)
-        return Standing(items, "rpm-ostree kargs", "rpm-ostree kargs", (entry,), entry)
+        name = "rpm-ostree kargs"
+        return Standing(items, name, name, (entry,), entry, tried, bool(mark))
 
     def _arguments(self, machine: Host) -> str:
         done = machine.output(*KARGS, timeout=60)
@@ -46,18 +62,71 @@ class RpmOstree(Loader):
         return sources_or_entries(machine)
 
     def steps(self, machine: Host, wanted: Wanted) -> Steps:
-        old, items, extra, drop = self._arguments(machine), wanted.items, wanted.add, wanted.drop
+        old, mark = _without_mark(self._arguments(machine))
+        items, extra, drop = wanted.items, wanted.add, wanted.drop
+        drop = (*drop, *(w for w in OUR_WORDS if mark and w not in extra))
         new = text.reworked(old, items, extra, drop)
         text.prove_words(old, new, items, extra, drop)
         gone, added = _difference(text.raw_words(old), text.raw_words(new))
-        if not gone and not added:
+        commands = (_kargs(gone, added, "make a deployment with the new arguments"),) if gone or added else ()
+        undo = (_kargs(added, gone, "take that back"),) if commands else ()
+        unpin = (_unpin(machine),) if mark == PINNED else ()
+        return Steps(wanted, commands=(*commands, *unpin), undo=undo, remembered=extra if commands else ())
+
+    # A trial -------------------------------------------------------------------------------------------------
+
+    def refuse_trial(self, machine: Host) -> None:
+        self.refuse(machine)
+
+    def trial(self, machine: Host) -> Trial | None:
+        try:
+            now = self.standing(machine)
+        except EmupmemError:
+            return None
+        words = [w for w in now.trial if w in OUR_WORDS or (w.startswith("memmap=") and "!" in w)]
+        return Trial("/run/ostree-booted", tuple(words), now.chosen, True) if words else None
+
+    def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
+        if now.chosen:
             return Steps(wanted)
+        pins = _is_pinning_known(machine) and not _is_pinned(machine)
+        add = [*wanted.trial, PINNED if pins else KEPT]
+        pin = (
+            (Command(("ostree", "admin", "pin", "booted"), "keep the deployment that runs now"),)
+            if pins
+            else ()
+        )
+        note = "rpm-ostree has no choice for one start: a start that hangs comes again, until you choose the "
+        note += "deployment before it in the boot menu"
+        if not pins and not _is_pinned(machine):
+            note += ", which this ostree cannot pin"
         return Steps(
             wanted,
-            commands=(_kargs(gone, added, "make a deployment with the new arguments"),),
-            undo=(_kargs(added, gone, "take that back"),),
-            remembered=extra,
+            commands=(*pin, _kargs([], add, "make a deployment with the new arguments")),
+            undo=(_kargs(list(wanted.trial), [], "take that back"), *((_unpin(machine),) if pins else ())),
+            notes=(note,),
         )
+
+    def trial_problem(self, before: Standing, after: Standing, wanted: Wanted) -> str:
+        # rpm-ostree groups the words by their keys.
+        return super().trial_problem(
+            before, replace(after, trial=_in_order_of(before, after, wanted)), wanted
+        )
+
+    def chosen(self, machine: Host) -> bool:
+        return bool(_without_mark(self._arguments(machine))[1])
+
+    def choose(self, machine: Machine, wanted: bool) -> None:
+        mark = _without_mark(self._arguments(machine))[1]
+        step = (
+            _kargs([], [self._mark], "a trial again") if wanted else _kargs([mark], [], "no trial any more")
+        )
+        self._mark = mark or self._mark
+        done = machine.run(step, 600)
+        if done.status:
+            raise EmupmemError(f"rpm-ostree kargs failed with status {done.status}: {done.last_words}")
+
+    _mark = KEPT
 
     def refuse_removal(self, machine: Host) -> None:
         if not machine.running:
@@ -70,6 +139,47 @@ class RpmOstree(Loader):
                 "run emupmem on that machine",
             )
         self._arguments(machine)
+
+
+def _without_mark(line: str) -> tuple[str, str]:
+    """The arguments without the word that tells a trial, and that word (empty where there is none)."""
+    words = text.raw_words(line)
+    mark = next((w for w in words if w in (PINNED, KEPT)), "")
+    return (text.reworked(line, tuple(_items(line)), (), (mark,)) if mark else line), mark
+
+
+def _in_order_of(before: Standing, after: Standing, wanted: Wanted) -> tuple[str, ...]:
+    """The words of a trial in the order in which they are asked for, where they are the same ones."""
+    words = before.default.words if before.default is not None else ()
+    asked = (*words, *(w for w in wanted.trial if w not in words))
+    return asked if sorted(asked) == sorted(after.trial) else after.trial
+
+
+def _items(line: str) -> list[str]:
+    return [i.text for i in parse_command_line(line).reservations]
+
+
+def _is_pinning_known(machine: Host) -> bool:
+    """Whether this ostree pins a deployment by what it is (`booted`), and not by its number alone."""
+    done = machine.output(*PIN_HELP)
+    return done is not None and b"booted" in done.stdout + done.stderr
+
+
+def _is_pinned(machine: Host) -> bool:
+    """Whether the deployment that runs is pinned already."""
+    done = machine.output(*STATUS, timeout=60)
+    try:
+        found = json.loads(done.stdout)["deployments"] if done is not None and not done.status else []
+        return any(d.get("booted") and d.get("pinned") for d in found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _unpin(machine: Host) -> Command:
+    """Let go of the deployment before the trial: what runs now, or what ran before the trial."""
+    tries = MARK in machine.peek("/proc/cmdline")
+    argv = ("ostree", "admin", "pin", "--unpin", "rollback" if tries else "booted")
+    return Command(argv, "let updates drop the deployment before it again")
 
 
 def _difference(old: Sequence[str], new: Sequence[str]) -> tuple[list[str], list[str]]:

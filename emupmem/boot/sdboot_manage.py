@@ -19,7 +19,7 @@ from emupmem.boot.bls.files import entry_files
 from emupmem.boot.bls.sources import sdboot_manage_dropins
 from emupmem.boot.foreign import SDBOOT_MANAGE_CONFIG, SDBOOT_MANAGE_DROPINS
 from emupmem.boot.grub import defaults as grub_defaults
-from emupmem.boot.loader import Loader, Standing, Steps, Wanted
+from emupmem.boot.loader import OUR_WORDS, Loader, Standing, Steps, Wanted
 from emupmem.boot.systemd_boot import SystemdBoot
 from emupmem.editor.text import MARK, checked_text
 from emupmem.kernel.cmdline import parse_command_line
@@ -38,6 +38,9 @@ _ASSIGNMENT = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 """An assignment on one line, in one kind of quotes; of variables only these two in it."""
+
+_GEN_ADDS = ("root=", "rootfstype=", "rootflags=", "rw", "ro", "resume=", "cryptdevice=", "rd.luks.", "zfs=")
+"""What gen puts before the options by itself, by what it finds of the disks."""
 
 _OWN = re.compile(rf'^{MARK}\n(?:({_NAMES})="\$\1 [^"\n]*"(?:\n|(?P<bare>\Z)))+', re.MULTILINE)
 
@@ -61,6 +64,9 @@ class SdbootManage(SystemdBoot):
 
     def files(self, machine: Host) -> tuple[str, ...]:
         return (*super().files(machine), _DROPIN, *(f"{esp}/loader/loader.conf" for esp in _esps(machine)))
+
+    def new_kernels_take(self, machine: Host, now: Standing) -> str:
+        return now.where
 
     def seen(self, machine: Host, name: str) -> str:
         return f"{super().seen(machine, name)}, by {self.title}"
@@ -87,9 +93,23 @@ class SdbootManage(SystemdBoot):
         if settings.get("REMOVE_EXISTING", "yes").lower() == "yes":
             note = "sdboot-manage gen is not run, since REMOVE_EXISTING=yes lets it delete all entries first"
             return dataclasses.replace(steps, notes=(*steps.notes, note))
+        if other := self._edited_entry(machine):
+            note = f"sdboot-manage gen is not run: it would take words out of {other} that its settings do not have"
+            return dataclasses.replace(steps, notes=(*steps.notes, note))
         owned = _written(machine, settings.get("KERNEL_PATTERN", "vmlinuz-*"))
         command = Command(("sdboot-manage", "gen"), "write the boot entries")
         return dataclasses.replace(steps, commands=(command,), owned=owned)
+
+    def _edited_entry(self, machine: Host) -> str:
+        """An entry with words that neither the settings have nor gen adds (root=, rw), empty where there is none."""
+        values = [parse_command_line(v).words for v in _values(_texts(machine)).values()]
+        for name in self._ours(machine):
+            words = parse_command_line(bls_text.options(machine.text(name))).words
+            own = [w for w in words if not w.startswith(_GEN_ADDS) and w not in OUR_WORDS]
+            kept = bls_text.foreign_words(parse_command_line(" ".join(own)))
+            if not any(all(w in value for w in kept) for value in values):
+                return name
+        return ""
 
 
 def _esps(machine: Host) -> list[str]:

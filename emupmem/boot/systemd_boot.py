@@ -8,14 +8,15 @@ config_load_defaults), so whatever happens to that kernel, the start after it is
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import replace
 
 from emupmem.boot import efi, owner, programs
+from emupmem.boot.bls import entries as bls_entries
 from emupmem.boot.bls import files as bls_files
+from emupmem.boot.bls import menu as bls_menu
 from emupmem.boot.bls import sources as bls_sources
 from emupmem.boot.bls import text as bls_text
+from emupmem.boot.bls import trial as bls_trial
 from emupmem.boot.bls.entries import (
     FORGET_TRIAL,
     bls_entry,
@@ -85,6 +86,9 @@ class SystemdBoot(Loader):
     def sources(self, machine: Host) -> tuple[str, ...]:
         return sources_or_entries(machine)
 
+    def new_kernels_take(self, machine: Host, now: Standing) -> str:
+        return bls_sources.taken_by_new_kernels(machine)
+
     def files(self, machine: Host) -> tuple[str, ...]:
         return written_files(machine)
 
@@ -121,6 +125,7 @@ class SystemdBoot(Loader):
             raise Refused(owner.unified_owner(machine, started=True))
         if owner.boots_image(machine):
             raise Refused(owner.unified_owner(machine, started=False))
+        _refuse_other_snapshot(machine)
 
     def refuse_trial(self, machine: Host) -> None:
         refuse_one_shot(machine)
@@ -147,6 +152,20 @@ class SystemdBoot(Loader):
             raise EmupmemError(f"bootctl failed with status {done.status}: {done.last_words}")
 
 
+def _refuse_other_snapshot(machine: Host) -> None:
+    """Raise EmupmemError where another snapshot than the one that runs is told to boot by default.
+
+    As after `snapper rollback`: what is changed here would not be started.
+    """
+    told = bls_entries.default_id(machine) or bls_menu.told_default(machine)
+    files = [n for n in entry_files(machine) if told and bls_menu.id_of(n) == told]
+    if any(is_of_another_snapshot(machine, entry_text(machine, n)) for n in files):
+        raise EmupmemError(
+            f"the next start is another snapshot ({told}): a change of this one's entries would not reach it",
+            "reboot into it first, then apply there",
+        )
+
+
 class SdBootUtil(SystemdBoot):
     """openSUSE with systemd-boot or grub2-bls: sdbootutil writes the entries from /etc/kernel/cmdline.
 
@@ -162,14 +181,17 @@ class SdBootUtil(SystemdBoot):
     def steps(self, machine: Host, wanted: Wanted) -> Steps:
         steps = super().steps(machine, wanted)
         sources = tuple(e for e in steps.edits if e.name.startswith("/etc/kernel/"))
-        if not steps.edits:
-            return steps
+        if not steps.edits or not machine.running:
+            return steps  # of a tree the entries themselves
         command = Command(("sdbootutil", _sdbootutil_verb(machine)), "rewrite the boot entries")
         # Of the older verb, and of one that goes wrong, no entry is safe.
         entries, rewritten = tuple(entry_files(machine)), tuple(e.name for e in sources)
         return replace(
             steps, edits=sources, commands=(command,), owned=entries, undo=(command,), rewritten=rewritten
         )
+
+    def to_run_there(self, machine: Host) -> Command | None:
+        return Command(("sdbootutil", "update-all-entries"), "tell the TPM of the new command line")
 
 
 def _sdbootutil_verb(machine: Host) -> str:
@@ -179,13 +201,9 @@ def _sdbootutil_verb(machine: Host) -> str:
     return "update-all-entries" if has else "add-all-kernels"
 
 
-MARK = "# emupmem-trial:"
 FEATURES = efi.efi_variable("LoaderFeatures")
 ONE_SHOT_BIT = 1 << 3
 """EFI_LOADER_FEATURE_ENTRY_ONESHOT: the loader knows that variable, and deletes it (since version 240)."""
-
-SORT_KEY = "zz-emupmem-trial"
-"""Sorted after all distributions: the first entry boots by default (Boot Loader Specification, Sorting)."""
 
 CHOOSE = Command(("bootctl", "set-oneshot", TRIAL_ENTRY), "choose it for the next start only")
 
@@ -219,34 +237,24 @@ def trial_steps(machine: Host, standing: Standing, wanted: Wanted) -> Steps:
     default = _default_text_name(machine)
     name = f"{default.rpartition('/')[0]}/{TRIAL_ENTRY}"
     before = machine.read(name)
-    after = trial_entry(machine.text(default), wanted.trial).encode("utf-8", "surrogateescape")
-    edits = [*bls_sources.kept_source(machine, standing), FileEdit(name, before, after)]
+    after = bls_trial.trial_entry(machine.text(default), wanted.trial).encode("utf-8", "surrogateescape")
+    line = standing.default.text if standing.default is not None else None
+    edits = [*bls_sources.kept_source(machine, line), FileEdit(name, before, after)]
     other = "" if standing.chosen else efi.one_shot(machine)
     return Steps(wanted, real_edits(edits), notes=taken_choice(other))
-
-
-def trial_entry(text: str, words: Sequence[str]) -> str:
-    """The trial's entry, made of the one that boots by default."""
-    items = [i for w in words if w.startswith("memmap=") for i in w.removeprefix("memmap=").split(",")]
-    extra = [w for w in words if not w.startswith("memmap=")]
-    after = bls_text.rework_entry(text, items, extra)
-    bls_text.prove_words(bls_text.options(text), bls_text.options(after), items, extra)
-    kept = [x for x in after.split("\n") if not re.match(r"\s*(#|title\s|sort-key\s)", x)]
-    head = [f"{MARK} {' '.join(words)}", f"title Trial of emupmem: {' '.join(words)}", f"sort-key {SORT_KEY}"]
-    return "\n".join([*head, *kept])
 
 
 def read_trial_entry(machine: Host) -> Trial | None:
     """The trial's entry, None where there is none."""
     name = bls_files.trial_file(machine)
     text = machine.peek(name) if name else ""
-    found = re.search(rf"^{re.escape(MARK)} (memmap=\S+(?: \S+)*)$", text, re.MULTILINE)
-    if found is None:
+    words = bls_trial.trial_words(text)
+    if not words:
         return None
     kernel = (
         f"{name.removesuffix(f'/loader/entries/{TRIAL_ENTRY}')}/{bls_text.value(text, 'linux').lstrip('/')}"
     )
-    return Trial(name, tuple(found[1].split(" ")), trial_chosen(machine), machine.exists(kernel))
+    return Trial(name, words, trial_chosen(machine), machine.exists(kernel))
 
 
 def _default_text_name(machine: Host) -> str:

@@ -196,6 +196,20 @@ def _put(machine: Machine, name: str, data: bytes | None, mode: int = 0o644) -> 
         files.install_file(machine, name, data, mode)
 
 
+def _put_in_order(machine: Machine, edits: Sequence[FileEdit]) -> None:
+    """Make files as planned that a program wrote as well; those behind one that is written are never older than it.
+
+    20-grub.install makes /etc/kernel/cmdline anew where it is older than /etc/default/grub.
+    """
+    written = False
+    for edit in edits:
+        written |= machine.read(edit.name) != edit.after
+        if written and edit.after is not None:
+            files.install_file(machine, edit.name, edit.after, edit.mode)
+        else:
+            _put(machine, edit.name, edit.after, edit.mode)
+
+
 def _write(machine: Machine, steps: Steps, former: _Former) -> None:
     if KERNEL_FOLDER in former.missing and any(e.after for e in steps.edits):
         backups.back_up(machine, KERNEL_FOLDER, former.moment, b"", ".made")
@@ -208,6 +222,8 @@ def _write(machine: Machine, steps: Steps, former: _Former) -> None:
                 data = sources.bare(edit.before, steps.wanted.drop)
             if data is not None and made:
                 backups.back_up(machine, edit.name, former.moment, data, ".made")
+        elif data is None and edit.name in steps.rewritten:
+            continue  # the entry of a trial goes when the programs have run
         _put(machine, edit.name, data, edit.mode)
     if steps.remembered:
         files.install_file(machine, WORDS_RECORD, " ".join(steps.remembered) + "\n", 0o600)
@@ -218,9 +234,7 @@ def _make(machine: Machine, change: Change, stop: Interrupts) -> int:
     steps = change.steps
     for step in steps.commands if machine.live else ():
         _run(machine, step, stop, steps.language)
-    for edit in steps.edits:
-        if edit.name in steps.rewritten:
-            _put(machine, edit.name, edit.after, edit.mode)
+    _put_in_order(machine, [e for e in steps.edits if e.name in steps.rewritten])
     carry = change.by.prove(machine, change.before, steps)
     for name in (*steps.menus, *steps.owned) if steps.commands and machine.live else ():
         if machine.exists(name):

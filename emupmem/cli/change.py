@@ -153,7 +153,8 @@ def _way_back(machine: Machine, prepared: Change) -> list[str]:
     if not machine.live or not prepared.boot_needed:
         return []
     if prepared.trial:
-        again = "If it hangs or panics: switch it off and on, and the old configuration is back. By hand: "
+        again = "If it hangs or panics: switch it off and on, "
+        again += "and the old configuration is back. By hand: " if prepared.by.forgets else ""
         return [f"{again}{prepared.by.back.format(memmap=prepared.tries)}, or choose another entry."]
     if not prepared.memmap:
         return []
@@ -162,9 +163,10 @@ def _way_back(machine: Machine, prepared: Change) -> list[str]:
 
 
 def _tell_trial(machine: Machine, prepared: Change, outcome: Outcome) -> None:
-    print(
-        f"✓ {outcome.generator} · one extra entry carries {prepared.tries}; the next start, and only that, takes it"
-    )
+    what = f"one extra entry carries {prepared.tries}; the next start, and only that, takes it"
+    if not prepared.by.forgets:
+        what = f"the next deployment carries {prepared.tries}; the one before it stays in the boot menu"
+    print(f"✓ {outcome.generator} · {what}")
     print("Reboot, then:  sudo emupmem verify, and sudo emupmem confirm if all is well")
     for line in _way_back(machine, prepared):
         print(line)

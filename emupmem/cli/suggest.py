@@ -20,6 +20,7 @@ from emupmem.planner import survey as planner_survey
 from emupmem.planner.kernel_map import kernel_map
 from emupmem.planner.survey import Survey
 from emupmem.system import machine as system_machine
+from emupmem.system.errors import SUDO
 from emupmem.system.files import is_folder
 from emupmem.system.machine import Machine
 from emupmem.system.streams import given_file, is_gzip
@@ -114,6 +115,8 @@ def suggest(
                 print()
                 say(one_line(problem))
         refused = print_refusal(found, made.memmap if made else "")
+        if refused is None and made is not None and from_ is None:
+            refused = _rehearsed(found, request)
         if refused is not None:
             result["refused"] = {"message": refused.message, "hint": refused.hint}
         items = made.memmap.removeprefix("memmap=").split(",") if made else []
@@ -202,6 +205,18 @@ def asked(found: Survey) -> Survey:
     from emupmem.boot import obstacles  # 25 ms, not for --from
 
     return replace(found, apply_refused=obstacles.first(system_machine.Machine()))
+
+
+def _rehearsed(found: Survey, request: Request) -> EmupmemError | None:
+    """Why apply would refuse this very request here; None where it would not, or where only root could tell."""
+    from emupmem.boot import loader, prepare  # 80 ms, not for --from
+
+    options = loader.Options(replace=bool(found.reserved))
+    try:
+        prepare.prepare_apply(system_machine.Machine(), found, request, options)
+    except EmupmemError as exc:
+        return None if exc.advice == SUDO else exc
+    return None
 
 
 def _entry(entry: Any) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def look_at_sources(eye: Eye) -> list[Finding]:
     except EmupmemError as exc:
         return [Finding("source", "note", exc.message, exc.hint)]
     line = standing.default.text if standing.default is not None else ""
-    return [Finding("source", "ok", f'"{line}" boots by default; new kernels take {standing.where}')]
+    source = eye.loader.new_kernels_take(eye.machine, standing)
+    return [Finding("source", "ok", f'"{line}" boots by default; new kernels take {source}')]
 
 
 def look_at_variables(eye: Eye) -> list[Finding]:

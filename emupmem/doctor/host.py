@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from emupmem.boot.grub.environment import GENERATORS
 from emupmem.doctor.finding import Eye, Finding
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import LOW_LIMIT, EmupmemError, Kind, NodeRange
 from emupmem.planner import survey
 from emupmem.system.host import Host
@@ -162,4 +163,32 @@ def hibernation(can: bool, resume: str, swap: int, ram: int, reserved: bool) -> 
     seen = f"{resume or 'no resume='}, {human(swap)} of swap: the content of a device is not in the image"
     return Finding(
         "hibernation", "warn" if reserved else "note", seen, "umount the device before you hibernate"
+    )
+
+
+KDUMP_SETTINGS = "/etc/sysconfig/kdump"
+
+
+def look_at_kdump(eye: Eye) -> Finding | None:
+    """Fedora's and RHEL's kdump: its kernel takes the words of the running one, but for those that are named there."""
+    settings = eye.machine.peek(KDUMP_SETTINGS)
+    found = dict(re.findall(r'^(KDUMP_COMMANDLINE\w*)=["\']?([^"\'\n]*)', settings, re.MULTILINE))
+    if not settings or found.get("KDUMP_COMMANDLINE"):
+        return None
+    words = parse_command_line(eye.machine.peek("/proc/cmdline"))
+    return kdump(found.get("KDUMP_COMMANDLINE_REMOVE", ""), bool(words.crashkernel or eye.line.crashkernel))
+
+
+def kdump(removed: str, reserves: bool) -> Finding | None:
+    """Whether a crash kernel gets our memmap= as well: it would make a device of memory that is to be dumped."""
+    if not reserves:
+        return None
+    if "memmap" in removed.split():
+        return Finding("kdump", "ok", "the crash kernel does not get memmap=")
+    wanted = " ".join([*removed.split(), "memmap"])
+    return Finding(
+        "kdump",
+        "note",
+        f"the crash kernel inherits memmap=…: {KDUMP_SETTINGS} does not take it off",
+        f'there KDUMP_COMMANDLINE_REMOVE="{wanted}", then sudo kdumpctl restart',
     )

@@ -40,6 +40,7 @@ from emupmem.doctor.host import (
     lockdown,
     look_at_hibernation,
     look_at_host,
+    look_at_kdump,
     look_at_memory_map,
     look_at_numa,
     look_at_real_pmem,
@@ -98,6 +99,7 @@ def findings_of(machine: Host, wait: float = 0) -> tuple[Finding, ...]:
         lambda e: tools({t: e.machine.find(t) is not None for t in (*NEEDED, *WANTED)}, has_type_7(e)),
         look_at_hibernation,
         lambda e: look_at_unit(e.machine),
+        look_at_kdump,
         _plan,
         _ladder,
     ]

@@ -9,8 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from emupmem.boot import obstacles
-from emupmem.boot.grub import defaults
+from emupmem.boot import obstacles, prepare
 from emupmem.doctor import finding, look
 from emupmem.editor.shell import Judge, Sourced
 from emupmem.model import EmupmemError, NodeRange
@@ -144,9 +143,9 @@ def plan_from(archive: Archive, name: str, source: str = "auto") -> survey.Surve
     with _judging(name):
         refused = obstacles.first(machine)
         try:
-            boots = defaults.effective_line(machine, defaults.read_defaults(machine))
+            boots = prepare.next_line(machine)
         except EmupmemError:
-            boots = None  # no GRUB there: that boot's own command line serves
+            boots = None  # not known: that boot's own command line serves
         found = obstacles.planned_for(machine, survey.of_machine(machine, source, boots))
     return replace(found, source=f"{name}: {found.source}", apply_refused=refused)
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from emupmem import __version__
-from emupmem.boot import efi, foreign, loader, obstacles, rpm_ostree
+from emupmem.boot import efi, foreign, loader, obstacles, owner, rpm_ostree
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot.bls import entries, files, sources
 from emupmem.boot.grub import defaults, environment, menu
@@ -62,6 +62,7 @@ _FILES = (
     "/sys/power/state",
     "/sys/power/disk",
     "/etc/os-release",
+    "/etc/sysconfig/kdump",
     efi.LOADER_INFO,
     efi.STUB_INFO,
     boot.SECURE_BOOT,
@@ -137,7 +138,7 @@ def gather(machine: Host, findings: Sequence[finding.Finding]) -> Archive:
     for name in environment.grub_cfgs(machine):
         basket.file(name)
     basket.file(environment.grubenv_name(machine))
-    for name in (*files.entry_files(machine), *sources.source_files(machine)):
+    for name in (*files.entry_files(machine), *sources.source_files(machine), *owner.limine_layers(machine)):
         basket.file(name)
     for name in (efi.SELECTED, *map(efi.efi_variable, ("LoaderEntryDefault", "LoaderEntryLastBooted"))):
         if text := efi.efi_text(machine, name):

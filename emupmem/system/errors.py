@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from emupmem.model import EmupmemError
 
+SUDO = "run it with sudo"
+"""The advice where only root may look."""
+
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
 
 
@@ -23,7 +26,7 @@ def os_failures(what: str) -> Iterator[None]:
 
 
 def sudo_hint(exc: OSError) -> str:
-    return "run it with sudo" if exc.errno in (errno.EACCES, errno.EPERM) and os.geteuid() else ""
+    return SUDO if exc.errno in (errno.EACCES, errno.EPERM) and os.geteuid() else ""
 
 
 def write_hint(exc: OSError) -> str:

@@ -69,6 +69,8 @@ def refind(machine: Machine) -> None:
     entries(machine)
     started_by(machine, "rEFInd 0.14.2")
     put(machine, "/boot/refind_linux.conf", f'"Boot"  "{ROOT}"\n')
+    stanza = f'menuentry Linux {{\n    loader /vmlinuz\n    options "{ROOT}"\n}}\n'
+    put(machine, "/boot/EFI/refind/refind.conf", stanza)
 
 
 def refind_silent(machine: Machine) -> None:

@@ -339,6 +339,24 @@ def test_where_it_deletes_all_entries_first_it_is_not_run(tmp_path: Path) -> Non
     assert entries(machine)["linux-cachyos"] == f"{WORDS} memmap=1G!4G"
 
 
+def test_where_an_entry_was_edited_by_hand_gen_is_not_run(tmp_path: Path) -> None:
+    """It would write the entry anew, without the words that only it has."""
+    machine = cachyos(tmp_path)
+    name = "/boot/loader/entries/linux-lts.conf"
+    put(machine, name, machine.peek(name).replace(" splash", " splash mine=1") + "\n")
+    before = tree(machine)
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
+    assert prepared.steps.commands == ()
+    assert any(
+        f"it would take words out of {name} that its settings do not have" in w for w in prepared.warnings
+    )
+    apply(machine)
+    assert entries(machine)["linux-lts"] == f"{WORDS} mine=1 memmap=1G!4G"
+    assert entries(machine)["linux-cachyos"] == f"{WORDS} memmap=1G!4G"
+    remove(machine)
+    assert tree(machine) == before
+
+
 def test_a_drop_in_that_sets_the_options_gets_one_behind_it(tmp_path: Path) -> None:
     machine = cachyos(tmp_path)
     put(machine, "/etc/sdboot-manage.conf.d/10-mine.conf", "LINUX_OPTIONS='quiet mine=1' # all\n")

@@ -137,7 +137,7 @@ if fail == "wrong":
 
 # After sdbootutil of 2026-08-21 (12630b2), without NEW after one that knows add-all-kernels only. update-all-entries
 # changes the options of the running snapshot's entries, in place; left out are TPM predictions, the room it makes
-# on a full partition, transactional-update and the kernels that add-all-kernels copies.
+# on a full partition, transactional-update and the kernels that add-kernel and add-all-kernels copy.
 # The words are those of /etc/kernel/cmdline and of all files in cmdline.d; root= and rootflags= are put right.
 SDBOOTUTIL = """
 import os, pathlib, re, signal, sys
@@ -146,7 +146,7 @@ fail = (root / "fail").read_text() if (root / "fail").exists() else ""
 if "--help" in sys.argv:
     print("update-all-entries [SNAPSHOT]" if NEW else "add-all-kernels [SNAPSHOT]")
     sys.exit()
-assert sys.argv[1:] == ["update-all-entries" if NEW else "add-all-kernels"]
+assert sys.argv[1:] == ["update-all-entries" if NEW else "add-all-kernels"] or sys.argv[1] == "add-kernel"
 if fail == "start":
     sys.exit("Error: no space left")
 running = re.search(r"rootflags=subvol=(\\S+)", (root / "proc/cmdline").read_text())[1]
@@ -155,6 +155,11 @@ words = [x for file in files for x in file.read_text().splitlines() if not x.sta
 line = re.sub(r"\\brootflags=subvol=\\S*", "rootflags=subvol=" + running, " ".join(" ".join(words).split()))
 line += "" if "rootflags=subvol=" in line else " rootflags=subvol=" + running
 line = line.replace("memmap", "memmmap") if fail == "wrong" else line
+if sys.argv[1] == "add-kernel":
+    number = running.split("/")[-2]
+    text = f"title openSUSE\\nversion {number}@{sys.argv[2]}\\noptions    {line}\\nlinux /{sys.argv[2]}/linux\\n"
+    (root / "boot/efi/loader/entries" / f"opensuse-{sys.argv[2]}-{number}.conf").write_text(text)
+    sys.exit()
 for file in sorted((root / "boot/efi/loader/entries").glob("*.conf")):
     text = file.read_text()
     if re.search(r"root=UUID=0 .*rootflags=subvol=" + re.escape(running), text):
@@ -167,11 +172,27 @@ if fail == "interrupt":
     os.kill(os.getppid(), signal.SIGINT)
 """
 
-# kargs: delete must name a word that is there; words are grouped by their key.
+# After `rpm-ostree kargs` (src/app/rpmostree-builtin-kargs.cxx at 6246b99), `rpm-ostree status --json` and `ostree
+# admin pin` of ostree 2025.2. The arguments are those of the default deployment; a change makes it anew, or one more
+# beside that which runs. Left out are locks, staging until the shutdown, and all other actions. Its habits: --delete
+# must name a word that is there; words are grouped by their key; to pin what is pinned is no failure.
 RPM_OSTREE = """
-import pathlib, sys
-file = pathlib.Path(ROOT) / "kargs"
+import json, pathlib, sys
+root = pathlib.Path(ROOT)
+file, pins = root / "kargs", root / "pins"
 words = file.read_text().split()
+if sys.argv[0].endswith("/ostree"):
+    if "--help" in sys.argv:
+        print("INDEX can be >= 0 or one of booted, pending or rollback strings")
+        sys.exit()
+    kept = set(pins.read_text().split()) if pins.exists() else set()
+    kept = kept - {sys.argv[-1]} if "--unpin" in sys.argv else kept | {sys.argv[-1]}
+    pins.write_text(" ".join(sorted(kept)))
+    sys.exit()
+if sys.argv[1] == "status":
+    pinned = pins.exists() and "booted" in pins.read_text()
+    print(json.dumps({"deployments": [{"booted": True, "pinned": pinned}]}))
+    sys.exit()
 if len(sys.argv) == 2:
     print(HEAD + " ".join(words))
     sys.exit()
@@ -187,7 +208,7 @@ for option in sys.argv[2:]:
         sys.exit(f"error: Unknown option {name}")
 keys = list(dict.fromkeys(w.split("=")[0] for w in words))
 file.write_text(" ".join(sorted(words, key=lambda w: keys.index(w.split("=")[0]))))
-if (pathlib.Path(ROOT) / "fail").exists():
+if (root / "fail").exists():
     sys.exit("error: while staging")
 """
 
@@ -794,12 +815,77 @@ def test_a_grubby_that_does_otherwise_is_rolled_back(tmp_path: Path, how: str, o
 # sdbootutil ------------------------------------------------------------------------------------------
 
 
+def adds_kernel(machine: FakeMachine, release: str) -> str:
+    """A kernel is installed as its package's script does it; the words of its entry."""
+    done = machine.output("sdbootutil", "add-kernel", release)
+    assert done is not None
+    assert done.status == 0, done
+    return bls_text.options(machine.peek(f"/boot/efi/loader/entries/opensuse-{release}-5.conf"))
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_new_kernel_of_opensuse_carries_it_and_after_remove_none_does(new: bool, tmp_path: Path) -> None:
+    machine, other = opensuse(tmp_path / "a", new=new), opensuse(tmp_path / "b", new=new)
+    line = content(machine)["etc/kernel/cmdline"].decode().strip()
+    put(machine, "/fail", "half")
+    with pytest.raises(EmupmemError):
+        apply(machine)
+    (machine.root / "fail").unlink()
+    assert content(machine) == content(other)
+    assert adds_kernel(machine, "7.0.1-1") == adds_kernel(other, "7.0.1-1") == line
+    apply(machine)
+    assert adds_kernel(machine, "7.1.0-1") == f"{line} memmap=1G!4G"
+    remove(machine)
+    assert adds_kernel(machine, "7.2.0-1") == line
+    for release in ("7.1.0-1", "7.2.0-1"):
+        adds_kernel(other, release)
+    assert content(machine) == content(other)
+
+
 def test_other_snapshots_keep_their_words(tmp_path: Path) -> None:
     machine = opensuse(tmp_path)
     apply(machine)
     found = lines(machine)
     assert "memmap=1G!4G" in found[f"opensuse-{RELEASE}-5"]
     assert "memmap" not in found[f"opensuse-{RELEASE}-4 (other)"]
+
+
+@pytest.mark.parametrize("by", ["bootctl", "loader.conf"])
+def test_another_snapshot_that_starts_next_is_told_before_anything_is_changed(
+    tmp_path: Path, by: str
+) -> None:
+    """As after `snapper rollback`: the entries of this snapshot are not those that boot."""
+    machine = opensuse(tmp_path)
+    name = f"opensuse-{RELEASE}-4.conf"
+    if by == "bootctl":
+        script(machine, "bootctl", f"""#!/bin/sh\necho '[{{"id":"{name}","isDefault":true}}]'\n""")
+    else:
+        put(machine, "/boot/efi/loader/loader.conf", f"default {name}\n")
+    files = content(machine)
+    with pytest.raises(
+        EmupmemError, match=rf"the next start is another snapshot \({re.escape(name)}\)"
+    ) as caught:
+        obstacles.refuse_machine(machine)
+    assert "reboot into it first" in caught.value.hint
+    assert content(machine) == files
+
+
+def test_a_tree_of_opensuse_names_its_own_command(tmp_path: Path) -> None:
+    machine = opensuse(tmp_path)
+    (machine.root / "usr/bin").mkdir(parents=True)
+    (machine.root / "sbin/sdbootutil").rename(machine.root / "usr/bin/sdbootutil")
+    put(machine, "/boot/efi/loader/loader.conf", f"default opensuse-{RELEASE}-5.conf\n")
+    files = content(machine)
+    machine.live = False
+    prepared = prepare.prepare_apply(machine, _planned(machine), Request(GIB), loader.Options())
+    there = prepared.by.to_run_there(machine)
+    assert there is not None
+    assert there.argv == ("sdbootutil", "update-all-entries")
+    transaction.carry_out_change(machine, prepared)
+    assert "memmap=1G!4G" in lines(machine)[f"opensuse-{RELEASE}-5"]
+    assert "memmap" not in lines(machine)[f"opensuse-{RELEASE}-4 (other)"]
+    remove(machine)
+    assert content(machine) == files
 
 
 def test_an_sdbootutil_that_fails_is_rolled_back(tmp_path: Path) -> None:

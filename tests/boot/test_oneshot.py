@@ -36,14 +36,21 @@ from tests.fake import RELEASE, FakeMachine, put, script
 ENTRIES = "/boot/efi/loader/entries"
 FILE = f"{ENTRIES}/emupmem-trial.conf"
 
-# bootctl(1): the name goes into LoaderEntryOneShot, an empty one deletes the variable.
+# bootctl(1): the name goes into LoaderEntryOneShot, an empty one deletes the variable. A variable is there as a
+# whole or not at all, and nothing of it waits in memory (efivarfs): so it is renamed here.
 BOOTCTL = f"""
-import pathlib, sys
+import os, pathlib, sys
 if sys.argv[1] != "set-oneshot" or (pathlib.Path(ROOT) / "fail").exists():
     sys.exit("Failed to update EFI variable: No space left on device")
 file = pathlib.Path(ROOT) / "{boot_efi.ONE_SHOT.lstrip("/")}"
 if sys.argv[2]:
-    file.write_bytes(bytes((7, 0, 0, 0)) + (sys.argv[2] + chr(0)).encode("utf-16-le"))
+    fresh = pathlib.Path(ROOT) / "var/variable"
+    fresh.parent.mkdir(exist_ok=True)
+    with fresh.open("wb") as new:
+        new.write(bytes((7, 0, 0, 0)) + (sys.argv[2] + chr(0)).encode("utf-16-le"))
+        new.flush()
+        os.fsync(new.fileno())
+    fresh.rename(file)
 else:
     file.unlink()
 """

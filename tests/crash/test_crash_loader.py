@@ -16,7 +16,7 @@ import pytest
 
 from emupmem.boot import loader, prepare, transaction
 from emupmem.model import GIB, Request
-from tests.boot import test_loader
+from tests.boot import test_grub_bls, test_limine, test_loader, test_oneshot
 from tests.boot.test_loader import survey_of
 from tests.crash import tracer
 from tests.crash.tracer import Call, trace
@@ -33,6 +33,7 @@ PLACES = (
     "boot/grub2/",
     "boot/efi/EFI/",
     "etc/kernelstub/",
+    "boot/limine.conf",
 )
 
 
@@ -56,11 +57,20 @@ STARTS: dict[str, Callable[[Path], FakeMachine]] = {
     "sdbootutil": test_loader.opensuse,
     "kernelstub": test_loader.pop,
     "sdboot-manage": test_loader.cachyos,
+    "limine": test_limine.limine,
+    "systemd-boot-trial": test_oneshot.knows_trials,
+    "grub-bls-trial": test_grub_bls.knows_trials,
 }
 
 
 def apply(machine: FakeMachine) -> None:
     prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
+    if prepared.needed:
+        transaction.carry_out_change(machine, prepared)
+
+
+def try_once(machine: FakeMachine) -> None:
+    prepared = prepare.prepare_trial(machine, survey_of(machine), Request(GIB), loader.Options())
     if prepared.needed:
         transaction.carry_out_change(machine, prepared)
 
@@ -74,14 +84,15 @@ def remove(machine: FakeMachine) -> None:
 class Case:
     """A change of a machine, the states before and after it, and what was judged already."""
 
-    def __init__(self, start: Callable[[Path], FakeMachine], folder: Path, backwards: bool) -> None:
+    def __init__(self, name: str, folder: Path, backwards: bool) -> None:
         self.folder = folder
-        machine = start(folder / "old")
+        machine = STARTS[name](folder / "old")
         states = [look(machine.root)]
-        for step in (apply, remove):
+        there = try_once if name.endswith("-trial") else apply
+        for step in (there, remove):
             step(machine)
             states.append(look(machine.root))
-        self.do, self.back = (remove, apply) if backwards else (apply, remove)
+        self.do, self.back = (remove, there) if backwards else (there, remove)
         self.old, self.new = states[1:] if backwards else states[:2]
         self.former = states[1] if backwards else states[2]
         self.judged: set[object] = set()
@@ -139,7 +150,7 @@ def shown(call: Call) -> str:
     [name if name == "systemd-boot" else pytest.param(name, marks=pytest.mark.slow) for name in STARTS],
 )
 def test_whatever_ends_the_entries_are_whole(tmp_path: Path, name: str, backwards: bool) -> None:
-    case = Case(STARTS[name], tmp_path, backwards)
+    case = Case(name, tmp_path, backwards)
     machine = rebuilt(case.folder, case.old)
     disk = Disk(machine.root)
     begun = False
@@ -167,7 +178,7 @@ def test_whatever_ends_the_entries_are_whole(tmp_path: Path, name: str, backward
 
 @pytest.mark.slow
 def test_a_signal_at_any_call_is_held_back_or_rolls_back(tmp_path: Path) -> None:
-    case = Case(test_loader.systemd_boot, tmp_path, backwards=False)
+    case = Case("systemd-boot", tmp_path, backwards=False)
     calls: list[Call] = []
     machine = rebuilt(case.folder, case.old)
     trace(lambda: apply(machine), lambda call: calls.append(call) if call.inside(machine.root) else None)

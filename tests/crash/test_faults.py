@@ -18,7 +18,7 @@ from emupmem.boot.change import Change
 from emupmem.boot.prepare import prepare_abandon
 from emupmem.boot.transaction import carry_out_change
 from emupmem.model import EmupmemError
-from tests.boot import test_loader, test_oneshot
+from tests.boot import test_grub_bls, test_limine, test_loader, test_oneshot
 from tests.crash import tracer
 from tests.crash.test_crash import (
     CFG,
@@ -86,6 +86,8 @@ LOADERS = (
     Scenario("sdbootutil", of_loader(test_loader.opensuse), apply, remove),
     Scenario("kernelstub", of_loader(test_loader.pop), apply, remove),
     Scenario("sdboot-manage", of_loader(test_loader.cachyos), apply, remove),
+    Scenario("limine", of_loader(test_limine.limine), apply, remove),
+    Scenario("grub-bls-trial", of_loader(test_grub_bls.knows_trials), try_it, prepare_abandon),
 )
 NAMES = ("apply-mount", "apply-dropin", "remove", "trial", "confirm", "abandon")
 CHOSEN = [*(s for s in SCENARIOS if s.name in NAMES), *LOADERS]

@@ -389,6 +389,25 @@ def test_programs() -> None:
     is_(host.tools({}, False), "warn", "has none")
 
 
+def test_the_crash_kernel_does_not_want_our_device(here: FakeMachine) -> None:
+    """Fedora's default names no memmap; that of others is told by what is there."""
+    assert host.kdump("quiet", reserves=False) is None
+    is_(host.kdump("quiet memmap", True), "ok", "does not get memmap=")
+    here.root_user = True
+    put(here, "/etc/sysconfig/kdump", 'KDUMP_COMMANDLINE=""\nKDUMP_COMMANDLINE_REMOVE="hugepages quiet"\n')
+    assert "kdump" not in {f.name for f in look.findings_of(here)}
+    put(here, "/proc/cmdline", here.peek("/proc/cmdline") + " crashkernel=256M")
+    found = {f.name: f for f in look.findings_of(here)}
+    is_(
+        found["kdump"],
+        "note",
+        "the crash kernel inherits memmap=",
+        'KDUMP_COMMANDLINE_REMOVE="hugepages quiet memmap", then sudo kdumpctl restart',
+    )
+    put(here, "/etc/sysconfig/kdump", 'KDUMP_COMMANDLINE="root=/dev/vda1"\n')
+    assert "kdump" not in {f.name for f in look.findings_of(here)}
+
+
 def test_hibernation() -> None:
     is_(host.hibernation(False, "", 0, GIB, True), "ok", "does not hibernate")
     is_(host.hibernation(True, "", GIB, 16 * GIB, True), "ok", "not set up")

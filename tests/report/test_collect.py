@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import emupmem
 import emupmem.system.machine
 import emupmem.system.streams
+from emupmem.boot import prepare
 from emupmem.doctor import finding
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, EmupmemError, NodeRange, Request
@@ -34,6 +35,7 @@ from emupmem.report.collected import Collected
 from emupmem.report.masking import Masker
 from emupmem.system.machine import Machine
 from tests import examples
+from tests.boot import test_loader
 from tests.cli.runner import Run
 from tests.cli.test_cli import reboot
 from tests.fake import LOG, RELEASE, FakeMachine, build, put, running, script
@@ -754,3 +756,12 @@ def test_masking_does_not_take_the_square_of_a_line() -> None:
     text = f"{line}A1B2-C3D4\n{line}\n"
     masker.learn(text)
     assert masker.mask(text)[0] == text.replace("A1B2-C3D4", "00000000-0000-0000-0000-000000000001")
+
+
+def test_what_another_loader_starts_next_counts_elsewhere_too(tmp_path: Path) -> None:
+    """The entries of systemd-boot reserve, this boot does not yet."""
+    machine = test_loader.systemd_boot(tmp_path)
+    test_loader.apply(machine)
+    archive = gather.gather_machine(machine).archive
+    assert survey.of_machine(machine, boots=prepare.next_line(machine)).reserved == ("1G!4G",)
+    assert collected.plan_from(archive, "a").reserved == ("1G!4G",)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests import fake
-from tests.boot import test_loader
+from tests.boot import test_grub_bls, test_loader
 from tests.scenario import kernel
 from tests.scenario.machine import Host, Play, Scenario, diff, lacking_disk
 
@@ -149,6 +149,42 @@ FEDORA = replace(
         ).replace("OPTIONS", f"{ROOT} ro quiet"),
     },
 )
+
+
+TRIES = replace(
+    FEDORA,
+    machine_id=ID,
+    disks=(("/boot", "ext4", 64 << 20),),
+    programs={**FEDORA.programs, "grub2-editenv": '#!/bin/sh\nexec grub-editenv "$@"\n'},
+    files={
+        **FEDORA.files,
+        "/boot/grub2/grub.cfg": test_grub_bls.CFG,
+        "/boot/grub2/grubenv": f"# GRUB Environment Block\nsaved_entry={ID}-{RELEASE}\n".ljust(1024, "#"),
+    },
+)
+
+
+def test_a_trial_of_bls_entries_by_the_real_grub_editenv(play: Play) -> None:
+    """Fedora's grub2-reboot sets the same variable of the same block, by this program."""
+    if why := lacking_disk("ext4"):
+        pytest.skip(f"no scenarios with ext4: {why}")
+    machine = play(TRIES)
+    before = machine.snapshot()
+    done = machine.emupmem("apply", "--size", "1G", "--yes", "--trial")
+    assert done.status == 0, done
+    trial = "/boot/loader/entries/emupmem-trial.conf"
+    assert set(diff(before, machine.snapshot())) == {trial, "/boot/grub2/grubenv"}
+    assert "next_entry=emupmem-trial" in machine.must("grub-editenv", "/boot/grub2/grubenv", "list").split()
+    assert f"options {ROOT} ro quiet memmap=1G!4G\n" in machine.read(trial)
+    assert "the next start tries memmap=1G!4G" in machine.emupmem("verify").stdout
+    machine.must(
+        "grub-editenv", "/boot/grub2/grubenv", "unset", "next_entry"
+    )  # the menu does so at the start
+    machine.boot(f"{TRIES.cmdline} memmap=1G!4G")
+    assert "this boot is the trial of memmap=1G!4G" in machine.emupmem("verify", "--wait", "0").stdout
+    machine.boot(TRIES.cmdline)
+    assert machine.emupmem("abandon", "--yes").status == 0
+    assert diff(before, machine.snapshot()) == {}
 
 
 def test_fedora_there_and_back(play: Play) -> None:

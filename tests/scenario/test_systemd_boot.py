@@ -152,3 +152,27 @@ def test_a_loader_that_leaves_no_name_is_not_systemd_boot(play: Play) -> None:
     before = machine.snapshot()
     assert machine.emupmem("apply", "--size", "1G", "--yes").status == 1
     assert diff(before, machine.snapshot()) == {}
+
+
+REFIND = replace(
+    TRIXIE, efi={"LoaderInfo": "rEFInd 0.14.2"}, cmdline=f"{ROOT} ro quiet initrd=boot\\initrd.img"
+)
+
+
+def test_the_real_mkrlconf_leaves_the_reservation_in_its_file(play: Play) -> None:
+    """Its package runs it at each update; a new kernel takes the words of the same file."""
+    machine = play(REFIND)
+    machine.must("mkrlconf")
+    before = machine.snapshot()
+    options = "/boot/refind_linux.conf"
+    assert f'standard options"  "{ROOT} ro quiet"' in machine.read(options)
+    done = machine.emupmem("apply", "--size", "1G", "--yes")
+    assert done.status == 0, done
+    assert set(diff(before, machine.snapshot())) == {options}
+    assert f'standard options"  "{ROOT} ro quiet memmap=1G!4G"' in machine.read(options)
+    assert f'single-user mode"    "{ROOT} ro quiet single memmap=1G!4G"' in machine.read(options)
+    made = machine.snapshot()
+    assert "Not overwriting" in machine.must("mkrlconf")
+    assert diff(made, machine.snapshot()) == {}
+    assert machine.emupmem("remove", "--yes").status == 0
+    assert diff(before, machine.snapshot()) == {}

@@ -16,6 +16,7 @@ from emupmem.boot.efi import SELECTED, efi_text, one_shot
 from emupmem.boot.entry import BootEntry
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, CommandLine, EmupmemError
+from emupmem.system.errors import SUDO
 from emupmem.system.host import Host
 
 SNAPSHOT = re.compile(r"(?:\A|/)\.snapshots/\d+/snapshot\Z")
@@ -49,6 +50,17 @@ def is_of_this_system(machine: Host, name: str, text: str, running: CommandLine)
     if re.match(r"[0-9a-f]{32}-", stem):
         return False  # another machine's
     return _root_words(bls_text.options(text)) == _root_words(running.text)
+
+
+def is_of_same_root(machine: Host, name: str, line: str, running: CommandLine) -> bool:
+    """Whether an entry of GRUB's starts this system: by the machine's id in its name, else by the root file system.
+
+    An image's first entries have the id of the machine that it was built on. `line` is what GRUB makes of its words.
+    """
+    ident = machine.peek("/etc/machine-id").strip()
+    if ident and name.rpartition("/")[2].startswith(f"{ident}-"):
+        return True
+    return _root_words(line) == _root_words(running.text)
 
 
 def own_line(machine: Host) -> CommandLine:
@@ -179,7 +191,7 @@ def default_id(machine: Host) -> str:
 
 def no_entries_error(machine: Host, what: str) -> EmupmemError:
     if not machine.is_root:
-        return EmupmemError("the boot entries are shown to root only", "run it with sudo")
+        return EmupmemError("the boot entries are shown to root only", SUDO)
     return EmupmemError(
         f"there are no boot entries that start this system from {what}",
         "mount the boot partition if it is not mounted (bootctl status names it)",

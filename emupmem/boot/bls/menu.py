@@ -29,6 +29,18 @@ def menu_names(machine: Host) -> list[str]:
     return names
 
 
+def told_default(machine: Host) -> str:
+    """The name of what is told to boot by default, empty where that is left to the order of the menu."""
+    if not _patterns(machine):
+        return ""
+    names = menu_names(machine)
+    return names[0] if names and _is_told(machine, names[0]) else ""
+
+
+def _is_told(machine: Host, name: str) -> bool:
+    return any(fnmatchcase(name.lower(), p) or name.lower() == f"{p}.conf" for p in _patterns(machine))
+
+
 def _patterns(machine: Host) -> list[str]:
     """What is to boot by default, in lower case, the first to be found wins."""
     config = next((t for f in files.BOOT_FOLDERS if (t := machine.peek(f"{f}/loader/loader.conf"))), "")

@@ -11,7 +11,6 @@ from emupmem.boot.bls.files import BOOT_FOLDERS, TRIAL_ENTRY, entry_files, entry
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import KERNELSTUB_CONFIG, SDBOOT_MANAGE_CONFIG, SDBOOT_MANAGE_DROPINS
 from emupmem.boot.grub.environment import GRUB_DEFAULT
-from emupmem.boot.loader import Standing
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError, FileEdit
 from emupmem.system import backups
@@ -124,13 +123,21 @@ def _main_source_edits(
     return [FileEdit(KERNEL_CMDLINE, data, _reworked_file(data, items, extra, drop))]
 
 
-def kept_source(machine: Host, standing: Standing) -> list[FileEdit]:
-    """What keeps new kernels from taking their words from the boot that runs, where they would."""
-    default = standing.default
+def kept_source(machine: Host, line: str | None) -> list[FileEdit]:
+    """What keeps new kernels from taking their words from the boot that runs, where they would: they get `line`."""
     needed = programs.has_program(machine, "kernel-install") and machine.read(VENDOR_CMDLINE) is None
-    if default is None or not needed or machine.exists(KERNEL_CMDLINE):
+    if line is None or not needed or machine.exists(KERNEL_CMDLINE):
         return []
-    return [_made_source(machine, default.text, ())]
+    return [_made_source(machine, line, ())]
+
+
+def taken_by_new_kernels(machine: Host) -> str:
+    """Where kernel-install and 20-grub.install take the words of a new kernel from, in their order."""
+    if found := next((n for n in (KERNEL_CMDLINE, VENDOR_CMDLINE) if machine.exists(n)), ""):
+        return found
+    if programs.has_program(machine, "kernel-install"):
+        return "the command line of the boot that runs (/proc/cmdline)"
+    return "the boot entries as they are: nothing here makes new ones"
 
 
 def _made_source(

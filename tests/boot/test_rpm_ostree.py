@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials on rpm-ostree: a deployment of its own, the one before it pinned (the stand-in is in test_loader.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emupmem.boot import prepare, trial
+from emupmem.boot.loader import Options
+from emupmem.boot.transaction import carry_out_change
+from emupmem.model import GIB, EmupmemError, Request
+from emupmem.verifier import ladder, observe
+from tests import fake
+from tests.boot.test_loader import RPM_OSTREE, apply, ostree, program, remove, survey_of
+from tests.cli.runner import Run
+from tests.fake import FakeMachine, put
+
+MARK = "emupmem.trial=pinned"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> FakeMachine:
+    made = ostree(tmp_path)
+    program(made, "ostree", RPM_OSTREE, HEAD="")
+    return made
+
+
+def begin(machine: FakeMachine, **options: bool) -> tuple[str, ...]:
+    prepared = prepare.prepare_trial(machine, survey_of(machine), Request(GIB), Options(**options))  # type: ignore[arg-type]
+    if prepared.needed:
+        carry_out_change(machine, prepared)
+    return prepared.warnings
+
+
+def kargs(machine: FakeMachine) -> list[str]:
+    return sorted(machine.peek("/kargs").split())
+
+
+def pins(machine: FakeMachine) -> str:
+    return machine.peek("/pins")
+
+
+def starts(machine: FakeMachine) -> None:
+    """The trial is booted: what ran before it is the rollback deployment now."""
+    put(machine, "/proc/cmdline", machine.peek("/kargs"))
+    put(machine, "/pins", pins(machine).replace("booted", "rollback"))
+
+
+def test_a_trial_pins_what_runs_and_says_that_nothing_is_forgotten(machine: FakeMachine) -> None:
+    before = kargs(machine)
+    said = begin(machine, nokaslr=True)
+    assert kargs(machine) == sorted([*before, "memmap=1G!4G", "nokaslr", MARK])
+    assert pins(machine) == "booted"
+    assert any("until you choose the deployment before it in the boot menu" in w for w in said)
+    seen = trial.state(machine)
+    assert seen is not None
+    assert (seen.words, seen.chosen, seen.running) == (("memmap=1G!4G", "nokaslr"), True, False)
+    verdict = ladder.verdict_of(observe.observe(machine, 0))
+    assert {c.name: c.status for c in verdict.checks}["trial"] == "pending"
+    made = kargs(machine)
+    begin(machine, nokaslr=True)
+    assert kargs(machine) == made
+    carry_out_change(machine, prepare.prepare_abandon(machine))
+    assert kargs(machine) == before
+    assert pins(machine) == ""
+    with pytest.raises(EmupmemError, match="there is no trial to abandon"):
+        prepare.prepare_abandon(machine)
+
+
+def test_a_trial_that_runs_is_confirmed_or_abandoned(machine: FakeMachine) -> None:
+    before = kargs(machine)
+    begin(machine)
+    starts(machine)
+    carry_out_change(machine, prepare.prepare_confirm(machine))
+    assert kargs(machine) == sorted([*before, "memmap=1G!4G"])
+    assert pins(machine) == ""
+    remove(machine)
+    assert kargs(machine) == before
+    begin(machine)
+    starts(machine)
+    carry_out_change(machine, prepare.prepare_abandon(machine))
+    assert kargs(machine) == before
+    assert pins(machine) == ""
+
+
+def test_remove_takes_a_trial_away(machine: FakeMachine) -> None:
+    before = kargs(machine)
+    begin(machine)
+    remove(machine)
+    assert kargs(machine) == before
+
+
+def test_what_somebody_had_pinned_stays_pinned(machine: FakeMachine) -> None:
+    put(machine, "/pins", "booted")
+    begin(machine)
+    assert "emupmem.trial=kept" in kargs(machine)
+    carry_out_change(machine, prepare.prepare_abandon(machine))
+    assert pins(machine) == "booted"
+
+
+def test_a_failing_rpm_ostree_is_taken_back(machine: FakeMachine) -> None:
+    before = kargs(machine)
+    text = RPM_OSTREE.replace(
+        'if (root / "fail")', "if any('append' in a for a in sys.argv) and (root / \"fail\")"
+    )
+    program(machine, "rpm-ostree", text, HEAD="")
+    put(machine, "/fail", "")
+    with pytest.raises(EmupmemError, match="while staging") as caught:
+        begin(machine)
+    assert "the old configuration is back" in caught.value.hint
+    assert kargs(machine) == before
+    assert pins(machine) == ""
+
+
+def test_where_something_is_reserved_a_trial_is_refused(machine: FakeMachine) -> None:
+    apply(machine)
+    with pytest.raises(EmupmemError, match="is reserved already"):
+        begin(machine)
+
+
+def test_the_commands_say_so(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    fake.running(monkeypatch.setattr, machine)
+    done = run("apply", "--size", "1G", "--yes", "--trial")
+    assert done.status == 0, done
+    assert "the next deployment carries memmap=1G!4G; the one before it stays in the boot menu" in done.out
+    assert "the old configuration is back" not in done.out
+    assert "in the boot menu choose the deployment before this one" in done.out + done.err
+    assert run("abandon", "--yes").status == 0
