@@ -159,7 +159,7 @@ def request_of(size: str | None, count: int, offset: str | None, min_free: str, 
 def survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
     if from_ is not None:
         name = "standard input" if from_ == "-" else from_
-        with given_file(from_) as file:
+        with given_file(from_, say) as file:
             if is_gzip(file):
                 from emupmem.report import archive, collected  # 75 ms, archives only
 
