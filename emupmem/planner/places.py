@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from emupmem.kernel.cmdline import memparse
 from emupmem.model import (
@@ -123,6 +124,10 @@ def field_of(situation: Situation, node: int | None) -> Field:
     taken = _taken(situation)
     if taken:
         places = keep(subtract(places, taken), lambda i: "taken by another word of the kernel command line")
+    limits = memory_limits(situation.command_line)
+    if limits:
+        # What the kernel took away before it adds ours has another history: it would make two devices of it.
+        places = keep(_cut(places, limits), lambda i: "cut in two by mem= on the kernel command line")
     if situation.nodes:
         places = keep(
             _split_nodes(places, situation.nodes), lambda i: "in pieces that belong to different NUMA nodes"
@@ -150,6 +155,13 @@ def _taken(situation: Situation) -> list[_Pair]:
         if where is not None:
             spans.append((where, where + size))
     return union_of(spans)
+
+
+def memory_limits(line: CommandLine | None) -> list[int]:
+    """Addresses above which `mem=` or a bare `memmap=` takes all RAM away, lowest first."""
+    if line is None:
+        return []
+    return sorted({*line.mem_limits, *(i.size for i in line.items if i.op == "limit")})
 
 
 def union_of(spans: Iterable[_Pair]) -> list[_Pair]:
@@ -219,6 +231,13 @@ def _split_nodes(places: Iterable[_Place], nodes: Sequence[NodeRange]) -> Iterat
             yield start, end, entry, None
 
 
+def _cut(places: Iterable[_Place], borders: Sequence[int]) -> Iterator[_Place]:
+    """The same places in pieces that no border lies inside of."""
+    for start, end, entry, node in places:
+        edges = [start, *(b for b in borders if start < b < end), end]
+        yield from ((low, high, entry, node) for low, high in pairwise(edges))
+
+
 def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
@@ -228,11 +247,11 @@ def room_in(place: _Place, step: int) -> int:
     return max(0, (place[1] - _up(place[0], step)) // step * step)
 
 
-def rooms_of(field: Field) -> dict[int, int]:
-    """For each entry with a place the most that one reservation in it can have."""
+def rooms_of(field: Field, most: Callable[[_Place], int] = lambda place: place[1]) -> dict[int, int]:
+    """For each entry with a place the most that one reservation in it can have, `most` of each place at most."""
     rooms: dict[int, int] = {}
     for place in field.places:
-        rooms[place[2]] = max(rooms.get(place[2], 0), room_in(place, STEPS[-1]))
+        rooms[place[2]] = max(rooms.get(place[2], 0), min(room_in(place, STEPS[-1]), most(place)))
     return rooms
 
 

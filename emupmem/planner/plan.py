@@ -36,6 +36,7 @@ from emupmem.planner.places import (
     fill_places,
     find_places,
     high_places,
+    memory_limits,
     room_in,
     rooms_of,
     subtract,
@@ -80,17 +81,19 @@ def plan(situation: Situation, request: Request) -> Plan:
 def offers(situation: Situation, request: Request) -> tuple[Offer, ...]:
     """For each usable range of the map the most that one device in it could have, with the reason."""
     field = field_of(situation, request.numa_node)
-    affordable = _affordable(_budget(situation), request.min_free)
+    budget = _budget(situation)
+    affordable = {above: _affordable(budget, request.min_free, above) for above in (False, True)}
     rooms = rooms_of(field)
+    most = rooms_of(field, lambda place: affordable[place[0] >= budget.limit])
     found = []
     for index, entry in enumerate(situation.firmware.entries):
         if entry.kind is not Kind.RAM:
             continue
         room = rooms.get(index, 0)
         reason = field.reasons.get(index, "")
-        if affordable < room:
+        if most.get(index, 0) < room:
             reason = f"the rest keeps {human(request.min_free)} for the system"
-        found.append(Offer(entry.start, entry.size, min(room, affordable), reason))
+        found.append(Offer(entry.start, entry.size, most.get(index, 0), reason))
     return tuple(found)
 
 
@@ -208,7 +211,7 @@ def _budget(situation: Situation) -> _Budget:
     line = situation.command_line
     if line is None:
         return _Budget(total, situation.hugepages, 1 << 64)
-    limit = min((*line.mem_limits, *(i.size for i in line.items if i.op == "limit")), default=1 << 64)
+    limit = min(memory_limits(line), default=1 << 64)
     taken = [(i.start, i.start + i.size) for i in line.items if i.op in "!$#%"]
     others = union_of([*taken, *((s.start, s.end) for s in line.fake_mem)])
     stays = sum(min(p[1], limit) - p[0] for p in subtract(ram, others) if p[0] < limit)
@@ -216,10 +219,11 @@ def _budget(situation: Situation) -> _Budget:
     return _Budget(total, total - stays + taken_by(line, total, situation.hugepages) + kept, limit)
 
 
-def _affordable(budget: _Budget, min_free: int) -> int:
-    """The largest multiple of 2 MiB that leaves `min_free`."""
+def _affordable(budget: _Budget, min_free: int, above: bool) -> int:
+    """The largest multiple of 2 MiB that leaves `min_free`; `above` the limit a device costs page structs only."""
     spare = budget.total - budget.taken - min_free
-    return max(0, spare * PAGE // (PAGE + STRUCT_PAGE)) // STEPS[-1] * STEPS[-1]
+    cost = STRUCT_PAGE if above else PAGE + STRUCT_PAGE
+    return max(0, spare * PAGE // cost) // STEPS[-1] * STEPS[-1]
 
 
 def _comfortable(situation: Situation, request: Request, field: Field, budget: _Budget) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipes, FIFOs and terminals that a person gives in the place of a file: read to their end, never waited for in silence."""
+"""Pipes, FIFOs and terminals that a person gives in the place of a file: never waited for in silence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUIET_SECONDS = 2.0
 """After which a person is told, once, what is waited for."""
 
 SILENT_SECONDS = 60.0
-"""How long who writes to a FIFO with a name may be silent. The shell's own pipes end with their command, on Ctrl-C too."""
+"""How long who writes to a FIFO with a name may be silent. A pipe of the shell ends with the programs beside it."""
 
 Tell = Callable[[str], None]
 
@@ -33,7 +33,7 @@ class Pipe(io.RawIOBase):
     """
 
     def __init__(self, descriptor: int, shown: str, tell: Tell, head: bytes = b"") -> None:
-        self.descriptor, self.shown, self.tell, self.head = descriptor, shown, tell, head
+        self.descriptor, self.shown, self.head, self.inform = descriptor, shown, head, tell
         self.left = plain.LARGEST_LOG
         self.told = False
         self.poll = select.poll()
@@ -71,7 +71,7 @@ class Pipe(io.RawIOBase):
 
     def _say(self, words: str) -> None:
         if not self.told:
-            self.tell(f"emupmem: {words}")
+            self.inform(f"emupmem: {words}")
             self.told = True
 
 

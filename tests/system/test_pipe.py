@@ -124,7 +124,7 @@ def test_a_fifo_whose_writer_is_silent_is_left(impatient: None, tmp_path: Path) 
     for written in (b"", b"[", DATA):
         os.write(both, written)
         with (
-            pytest.raises(EmupmemError, match="who has it open wrote nothing for 0.01 seconds") as caught,
+            pytest.raises(EmupmemError, match=r"who has it open wrote nothing for 0\.01 seconds") as caught,
             given_file(str(fifo), told.append) as file,
         ):
             file.read()
