@@ -34,7 +34,7 @@ class Pipe(io.RawIOBase):
 
     def __init__(self, descriptor: int, shown: str, tell: Tell, head: bytes = b"") -> None:
         self.descriptor, self.shown, self.head, self.inform = descriptor, shown, head, tell
-        self.left = plain.LARGEST_LOG
+        self.left = plain.LARGEST_LOG - len(head)
         self.told = False
         self.poll = select.poll()
         self.poll.register(descriptor, select.POLLIN)
@@ -49,7 +49,7 @@ class Pipe(io.RawIOBase):
         if not data:
             self._wait()
             data = os.read(self.descriptor, len(buffer))
-        self.left -= len(data)
+            self.left -= len(data)
         if self.left < 0:
             raise plain.long_log(self.shown)
         buffer[: len(data)] = data
@@ -107,7 +107,8 @@ def wait_for_writer(descriptor: int, name: str) -> bytes:
 
 def with_a_head(descriptor: int, name: str, tell: Tell, least: int, head: bytes = b"") -> BinaryIO:
     """A pipe of which the first `least` bytes are there to peek at: its writer may begin with a single one."""
-    source = Pipe(descriptor, name, tell)
+    source = Pipe(descriptor, name, tell, head)
+    head = b""
     while len(head) < least and (more := source.read(least - len(head))):
         head += more
     source.head = head
