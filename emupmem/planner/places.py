@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from emupmem.kernel.cmdline import memparse
+from emupmem.kernel.cmdline import mem_limit, memparse
 from emupmem.model import (
     LOW_LIMIT,
     MIB,
@@ -21,7 +21,7 @@ from emupmem.model import (
     Span,
 )
 from emupmem.planner.situation import BELOW_4G, STEPS, Situation
-from emupmem.units import human
+from emupmem.units import address, human, span_text
 
 
 def disagreements(situation: Situation) -> tuple[tuple[str, tuple[Span, ...]], ...]:
@@ -48,6 +48,31 @@ def taken_by(line: CommandLine | None, ram: int, hugepages: int = 0) -> int:
     return max(line.hugepages, hugepages) + kernels
 
 
+def takers(situation: Situation) -> tuple[str, ...]:
+    """Each word beside the reservations that takes RAM, with what it takes, for people."""
+    line = situation.command_line
+    found: list[str] = []
+    if line is not None:
+        for limit in memory_limits(line):
+            word = next((w for w in line.words if w.startswith("mem=") and mem_limit(w[4:]) == [limit]), "")
+            word = word or next((f"memmap={i.text}" for i in line.items if i.size == limit), "mem=")
+            found.append(f"{word}: all RAM above {human(limit)}")
+        for item in line.items:
+            if item.op in "$#@%" and item.size:
+                found.append(f"memmap={item.text}: {span_text(item.start, item.start + item.size)}")
+        found += [f"efi_fake_mem=: {span_text(s.start, s.end)}" for s in line.fake_mem]
+        for value in line.crashkernel:
+            size, where = crashkernel_bytes(value, situation.firmware.ram_bytes)
+            at = f" at {address(where)}" if where is not None else ""
+            found += [f"crashkernel={value}: {human(size)}{at}"] if size else []
+    asked = line.hugepages if line is not None else 0
+    if line is not None and asked and asked >= situation.hugepages:
+        found.append(f"{line.hugepages_text}: {human(asked)}")
+    elif situation.hugepages:
+        found.append(f"huge pages that this machine has now: {human(situation.hugepages)}")
+    return tuple(found)
+
+
 def crashkernel_bytes(value: str, ram: int) -> tuple[int, int | None]:
     """(size, fixed address or None) that `crashkernel=value` takes on a machine with `ram` bytes.
 
@@ -55,16 +80,16 @@ def crashkernel_bytes(value: str, ram: int) -> tuple[int, int | None]:
     `auto` and what cannot be read count as 256 MiB, which is what distributions take for it.
     """
     guess = 256 * MIB
-    body, at, where = value.partition("@")
+    body, at, place = value.partition("@")
     try:
-        address = kernel_size(where) if at else None
+        where = kernel_size(place) if at else None
         if ":" not in body:
-            return kernel_size(body.split(",")[0]), address
+            return kernel_size(body.split(",")[0]), where
         for part in body.split(","):
             limits, _, size = part.partition(":")
             low, _, high = limits.partition("-")
             if kernel_size(low) <= ram and (not high or ram < kernel_size(high)):
-                return kernel_size(size), address
+                return kernel_size(size), where
     except ValueError:
         return guess, None
     return 0, None
