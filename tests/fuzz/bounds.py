@@ -256,6 +256,10 @@ def _kind_at(entries: Sequence[MapEntry], where: int) -> Kind | None:
 
 def _check_largest(there: Situation, request: Request, exc: NoPlan) -> None:
     """The largest size that is said to fit does, and nothing above it."""
+    try:
+        e820.apply_memmap(there.firmware, there.command_line or cmdline.parse_command_line(""))
+    except EmupmemError:
+        return  # the kernel stops at the words that are there already
     if exc.largest:
         made = plan.plan(there, replace(request, size=exc.largest))
         _check_kernel(there, made.memmap, made.reservations)
