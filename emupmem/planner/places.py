@@ -98,7 +98,7 @@ def crashkernel_bytes(value: str, ram: int) -> tuple[int, int | None]:
 # Places --------------------------------------------------------------------------------------
 
 # Plain tuples in here: a map may have 100,000 ranges, and a dataclass costs ten times a tuple.
-_Place = tuple[int, int, int, int | None]
+Place = tuple[int, int, int, int | None]
 """(start, end, index of the map's entry, NUMA node or None where no node claims it)."""
 _Pair = tuple[int, int]
 
@@ -108,11 +108,11 @@ class Field:
     """Where reservations may lie: `places`, lowest first, none crossing anything, each with room for
     2 MiB; and for every usable entry without a place the reason."""
 
-    places: list[_Place]
+    places: list[Place]
     reasons: dict[int, str]
 
 
-def high_places(situation: Situation) -> list[_Place]:
+def high_places(situation: Situation) -> list[Place]:
     """The usable entries, as far as they lie at or above 4 GiB."""
     entries = enumerate(situation.firmware.entries)
     return [
@@ -128,7 +128,7 @@ def field_of(situation: Situation, node: int | None) -> Field:
     reasons: dict[int, str] = {}
     alive = {i for i, e in enumerate(entries) if e.kind is Kind.RAM}
 
-    def keep(places: Iterable[_Place], why: Callable[[int], str]) -> list[_Place]:
+    def keep(places: Iterable[Place], why: Callable[[int], str]) -> list[Place]:
         left = [p for p in places if room_in(p, STEPS[-1])]
         gone = alive - {p[2] for p in left}
         reasons.update((i, why(i)) for i in gone)
@@ -200,7 +200,7 @@ def union_of(spans: Iterable[_Pair]) -> list[_Pair]:
     return out
 
 
-def intersect(places: Iterable[_Place], union: Sequence[_Pair]) -> Iterator[_Place]:
+def intersect(places: Iterable[Place], union: Sequence[_Pair]) -> Iterator[Place]:
     """Parts of sorted `places` inside `union`; borders between places stay borders."""
     at = 0
     for start, end, entry, node in places:
@@ -212,7 +212,7 @@ def intersect(places: Iterable[_Place], union: Sequence[_Pair]) -> Iterator[_Pla
             i += 1
 
 
-def subtract(places: Iterable[_Place], taken: Sequence[_Pair]) -> Iterator[_Place]:
+def subtract(places: Iterable[Place], taken: Sequence[_Pair]) -> Iterator[Place]:
     """Parts of sorted `places` outside `taken`."""
     at = 0
     for first, end, entry, node in places:
@@ -229,7 +229,7 @@ def subtract(places: Iterable[_Place], taken: Sequence[_Pair]) -> Iterator[_Plac
             yield start, end, entry, node
 
 
-def _split_nodes(places: Iterable[_Place], nodes: Sequence[NodeRange]) -> Iterator[_Place]:
+def _split_nodes(places: Iterable[Place], nodes: Sequence[NodeRange]) -> Iterator[Place]:
     """Cut at node borders; what no node claims stays, as a place of its own without a node."""
     ranges: list[tuple[int, int, int]] = []
     for n in sorted(nodes, key=lambda n: n.start):
@@ -256,7 +256,7 @@ def _split_nodes(places: Iterable[_Place], nodes: Sequence[NodeRange]) -> Iterat
             yield start, end, entry, None
 
 
-def _cut(places: Iterable[_Place], borders: Sequence[int]) -> Iterator[_Place]:
+def _cut(places: Iterable[Place], borders: Sequence[int]) -> Iterator[Place]:
     """The same places in pieces that no border lies inside of."""
     for start, end, entry, node in places:
         edges = [start, *(b for b in borders if start < b < end), end]
@@ -267,12 +267,12 @@ def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def room_in(place: _Place, step: int) -> int:
+def room_in(place: Place, step: int) -> int:
     """The largest multiple of `step` that an aligned reservation in the place can have."""
     return max(0, (place[1] - _up(place[0], step)) // step * step)
 
 
-def rooms_of(field: Field, most: Callable[[_Place], int] = lambda place: place[1]) -> dict[int, int]:
+def rooms_of(field: Field, most: Callable[[Place], int] = lambda place: place[1]) -> dict[int, int]:
     """For each entry with a place the most that one reservation in it can have, `most` of each place at most."""
     rooms: dict[int, int] = {}
     for place in field.places:
@@ -280,7 +280,7 @@ def rooms_of(field: Field, most: Callable[[_Place], int] = lambda place: place[1
     return rooms
 
 
-def find_places(places: Sequence[_Place], request: Request) -> tuple[Reservation, ...] | None:
+def find_places(places: Sequence[Place], request: Request) -> tuple[Reservation, ...] | None:
     assert request.size is not None
     roomy = [p for p in places if p[1] - p[0] >= request.size]
     for step in STEPS:
@@ -293,7 +293,7 @@ def find_places(places: Sequence[_Place], request: Request) -> tuple[Reservation
 
 
 def fill_places(
-    places: Sequence[_Place], size: int, count: int, step: int, offset: int | None
+    places: Sequence[Place], size: int, count: int, step: int, offset: int | None
 ) -> tuple[Reservation, ...] | None:
     """The `count` lowest reservations at multiples of `step`; the first exactly at `offset` if given."""
     found: list[Reservation] = []

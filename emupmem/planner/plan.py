@@ -32,6 +32,7 @@ from emupmem.planner.kernel_map import prove_plan
 from emupmem.planner.kernels import kaslr, kernel_problem, kernel_warnings
 from emupmem.planner.places import (
     Field,
+    Place,
     field_of,
     fill_places,
     find_places,
@@ -62,7 +63,7 @@ def plan(situation: Situation, request: Request) -> Plan:
     if request.size is None:
         request = replace(request, size=_comfortable(situation, request, field, budget))
     assert request.size is not None
-    chosen = find_places(field.places, request)
+    chosen = _chosen(field, request, budget)
     if chosen is None or budget.left(chosen) < request.min_free:
         raise _no_plan(situation, request, field, budget, fits=chosen is not None)
     left = budget.left(chosen)
@@ -226,13 +227,22 @@ def _affordable(budget: _Budget, min_free: int, above: bool) -> int:
     return max(0, spare * PAGE // cost) // STEPS[-1] * STEPS[-1]
 
 
+def _chosen(field: Field, request: Request, budget: _Budget) -> tuple[Reservation, ...] | None:
+    """The lowest places that fit; where they leave too little, those above the limit of the RAM, which cost none."""
+    lowest = find_places(field.places, request)
+    if lowest is None or budget.left(lowest) >= request.min_free:
+        return lowest
+    above = find_places([p for p in field.places if p[0] >= budget.limit], request)
+    return above if above is not None and budget.left(above) >= request.min_free else lowest
+
+
 def _comfortable(situation: Situation, request: Request, field: Field, budget: _Budget) -> int:
     """A size per device that leaves half of the RAM, a power of two; failing that, any that fits."""
     largest = _largest(request, field, budget)
     for floor in (max(request.min_free, budget.total // 2), request.min_free):
         size = 1 << max(largest.bit_length() - 1, 0)
         while size >= STEPS[2]:
-            chosen = find_places(field.places, replace(request, size=size))
+            chosen = _chosen(field, replace(request, size=size, min_free=floor), budget)
             if chosen is not None and budget.left(chosen) >= floor:
                 return size
             size //= 2
@@ -271,13 +281,18 @@ def _takers(situation: Situation) -> str:
 
 
 def _largest(request: Request, field: Field, budget: _Budget) -> int:
-    """The largest size per device, in steps of 2 MiB, that keeps all rules; 0 where none does.
+    """The largest size per device, in steps of 2 MiB, that keeps all rules; 0 where none does: see _chosen."""
+    above = [p for p in field.places if p[0] >= budget.limit]
+    return max(_largest_in(places, request, budget) for places in (field.places, above))
 
-    Only the roomiest places matter, as many as there are devices, and the one that holds the
-    offset; both fitting and the floor get harder as the size grows, so bisection finds it.
+
+def _largest_in(places: Sequence[Place], request: Request, budget: _Budget) -> int:
+    """The same in some of the places.
+
+    Only the roomiest matter, as many as there are devices, and the one that holds the offset; both fitting and the
+    floor get harder as the size grows, so bisection finds it.
     """
     step, offset = STEPS[-1], request.offset
-    places = field.places
     if offset is not None:
         places = [(max(p[0], offset), *p[1:]) for p in places if p[1] > offset]
     best = heapq.nlargest(request.count, places, key=lambda p: room_in(p, step))

@@ -23,6 +23,7 @@ from emupmem.report import collected
 from emupmem.system import pipe
 from tests import judge
 from tests.cli import test_lines
+from tests.cli.runner import check_json
 from tests.fake import FakeMachine, build, put, running
 
 MOST = 200_000
@@ -158,6 +159,8 @@ def command(data: bytes) -> None:
             assert re.search("^emupmem: ", err, re.M) or out, err
         if out.startswith("{"):
             json.loads(out)
+            if typed[0] in COMMANDS:
+                check_json(typed, out)
 
 
 def seeds() -> list[bytes]:

@@ -144,3 +144,14 @@ def test_what_does_not_fit_beside_a_limit() -> None:
     assert caught.value.hint == "the largest size that fits is 11G"
     (offer,) = [o for o in offers(there, Request()) if o.start == 4 * GIB]
     assert offer.at_most == 11 * GIB
+
+
+def test_what_the_kernel_does_not_have_anyway_is_taken_where_too_little_would_stay() -> None:
+    firmware = of_log(LOG, "log").situation.firmware
+    there = Situation(firmware, command_line=parse_command_line("mem=8G"))
+    assert plan(there, Request(size=GIB)).memmap == "memmap=1G!4G"
+    made = plan(there, Request(size=GIB, min_free=6 * GIB))
+    assert (made.memmap, made.ram_left > 6 * GIB) == ("memmap=1G!8G", True)
+    with pytest.raises(NoPlan) as caught:
+        plan(there, Request(size=14 * GIB, min_free=6 * GIB))
+    assert caught.value.largest == 13 * GIB
