@@ -124,6 +124,8 @@ SECOND = (
     WORDS
     + """
 # with a reserved range beside them; what was made is still there, by whichever number now
+modprobe virtio_pmem
+until find /sys/devices -path '*/virtio*/ndbus*/block/pmem*' | grep -q .; do sleep 1; done
 emupmem nvdimm show
 emupmem nvdimm show --json > /job/out/after.json
 python3 /job/pick.py > /run/picked
