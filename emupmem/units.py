@@ -12,6 +12,8 @@ from emupmem.model import GIB, KIB, MIB, TIB, EmupmemError
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _NAMES = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
 _LONGEST = 40  # letters of a size: more digits than any address has
+_NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
+_LONG_NUMBER = re.compile(r"(?:[1-9][0-9]*|0[xX][1-9a-fA-F][0-9a-fA-F]*)(?:[KMGTkmgt]i?[Bb]?)?")
 _MOST = 1 << 52  # physical addresses of x86-64 have at most 52 bits
 
 
@@ -26,15 +28,18 @@ def parse_size(text: str, what: str = "size") -> int:
         hint = "write an address, as 8G or 0x200000000"
     shown = repr(text) if len(text) <= 60 else f"{text[:59]!r}…"
     if len(word) > _LONGEST:
-        raise EmupmemError(f"{what} {shown} is more than any machine can address", hint)
-    if word.lower().startswith("0x"):
-        try:
-            number, unit = Fraction(int(word, 16)), ""
-        except ValueError:
-            raise EmupmemError(f"{what} {shown} is not a size", hint) from None
+        large = _LONG_NUMBER.fullmatch(word)
+        raise EmupmemError(
+            f"{what} {shown} is {'more than any machine can address' if large else 'not a size'}", hint
+        )
+    if re.fullmatch("0[xX][0-9a-fA-F]+", word):
+        number, unit = Fraction(int(word, 16)), ""
     else:
         digits = word.rstrip("KMGTiBkmgtb")
         unit = word[len(digits) :].upper()
+        digits = digits.strip()
+        if not _NUMBER.fullmatch(digits):
+            raise EmupmemError(f"{what} {shown} is not a size", hint)
         if unit in ("KB", "MB", "GB", "TB"):
             raise EmupmemError(
                 f"{what} {shown} is in decimal units, memory is not",
@@ -42,11 +47,9 @@ def parse_size(text: str, what: str = "size") -> int:
             )
         unit = unit.removesuffix("B") if unit == "B" or len(unit) == 3 else unit
         unit = unit.removesuffix("I") if len(unit) == 2 else unit
-        digits = digits.strip()
-        plain = digits.replace(".", "", 1)
-        if unit not in _UNITS or not plain.isascii() or not plain.isdigit():
+        if unit not in _UNITS:
             raise EmupmemError(f"{what} {shown} is not a size", hint)
-        number = Fraction(digits if digits[-1] != "." else digits[:-1])
+        number = Fraction(digits.removesuffix("."))
     size = number * _UNITS[unit]
     if size > _MOST:
         raise EmupmemError(f"{what} {shown} is more than any machine can address", hint)

@@ -18,6 +18,7 @@ SYSTEM = (
     "programs",
     "files",
     "plain",
+    "pipe",
     "backups",
     "lock",
     "processes",

@@ -50,7 +50,7 @@ def test_sizes_that_people_write(text: str, size: int) -> None:
         ("0.0001K", "whole number of bytes"),
         ("9999999T", "more than any machine"),
         ("9" * 5000, "more than any machine"),
-        ("1." + "9" * 5000, "more than any machine"),
+        ("1." + "9" * 5000, "is not a size"),
         ("i", "is not a size"),
         ("1i", "is not a size"),
     ],
@@ -81,3 +81,22 @@ def test_people_see_no_more_than_there_is() -> None:
     assert human(100) == "100 B"
     assert human(-GIB) == "-1 GiB"
     assert span_text(4 * GIB, 20 * GIB) == "0x100000000-0x4ffffffff"
+
+
+@pytest.mark.parametrize(
+    "text", ["0x1_0", "0x_1", "0x١", "0x", "0x ", "0x-1", "15g\n1kb", "1\n2", "x GB", "-1GB", ".", ""]
+)
+def test_what_python_would_read_as_a_number_is_no_size(text: str) -> None:
+    with pytest.raises(EmupmemError, match="is not a size") as caught:
+        parse_size(text)
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("9" * 50, "more than any"), ("9" * 50 + "GiB", "more than any"), ("0x" + "f" * 50, "more than any"),
+     ("x" * 50, "not a size"), ("0." + "9" * 50, "not a size"), ("-" + "9" * 50, "not a size")],
+)  # fmt: skip
+def test_a_long_word_is_called_what_it_is(text: str, why: str) -> None:
+    with pytest.raises(EmupmemError, match=f"is {why}"):
+        parse_size(text)

@@ -51,7 +51,7 @@ def _findings(from_: str | None) -> tuple[Finding, ...]:
     from emupmem.report import archive, collected  # 7 ms, archives only
 
     name = "standard input" if from_ == "-" else from_
-    with given_file(from_) as file:
+    with given_file(from_, say) as file:
         if not is_gzip(file):
             raise EmupmemError(
                 f"{name}: no archive of emupmem collect", "emupmem suggest --from plans from a log"

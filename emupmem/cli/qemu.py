@@ -300,6 +300,8 @@ def _prepare(words: list[str], asked: Asked) -> Launch:
         usage(f"QEMU is given twice: --qemu {asked.qemu} and {typed} after --")
     if own := vm_guest.misplaced(given):
         usage(f"{own} is an option of emupmem: it comes before --", f"emupmem qemu args {own} … -- {EXAMPLE}")
+    if wrong := vm_guest.wrong_value(given):
+        usage(wrong, "behind -- are the arguments of QEMU: is a variable not set?")
     program = vm_backend.qemu_program(here, typed or asked.qemu)
     version = vm_backend.qemu_version(here, program)
     guest = vm_guest.read_guest(given, lambda name: vm_backend.read_config(here, _absolute(name)))

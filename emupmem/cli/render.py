@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from emupmem.model import GIB, LOW_LIMIT, Check, FirmwareMap, Kind, Offer, Plan, Rejected
 from emupmem.planner.kernel_map import kernel_map
-from emupmem.planner.places import union_of
+from emupmem.planner.places import takers, union_of
 from emupmem.units import human, plain, span_text, tight
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ def suggestion(
         out.print(
             f"  {where:{width}}  {size:>9}  {most:>9}  {plain(why)}", style="magenta" if chosen else None
         )
+    taken = takers(situation)
+    if taken:
+        out.print()
+        out.print(f"  taken already:  {plain(' · '.join(taken))}")
     if plan:
         out.print()
         plan_line(out, plan)

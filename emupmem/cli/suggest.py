@@ -18,6 +18,7 @@ from emupmem.planner import plan
 from emupmem.planner import situation as planner_situation
 from emupmem.planner import survey as planner_survey
 from emupmem.planner.kernel_map import kernel_map
+from emupmem.planner.places import takers
 from emupmem.planner.survey import Survey
 from emupmem.system import machine as system_machine
 from emupmem.system.errors import SUDO
@@ -70,7 +71,7 @@ def suggest(
 ) -> None:
     """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
-    result["refused"] = None
+    result |= {"taken": [], "refused": None}
     with Session(result, as_json).errors():
         request = request_of(size, count, offset, min_free, numa_node)
         found = survey(from_, source)
@@ -78,6 +79,7 @@ def suggest(
             found = asked(found)
         situation = found.situation
         result |= {"source": found.source, "ranges": [_entry(e) for e in situation.firmware.entries]}
+        result["taken"] = list(takers(situation))
         problem: EmupmemError | None = None
         made = None
         try:
@@ -159,7 +161,7 @@ def request_of(size: str | None, count: int, offset: str | None, min_free: str, 
 def survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
     if from_ is not None:
         name = "standard input" if from_ == "-" else from_
-        with given_file(from_) as file:
+        with given_file(from_, say) as file:
             if is_gzip(file):
                 from emupmem.report import archive, collected  # 75 ms, archives only
 

@@ -10,6 +10,9 @@ EMULATED = ("e820", "ramdax")
 
 VOLATILE = "emulated, volatile"
 
+ASYNCHRONOUS = "virtio-pmem"
+"""The provider whose flushes the host carries out: the kernel has no MAP_SYNC there (drivers/nvdimm/virtio_pmem.c)."""
+
 
 def nature(machine: Host, provider: str, reserved: bool, domain: str = "") -> str:
     """What a device is and how far its content survives, as it is to be shown with the device.
@@ -21,7 +24,7 @@ def nature(machine: Host, provider: str, reserved: bool, domain: str = "") -> st
         return VOLATILE
     if provider == "e820":
         return "marked as persistent by the firmware (type 12), not by memmap="
-    if provider == "virtio-pmem":
+    if provider == ASYNCHRONOUS:
         return "virtio-pmem, kept by what the host has behind it"
     flushed = f"persistence domain {domain}" if domain else ""
     if provider.startswith(("CXL", "cxl")):

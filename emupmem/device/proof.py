@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from emupmem.device import dax, installed, keep, unit
 from emupmem.device.blocks import Mounted, Pmem, devices, mounts, signature
-from emupmem.device.nature import VOLATILE, nature
+from emupmem.device.nature import ASYNCHRONOUS, VOLATILE, nature
 from emupmem.model import Check, EmupmemError
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
@@ -84,6 +84,7 @@ def see_mount(
         proof.why,
         at_boot,
         fate=nature(machine, device.provider, device.item is not None, device.domain),
+        asynchronous=device.provider == ASYNCHRONOUS,
     )
 
 
@@ -185,6 +186,9 @@ def _map_sync(mount: SeenMount) -> Check:
     expected = "MAP_SYNC mappings"
     if mount.map_sync is None:
         return Check("map-sync", "skipped", expected, mount.why or "could not be tried")
+    if not mount.map_sync and mount.asynchronous:
+        found = "virtio-pmem has none: what a program wrote is safe after msync or fsync, which the host carries out"
+        return Check("map-sync", "skipped", expected, found)
     if not mount.map_sync:
         hint = (
             "the device is not synchronous, or the kernel is older than 4.15; PMEM_IS_PMEM_FORCE=1 for tests"
@@ -219,8 +223,8 @@ class SeenMount:
     `fs` is what the device holds (empty: blank), `wanted` what was asked (empty: anything), `at`
     where it is mounted, `keep` the image that its content is kept in. `faults` is what writing to 4 MiB
     took, `huge` what that means, `no_huge` why the kernel has no huge pages for files at all, `why` why a
-    proof could not be made, `fate` what keeps the content. `missed` is what to tell of the last shutdown,
-    which did not save, `unsaved` why the next one will not.
+    proof could not be made, `fate` what keeps the content, `asynchronous` that the device never has MAP_SYNC.
+    `missed` is what to tell of the last shutdown, which did not save, `unsaved` why the next one will not.
     """
 
     device: str
@@ -239,5 +243,6 @@ class SeenMount:
     at_boot: bool = False
     keep: str = ""
     fate: str = VOLATILE
+    asynchronous: bool = False
     missed: str = ""
     unsaved: str = ""

@@ -31,7 +31,8 @@ def tree(view: View) -> list[str]:
 def _region_words(r: NvdimmRegion) -> list[str]:
     words = [human(r.size)]
     words.append(f"room for {human(r.largest())}" if r.labelled else "no labels: one namespace of all of it")
-    words.append(r.provider)
+    if not r.nature.startswith(r.provider):
+        words.append(r.provider)
     if r.numa_node is not None:
         words.append(f"node {r.numa_node}")
     words.append(r.nature)

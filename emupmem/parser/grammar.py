@@ -78,10 +78,12 @@ _PATTERNS = {
         r"| (?P<act>update|remove) range: (?P<c>[0-9a-f]{16}) - (?P<d>[0-9a-f]{16}))(?P<rest>[^\"]*+)"
     ),
     "begun": r"e820(?:: (?:update|remove) \[mem| (?:update|remove) range:)(?: 0[0-9a-fx]|[ \t]*+$)",
-    # mm/memtest.c (bad cells; the end is exclusive), mm/memory-failure.c (a page frame), early-quirks.c
+    # mm/memtest.c (bad cells; the end is exclusive), mm/memory-failure.c (a page frame; MCE before 4.7) and
+    # drivers/ras/cec.c, early-quirks.c
     "unfit": (
         r"(?P<text>bad mem addr (?:0x)?(?P<a>[0-9a-f]{8,16}) - (?:0x)?(?P<end>[0-9a-f]{8,16}) reserved"
-        r"|Memory failure: 0x(?P<frame>[0-9a-f]{1,13}):[^\"]*+"
+        r"|(?:Memory failure: |MCE )0x(?P<frame>[0-9a-f]{1,13}):[^\"]*+"
+        r"|(?:Soft-offlining pfn: |soft offline: )0x(?P<frame>[0-9a-f]{1,13})(?![0-9a-f])[^\"]*+"
         r"|Reserving Intel graphics (?:stolen )?memory at (?:\[mem )?"
         r"0x(?P<a>[0-9a-f]{1,16})-0x(?P<last>[0-9a-f]{1,16})\]?)"
     ),

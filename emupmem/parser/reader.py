@@ -44,6 +44,10 @@ _SYMPTOMS = (
     ("devm_memremap_pages attempted on mixed region", ""),
     ("Conflicting mapping in same section", ""),
 )
+_UNFIT = (
+    *("bad mem addr", "Memory failure: 0x", "MCE 0x", "Soft-offlining pfn: 0x", "soft offline: 0x"),
+    "Reserving Intel graphics",
+)
 
 
 # Reading -------------------------------------------------------------------------------------
@@ -250,7 +254,7 @@ class LogReader:
         elif "MTRRs don't cover all" in text:
             amount = pattern("losing").search(text)
             boot.lost, boot.lost_bytes = visible(text, 200), int(amount[1]) * MIB if amount else MAX_ADDRESS
-        elif "bad mem addr" in text or "Memory failure: 0x" in text or "Reserving Intel graphics" in text:
+        elif any(phrase in text for phrase in _UNFIT):
             self._unfit(number, text)
         elif "Memory Encryption Features" in text or "tdx: Guest" in text:
             if found := pattern("confidential").search(text):

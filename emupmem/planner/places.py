@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from emupmem.kernel.cmdline import memparse
+from emupmem.kernel.cmdline import mem_limit, memparse
 from emupmem.model import (
     LOW_LIMIT,
     MIB,
@@ -20,7 +21,7 @@ from emupmem.model import (
     Span,
 )
 from emupmem.planner.situation import BELOW_4G, STEPS, Situation
-from emupmem.units import human
+from emupmem.units import address, human, span_text
 
 
 def disagreements(situation: Situation) -> tuple[tuple[str, tuple[Span, ...]], ...]:
@@ -47,6 +48,31 @@ def taken_by(line: CommandLine | None, ram: int, hugepages: int = 0) -> int:
     return max(line.hugepages, hugepages) + kernels
 
 
+def takers(situation: Situation) -> tuple[str, ...]:
+    """Each word beside the reservations that takes RAM, with what it takes, for people."""
+    line = situation.command_line
+    found: list[str] = []
+    if line is not None:
+        for limit in memory_limits(line):
+            word = next((w for w in line.words if w.startswith("mem=") and mem_limit(w[4:]) == [limit]), "")
+            word = word or next((f"memmap={i.text}" for i in line.items if i.size == limit), "mem=")
+            found.append(f"{word}: all RAM above {human(limit)}")
+        for item in line.items:
+            if item.op in "$#@%" and item.size:
+                found.append(f"memmap={item.text}: {span_text(item.start, item.start + item.size)}")
+        found += [f"efi_fake_mem=: {span_text(s.start, s.end)}" for s in line.fake_mem]
+        for value in line.crashkernel:
+            size, where = crashkernel_bytes(value, situation.firmware.ram_bytes)
+            at = f" at {address(where)}" if where is not None else ""
+            found += [f"crashkernel={value}: {human(size)}{at}"] if size else []
+    asked = line.hugepages if line is not None else 0
+    if line is not None and asked and asked >= situation.hugepages:
+        found.append(f"{line.hugepages_text}: {human(asked)}")
+    elif situation.hugepages:
+        found.append(f"huge pages that this machine has now: {human(situation.hugepages)}")
+    return tuple(found)
+
+
 def crashkernel_bytes(value: str, ram: int) -> tuple[int, int | None]:
     """(size, fixed address or None) that `crashkernel=value` takes on a machine with `ram` bytes.
 
@@ -54,16 +80,16 @@ def crashkernel_bytes(value: str, ram: int) -> tuple[int, int | None]:
     `auto` and what cannot be read count as 256 MiB, which is what distributions take for it.
     """
     guess = 256 * MIB
-    body, at, where = value.partition("@")
+    body, at, place = value.partition("@")
     try:
-        address = kernel_size(where) if at else None
+        where = kernel_size(place) if at else None
         if ":" not in body:
-            return kernel_size(body.split(",")[0]), address
+            return kernel_size(body.split(",")[0]), where
         for part in body.split(","):
             limits, _, size = part.partition(":")
             low, _, high = limits.partition("-")
             if kernel_size(low) <= ram and (not high or ram < kernel_size(high)):
-                return kernel_size(size), address
+                return kernel_size(size), where
     except ValueError:
         return guess, None
     return 0, None
@@ -72,7 +98,7 @@ def crashkernel_bytes(value: str, ram: int) -> tuple[int, int | None]:
 # Places --------------------------------------------------------------------------------------
 
 # Plain tuples in here: a map may have 100,000 ranges, and a dataclass costs ten times a tuple.
-_Place = tuple[int, int, int, int | None]
+Place = tuple[int, int, int, int | None]
 """(start, end, index of the map's entry, NUMA node or None where no node claims it)."""
 _Pair = tuple[int, int]
 
@@ -82,11 +108,11 @@ class Field:
     """Where reservations may lie: `places`, lowest first, none crossing anything, each with room for
     2 MiB; and for every usable entry without a place the reason."""
 
-    places: list[_Place]
+    places: list[Place]
     reasons: dict[int, str]
 
 
-def high_places(situation: Situation) -> list[_Place]:
+def high_places(situation: Situation) -> list[Place]:
     """The usable entries, as far as they lie at or above 4 GiB."""
     entries = enumerate(situation.firmware.entries)
     return [
@@ -102,7 +128,7 @@ def field_of(situation: Situation, node: int | None) -> Field:
     reasons: dict[int, str] = {}
     alive = {i for i, e in enumerate(entries) if e.kind is Kind.RAM}
 
-    def keep(places: Iterable[_Place], why: Callable[[int], str]) -> list[_Place]:
+    def keep(places: Iterable[Place], why: Callable[[int], str]) -> list[Place]:
         left = [p for p in places if room_in(p, STEPS[-1])]
         gone = alive - {p[2] for p in left}
         reasons.update((i, why(i)) for i in gone)
@@ -123,6 +149,10 @@ def field_of(situation: Situation, node: int | None) -> Field:
     taken = _taken(situation)
     if taken:
         places = keep(subtract(places, taken), lambda i: "taken by another word of the kernel command line")
+    limits = memory_limits(situation.command_line)
+    if limits:
+        # What the kernel took away before it adds ours has another history: it would make two devices of it.
+        places = keep(_cut(places, limits), lambda i: "cut in two by mem= on the kernel command line")
     if situation.nodes:
         places = keep(
             _split_nodes(places, situation.nodes), lambda i: "in pieces that belong to different NUMA nodes"
@@ -152,6 +182,13 @@ def _taken(situation: Situation) -> list[_Pair]:
     return union_of(spans)
 
 
+def memory_limits(line: CommandLine | None) -> list[int]:
+    """Addresses above which `mem=` or a bare `memmap=` takes all RAM away, lowest first."""
+    if line is None:
+        return []
+    return sorted({*line.mem_limits, *(i.size for i in line.items if i.op == "limit")})
+
+
 def union_of(spans: Iterable[_Pair]) -> list[_Pair]:
     """Sorted, neighbours and overlaps made one."""
     out: list[_Pair] = []
@@ -163,7 +200,7 @@ def union_of(spans: Iterable[_Pair]) -> list[_Pair]:
     return out
 
 
-def intersect(places: Iterable[_Place], union: Sequence[_Pair]) -> Iterator[_Place]:
+def intersect(places: Iterable[Place], union: Sequence[_Pair]) -> Iterator[Place]:
     """Parts of sorted `places` inside `union`; borders between places stay borders."""
     at = 0
     for start, end, entry, node in places:
@@ -175,7 +212,7 @@ def intersect(places: Iterable[_Place], union: Sequence[_Pair]) -> Iterator[_Pla
             i += 1
 
 
-def subtract(places: Iterable[_Place], taken: Sequence[_Pair]) -> Iterator[_Place]:
+def subtract(places: Iterable[Place], taken: Sequence[_Pair]) -> Iterator[Place]:
     """Parts of sorted `places` outside `taken`."""
     at = 0
     for first, end, entry, node in places:
@@ -192,7 +229,7 @@ def subtract(places: Iterable[_Place], taken: Sequence[_Pair]) -> Iterator[_Plac
             yield start, end, entry, node
 
 
-def _split_nodes(places: Iterable[_Place], nodes: Sequence[NodeRange]) -> Iterator[_Place]:
+def _split_nodes(places: Iterable[Place], nodes: Sequence[NodeRange]) -> Iterator[Place]:
     """Cut at node borders; what no node claims stays, as a place of its own without a node."""
     ranges: list[tuple[int, int, int]] = []
     for n in sorted(nodes, key=lambda n: n.start):
@@ -219,24 +256,31 @@ def _split_nodes(places: Iterable[_Place], nodes: Sequence[NodeRange]) -> Iterat
             yield start, end, entry, None
 
 
+def _cut(places: Iterable[Place], borders: Sequence[int]) -> Iterator[Place]:
+    """The same places in pieces that no border lies inside of."""
+    for start, end, entry, node in places:
+        edges = [start, *(b for b in borders if start < b < end), end]
+        yield from ((low, high, entry, node) for low, high in pairwise(edges))
+
+
 def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def room_in(place: _Place, step: int) -> int:
+def room_in(place: Place, step: int) -> int:
     """The largest multiple of `step` that an aligned reservation in the place can have."""
     return max(0, (place[1] - _up(place[0], step)) // step * step)
 
 
-def rooms_of(field: Field) -> dict[int, int]:
-    """For each entry with a place the most that one reservation in it can have."""
+def rooms_of(field: Field, most: Callable[[Place], int] = lambda place: place[1]) -> dict[int, int]:
+    """For each entry with a place the most that one reservation in it can have, `most` of each place at most."""
     rooms: dict[int, int] = {}
     for place in field.places:
-        rooms[place[2]] = max(rooms.get(place[2], 0), room_in(place, STEPS[-1]))
+        rooms[place[2]] = max(rooms.get(place[2], 0), min(room_in(place, STEPS[-1]), most(place)))
     return rooms
 
 
-def find_places(places: Sequence[_Place], request: Request) -> tuple[Reservation, ...] | None:
+def find_places(places: Sequence[Place], request: Request) -> tuple[Reservation, ...] | None:
     assert request.size is not None
     roomy = [p for p in places if p[1] - p[0] >= request.size]
     for step in STEPS:
@@ -249,7 +293,7 @@ def find_places(places: Sequence[_Place], request: Request) -> tuple[Reservation
 
 
 def fill_places(
-    places: Sequence[_Place], size: int, count: int, step: int, offset: int | None
+    places: Sequence[Place], size: int, count: int, step: int, offset: int | None
 ) -> tuple[Reservation, ...] | None:
     """The `count` lowest reservations at multiples of `step`; the first exactly at `offset` if given."""
     found: list[Reservation] = []

@@ -32,10 +32,12 @@ from emupmem.planner.kernel_map import prove_plan
 from emupmem.planner.kernels import kaslr, kernel_problem, kernel_warnings
 from emupmem.planner.places import (
     Field,
+    Place,
     field_of,
     fill_places,
     find_places,
     high_places,
+    memory_limits,
     room_in,
     rooms_of,
     subtract,
@@ -61,7 +63,7 @@ def plan(situation: Situation, request: Request) -> Plan:
     if request.size is None:
         request = replace(request, size=_comfortable(situation, request, field, budget))
     assert request.size is not None
-    chosen = find_places(field.places, request)
+    chosen = _chosen(field, request, budget)
     if chosen is None or budget.left(chosen) < request.min_free:
         raise _no_plan(situation, request, field, budget, fits=chosen is not None)
     left = budget.left(chosen)
@@ -80,17 +82,19 @@ def plan(situation: Situation, request: Request) -> Plan:
 def offers(situation: Situation, request: Request) -> tuple[Offer, ...]:
     """For each usable range of the map the most that one device in it could have, with the reason."""
     field = field_of(situation, request.numa_node)
-    affordable = _affordable(_budget(situation), request.min_free)
+    budget = _budget(situation)
+    affordable = {above: _affordable(budget, request.min_free, above) for above in (False, True)}
     rooms = rooms_of(field)
+    most = rooms_of(field, lambda place: affordable[place[0] >= budget.limit])
     found = []
     for index, entry in enumerate(situation.firmware.entries):
         if entry.kind is not Kind.RAM:
             continue
         room = rooms.get(index, 0)
         reason = field.reasons.get(index, "")
-        if affordable < room:
+        if most.get(index, 0) < room:
             reason = f"the rest keeps {human(request.min_free)} for the system"
-        found.append(Offer(entry.start, entry.size, min(room, affordable), reason))
+        found.append(Offer(entry.start, entry.size, most.get(index, 0), reason))
     return tuple(found)
 
 
@@ -208,7 +212,7 @@ def _budget(situation: Situation) -> _Budget:
     line = situation.command_line
     if line is None:
         return _Budget(total, situation.hugepages, 1 << 64)
-    limit = min((*line.mem_limits, *(i.size for i in line.items if i.op == "limit")), default=1 << 64)
+    limit = min(memory_limits(line), default=1 << 64)
     taken = [(i.start, i.start + i.size) for i in line.items if i.op in "!$#%"]
     others = union_of([*taken, *((s.start, s.end) for s in line.fake_mem)])
     stays = sum(min(p[1], limit) - p[0] for p in subtract(ram, others) if p[0] < limit)
@@ -216,10 +220,20 @@ def _budget(situation: Situation) -> _Budget:
     return _Budget(total, total - stays + taken_by(line, total, situation.hugepages) + kept, limit)
 
 
-def _affordable(budget: _Budget, min_free: int) -> int:
-    """The largest multiple of 2 MiB that leaves `min_free`."""
+def _affordable(budget: _Budget, min_free: int, above: bool) -> int:
+    """The largest multiple of 2 MiB that leaves `min_free`; `above` the limit a device costs page structs only."""
     spare = budget.total - budget.taken - min_free
-    return max(0, spare * PAGE // (PAGE + STRUCT_PAGE)) // STEPS[-1] * STEPS[-1]
+    cost = STRUCT_PAGE if above else PAGE + STRUCT_PAGE
+    return max(0, spare * PAGE // cost) // STEPS[-1] * STEPS[-1]
+
+
+def _chosen(field: Field, request: Request, budget: _Budget) -> tuple[Reservation, ...] | None:
+    """The lowest places that fit; where they leave too little, those above the limit of the RAM, which cost none."""
+    lowest = find_places(field.places, request)
+    if lowest is None or budget.left(lowest) >= request.min_free:
+        return lowest
+    above = find_places([p for p in field.places if p[0] >= budget.limit], request)
+    return above if above is not None and budget.left(above) >= request.min_free else lowest
 
 
 def _comfortable(situation: Situation, request: Request, field: Field, budget: _Budget) -> int:
@@ -228,7 +242,7 @@ def _comfortable(situation: Situation, request: Request, field: Field, budget: _
     for floor in (max(request.min_free, budget.total // 2), request.min_free):
         size = 1 << max(largest.bit_length() - 1, 0)
         while size >= STEPS[2]:
-            chosen = find_places(field.places, replace(request, size=size))
+            chosen = _chosen(field, replace(request, size=size, min_free=floor), budget)
             if chosen is not None and budget.left(chosen) >= floor:
                 return size
             size //= 2
@@ -267,13 +281,18 @@ def _takers(situation: Situation) -> str:
 
 
 def _largest(request: Request, field: Field, budget: _Budget) -> int:
-    """The largest size per device, in steps of 2 MiB, that keeps all rules; 0 where none does.
+    """The largest size per device, in steps of 2 MiB, that keeps all rules; 0 where none does: see _chosen."""
+    above = [p for p in field.places if p[0] >= budget.limit]
+    return max(_largest_in(places, request, budget) for places in (field.places, above))
 
-    Only the roomiest places matter, as many as there are devices, and the one that holds the
-    offset; both fitting and the floor get harder as the size grows, so bisection finds it.
+
+def _largest_in(places: Sequence[Place], request: Request, budget: _Budget) -> int:
+    """The same in some of the places.
+
+    Only the roomiest matter, as many as there are devices, and the one that holds the offset; both fitting and the
+    floor get harder as the size grows, so bisection finds it.
     """
     step, offset = STEPS[-1], request.offset
-    places = field.places
     if offset is not None:
         places = [(max(p[0], offset), *p[1:]) for p in places if p[1] > offset]
     best = heapq.nlargest(request.count, places, key=lambda p: room_in(p, step))

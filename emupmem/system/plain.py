@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import stat
-import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,8 +18,6 @@ _PIECE = 64 * KIB
 """Files of /proc/sys answer a read of several MiB with ENOMEM: the kernel makes room for all of it."""
 
 LARGEST_LOG = GIB
-WRITER_SECONDS = 2.0
-"""How long a FIFO may have nobody who writes to it."""
 
 _KINDS = (
     (stat.S_ISCHR, "a device"),
@@ -60,40 +56,17 @@ def refuse_endless(descriptor: int, name: str) -> None:
     info = os.fstat(descriptor)
     kind = kind_of(info.st_mode)
     null = stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3)
-    if kind and kind != "a FIFO" and not null and not os.isatty(descriptor):
-        raise EmupmemError(f"{name} cannot be read: it is {kind}", _SAVE)
+    if kind and kind not in ("a FIFO", "a socket") and not null and not os.isatty(descriptor):
+        raise EmupmemError(f"{name} cannot be read: it is {kind}", SAVE)
     real = os.path.realpath(f"/proc/self/fd/{descriptor}")
     if stat.S_ISREG(info.st_mode) and real.startswith(("/proc/", "/sys/")):
-        raise EmupmemError(f"{name} cannot be read: it is a file of the kernel, not a saved log", _SAVE)
+        raise EmupmemError(f"{name} cannot be read: it is a file of the kernel, not a saved log", SAVE)
     if stat.S_ISREG(info.st_mode) and info.st_size > LARGEST_LOG:
         raise long_log(name)
 
 
-_SAVE = "save the log first: sudo dmesg > FILE, or journalctl -k -b -o cat > FILE"
+SAVE = "save the log first: sudo dmesg > FILE, or journalctl -k -b -o cat > FILE"
 
 
 def long_log(name: str) -> EmupmemError:
     return EmupmemError(f"{name} is longer than {LARGEST_LOG // GIB} GiB", "give the part with the last boot")
-
-
-def wait_for_writer(descriptor: int, name: str) -> bytes:
-    """Wait until somebody has a FIFO open to write; from then on reading it waits. Gives what was read meanwhile.
-
-    A FIFO that nobody has opened reads as empty. Raises EmupmemError where nobody comes.
-    """
-    until = time.monotonic() + WRITER_SECONDS
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    head = b""
-    while not poll.poll(0):
-        try:
-            head = os.read(descriptor, 1)
-        except BlockingIOError:
-            break  # somebody who has not written yet
-        if head:
-            break
-        if time.monotonic() > until:
-            raise EmupmemError(f"{name} cannot be read: it is a FIFO, and nobody writes to it", _SAVE)
-        time.sleep(0.02)
-    os.set_blocking(descriptor, True)
-    return head

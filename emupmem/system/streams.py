@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from emupmem.model import EmupmemError
-from emupmem.system import log, plain
+from emupmem.system import log, pipe, plain
 from emupmem.system.errors import sudo_hint
 from emupmem.system.files import is_folder, refuse_kernel_folder, sync_folder
 
@@ -29,43 +29,21 @@ def standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-class _Resumed(io.RawIOBase):
-    """A stream that cannot go back, of which the first bytes are already read: here they come again."""
-
-    def __init__(self, head: bytes, stream: BinaryIO, name: str) -> None:
-        self.head, self.stream, self.shown = head, stream, name
-        self.left = plain.LARGEST_LOG
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.head or self.stream.read1(len(buffer))  # type: ignore[attr-defined]
-        self.left -= len(data)
-        if self.left < 0:
-            raise plain.long_log(self.shown)
-        buffer[: len(data)] = data
-        self.head = b""
-        return len(data)
-
-
-def _with_a_head(stream: BinaryIO, name: str, head: bytes = b"") -> BinaryIO:
-    """The same content; of a pipe, whose writer may begin with a single byte, the first two are there."""
-    if stream.seekable():
-        return stream
-    return io.BufferedReader(_Resumed(head + stream.read(len(GZIP) - len(head)), stream, name), 1 << 16)
-
-
 @contextlib.contextmanager
-def given_file(name: str) -> Iterator[BinaryIO]:
+def given_file(name: str, tell: pipe.Tell) -> Iterator[BinaryIO]:
     """A file that the user named, `-` for standard input; pipes such as bash's <( ) are files too.
 
-    Raises EmupmemError, also for what would never end: devices, files of the kernel, FIFOs without a writer.
+    `tell` says a line to the person where nothing comes of a pipe. Raises EmupmemError, also for what would never
+    end: devices, files of the kernel, FIFOs that nobody writes to.
     """
     if name == "-":
+        shown = "standard input"
         with contextlib.suppress(io.UnsupportedOperation):
-            plain.refuse_endless(sys.stdin.buffer.fileno(), "standard input")
-        yield _with_a_head(sys.stdin.buffer, "standard input")
+            plain.refuse_endless(sys.stdin.buffer.fileno(), shown)
+        if sys.stdin.buffer.seekable():
+            yield sys.stdin.buffer
+        else:
+            yield pipe.with_a_head(sys.stdin.buffer.fileno(), shown, tell, len(GZIP))
         return
     try:
         place = Path(name)
@@ -73,8 +51,11 @@ def given_file(name: str) -> Iterator[BinaryIO]:
             raise EmupmemError(f"{name} cannot be read: it is a socket")
         with plain.open_at_once(place) as file:
             plain.refuse_endless(file.fileno(), name)
-            head = b"" if file.seekable() else plain.wait_for_writer(file.fileno(), name)
-            yield _with_a_head(file, name, head)
+            if file.seekable():
+                yield file
+            else:
+                head = pipe.wait_for_writer(file.fileno(), name)
+                yield pipe.with_a_head(file.fileno(), name, tell, len(GZIP), head)
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc
 

@@ -7,9 +7,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from emupmem.model import MIB, EmupmemError
-from emupmem.vm.options import Pairs, count_of, every_option, qemu_size
+from emupmem.vm.options import LOOKED_AT, Pairs, count_of, every_option, qemu_size, split_option
 
 DEFAULT_RAM = 128 * MIB
 """QEMU's own default of `-m`."""
@@ -199,3 +200,17 @@ def split_program(words: Sequence[str]) -> tuple[str, list[str]]:
 def misplaced(words: Sequence[str]) -> str:
     """The first of our own options among QEMU's arguments, empty where there is none."""
     return next((w for w in words if w.partition("=")[0] in OURS), "")
+
+
+def wrong_value(words: Sequence[str]) -> str:
+    """What of QEMU's arguments has no value, or -m one that is no size: as an unset variable makes it."""
+    for word, value in zip_longest(words, words[1:], fillvalue=None):
+        name = re.sub(r"^--?", "", word or "") if (word or "").startswith("-") else ""
+        if name not in LOOKED_AT:
+            continue
+        if value is None or (not value and name not in ("name", "hda", "hdb", "hdc", "hdd")):
+            return f"{word} has no value"
+        first = split_option(value)[0] if name == "m" else ("", "0")
+        if first[0] in ("", "size") and qemu_size(first[1]) is None:
+            return f"{word} {value} has no size that QEMU reads"
+    return ""

@@ -87,7 +87,7 @@ def places(tmp_path: Path, here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_each_line_of_the_table(run: Run, places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emupmem.system.plain.WRITER_SECONDS", 0.1)
+    monkeypatch.setattr("emupmem.system.pipe.WRITER_SECONDS", 0.1)
     rows = [line.split(" | ", 2) for line in TABLE.read_text().splitlines() if line and line[0] != "#"]
     assert len(rows) >= 200
     wrong = []

@@ -14,7 +14,6 @@ import json
 import re
 import tarfile
 import tempfile
-import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -38,8 +37,8 @@ from emupmem.planner import plan, survey
 from emupmem.planner import situation as planner_situation
 from emupmem.report import archive as report_archive
 from emupmem.report import collected, gather, masking
-from emupmem.units import plain
-from tests.fuzz import shell
+from tests.fuzz import bounds, shell, typed
+from tests.fuzz.answers import headed, refused
 from tests.fuzz.texts import LOGS, TOKENS, fixtures
 
 Run = Callable[[bytes], None]
@@ -58,21 +57,6 @@ class Target:
     @property
     def about(self) -> str:
         return (self.run.__doc__ or "").partition("\n")[0]
-
-
-def refused(exc: EmupmemError) -> None:
-    """Judge the answer itself: one line each, which a terminal survives as it is printed."""
-    assert exc.message
-    for text in (exc.message, exc.hint):
-        assert "\n" not in text, f"more than one line: {text!r}"
-        odd = [c for c in plain(text) if unicodedata.category(c) in ("Cc", "Cs") and c != "\t"]
-        assert not odd, f"{odd[:5]} in a message: {text!r}"
-
-
-def _headed(data: bytes) -> tuple[list[str], bytes]:
-    """The words of the first line, which say what to do, and the text behind it."""
-    head, _, body = data.partition(b"\n")
-    return head.decode("utf-8", "replace").split(), body
 
 
 # Logs ----------------------------------------------------------------------------------------------
@@ -197,7 +181,7 @@ def _check_plan(situation: planner_situation.Situation, reservations: Iterable[A
 
 def tables(data: bytes) -> None:
     """/proc/iomem, /sys/firmware/memmap and the versions of kernels: the first word says which."""
-    words, body = _headed(data)
+    words, body = headed(data)
     text = body.decode("utf-8", "replace")
     what = words[0] if words else ""
     try:
@@ -319,7 +303,7 @@ def _ours(value: str) -> list[str]:
 
 def edit(data: bytes) -> None:
     """/etc/default/grub: an edit is exactly as planned for dash, and nothing else is another; or refused."""
-    words, text = _headed(data)
+    words, text = headed(data)
     wish = _wish(words)
     judge = shell.judge
     try:
@@ -413,7 +397,7 @@ def undo(data: bytes) -> None:
 
 def menu(data: bytes) -> None:
     """grub.cfg: the entries, the default one, what of a value reaches the kernel."""
-    words, body = _headed(data)
+    words, body = headed(data)
     text = body.decode("utf-8", "surrogateescape")
     found = grub_menu.entries(text)
     lines = text.splitlines()
@@ -468,7 +452,7 @@ def _kernel_words(text: str) -> list[str]:
 
 def entry(data: bytes) -> None:
     """An entry of the Boot Loader Specification, or /etc/kernel/cmdline: reworked as planned, or refused."""
-    words, body = _headed(data)
+    words, body = headed(data)
     text = body.decode("utf-8", "surrogateescape")
     wish = _wish(words)
     items = tuple(dict.fromkeys(i for i in wish.items if re.fullmatch(r"[1-9]\d?G![1-9]\d{0,2}G", i, re.A)))
@@ -699,7 +683,7 @@ def pump(data: bytes) -> None:
 
     The first line names the reader; what follows are the beginning, the piece and the end, with %% between.
     """
-    words, body = _headed(data)
+    words, body = headed(data)
     reader = READERS.get(words[0] if words else "", READERS["log"])
     head, piece, tail = [*body.split(b"%%", 2), b"", b""][:3]
     reader(head + (piece or b" ") * (LONG // max(1, len(piece))) + tail)
@@ -780,6 +764,10 @@ TARGETS: dict[str, Target] = {
         Target("archive", archive, _archive_seeds, TOKENS["archive"]),
         Target("tar", tar, _tar_seeds, TOKENS["tar"], 16_000),
         Target("mask", masks, _mask_seeds, TOKENS["mask"]),
+        Target("sizes", bounds.sizes, lambda: [w.encode() for w in bounds.SIZES], TOKENS["cmdline"], 200),
+        Target("plans", bounds.plans, lambda: bounds.PLANS, bounds.PLAN_TOKENS, 1500),
+        Target("reader", bounds.reader, lambda: bounds.READER, [k.encode() for k in bounds.KINDS]),
+        Target("words", typed.command, typed.seeds, typed.tokens(), 300),
         Target("pump", pump, _pump_seeds, [*TOKENS["log"], *TOKENS["grub"], *TOKENS["menu"]], 300),
     )
 }  # fmt: skip

@@ -17,7 +17,7 @@ import pytest
 from emupmem.editor import defaults
 from emupmem.editor import text as editor_text
 from emupmem.model import EmupmemError
-from tests.fuzz import driver, shell, targets, work
+from tests.fuzz import answers, driver, shell, targets, work
 from tests.fuzz.mutate import Mutator
 from tests.fuzz.targets import TARGETS
 
@@ -133,10 +133,10 @@ def test_dash_reads_what_set_prints() -> None:
 
 def test_an_answer_of_two_lines_is_a_finding() -> None:
     exc = EmupmemError("well")
-    targets.refused(exc)
+    answers.refused(exc)
     exc.message = "one line\nand one that it does not say"
     with pytest.raises(AssertionError):
-        targets.refused(exc)
+        answers.refused(exc)
 
 
 def test_a_pipe_gives_what_it_has() -> None:

@@ -12,7 +12,8 @@ from emupmem.model import EmupmemError, Request
 from emupmem.parser.bootlog import parse_boot_log
 from emupmem.planner.plan import plan
 from emupmem.planner.survey import NoMap, for_kernel, of_log, of_machine
-from tests.fake import LOG, build, put
+from tests.cli.runner import Run
+from tests.fake import LOG, FakeMachine, build, put
 
 XEN_MAP = LOG.replace("BIOS-e820:", "Xen:")
 WSL = LOG.replace("6.12.0-1-amd64", "5.15.153.1-microsoft-standard-WSL2")
@@ -140,3 +141,31 @@ def test_a_tree_is_judged_by_the_log(tmp_path: Path) -> None:
     tree = Machine(build(tmp_path).root)
     with pytest.raises(EmupmemError, match="memory map is Xen's"):
         obstacles.planned_for(tree, of_log(XEN_MAP, "boot.log"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("mem=8G", "mem=8G: all RAM above 8 GiB"),
+        ("memmap=8G", "memmap=8G: all RAM above 8 GiB"),
+        ("crashkernel=0400M", "crashkernel=0400M: 256 MiB"),
+        ("crashkernel=1G@8G", "crashkernel=1G@8G: 1 GiB at 0x200000000"),
+        ("hugepagesz=1G hugepages=2", "hugepagesz=1G hugepages=2: 2 GiB"),
+        ("efi_fake_mem=1G@8G", "efi_fake_mem=: 0x200000000-0x23fffffff"),
+        ("memmap=1G$6G", "memmap=1G$6G: 0x180000000-0x1bfffffff"),
+        ("memmap=64K$0x18690000 crashkernel=0", "memmap=64K$0x18690000: 0x018690000-0x01869ffff"),
+        ("memmap=4G!4G", None),
+        ("ro quiet", None),
+    ],
+)
+def test_what_other_words_take_is_said(run: Run, words: str, said: str | None) -> None:
+    log = LOG.replace("ro quiet", f"ro quiet {words}").encode()
+    shown = run("suggest", "--from", "-", stdin=log).out.splitlines()
+    found = [line for line in shown if "taken already" in line]
+    assert found == ([f"  taken already:  {said}"] if said else [])
+    assert run("suggest", "--from", "-", "--json", stdin=log).json["taken"] == ([said] if said else [])
+
+
+def test_huge_pages_that_were_set_later_are_said(run: Run, here: FakeMachine) -> None:
+    put(here, "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "512\n")
+    assert "  taken already:  huge pages that this machine has now: 1 GiB" in run("suggest").out

@@ -9,8 +9,8 @@ from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, MIB, EmupmemError, FirmwareMap, Kind, MapEntry, Request, Reservation
 from emupmem.planner import plan as planner_plan
 from emupmem.planner.kernel_map import prove_plan
-from emupmem.planner.plan import plan
-from emupmem.planner.situation import Situation
+from emupmem.planner.plan import offers, plan
+from emupmem.planner.situation import NoPlan, Situation
 from emupmem.planner.survey import of_log
 from tests.cli.runner import Run
 from tests.fake import LOG
@@ -121,3 +121,37 @@ def test_the_largest_map_that_a_log_can_have(run: Run) -> None:
     assert plan(of_log(log, "log").situation, Request(size=GIB)).memmap == "memmap=1G!1T".replace(
         "1T", "1024G"
     )
+
+
+@pytest.mark.parametrize(
+    "words", ["mem=8G", "memmap=8G", "mem=6G", "mem=8G memmap=7G", "mem=5000M", "mem=100G", "mem=2G"]
+)
+@pytest.mark.parametrize(("size", "count"), [(None, 1), (GIB, 1), (3 * GIB, 1), (GIB, 4), (12 * GIB, 1)])
+def test_a_device_lies_on_one_side_of_a_limit(words: str, size: int | None, count: int) -> None:
+    """The kernel takes the RAM above it away before it adds ours: over that border it would make two devices."""
+    firmware = of_log(LOG, "log").situation.firmware  # RAM in one piece from 4G to 21G
+    there = Situation(firmware, command_line=parse_command_line(words))
+    made = plan(there, Request(size=size, count=count, min_free=0))
+    for item in parse_command_line(words).items:
+        assert not any(r.start < item.size < r.end for r in made.reservations if item.op == "limit")
+
+
+def test_what_does_not_fit_beside_a_limit() -> None:
+    firmware = of_log(LOG, "log").situation.firmware
+    there = Situation(firmware, command_line=parse_command_line("mem=10G"))
+    with pytest.raises(NoPlan, match="no usable range has room for 12 GiB") as caught:
+        plan(there, Request(size=12 * GIB))
+    assert caught.value.hint == "the largest size that fits is 11G"
+    (offer,) = [o for o in offers(there, Request()) if o.start == 4 * GIB]
+    assert offer.at_most == 11 * GIB
+
+
+def test_what_the_kernel_does_not_have_anyway_is_taken_where_too_little_would_stay() -> None:
+    firmware = of_log(LOG, "log").situation.firmware
+    there = Situation(firmware, command_line=parse_command_line("mem=8G"))
+    assert plan(there, Request(size=GIB)).memmap == "memmap=1G!4G"
+    made = plan(there, Request(size=GIB, min_free=6 * GIB))
+    assert (made.memmap, made.ram_left > 6 * GIB) == ("memmap=1G!8G", True)
+    with pytest.raises(NoPlan) as caught:
+        plan(there, Request(size=14 * GIB, min_free=6 * GIB))
+    assert caught.value.largest == 13 * GIB

@@ -46,6 +46,9 @@ HARMLESS = (
     "ACPI: Reserving PMTT table memory at [mem 0x140000000-0x140000063]",
     "ACPI: SRAT: Node 0 PXM 0 [mem 0x540000000-0x93fffffff] hotplug",
     "early_memtest: # of tests: 17",
+    "MCE: In-kernel MCE decoding enabled.",
+    "mce: [Hardware Error]: Machine check events logged",
+    "RAS: Correctable Errors collector initialized.",
     "  0000000100000000 - 0000000140000000 pattern 4c494e5558726c7a",
     "Reserving Intel graphics memory at [mem 0xab800000-0xaf7fffff]",
     "Could not allocate 0x0000000000001000 bytes of mirrored memory",
@@ -70,6 +73,11 @@ UNFIT = (
     ("  4c494e5558726c7a bad mem addr 0110000000 - 0110000010 reserved", 0x110000000, 16),
     ("  5555555555555555 bad mem addr 013fffffff8 - 0140000000 reserved", 0x13FFFFFFF8, -1),
     ("Memory failure: 0x110000: recovery action for dirty LRU page: Recovered", 0x110000000, 4096),
+    ("MCE 0x110000: recovery action for dirty LRU page: Recovered", 0x110000000, 4096),
+    ("MCE 0x110000: dirty LRU page recovery: Recovered", 0x110000000, 4096),
+    ("RAS: Soft-offlining pfn: 0x110000", 0x110000000, 4096),
+    ("soft offline: 0x110000 page already poisoned", 0x110000000, 4096),
+    ("soft offline: 0x110000: hugepage migration failed 1, type 17ffffc0000000", 0x110000000, 4096),
 )
 WITHOUT_LINE = "".join(x for x in LOG.splitlines(keepends=True) if "ommand line" not in x)
 DECORATED = ("{}", "[    0.155122] {}", "Nov 22 10:00:00 h kernel: {}", '{{"pri":6,"msg":"{}"}}', "> {}")

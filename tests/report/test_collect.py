@@ -599,7 +599,7 @@ def test_a_pipe_that_begins_with_a_single_byte_is_still_an_archive() -> None:
 
     later = threading.Timer(0.2, rest)
     later.start()
-    with emupmem.system.streams.given_file(f"/dev/fd/{reader}") as stream:
+    with emupmem.system.streams.given_file(f"/dev/fd/{reader}", print) as stream:
         assert emupmem.system.streams.is_gzip(stream)
         assert unpack(stream, "a").members == {"tree/a": b"text"}
     later.join()

@@ -62,12 +62,18 @@ def libvirt(play: Play) -> Scenario:
     machine = play(Host(tree="libvirt", cmdline=CMDLINE, release=RELEASE, files=PROCESSORS))
     machine.write("/home/dev/reaper", REAPER)
     machine.must("sh", "-c", "useradd dev && mkdir -p /home/dev/run && chown -R dev /home/dev")
-    start = " ".join((*AS_DEV, "python3", "/home/dev/reaper", ">/home/dev/log", "2>&1", "&"))
+    serve(machine, AS_DEV, "/home/dev/run/libvirt/libvirt-sock")
+    return machine
+
+
+def serve(machine: Scenario, who: tuple[str, ...], socket: str) -> None:
+    """Start libvirtd as a user, and wait until it is there."""
+    start = " ".join((*who, "python3", "/home/dev/reaper", ">/home/dev/log", "2>&1", "&"))
     machine.must("sh", "-c", start)
     end = time.monotonic() + 300
     while time.monotonic() < end:
-        if machine.run("test", "-S", "/home/dev/run/libvirt/libvirt-sock").status == 0:
-            return machine
+        if machine.run("test", "-S", socket).status == 0:
+            return
         time.sleep(0.2)
     raise AssertionError(machine.read("/home/dev/log"))
 
@@ -110,3 +116,54 @@ def test_the_real_libvirt_starts_what_is_printed(libvirt: Scenario) -> None:
     done = libvirt.run(*VIRSH, "start", "vm1")
     assert done.status == 1
     assert "virtio-pmem memory device info is not handled yet" in done.stderr
+
+
+IMAGES = "/var/lib/libvirt/images"
+SYSTEM_VIRSH = ("virsh", "-q", "-c", "qemu:///system")
+# What libvirtd as root would do with rights that no process has in here: mounts, groups, attributes of its own.
+SYSTEM_SETTINGS = """
+remember_owner = 0
+namespaces = [ ]
+cgroup_controllers = [ ]
+security_driver = "none"
+stdio_handler = "file"
+"""
+
+
+def test_the_daemon_of_the_system_starts_it_too(play: Play) -> None:
+    """qemu:///system: the guest runs as a user of its own, to whom libvirtd gives the file."""
+    machine = play(Host(tree="libvirt", cmdline=CMDLINE, release=RELEASE, files=PROCESSORS))
+    machine.write("/home/dev/reaper", REAPER)
+    machine.write("/etc/libvirt/qemu.conf", SYSTEM_SETTINGS)
+    # as the package libvirt-daemon-system does, which would bring systemd and a firewall
+    users = "groupadd -r libvirt-qemu && useradd -r -g libvirt-qemu -d /var/lib/libvirt libvirt-qemu && useradd dev"
+    machine.must("sh", "-c", f"{users} && mkdir -p {IMAGES} /var/log/libvirt/qemu /run/libvirt")
+    serve(machine, (), "/run/libvirt/libvirt-sock")
+
+    def virsh(*words: str) -> str:
+        done = machine.run(*SYSTEM_VIRSH, *words, timeout=300)
+        assert done.status == 0, f"{words}: {done.stderr}{machine.read('/home/dev/log')}"
+        return done.stdout
+
+    def owner() -> str:
+        return machine.must("stat", "-c", "%U", f"{IMAGES}/pmem.img").strip()
+
+    words = ("--pmem", "64M", "--pmem-file", f"{IMAGES}/pmem.img", "--label", "128K", *GUEST)
+    made = machine.emupmem("qemu", "args", "--libvirt", *words)
+    assert made.status == 0, made.stderr
+    machine.write("/root/domain.xml", made.stdout)
+    virsh("define", "--validate", "/root/domain.xml")
+    missing = machine.run(*SYSTEM_VIRSH, "start", "vm1", timeout=300)
+    assert (missing.status, "No such file" in missing.stderr) == (1, True), (
+        "as is said: nothing is made there"
+    )
+    (make,) = re.findall(rf"truncate -s \d+ {IMAGES}/pmem.img", made.stderr)
+    machine.must(*make.split())
+    machine.must("chown", "dev", f"{IMAGES}/pmem.img")
+    virsh("start", "vm1")
+    assert owner() == "libvirt-qemu"
+    assert f"size: {64 << 20}" in virsh("qemu-monitor-command", "--hmp", "vm1", "info memory-devices")
+    assert virsh("vcpucount", "--live", "--active", "vm1").strip() == "3"
+    virsh("destroy", "vm1")
+    assert owner() == "root", "without remember_owner libvirt does not know whose it was"
+    virsh("undefine", "vm1")

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -33,38 +32,12 @@ def test_files_of_the_kernel_are_read(name: str) -> None:
     assert Machine().peek(name)
 
 
-def test_a_fifo_that_somebody_writes_to_is_read(tmp_path: Path) -> None:
-    """As bash's <( ): its writer may be slow, and begin with a single byte."""
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-
-    def write() -> None:
-        with fifo.open("wb", buffering=0) as file:
-            file.write(LOG[:1].encode())
-            file.write(LOG[1:].encode())
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    with given_file(str(fifo)) as file:
-        assert file.read() == LOG.encode()
-    writer.join()
-
-
-def test_a_pipe_of_the_shell_is_read() -> None:
-    reading, writing = os.pipe()
-    os.write(writing, LOG.encode())
-    os.close(writing)
-    with given_file(f"/dev/fd/{reading}") as file:
-        assert parse_boot_log(file).firmware is not None
-    os.close(reading)
-
-
 def test_a_pipe_without_an_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "LARGEST_LOG", 1 << 20)
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as yes:
         assert yes.stdout is not None
         with (
-            given_file(f"/dev/fd/{yes.stdout.fileno()}") as file,
+            given_file(f"/dev/fd/{yes.stdout.fileno()}", print) as file,
             pytest.raises(EmupmemError, match="is longer than"),
         ):
             parse_boot_log(file)
@@ -74,7 +47,7 @@ def test_a_pipe_without_an_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_log_without_an_end_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "LARGEST_LOG", 1 << 20)
     (tmp_path / "log").write_bytes(b"x" * (1 << 21))
-    with pytest.raises(EmupmemError, match="is longer than"), given_file(str(tmp_path / "log")):
+    with pytest.raises(EmupmemError, match="is longer than"), given_file(str(tmp_path / "log"), print):
         pass
 
 

@@ -116,6 +116,28 @@ def test_disks_and_processors_of_the_guest() -> None:
         assert read_guest(("-smp", smp)).cpus == cpus
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-m", ""), "-m has no value"),
+        (("-nodefaults", "-m"), "-m has no value"),
+        (("-m", "G"), "-m G has no size that QEMU reads"),
+        (("-m", ",slots=2"), "-m ,slots=2 has no size that QEMU reads"),
+        (("--m", "size="), "--m size= has no size that QEMU reads"),
+        (("-machine", ""), "-machine has no value"),
+        (("-m", "1G", "-readconfig", ""), "-readconfig has no value"),
+        (("-m", "slots=2,maxmem=4G"), ""),
+        (("-m", "1G", "-append", "", "-name", ""), ""),
+    ],
+)
+def test_variables_that_are_not_set(run: Run, quick: str, words: tuple[str, ...], said: str) -> None:
+    done = run("args", "--qemu", quick, "--pmem", "1G", "--", *words)
+    assert (done.status, done.err.partition("\n")[0] if said else "") == (
+        2 if said else 0,
+        f"emupmem: {said}" if said else "",
+    )
+
+
 @pytest.mark.slow
 @real
 @pytest.mark.parametrize(

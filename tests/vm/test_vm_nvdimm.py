@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real ndctl on virtual NVDIMMs: two modules on two nodes, beside a reserved range of RAM."""
+"""Real ndctl on virtual NVDIMMs: two modules on two nodes, beside a reserved range of RAM and a virtio-pmem device."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from emupmem.model import KIB, MIB
 from emupmem.vm.arguments import plan_devices
 from emupmem.vm.guest import read_guest
 from emupmem.vm.size import choose_size
-from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish
+from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice
 from tests.vm.image import image
 from tests.vm.machine import Machine
 from tests.vm.nested import nested_guest
@@ -103,6 +103,7 @@ for mode in ("fsdax", "raw", "devdax"):
 print("all='" + " ".join((n["name"], n["dev"])[i % 2] for i, n in enumerate(mine)) + "'")
 print("gone=" + mine[0]["name"])
 print("range=" + reserved["name"])
+print("virtio=" + next(r["namespaces"][0]["dev"] for r in regions if r["provider"] == "virtio-pmem"))
 print("reserved=" + reserved["namespaces"][0]["name"] + " ram=" + reserved["namespaces"][0]["dev"])
 """
 
@@ -123,10 +124,30 @@ SECOND = (
     WORDS
     + """
 # with a reserved range beside them; what was made is still there, by whichever number now
+modprobe virtio_pmem
+until find /sys/devices -path '*/virtio*/ndbus*/block/pmem*' | grep -q .; do sleep 1; done
 emupmem nvdimm show
 emupmem nvdimm show --json > /job/out/after.json
 python3 /job/pick.py > /run/picked
 . /run/picked
+
+# and one by virtio-pmem: each is called what it is
+emupmem nvdimm show > /run/said
+cat /run/said
+[ $(grep -c 'virtual NVDIMM, kept by what the host has behind it' /run/said) = 2 ]
+[ $(grep -c 'emulated, volatile' /run/said) = 1 ]
+grep '^region.* · virtio-pmem, kept by what the host has behind it$' /run/said
+emupmem mount $virtio /mnt/virtio > /run/said
+cat /run/said
+grep '/mnt/virtio with dax=always · virtio-pmem, kept by what the host has behind it' /run/said
+grep -e '- map-sync .* msync or fsync' /run/said
+grep volatile /run/said && exit 9 || true
+emupmem mount $virtio /mnt/virtio --json > /job/out/virtio.json
+refuses 'is not a device that memmap= made' emupmem save /run/image $virtio
+refuses 'is not one of emupmem' emupmem mount $virtio /mnt/virtio --at-boot
+emupmem verify > /run/said
+grep 'virtio' /run/said && exit 9 || true
+emupmem umount /mnt/virtio
 emupmem mount $fsdax /mnt/pmem0 --json > /job/out/kept.json
 [ "$(cat /mnt/pmem0/file)" = kept ]
 
@@ -224,7 +245,15 @@ def modules(folder: Path) -> list[str]:
     return plan_devices(guest, wishes, DeviceOptions(), (7, 2)).argv
 
 
-@pytest.mark.vm(image="bookworm bios", boots=2, seconds=260)
+def by_virtio(folder: Path, there: Sequence[str]) -> list[str]:
+    """emupmem's arguments for a device more, by virtio-pmem, beside those that the guest has."""
+    file = Backend(Backing.FILE, str(folder / "virtio"))
+    wish = DeviceWish(file, choose_size(file, 128 * MIB))
+    guest = read_guest(("-m", "6G", *there))
+    return plan_devices(guest, [wish], DeviceOptions(device=GuestDevice.VIRTIO), (7, 2)).argv
+
+
+@pytest.mark.vm(image="bookworm bios", boots=2, seconds=280)
 def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     nested = nested_guest("bookworm", INNER, ("nfit", "nd_pmem"), tmp_path / "nested")
     with Machine(
@@ -235,6 +264,7 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     ) as guest:
         first = guest.boot(FIRST)
         assert first.status == 0, first.output
+        guest.qemu_args += tuple(by_virtio(tmp_path, guest.qemu_args))
         second = guest.boot(SECOND, {"pick.py": PICK, "ipmctl": IPMCTL, "nested": nested})
         assert second.status == 0, second.output
     said = {
@@ -273,7 +303,10 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     after = said["after.json"]["regions"]
     (reserved,) = [r for r in after if r["emulated"]]
     assert (reserved["provider"], reserved["volatile"], reserved["size"]) == ("e820", True, 256 * MIB)
-    assert sorted(len(r["namespaces"]) for r in after) == [1, 1, 4]
+    assert sorted(len(r["namespaces"]) for r in after) == [1, 1, 1, 4]
+    (virtio,) = [r for r in after if r["provider"] == "virtio-pmem"]
+    assert (virtio["emulated"], virtio["volatile"], virtio["labelled"]) == (False, False, False)
+    assert [said["virtio.json"][k] for k in ("dax_file", "map_sync")] == [True, False]
     assert said["range.json"]["namespace"]["mode"] == "devdax"
     verified = second.files["verified"].decode()
     assert verified.count("✓ device ") == verified.count("✓ dax ") == 3
