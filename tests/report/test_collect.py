@@ -673,7 +673,9 @@ def test_a_version_of_four_numbers_is_no_address() -> None:
     assert masker.mask("10.1.2.3")[0] == "0.0.0.1"
 
 
-@pytest.mark.parametrize("address", ["::ffff:192.0.2.1", "64:ff9b::192.0.2.33", "2001:db8:1:2:3:4:192.0.2.7"])
+@pytest.mark.parametrize(
+    "address", ["::ffff:192.0.2.1", "::ffff:0.0.0.0", "64:ff9b::192.0.2.33", "2001:db8:1:2:3:4:192.0.2.7"]
+)
 @pytest.mark.parametrize("around", ["to %s", "[%s]:22", "%s.", "%s, port 22"])
 def test_an_ipv6_address_with_a_dotted_tail_is_one_secret(address: str, around: str) -> None:
     """As Python 3.13 prints those that embed an IPv4 address."""
