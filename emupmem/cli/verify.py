@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -28,7 +29,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every step, from the boot configuration to DAX."""
-    if wait != wait:  # nan; older parsers let it pass
+    if math.isnan(wait):  # older parsers let it pass
         usage("Invalid value for '--wait': it must be 86400 or less")
     session = Session({"ok": False, "pending": False, "checks": [], "devices": []}, as_json)
     with session.errors():
