@@ -119,7 +119,8 @@ def _blocks(markdown: str) -> Iterator[tuple[str, str]]:
 
 def man_page(markdown: str) -> str:
     """The page for man(7), as mandoc and groff read it."""
-    lines = [f'.TH EMUPMEM 8 "{DATE}" "emupmem {__version__}" "System Manager\'s Manual"']
+    # Not adjusted: long options and paths would leave holes, or cannot be.
+    lines = [f'.TH EMUPMEM 8 "{DATE}" "emupmem {__version__}" "System Manager\'s Manual"', ".ad l"]
     rows = 0
     for kind, text in _blocks(markdown):
         rows = rows + 1 if kind == "row" else 0
