@@ -119,8 +119,7 @@ def _blocks(markdown: str) -> Iterator[tuple[str, str]]:
 
 def man_page(markdown: str) -> str:
     """The page for man(7), as mandoc and groff read it."""
-    # Not adjusted: long options and paths would leave holes, or cannot be.
-    lines = [f'.TH EMUPMEM 8 "{DATE}" "emupmem {__version__}" "System Manager\'s Manual"', ".ad l"]
+    lines = [f'.TH EMUPMEM 8 "{DATE}" "emupmem {__version__}" "System Manager\'s Manual"']
     rows = 0
     for kind, text in _blocks(markdown):
         rows = rows + 1 if kind == "row" else 0
@@ -169,7 +168,9 @@ def _roff(text: str) -> str:
 
 def _marked(part: str) -> str:
     if part.startswith("`") and len(part) > 1:
-        return f"\\fB{_plain(part[1:-1])}\\fR"
+        # A line may end after a comma: the keys of a JSON object are longer than one.
+        code = re.sub(r",(?=\S)", r",\\:", _plain(part[1:-1]))
+        return f"\\fB{code}\\fR"
     if part.startswith("**") and part.endswith("**") and len(part) > 4:
         return f"\\fB{_plain(part[2:-2])}\\fR"
     if part.startswith("*") and part.endswith("*") and len(part) > 2:
