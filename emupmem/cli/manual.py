@@ -186,7 +186,9 @@ def _plain(text: str, minus: bool = True) -> str:
 
 def _filled(text: str) -> list[str]:
     """Text in lines of at most 80 bytes where its words allow."""
-    return [_line(x) for x in textwrap.wrap(text, 79, break_long_words=False, break_on_hyphens=False)]
+    lines = [_line(x) for x in textwrap.wrap(text, 79, break_long_words=False, break_on_hyphens=False)]
+    # What ends after a comma has no spaces to be adjusted by.
+    return [".na", *lines, ".ad"] if "\\:" in text else lines
 
 
 def _line(text: str) -> str:
