@@ -160,7 +160,7 @@ def _status() -> int:
         empty = wording.empty_word(words) if "_EMUPMEM_COMPLETE" not in os.environ else ""
         if empty:
             usage(f"{empty} is empty: is a variable not set?")
-        status: int = command_of(program_for(words))(standalone_mode=False) or Exit.OK
+        status: int = command_of(program_for(words))(prog_name="emupmem", standalone_mode=False) or Exit.OK
         sys.stdout.flush()
         if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
             raise KeyboardInterrupt

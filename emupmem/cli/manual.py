@@ -168,7 +168,9 @@ def _roff(text: str) -> str:
 
 def _marked(part: str) -> str:
     if part.startswith("`") and len(part) > 1:
-        return f"\\fB{_plain(part[1:-1])}\\fR"
+        # A line may end after a comma: the keys of a JSON object are longer than one.
+        code = re.sub(r",(?=\S)", r",\\:", _plain(part[1:-1]))
+        return f"\\fB{code}\\fR"
     if part.startswith("**") and part.endswith("**") and len(part) > 4:
         return f"\\fB{_plain(part[2:-2])}\\fR"
     if part.startswith("*") and part.endswith("*") and len(part) > 2:
@@ -184,7 +186,9 @@ def _plain(text: str, minus: bool = True) -> str:
 
 def _filled(text: str) -> list[str]:
     """Text in lines of at most 80 bytes where its words allow."""
-    return [_line(x) for x in textwrap.wrap(text, 79, break_long_words=False, break_on_hyphens=False)]
+    lines = [_line(x) for x in textwrap.wrap(text, 79, break_long_words=False, break_on_hyphens=False)]
+    # What ends after a comma has no spaces to be adjusted by.
+    return [".na", *lines, ".ad"] if "\\:" in text else lines
 
 
 def _line(text: str) -> str:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
 
 from emupmem.cli import render
 from emupmem.cli.options import Json
-from emupmem.cli.output import Exit, say
+from emupmem.cli.output import Exit, say, usage
 from emupmem.cli.session import Session
 from emupmem.system import machine
 from emupmem.verifier import ladder, observe
@@ -28,6 +29,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every step, from the boot configuration to DAX."""
+    if math.isnan(wait):  # older parsers let it pass
+        usage("Invalid value for '--wait': it must be 86400 or less")
     session = Session({"ok": False, "pending": False, "checks": [], "devices": []}, as_json)
     with session.errors():
         seen = observe.observe(machine.Machine(), wait)

@@ -20,6 +20,7 @@ _RULES = (
     (r"Input should be less than or equal to (\S+)", r"it must be \1 or less"),
     (r"Input should be a finite number", "{value} is not a number"),
     (r"Value error, ", ""),
+    (r" Did you mean (--[\w-]+)\?$", r" (Possible options: \1)"),
     (r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", r"too many words: \1"),
 )
 _OPTION = re.compile(r"^Invalid value for '(--[a-z-]+)")
@@ -46,9 +47,29 @@ def in_own_words(message: str, words: Sequence[str]) -> str:
     """A message of the library that reads the options, without the library's words."""
     option = _OPTION.match(message)
     value = ascii(_value_of(option[1], words)) if option is not None else "it"
+    message = re.sub(r"(?<=: )'(.*)' is not a valid (integer|float)(?: range)?\.$", _no_number, message)
+    message = re.sub(
+        r"(\S+) is not in the range (?:([\d.]+)<=)?x(?:>=([\d.]+))?(?:<=([\d.]+))?\.$", _outside, message
+    )
     for theirs, ours in _RULES:
         message = re.sub(theirs, ours, message)
     return message.replace("{value}", value)
+
+
+# What the click before typer's own parser says (typer up to 0.20, and Debian 13's).
+
+
+def _no_number(found: re.Match[str]) -> str:
+    if re.fullmatch(r"[+-]?\d+(?:…\d+)?", found[1]):
+        return "the number is too large"
+    return "{value} is not a whole number" if found[2] == "integer" else "{value} is not a number"
+
+
+def _outside(found: re.Match[str]) -> str:
+    least, most = found[2] or found[3], found[4]
+    if least and not (most and float(found[1]) > float(most)):
+        return f"it must be {least} or more"
+    return f"it must be {most} or less"
 
 
 def _value_of(option: str, words: Sequence[str]) -> str:

@@ -673,6 +673,17 @@ def test_a_version_of_four_numbers_is_no_address() -> None:
     assert masker.mask("10.1.2.3")[0] == "0.0.0.1"
 
 
+@pytest.mark.parametrize(
+    "address", ["::ffff:192.0.2.1", "::ffff:0.0.0.0", "64:ff9b::192.0.2.33", "2001:db8:1:2:3:4:192.0.2.7"]
+)
+@pytest.mark.parametrize("around", ["to %s", "[%s]:22", "%s.", "%s, port 22"])
+def test_an_ipv6_address_with_a_dotted_tail_is_one_secret(address: str, around: str) -> None:
+    """As Python 3.13 prints those that embed an IPv4 address."""
+    masked, count = Masker().mask(around % address)
+    assert masked == around % "100::1"
+    assert count == {"ipv6": 1}
+
+
 def test_iomem_reads_the_same() -> None:
     text = "00001000-0009ffff : System RAM\n100000000-53fffffff : Persistent Memory (legacy)\n"
     masker = Masker(["0009ffffx", "thinkbox"], ["legacy"])

@@ -182,11 +182,11 @@ emupmem verify --json > /job/out/verify.json
         ),
         pytest.param(
             *("trixie", "uefi", "6G", "1G", 2, "xfs", "memmap=1G!4G,1G!5G", "persistent (type 12)"),
-            marks=pytest.mark.vm(image="trixie uefi", boots=2, seconds=200),
+            marks=pytest.mark.vm(image="trixie uefi", boots=2, seconds=240),
         ),
         pytest.param(
             *("forky", "bios", "6G", "1G", 1, "ext4", "memmap=1G!4G", "persistent RAM (type 12)"),
-            marks=pytest.mark.vm(image="forky bios", boots=2, seconds=220),
+            marks=pytest.mark.vm(image="forky bios", boots=2, seconds=280),
         ),
     ],
 )
