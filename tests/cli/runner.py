@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
-import typer
 
 from emupmem.cli import main as cli_main
+from emupmem.cli.typed import command_of
 
 
 class Done(NamedTuple):
@@ -64,16 +64,16 @@ def schema_of_all() -> Any:
 @cache
 def _built(name: str) -> Any:
     """A command as typer makes it, which takes five times as long as what it does on a machine in a folder."""
-    return typer.main.get_command(_program_for([name]))
+    return command_of(_program_for([name]))
 
 
 _program_for = cli_main.program_for
 
 
 def _built_once(words: Sequence[str]) -> Any:
-    """In place of `program_for`."""
+    """In place of both: what was typed comes to the command that it names."""
     typed = next((w for w in words if not w.startswith("-")), "")
-    return _built(typed) if typed in cli_main.COMMANDS else _program_for(words)
+    return _built(typed) if typed in cli_main.COMMANDS else command_of(_program_for(words))
 
 
 def runner(capsys: pytest.CaptureFixture[str]) -> Run:
@@ -85,7 +85,8 @@ def runner(capsys: pytest.CaptureFixture[str]) -> Run:
         sys.stdin = (Terminal if terminal else io.TextIOWrapper)(io.BytesIO(stdin))
         try:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
-                patch.setattr(cli_main, "program_for", _built_once)
+                patch.setattr(cli_main, "program_for", tuple)
+                patch.setattr(cli_main, "command_of", _built_once)
                 cli_main.main()
         finally:
             sys.argv, sys.stdin = before
