@@ -56,8 +56,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=what)
 
 
-MEMORY, ROOM = Path("/dev/shm"), 2 << 30
-"""Where the inner loop has its folders, and the bytes that must be free there: emupmem waits for the disk often."""
+MEMORY, ROOM, ROOM_FOR_GUESTS = Path("/dev/shm"), 2 << 30, 6 << 30
+"""Where tests have their folders, and the bytes that must be free there: emupmem waits for the disk often.
+
+What a guest writes goes to the disk (tests/vm/conftest.py), but two of them run beside all that.
+"""
 folders: list[str] = []
 
 
@@ -69,7 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
         shell.run_sh = AskedOnce(elsewhere)
     if worker(config) or config.option.collectonly:
         return
-    if config.option.quick and not config.option.basetemp and _room_in_memory():
+    room = ROOM if config.option.quick else ROOM_FOR_GUESTS
+    if not config.option.basetemp and _room_in_memory() > room:
         folders.append(tempfile.mkdtemp(prefix="emupmem-tests-", dir=MEMORY))
         config.option.basetemp = folders[0]
     count = Path(tempfile.mkdtemp(prefix="emupmem-tests-")) / "boots"
@@ -86,8 +90,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         file.parent.rmdir()
 
 
-def _room_in_memory() -> bool:
-    return MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
+def _room_in_memory() -> int:
+    """Bytes that files in memory may take; none where they cannot have what files on a disk have."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=MEMORY) as file:
+            os.setxattr(file.name, "user.emupmem", b"kept")  # since Linux 6.6
+        available = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return 0
+    return min(shutil.disk_usage(MEMORY).free, int(available[1]) << 10 if available else 0)
 
 
 def worker(config: pytest.Config) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests import PROJECT
+from tests.test_structure import tree_of
 
 PACKAGE = PROJECT / "emupmem"
 IMPURE = {"os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "signal", "platform", "mmap", "ctypes"}
@@ -51,9 +53,10 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
+@cache
 def imports(path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {name.name.partition(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -87,7 +90,7 @@ def test_pure_stages_do_not_import_the_machine() -> None:
         PACKAGE / f"{name}.py" for name in ("model", "units", "boot/grub/menu", "boot/bls/text", "boot/entry")
     ]
     for path in (*pure, *(p for folder in folders for p in (PACKAGE / folder).glob("*.py"))):
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         if path.stem not in ("survey", "observe"):  # these look, and call the stage
             assert not any((m or "").startswith("emupmem.system") for m in modules), path
@@ -116,7 +119,7 @@ def test_suggest_from_a_log_loads_neither_augeas_nor_the_transaction(tmp_path: P
 def test_the_command_line_imports_late_only_with_a_reason() -> None:
     for path in sorted((PACKAGE / "cli").glob("*.py")):
         lines = path.read_text().splitlines()
-        functions = [n for n in ast.walk(ast.parse("\n".join(lines))) if isinstance(n, ast.FunctionDef)]
+        functions = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.FunctionDef)]
         late = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)]
         assert not [lines[n.lineno - 1] for n in late if "#" not in lines[n.lineno - 1]], path
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -23,11 +24,17 @@ COLLECTION = "collection"
 """No package: what Ansible copies to other machines. It may not be too long either."""
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """A module, parsed once for all that look at it."""
+    return ast.parse(path.read_text())
+
+
 def modules(root: Path) -> dict[str, ast.Module]:
     """The trees of all modules by name, as `boot.grub.menu`, of the package in this folder."""
     found = (p for p in sorted(root.rglob("*.py")) if p.relative_to(root).parts[0] != COLLECTION)
     paths = {p: p.relative_to(root).with_suffix("") for p in found}
-    return {".".join(n.parts).removesuffix(".__init__"): ast.parse(p.read_text()) for p, n in paths.items()}
+    return {".".join(n.parts).removesuffix(".__init__"): tree_of(p) for p, n in paths.items()}
 
 
 def imported(trees: Mapping[str, ast.Module], name: str) -> set[str]:
@@ -72,7 +79,7 @@ def too_long(root: Path) -> Iterator[str]:
         text, name = path.read_text(), str(path.relative_to(root))
         if len(text.splitlines()) > LINES:
             yield name
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 if lines > CLASS_LINES:
@@ -80,7 +87,6 @@ def too_long(root: Path) -> Iterator[str]:
 
 
 HERE = PROJECT / "emupmem"
-TREES = modules(HERE)
 
 
 def test_nothing_is_too_long() -> None:
@@ -88,17 +94,17 @@ def test_nothing_is_too_long() -> None:
 
 
 def test_no_circle() -> None:
-    assert circle(TREES) == []
+    assert circle(modules(HERE)) == []
 
 
 def test_one_direction() -> None:
-    assert upwards(TREES) == []
-    packages = {n.split(".")[0] for n in TREES} - {"__init__", "__main__"}
+    assert upwards(modules(HERE)) == []
+    packages = {n.split(".")[0] for n in modules(HERE)} - {"__init__", "__main__"}
     assert packages == set(ORDER), "every package has its place"
 
 
 def test_one_name_for_one_thing() -> None:
-    assert twice(TREES) == set()
+    assert twice(modules(HERE)) == set()
 
 
 @pytest.fixture

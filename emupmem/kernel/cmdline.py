@@ -10,6 +10,7 @@ the model: what matters is what the machine will do with the words.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from emupmem.model import GIB, KIB, MAX_MEMMAP_REGIONS, MIB, CommandLine, EmupmemError, Kind, MemmapItem, Span
@@ -93,6 +94,7 @@ def format_memmap(reservations: Iterable[tuple[int, int]]) -> str:
 # Words ---------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)  # asked the same again and again
 def parse_command_line(text: str) -> CommandLine:
     """Read a kernel command line as the kernel does, up to its 2047th byte and to a word `--`.
 

@@ -31,6 +31,11 @@ from emupmem.system.sysfs import (
 )
 
 
+def _parts(name: str) -> list[str]:
+    """The parts of a path, the last one first."""
+    return [p for p in reversed(name.split("/")) if p not in ("", ".")]
+
+
 class Machine(Host):
     """The files and programs of one machine, below `root`."""
 
@@ -49,31 +54,35 @@ class Machine(Host):
         Symbolic links are followed inside the tree, as chroot would: an absolute link in a tree
         never leads to a file of the machine that we run on. Raises EmupmemError for a loop.
         """
-        parts = [p for p in Path(name).parts if p.strip("/")]
+        return Path(self._place(str(name)))
+
+    def _place(self, name: str) -> str:
+        """`path` as a string: hundreds of names are looked up for one answer, and a Path costs more than that."""
+        top = str(self.root).rstrip("/")
+        parts = _parts(name)
         done: list[str] = []
         links = 0
         while parts:
-            part = parts.pop(0)
+            part = parts.pop()
             if part == "..":
                 done = done[:-1]
                 continue
-            here = self.root.joinpath(*done, part)
             try:
-                target = here.readlink()
+                target = os.readlink("/".join([top, *done, part]))
             except OSError:
                 done.append(part)
                 continue
             links += 1
             if links > 40:
                 raise EmupmemError(f"{name}: too many symbolic links")
-            if target.is_absolute():
+            if target.startswith("/"):
                 done = []
-            parts = [p for p in target.parts if p.strip("/")] + parts
-        return self.root.joinpath(*done)
+            parts += _parts(target)
+        return "/".join([top, *done]) or "/"
 
     def read(self, name: str) -> bytes | None:
         try:
-            return read_plain(self.path(name))
+            return read_plain(self._place(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
@@ -89,22 +98,22 @@ class Machine(Host):
 
     def peek(self, name: str) -> str:
         try:
-            return read_plain(self.path(name)).decode("utf-8", "replace").strip("\n\0")
+            return read_plain(self._place(name)).decode("utf-8", "replace").strip("\n\0")
         except (OSError, EmupmemError):  # the latter for links in a circle
             return ""
 
     def exists(self, name: str) -> bool:
-        return os.path.exists(self.path(name))  # noqa: PTH110 (Path.exists raises where a folder is closed to us)
+        return os.path.exists(self._place(name))  # (Path.exists raises where a folder is closed to us)
 
     def names(self, folder: str) -> list[str]:
         try:
-            return sorted(p.name for p in self.path(folder).iterdir())
+            return sorted(os.listdir(self._place(folder)))
         except OSError:
             return []
 
     def modified(self, name: str) -> float | None:
         try:
-            return self.path(name).stat().st_mtime
+            return os.stat(self._place(name)).st_mtime
         except OSError:
             return None
 
@@ -119,7 +128,7 @@ class Machine(Host):
 
     def block_number(self, name: str) -> str:
         try:
-            info = self.path(name).stat()
+            info = os.stat(self._place(name))
         except OSError:
             return ""
         if not stat.S_ISBLK(info.st_mode):
@@ -131,14 +140,14 @@ class Machine(Host):
 
     def loose(self, name: str) -> bool:
         try:
-            info = self.path(name).stat()
+            info = os.stat(self._place(name))
         except OSError:
             return False
         return info.st_uid not in (0, os.geteuid()) or bool(info.st_mode & 0o022)
 
     def entry_kind(self, name: str) -> str:
         try:
-            mode = self.path(name).stat().st_mode
+            mode = os.stat(self._place(name)).st_mode
         except OSError:
             return "missing"
         tests = (
@@ -151,27 +160,27 @@ class Machine(Host):
 
     def file_system(self, name: str) -> str:
         try:
-            number = self.path(name).stat().st_dev
+            number = os.stat(self._place(name)).st_dev
         except OSError:
             return ""
         return f"{os.major(number)}:{os.minor(number)}"
 
     def file_size(self, name: str) -> int | None:
         try:
-            return self.path(name).stat().st_size
+            return os.stat(self._place(name)).st_size
         except OSError:
             return None
 
     def room(self, folder: str) -> int:
         try:
-            info = os.statvfs(self.path(folder))
+            info = os.statvfs(self._place(folder))
         except OSError:
             return 0
         return info.f_bavail * info.f_frsize
 
     def block_size(self, folder: str) -> int:
         try:
-            return os.statvfs(self.path(folder)).f_bsize
+            return os.statvfs(self._place(folder)).f_bsize
         except OSError:
             return 0
 

@@ -19,6 +19,8 @@ _PIECE = 64 * KIB
 
 LARGEST_LOG = GIB
 
+_AT_ONCE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
 _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a disk"),
@@ -32,23 +34,26 @@ def kind_of(mode: int) -> str:
     return next((name for test, name in _KINDS if test(mode)), "")
 
 
-def read_plain(place: Path) -> bytes:
+def read_plain(place: str | Path) -> bytes:
     """The content of a plain file. Raises OSError, also for other kinds and for what is too large."""
-    if kind := kind_of(place.stat().st_mode):
+    if kind := kind_of(os.stat(place).st_mode):
         raise OSError(errno.EINVAL, f"it is {kind}")
     pieces, size = [], 0
-    with open_at_once(place) as file:
-        while piece := file.read(_PIECE):
+    descriptor = os.open(place, _AT_ONCE)
+    try:
+        while piece := os.read(descriptor, _PIECE):
             pieces.append(piece)
             size += len(piece)
             if size > LARGEST_FILE:
                 raise OSError(errno.EFBIG, f"it is larger than {LARGEST_FILE // MIB} MiB")
+    finally:
+        os.close(descriptor)
     return b"".join(pieces)
 
 
 def open_at_once(place: Path) -> BinaryIO:
     """Open to read; a FIFO that took the place of the file meanwhile is not waited for."""
-    return os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
+    return os.fdopen(os.open(place, _AT_ONCE), "rb")
 
 
 def refuse_endless(descriptor: int, name: str) -> None:

@@ -9,7 +9,7 @@
 # command line of this boot is copied beside the kernels; the configuration is written in place, whatever was asked,
 # without a newline at its end; without a kernel it ends with 0, and so it does on a live medium when a hook asks.
 KERNELSTUB = r"""
-import json, logging, pathlib, shutil, sys
+import json, pathlib, sys
 root = pathlib.Path(ROOT)
 fail = (root / "fail").read_text() if (root / "fail").exists() else ""
 config = root / "etc/kernelstub/configuration"
@@ -81,18 +81,18 @@ def entry(kind, kernel, initrd):
     text = f"title {pretty}\nlinux {linux}\ninitrd {initrd}\noptions root=UUID=0 ro {words}\n"
     (entries / f"{name}-{kind}.conf").write_text(text)
 
-shutil.copyfile(boot / f"vmlinuz-{kernels[-1]}", folder / "vmlinuz.efi")
-shutil.copyfile(boot / f"initrd.img-{kernels[-1]}", folder / "initrd.img")
+(folder / "vmlinuz.efi").write_bytes((boot / f"vmlinuz-{kernels[-1]}").read_bytes())
+(folder / "initrd.img").write_bytes((boot / f"initrd.img-{kernels[-1]}").read_bytes())
 if user["setup_loader"]:
     if user["force_update"] or not (esp / "loader/loader.conf").exists():
         (esp / "loader/loader.conf").write_text(f"default {name}-current\n")
     entry("current", "vmlinuz.efi", "initrd.img")
 if len(kernels) > 1:
-    shutil.copyfile(boot / f"vmlinuz-{kernels[-2]}", folder / "vmlinuz-previous.efi")
-    shutil.copyfile(boot / f"initrd.img-{kernels[-2]}", folder / "initrd.img-previous")
+    (folder / "vmlinuz-previous.efi").write_bytes((boot / f"vmlinuz-{kernels[-2]}").read_bytes())
+    (folder / "initrd.img-previous").write_bytes((boot / f"initrd.img-{kernels[-2]}").read_bytes())
     if user["setup_loader"]:
         entry("oldkern", "vmlinuz-previous.efi", "initrd.img-previous")
-shutil.copyfile(root / "proc/cmdline", folder / "cmdline")
+(folder / "cmdline").write_bytes((root / "proc/cmdline").read_bytes())
 config.write_text(json.dumps(whole, indent=2))
 """
 

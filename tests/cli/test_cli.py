@@ -674,7 +674,12 @@ def test_help_lists_what_the_commands_say_of_themselves(run: Run, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("typed", "word"), [("app", "apply"), ("apply --si", "--size"), ("nvdimm create --mo", "--mode")]
+    ("typed", "word"),
+    [
+        pytest.param("app", "apply", marks=pytest.mark.slow),
+        ("apply --si", "--size"),
+        pytest.param("nvdimm create --mo", "--mode", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion(typed: str, word: str, shell: str) -> None:

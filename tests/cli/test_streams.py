@@ -22,7 +22,7 @@ from emupmem.model import GIB, MIB, Request
 from emupmem.planner import survey
 from tests import PROJECT, fake
 from tests.boot import test_trial
-from tests.device import test_mount
+from tests.device import pmem
 from tests.fake import LOG, STOCK, FakeMachine, put
 from tests.nvdimm import test_nvdimm
 
@@ -30,7 +30,7 @@ DRIVER = """
 import sys
 from emupmem.device import dax, unit
 from tests.fake import FakeMachine, running
-from tests.device.test_mount import GOOD, PmemMachine, device_stand_ins
+from tests.device.pmem import GOOD, PmemMachine, device_stand_ins
 device_stand_ins(setattr)
 kind, root, sys.argv = sys.argv[1], sys.argv[2], ["emupmem", *sys.argv[3:]]
 machine = (PmemMachine if kind == "pmem" else FakeMachine)(root)
@@ -71,7 +71,7 @@ def build_tried(folder: Path) -> FakeMachine:
 
 
 def build_mounted(folder: Path) -> FakeMachine:
-    machine = test_mount.pmem_machine(folder)
+    machine = pmem.pmem_machine(folder)
     with (machine.root / "proc/self/mountinfo").open("a") as file:
         file.write("41 1 259:0 / /mnt/pmem0 rw - ext4 /dev/pmem0 rw,dax=always\n")
     return machine
@@ -115,10 +115,10 @@ CASES = {
     "trial": Case(build_triable, (*APPLY, "--trial"), "If it hangs or panics"),
     "abandon": Case(build_tried, ("abandon", "--yes"), "no entry reserves memory"),
     "remove": Case(build_reserved, ("remove", "--yes"), "no entry reserves memory"),
-    "mount": Case(test_mount.pmem_machine, ("mount",), "huge-pages", "pmem"),
-    "at-boot": Case(test_mount.pmem_machine, ("mount", "--at-boot"), "does this at every boot", "pmem"),
+    "mount": Case(pmem.pmem_machine, ("mount",), "huge-pages", "pmem"),
+    "at-boot": Case(pmem.pmem_machine, ("mount", "--at-boot"), "does this at every boot", "pmem"),
     "boot-mount": Case(
-        test_mount.pmem_machine,
+        pmem.pmem_machine,
         ("boot-mount", "1G!4G", "/mnt/pmem0", "ext4", "-", "-", "-"),
         "is mounted at /mnt/pmem0",
         "pmem",

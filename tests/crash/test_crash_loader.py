@@ -144,7 +144,9 @@ def shown(call: Call) -> str:
     return f"{'' if call.own else 'the program: '}{call.name} {' '.join(p.rpartition('/')[2] for p in call.paths)}"
 
 
-@pytest.mark.parametrize("backwards", [False, True], ids=["apply", "remove"])
+@pytest.mark.parametrize(
+    "backwards", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["apply", "remove"]
+)
 @pytest.mark.parametrize(
     "name",
     [name if name == "systemd-boot" else pytest.param(name, marks=pytest.mark.slow) for name in STARTS],

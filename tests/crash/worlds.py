@@ -38,21 +38,23 @@ World = Mapping[str, Node]
 def look(root: Path) -> dict[str, Node]:
     """All that is in a tree now, folders before what they hold."""
     found: dict[str, Node] = {"": Node("folder", 0, b"", root.stat().st_ino)}
-    for folder, folders, files in os.walk(root):
-        for name in sorted([*folders, *files]):
-            path = Path(folder, name)
-            found[str(path.relative_to(root))] = _node(path)
+    _look_below(str(root), "", found)
     return found
 
 
-def _node(path: Path) -> Node:
-    info = path.lstat()
-    mode = stat.S_IMODE(info.st_mode)
-    if stat.S_ISLNK(info.st_mode):
-        return Node("link", 0, os.fsencode(path.readlink()), info.st_ino)
-    if stat.S_ISDIR(info.st_mode):
-        return Node("folder", mode, b"", info.st_ino)
-    return Node("file", mode, path.read_bytes(), info.st_ino)
+def _look_below(folder: str, start: str, found: dict[str, Node]) -> None:
+    # In strings and with few calls: it is asked at every stop of every run.
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            name, info = f"{start}{entry.name}", entry.stat(follow_symlinks=False)
+            if stat.S_ISLNK(info.st_mode):
+                found[name] = Node("link", 0, os.fsencode(os.readlink(entry.path)), info.st_ino)  # noqa: PTH115
+            elif stat.S_ISDIR(info.st_mode):
+                found[name] = Node("folder", stat.S_IMODE(info.st_mode), b"", info.st_ino)
+                _look_below(entry.path, f"{name}/", found)
+            else:
+                with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123
+                    found[name] = Node("file", stat.S_IMODE(info.st_mode), file.read(), info.st_ino)
 
 
 def build(world: World, root: Path) -> None:
@@ -83,7 +85,7 @@ def essence(world: World) -> tuple[tuple[str, str, int, bytes], ...]:
         data = b"" if name.endswith("/lock") or name.endswith("grub.cfg.new") else node.data
         return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "STAMP", name), node.kind, node.mode, data
 
-    return tuple(sorted(one(name, node) for name, node in world.items()))
+    return tuple(sorted(one(name, node) for name, node in world.items() if name))
 
 
 def settled(world: World) -> tuple[tuple[str, str, int, bytes], ...]:

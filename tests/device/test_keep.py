@@ -15,7 +15,8 @@ from emupmem.device.unit import BootMount
 from emupmem.model import GIB, MIB, EmupmemError
 from emupmem.system import files
 from tests.cli.runner import Run
-from tests.device.test_mount import PmemMachine, calls, holds, mounted, rebooted, unit_text
+from tests.device.pmem import PmemMachine, holds, mounted
+from tests.device.test_mount import calls, rebooted, unit_text
 from tests.device.test_mount import here as here  # the fixture
 from tests.fake import put, script
 

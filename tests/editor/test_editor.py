@@ -89,7 +89,7 @@ def test_there_are_enough_fixtures_and_all_refusals_exist() -> None:
     assert set(REFUSED) <= set(NAMES)
 
 
-@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize("variable", [DEFAULT, pytest.param(LINUX, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EDITABLE)
 def test_set_changes_only_our_word_and_can_be_undone(name: str, variable: str) -> None:
     text = fixture(name)
@@ -143,7 +143,7 @@ def test_remove_takes_all_of_ours_and_nothing_else(name: str) -> None:
 NOT_QUOTED = {"empty-unquoted", "unquoted", "unquoted-odd", "trailing-comment", "mixed-quotes"}
 
 
-@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize("variable", [LINUX, pytest.param(DEFAULT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [n for n in EDITABLE if not n.startswith("ours-") and n not in NOT_QUOTED])
 def test_set_then_remove_gives_the_old_bytes(name: str, variable: str) -> None:
     text = defaults.remove_items(fixture(name), filename=name)

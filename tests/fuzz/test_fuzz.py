@@ -22,6 +22,7 @@ from tests.fuzz.mutate import Mutator
 from tests.fuzz.targets import TARGETS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_inputs_that_were_found(target: str) -> None:
     files = driver.kept(target)

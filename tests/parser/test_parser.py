@@ -569,7 +569,13 @@ def test_no_map_at_all(data: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("era", ["A", "B", "C"])
-@pytest.mark.parametrize("decoration", ["bare", "dmesg", "journal", "kmsg with NUL", "colour"])
+@pytest.mark.parametrize(
+    "decoration",
+    [
+        "bare",
+        *(pytest.param(d, marks=pytest.mark.slow) for d in ("dmesg", "journal", "kmsg with NUL", "colour")),
+    ],
+)
 def test_a_line_that_is_cut_anywhere_is_never_overlooked(era: str, decoration: str) -> None:
     lines = [DECORATIONS[decoration](x) for x in boot_lines(SMALL, era)]
     last = 2 + len(ERAS[era]("BIOS-e820", SMALL))

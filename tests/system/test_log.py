@@ -137,7 +137,13 @@ def test_a_log_that_fails_is_no_error(here: FakeMachine, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("encoding", "out", "err"),
-    [("ascii", "", ""), ("C", FULL, ""), ("utf-8", "", FULL), ("C", "", CLOSED), ("ascii", CLOSED, GONE)],
+    [
+        ("ascii", "", ""),
+        *(
+            pytest.param(*way, marks=pytest.mark.slow)
+            for way in (("C", FULL, ""), ("utf-8", "", FULL), ("C", "", CLOSED), ("ascii", CLOSED, GONE))
+        ),
+    ],
 )
 def test_in_every_encoding_and_with_nobody_to_read_it(
     tmp_path: Path, encoding: str, out: str, err: str

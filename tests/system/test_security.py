@@ -184,7 +184,9 @@ def started(
     )
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize(
+    "closed", [*(pytest.param(n, marks=pytest.mark.slow) for n in ((0,), (1,), (2,), (1, 2))), (0, 1, 2)]
+)
 def test_closed_descriptors_are_not_taken_by_files(closed: tuple[int, ...], tmp_path: Path) -> None:
     done = started("--version", closed=closed)
     assert done.returncode == 0

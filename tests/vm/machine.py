@@ -326,6 +326,7 @@ def converse(
         full = ["setpriv", "--pdeathsig", "KILL", *full]
         stream = _Stream(token, power_cut, live)
         reason = ""
+        before = os.times()
         with errors.open("wb") as stderr:
             process = subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
             try:
@@ -335,6 +336,8 @@ def converse(
                 process.wait()
                 if process.stdout:
                     process.stdout.close()
+        after = os.times()
+        guest.off(sum(after[2:4]) - sum(before[2:4]))
         said = console.read_text(errors="replace") if console.exists() else ""
         if not reason and process.returncode != 0 and not stream.cut:
             reason = f"QEMU failed: {errors.read_text(errors='replace').strip()}"
@@ -355,7 +358,7 @@ def _listen(
     """Feed the stream until QEMU ends or the power is cut; return why the machine is lost, or ""."""
     assert process.stdout is not None
     deadline = time.monotonic() + timeout
-    guest.power_on()
+    guest.power_on(process.pid)
     while not stream.cut:
         left = deadline - time.monotonic()
         if left <= 0:

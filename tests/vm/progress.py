@@ -74,9 +74,13 @@ class Boot:
     at: str = ""
     since: float = field(default_factory=time.monotonic)
     spoke: float = field(default_factory=time.monotonic)
+    process: int = 0
+    worked: float = 0.0
 
-    def power_on(self) -> None:
-        """A guest begins at its firmware."""
+    def power_on(self, process: int = 0) -> None:
+        """A guest begins at its firmware; `process` is QEMU's, where it is a new one."""
+        self.process = process or self.process
+        self.worked = 0.0 if process else _worked(self.process)
         self.since = time.monotonic()
         _run.booted += self.counts
         self.step("power on")
@@ -85,14 +89,14 @@ class Boot:
         """Say it, unless it was said."""
         if at != self.at:
             self.at, self.spoke = at, time.monotonic()
-            say(f"{self._name()}: {at}, {self.spoke - self.since:.0f} s")
+            say(f"{self._name()}: {at}, {self._taken()}")
 
     def alive(self, stage: str) -> None:
         """Say what it is at, now and then."""
         if time.monotonic() - self.spoke >= QUIET:
             self.spoke = time.monotonic()
             at = stage if self.at else "going down, or up again"
-            say(f"{self._name()}: still {at}, {self.spoke - self.since:.0f} s")
+            say(f"{self._name()}: still {at}, {self._taken()}")
 
     def over(self, how: str) -> None:
         """A boot is over: with a status, reset, or by a cut."""
@@ -100,12 +104,30 @@ class Boot:
             with _run.count.open("ab") as file:
                 file.write(b".")
         self.at = ""
-        say(f"{self._name()}: {how}, {time.monotonic() - self.since:.0f} s · {counted()}")
+        say(f"{self._name()}: {how}, {self._taken()} · {counted()}")
+
+    def off(self, worked: float) -> None:
+        """QEMU has ended: seconds that it worked, which is what its boots cost however busy this machine is."""
+        say(f"{self._name()}: off, {worked:.0f} s of work in all")
+
+    def _taken(self) -> str:
+        """Seconds since power on, and how many of them QEMU worked."""
+        passed, worked = time.monotonic() - self.since, _worked(self.process) - self.worked
+        return f"{passed:.0f} s" + (f" ({worked:.0f} s of work)" if worked > 0 else "")
 
     def _name(self) -> str:
         if not self.counts:
             return self.what
         return f"{_run.test}: {self.what}, boot {_run.booted} of {_run.expected}"
+
+
+def _worked(process: int) -> float:
+    """Processor time of a process in seconds, 0 where there is none."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def stage(console: Path, output: str) -> str:

@@ -40,7 +40,7 @@ from emupmem.vm.options import escaped, qemu_size, split_option
 from emupmem.vm.size import choose_size
 from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice, Persistence
 from tests.cli.runner import Run
-from tests.device.test_mount import PmemMachine, add_device, device_stand_ins, mounted, reserve
+from tests.device.pmem import PmemMachine, add_device, device_stand_ins, mounted, reserve
 from tests.fake import build, put
 
 QEMU = shutil.which("qemu-system-x86_64")
