@@ -222,12 +222,15 @@ class GrubBls(Loader):
                 "dnf install grubby",
             )
         if machine.is_root:
+            _refuse_unset(machine, entry_files(machine, self.folders))
             _refuse_others(self.standing(machine))
 
     # A trial -------------------------------------------------------------------------------------------------
 
     def refuse_trial(self, machine: Host) -> None:
         why, fix = grub_trial.obstacle(machine)
+        if not why and (there := environment.unreached_grubenv(machine)):
+            why = f"{environment.grubenv_name(machine)} is a link to {there} on another partition"
         if why:
             raise EmupmemError(
                 f"GRUB could not forget the trial by itself: {why}", fix or "apply without --trial"
@@ -306,6 +309,18 @@ def _refuse_unset(machine: Host, names: Sequence[str]) -> None:
     """
     known = {**dict.fromkeys(MAY_BE_UNSET, ""), **environment.grubenv(machine)}
     for name in names:
+        used = [
+            v
+            for v in bls_text.variables(bls_text.options(entry_text(machine, name)))
+            if v not in MAY_BE_UNSET
+        ]
+        if used and (there := environment.unreached_grubenv(machine)):
+            raise EmupmemError(
+                f"{name} takes its words from ${used[0]} of {environment.grubenv_name(machine)}, a link to {there}: "
+                "GRUB does not follow it onto another partition",
+                f"put a file in its place: sudo cp --remove-destination {there} {environment.grubenv_name(machine)}",
+                state=UNCHANGED,
+            )
         unset = next(
             (v for v in bls_text.variables(bls_text.options(entry_text(machine, name))) if v not in known), ""
         )
