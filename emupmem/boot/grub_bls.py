@@ -66,7 +66,7 @@ class GrubBls(Loader):
             text = entry_text(machine, name)
             line = self._line(machine, text)
             if bls_text.value(text, "linux"):
-                entries.append(bls_entry(name, text, line, is_of_same_root(machine, name, line, running)))
+                entries.append(bls_entry(name, text, line, _is_ours(machine, name, line, running)))
         if not any(e.ours for e in entries):
             raise no_entries_error(machine, "GRUB")
         saved = environment.grubenv(machine).get("saved_entry", "")
@@ -276,6 +276,12 @@ class GrubBls(Loader):
 
     def choose_again(self, machine: Machine, name: str) -> None:
         environment.set_grubenv(machine, grub_trial.NEXT, name)
+
+
+def _is_ours(machine: Host, name: str, line: str, running: CommandLine) -> bool:
+    """Whether an entry starts this system. One that names no root file system is not told to start another one."""
+    rooted = any(w.startswith("root=") for w in parse_command_line(line).words)
+    return not rooted or is_of_same_root(machine, name, line, running)
 
 
 def _refuse_others(standing: Standing) -> None:
