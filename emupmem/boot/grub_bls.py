@@ -66,7 +66,7 @@ class GrubBls(Loader):
             text = entry_text(machine, name)
             line = self._line(machine, text)
             if bls_text.value(text, "linux"):
-                entries.append(bls_entry(name, text, line, is_of_same_root(machine, name, line, running)))
+                entries.append(bls_entry(name, text, line, _is_ours(machine, name, line, running)))
         if not any(e.ours for e in entries):
             raise no_entries_error(machine, "GRUB")
         saved = environment.grubenv(machine).get("saved_entry", "")
@@ -222,12 +222,15 @@ class GrubBls(Loader):
                 "dnf install grubby",
             )
         if machine.is_root:
+            _refuse_unset(machine, entry_files(machine, self.folders))
             _refuse_others(self.standing(machine))
 
     # A trial -------------------------------------------------------------------------------------------------
 
     def refuse_trial(self, machine: Host) -> None:
         why, fix = grub_trial.obstacle(machine)
+        if not why and (there := environment.unreached_grubenv(machine)):
+            why = f"{environment.grubenv_name(machine)} is a link to {there} on another partition"
         if why:
             raise EmupmemError(
                 f"GRUB could not forget the trial by itself: {why}", fix or "apply without --trial"
@@ -275,6 +278,12 @@ class GrubBls(Loader):
         environment.set_grubenv(machine, grub_trial.NEXT, name)
 
 
+def _is_ours(machine: Host, name: str, line: str, running: CommandLine) -> bool:
+    """Whether an entry starts this system. One that names no root file system is not told to start another one."""
+    rooted = any(w.startswith("root=") for w in parse_command_line(line).words)
+    return not rooted or is_of_same_root(machine, name, line, running)
+
+
 def _refuse_others(standing: Standing) -> None:
     """Raise EmupmemError where an entry starts another system: grubby changes all, or those of one kernel's path."""
     other = next((e for e in standing.entries if not e.ours), None)
@@ -306,6 +315,18 @@ def _refuse_unset(machine: Host, names: Sequence[str]) -> None:
     """
     known = {**dict.fromkeys(MAY_BE_UNSET, ""), **environment.grubenv(machine)}
     for name in names:
+        used = [
+            v
+            for v in bls_text.variables(bls_text.options(entry_text(machine, name)))
+            if v not in MAY_BE_UNSET
+        ]
+        if used and (there := environment.unreached_grubenv(machine)):
+            raise EmupmemError(
+                f"{name} takes its words from ${used[0]} of {environment.grubenv_name(machine)}, a link to {there}: "
+                "GRUB does not follow it onto another partition",
+                f"put a file in its place: sudo cp --remove-destination {there} {environment.grubenv_name(machine)}",
+                state=UNCHANGED,
+            )
         unset = next(
             (v for v in bls_text.variables(bls_text.options(entry_text(machine, name))) if v not in known), ""
         )

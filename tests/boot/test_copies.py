@@ -19,7 +19,7 @@ from emupmem.system import backups
 from emupmem.system.machine import Machine
 from tests.boot.test_change import FOUND, apply, default
 from tests.boot.test_loader import apply as apply_there
-from tests.boot.test_loader import fedora, fedora_without_cmdline, opensuse, ostree, survey_of
+from tests.boot.test_loader import fedora, fedora_without_cmdline, opensuse, ostree, rhel8_uefi, survey_of
 from tests.boot.test_rollback import tree
 from tests.fake import STOCK, FakeMachine, build, menu, put, script
 
@@ -166,7 +166,7 @@ def test_kernel_arguments_that_changed_meanwhile_stay(tmp_path: Path) -> None:
     assert machine.output("rpm-ostree", "kargs") == done
 
 
-@pytest.mark.parametrize("build_tree", [fedora, ostree])
+@pytest.mark.parametrize("build_tree", [rhel8_uefi, ostree])
 def test_a_tree_whose_own_program_makes_the_change_is_not_given_back_from_here(
     build_tree: Callable[[Path], FakeMachine], tmp_path: Path
 ) -> None:

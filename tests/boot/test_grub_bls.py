@@ -146,6 +146,29 @@ def test_suggest_does_not_send_to_an_apply_that_refuses(
     assert "a=b&c" in run("apply", "--size", "1G", "--yes").err or not root
 
 
+def test_a_grubenv_that_the_bios_grub_does_not_reach_is_refused(tmp_path: Path) -> None:
+    """RHEL 8: the package for UEFI links it into the EFI system partition; grubby reports success all the same."""
+    machine = rhel8_uefi(tmp_path)
+    (machine.root / "sys/firmware/efi/fw_platform_size").unlink()
+    (machine.root / "sys/firmware/efi").rmdir()
+    (machine.root / "etc/grub2-efi.cfg").unlink()
+    put(machine, "/boot/grub2/grub.cfg", "insmod blscfg\nblscfg\n")
+    before = tree(machine)
+    for do in (apply, obstacles.refuse_machine):
+        with pytest.raises(EmupmemError, match="GRUB does not follow it onto another partition") as caught:
+            do(machine)
+        assert (
+            "sudo cp --remove-destination /boot/efi/EFI/redhat/grubenv /boot/grub2/grubenv"
+            in caught.value.hint
+        )
+    assert tree(machine) == before
+    data = (machine.root / "boot/efi/EFI/redhat/grubenv").read_bytes()
+    (machine.root / "boot/grub2/grubenv").unlink()
+    put(machine, "/boot/grub2/grubenv", data)
+    apply(machine)
+    assert all("memmap=1G!4G" in line for line in lines(machine).values())
+
+
 # What new kernels take -------------------------------------------------------------------------------
 
 

@@ -66,6 +66,16 @@ def grubenv_name(machine: Host) -> str:
     return next((n for n in (beside, *GRUBENVS) if machine.exists(n)), beside)
 
 
+def unreached_grubenv(machine: Host) -> str:
+    """Where a link of the environment block leads to that GRUB does not follow: onto another partition; else empty.
+
+    Red Hat's packages for UEFI link it into the EFI system partition, also where the BIOS starts the machine.
+    """
+    block = machine.real(grubenv_name(machine))
+    into_esp = [n.startswith("/boot/efi/") for n in (block, machine.real(grub_cfg(machine)))]
+    return block if into_esp == [True, False] else ""
+
+
 def grubenv(machine: Host) -> dict[str, str]:
     """Variables of GRUB's environment block."""
     name = grubenv_name(machine)
