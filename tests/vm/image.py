@@ -90,7 +90,10 @@ if [ -e /job/script.$boot ]; then
     export HOME=/root USER=root LANG=C.UTF-8 LC_ALL=C.UTF-8 TERM=dumb
     export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     bash /job/script.$boot </dev/null >&3 2>&1 3>&-
-    printf '\036%s end %d %d\n' "$token" "$boot" $? >&3
+    status=$?
+    # Whoever hears the end may take the power away and read what the script left.
+    sync -f /job
+    printf '\036%s end %d %d\n' "$token" "$boot" $status >&3
     cd /
 fi
 exec 3>&-
@@ -157,6 +160,20 @@ ExecStart=-udevadm trigger --action=add --subsystem-match=acpi --subsystem-match
     --subsystem-match=pci --subsystem-match=virtio --subsystem-match=block \
     --subsystem-match=nd --subsystem-match=dax
 END
+# How long something takes says nothing here: a busy host must not send a guest into its emergency mode.
+mkdir -p /etc/systemd/system.conf.d
+cat >/etc/systemd/system.conf.d/patient.conf <<'END'
+[Manager]
+DefaultTimeoutStartSec=30min
+DefaultTimeoutStopSec=30min
+DefaultDeviceTimeoutSec=30min
+END
+# What the board has and nobody here uses: each is a module to load, with all that it needs.
+printf 'blacklist %s\n' ata_piix ata_generic pata_acpi evdev button psmouse floppy parport_pc pcspkr \
+    i2c_piix4 bochs qemu_fw_cfg efi_pstore >/etc/modprobe.d/few.conf
+# The job brings emupmem compiled, see `bytecode`.
+mkdir -p /var/cache/emupmem-pyc/job
+ln -s /job/pyc /var/cache/emupmem-pyc/job/src
 # Generators for what no guest has (a name that is not there costs nothing).
 mkdir -p /etc/systemd/system-generators
 for name in bless-boot cryptsetup debug getty gpt-auto hibernate-resume import integritysetup rc-local run \
@@ -438,7 +455,24 @@ def _export(tree: Path, made: Image) -> None:
     for name in EXPORT:
         if (modules / name).is_dir():
             shutil.copytree(modules / name, target / name)
+    _export_python(tree, made)
     run([*_root(), "chown", "-R", owner, str(made.path)])
+
+
+def _export_python(tree: Path, made: Image) -> None:
+    """Copy the guest's Python with all that it needs to compile, see `machine.bytecode`."""
+    name = (tree / "usr/bin/python3").readlink().name
+    library = tree / "usr/lib" / name
+    loader = tree / "usr/lib64/ld-linux-x86-64.so.2"
+    folders = f"{tree}/usr/lib/x86_64-linux-gnu"
+    program = str(tree / "usr/bin" / name)
+    listed = run([str(loader), "--library-path", folders, "--list", program])
+    (made.python / "lib").mkdir(parents=True)
+    for file in (str(loader), *re.findall(r"=> (/\S+)", listed)):
+        run([*_root(), "cp", "-L", file, str(made.python / "lib")])
+    run([*_root(), "cp", "-L", program, str(made.python / "python3")])
+    unused = shutil.ignore_patterns("__pycache__", "test", "idlelib", "lib2to3", "dist-packages", "config-*")
+    shutil.copytree(library, made.python / "lib" / name, ignore=unused, ignore_dangling_symlinks=True)
 
 
 def _seal(made: Image) -> None:

@@ -86,7 +86,7 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Image:
-    """A finished disk image: a directory holding `disk.raw`, `vmlinuz`, `initrd` and `modules/`."""
+    """A finished disk image: a directory holding `disk.raw`, `vmlinuz`, `initrd`, `modules/` and `python/`."""
 
     suite: str
     firmware: str
@@ -111,6 +111,11 @@ class Image:
     def modules(self) -> Path:
         """The part of /lib/modules/VERSION kept for `tests.vm.kernel`."""
         return self.path / "modules"
+
+    @property
+    def python(self) -> Path:
+        """The guest's Python, to be run here: see `bytecode`."""
+        return self.path / "python"
 
 
 class Machine:
@@ -164,15 +169,17 @@ class Machine:
         timeout: float = BOOT_SECONDS,
         power_cut: str | None = None,
         live: Live | None = None,
+        last: bool = False,
     ) -> JobResult:
         """Boot through firmware and boot loader, run one bash script as root, power off.
 
         `files` appear under /job by name (a Path may be a directory).  `timeout` is in seconds, for
         the whole boot.  As soon as the output matches the regular expression `power_cut`,
         QEMU is killed, which loses what the guest did not flush; the status is then None.  `live`
-        gets the output as it comes.  Raises LostMachine.
+        gets the output as it comes.  After the `last` boot of a machine nothing is left to look at but what the
+        script said: it is not shut down, which takes three seconds, but switched off.  Raises LostMachine.
         """
-        run_ = self._run([script], files, timeout, power_cut, live)
+        run_ = self._run([script], files, timeout, power_cut, live, last)
         return run_[0]
 
     def boots(
@@ -182,14 +189,15 @@ class Machine:
         *,
         timeout: float = BOOT_SECONDS,
         live: Live | None = None,
+        last: bool = False,
     ) -> list[JobResult]:
         """Run one script per boot in a single QEMU process, with warm reboots between them.
 
         `timeout` is for each of them.  RAM keeps its content where the firmware leaves it alone.  A
         script that resets the guest under itself (`echo b > /proc/sysrq-trigger`) has the status None.
-        Raises LostMachine.
+        `last` is of the last one, see `boot`.  Raises LostMachine.
         """
-        return self._run(list(scripts), files, timeout, None, live)
+        return self._run(list(scripts), files, timeout, None, live, last)
 
     def _run(
         self,
@@ -198,11 +206,17 @@ class Machine:
         timeout: float,
         power_cut: str | None,
         live: Live | None,
+        last: bool,
     ) -> list[JobResult]:
         token = secrets.token_hex(16)
         with tempfile.TemporaryDirectory(dir=self.directory) as scratch:
             disk = Path(scratch) / "job.img"
-            make_job_disk(disk, token, scripts, {**project_files(self.source), **(files or {})})
+            given = {
+                **project_files(self.source),
+                **bytecode(self.image, self.source, self.directory / "pyc"),
+                **(files or {}),
+            }
+            make_job_disk(disk, token, scripts, given)
             drives = [
                 *drive(self.overlay, "qcow2"),
                 *drive(disk, "raw"),
@@ -212,7 +226,7 @@ class Machine:
                 drives.append("-no-reboot")
             argv = [*qemu(self.memory, self.nodes), *drives, *self.qemu_args]
             guest = progress.Boot(f"{self.image.suite} {self.image.firmware}")
-            results = converse(argv, token, len(scripts), timeout, power_cut, live, guest=guest)
+            results = converse(argv, token, len(scripts), timeout, power_cut, live, guest=guest, last=last)
             out = fetch(disk)
         return [*results[:-1], replace(results[-1], files=out)]
 
@@ -232,6 +246,35 @@ def project_files(source: Path | None) -> dict[str, Content]:
         "warm": warm.SHELL,
         "warm.py": Path(warm.__file__),
     }
+
+
+# Runs in the guest's Python: as PYTHONPYCACHEPREFIX wants it, for sources that lie at /job/src there.
+COMPILE = """
+import pathlib, py_compile, sys
+source, target = map(pathlib.Path, sys.argv[1:])
+for file in (source / "emupmem").rglob("*.py"):
+    name = file.relative_to(source)
+    made = target / name.with_suffix("." + sys.implementation.cache_tag + ".pyc")
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(file), str(made), "/job/src/" + str(name), True, invalidation_mode=mode)
+"""
+
+
+def bytecode(image: Image, source: Path | None, made: Path) -> dict[str, Content]:
+    """Return the job files that spare the guest to compile `emupmem`: made once, here, by its own Python.
+
+    An emulated processor needs five seconds for that, this one half of one.
+    """
+    if source is None or not (source / "emupmem").is_dir():
+        return {}
+    if made.is_dir():
+        return {"pyc": made}
+    library = str(image.python / "lib")
+    loader = [f"{library}/ld-linux-x86-64.so.2", "--library-path", library, str(image.python / "python3")]
+    names = {"PYTHONHOME": str(image.python), "PATH": "/nonexistent", "LC_ALL": "C.UTF-8"}
+    given = [f"{name}={value}" for name, value in names.items()]
+    run(["env", "-i", *given, *loader, "-S", "-B", "-c", COMPILE, str(source), str(made)])
+    return {"pyc": made}
 
 
 def make_job_disk(disk: Path, token: str, scripts: Sequence[str], files: Mapping[str, Content]) -> None:
@@ -312,8 +355,9 @@ def converse(
     live: Live | None = None,
     *,
     guest: progress.Boot,
+    last: bool = False,
 ) -> list[JobResult]:
-    """Run QEMU until the guest has run `count` scripts and switched itself off.
+    """Run QEMU until the guest has run `count` scripts and switched itself off, if it is not the `last` boot.
 
     The guest frames each script's output on the second serial port with the lines that
     `_Stream` knows; `guest` tells people about it.  Returns one result per script; raises LostMachine.
@@ -324,7 +368,7 @@ def converse(
         full = [*argv, "-serial", f"file:{console}", "-serial", "stdio"]
         # QEMU must not outlive this process, however that ends.
         full = ["setpriv", "--pdeathsig", "KILL", *full]
-        stream = _Stream(token, power_cut, live)
+        stream = _Stream(token, power_cut, live, count if last else None)
         reason = ""
         before = os.times()
         with errors.open("wb") as stderr:
@@ -391,13 +435,19 @@ def _tell(guest: progress.Boot, event: str, status: int | None) -> None:
 
 
 class _Stream:
-    """The second serial port: output of scripts between `RS token start N` and `RS token end N STATUS`."""
+    """The second serial port: output of scripts between `RS token start N` and `RS token end N STATUS`.
 
-    def __init__(self, token: str, power_cut: str | None, live: Live | None) -> None:
+    `cut` says that the power goes now: at a match of `power_cut`, or after `count` scripts if that is given.
+    """
+
+    def __init__(
+        self, token: str, power_cut: str | None, live: Live | None, count: int | None = None
+    ) -> None:
         self.mark = re.compile(rf"\x1e{token} (start|end) (\d+)(?: (\d+))?\n")
         self.hold = 1 + len(token) + len(" start 999 999\n")
         self.power_cut = re.compile(power_cut) if power_cut else None
         self.live = live
+        self.count = count
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending = ""
         self.text = ""
@@ -442,6 +492,7 @@ class _Stream:
             self.seen.append(("start", None))
         else:
             self._end(number, int(found[3]))
+            self.cut = number + 1 == self.count
 
     def _end(self, number: int, status: int | None) -> None:
         now = time.monotonic()

@@ -28,7 +28,10 @@ def said(result: JobResult, name: str) -> Any:
 
 # At boot the job disk is not there: emupmem must be on the disk, as after `make install`.
 INSTALL = """
-cp -r /job/src/emupmem $(echo /opt/emupmem/lib/python3*/site-packages)/
+site=$(echo /opt/emupmem/lib/python3*/site-packages)
+cp -r /job/src/emupmem $site/
+mkdir -p /var/cache/emupmem-pyc$site
+cp -r /job/pyc/emupmem /var/cache/emupmem-pyc$site/
 """
 
 # Where the package has it: Debian's own way, without a network. What else calls itself so goes away first.
@@ -237,7 +240,7 @@ def test_suggest_apply_reboot_verify_mount_remove(
         assert said(first, "pending.json")["pending"] is True
         assert first.files["grub.cfg"].count(memmap.encode()) >= 2
 
-        second = done(guest.boot(script(SECOND), files))
+        second = done(guest.boot(script(SECOND), files, last=suite != "bookworm"))
         assert "/dev/pmem0 is mounted at /mnt/pmem0" in second.files["journal"].decode()
         assert second.files["owner"] == b"dev:dev 755\n"
         faults = int(second.files["faults"].split()[1])
@@ -270,7 +273,7 @@ def test_suggest_apply_reboot_verify_mount_remove(
             assert "install emupmem again, sudo emupmem remove, then remove the package" in told
         if packaged:
             return  # GRUB's menu is the old one to the byte: it started the first boot
-        third = done(guest.boot(THIRD))
+        third = done(guest.boot(THIRD, last=True))
         assert "Nothing is reserved." in third.output
         assert said(third, "verify.json")["devices"] == []
 
@@ -439,4 +442,4 @@ def test_whatever_fails_the_old_configuration_stays() -> None:
         assert b"/etc/default/grub.d/50-cloudimg-settings.cfg:7" in cloud
         cut = guest.boot(CLOUD, power_cut="CUT-NOW")
         assert cut.status is None, cut.output
-        done(guest.boot(AFTER_THE_CUT))
+        done(guest.boot(AFTER_THE_CUT, last=True))

@@ -42,6 +42,15 @@ def test_power_cut_stops_at_the_match() -> None:
     assert stream.results("")[0].status is None
 
 
+def test_after_the_last_script_the_power_goes() -> None:
+    stream = _Stream("token", None, None, 2)
+    stream.feed(f"{START}one{END}".encode())
+    assert not stream.cut
+    stream.feed(b"\x1etoken start 1\ntwo\x1etoken end 1 0\n")
+    assert stream.cut
+    assert [(one.status, one.output) for one in stream.results("")] == [(7, "one"), (0, "two")]
+
+
 @pytest.mark.skipif(not shutil.which("debugfs", path="/usr/sbin:/sbin"), reason="needs e2fsprogs")
 def test_files_go_to_the_job_disk_and_come_back(tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()

@@ -201,7 +201,7 @@ def test_save_and_restore_on_a_real_device() -> None:
     with Machine(made, qemu_args=reserved(made)) as guest:
         first = done(guest.boot(KEPT_FIRST))
         cut = guest.boot(KEPT_SECOND, power_cut=r"NOW CUT THE POWER")
-        second = done(guest.boot(SNAPSHOTS))
+        second = done(guest.boot(SNAPSHOTS, last=True))
     assert b"newly created \xc2\xb7 saved to /var/lib/emupmem/pmem0.img" in first.files["journal"]
     assert cut.status is None
     assert b"brought back from /var/lib/emupmem/pmem0.img" in second.files["journal"]
@@ -291,7 +291,7 @@ def test_namespaces_on_plain_memory() -> None:
     made = image("forky", "bios")
     with Machine(made, qemu_args=reserved(made)) as guest:
         second = done(guest.boot(NAMESPACES))
-        third = done(guest.boot(AT_BOOT))
+        third = done(guest.boot(AT_BOOT, last=True))
     assert said(second, "bind.json") == {"changed": True, "driver": "ramdax", "at_boot": True}
     created = said(second, "create.json")["made"]
     assert [(n["name"], n["mode"], n["raw_size"]) for n in created] == [("namespace0.0", "fsdax", 128 * MIB)]

@@ -166,7 +166,7 @@ def test_systemd_boot_from_suggest_to_remove() -> None:
         assert found["devices"] == [{"dev": "/dev/pmem0", "start": 4 * GIB, "size": GIB}]
         assert said(second, "doctor.json")["ok"] is True
 
-        third = done(guest.boot(script(THIRD)))
+        third = done(guest.boot(script(THIRD), last=True))
         assert [c["status"] for c in said(third, "verify.json")["checks"]] == ["ok"] * 3
         lines = third.files["cmdline"].splitlines()
         assert lines[0] == b"# of this machine"

@@ -274,7 +274,7 @@ def test_mounts_refusals_and_boots_that_go_wrong() -> None:
         faults = int(text(third, "proof").partition("faults=")[2].partition(",")[0])
         assert faults < 16, "4 MiB of a small XFS by 2 MiB"
 
-        fourth = done(guest.boot(script(FOURTH), files))
+        fourth = done(guest.boot(script(FOURTH), files, last=True))
         assert "this boot does not reserve memmap=1G!4G" in text(fourth, "quiet")
         left = [c for c in said(fourth, "verify.json")["checks"] if c["name"] == "filesystem"]
         assert "nothing is reserved for it" in left[0]["found"]

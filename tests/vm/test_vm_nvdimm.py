@@ -265,7 +265,7 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
         first = guest.boot(FIRST)
         assert first.status == 0, first.output
         guest.qemu_args += tuple(by_virtio(tmp_path, guest.qemu_args))
-        second = guest.boot(SECOND, {"pick.py": PICK, "ipmctl": IPMCTL, "nested": nested})
+        second = guest.boot(SECOND, {"pick.py": PICK, "ipmctl": IPMCTL, "nested": nested}, last=True)
         assert second.status == 0, second.output
     said = {
         n: json.loads(data) for r in (first, second) for n, data in r.files.items() if n.endswith(".json")
