@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from emupmem.boot.loader import Loader, Standing, Steps
 from emupmem.device.unit import NO_CHANGE, UnitChange
 from emupmem.model import FileEdit, Plan
+from emupmem.system.pe import read_pe
 
 Tell = Callable[[str], None]
 
@@ -89,8 +91,14 @@ class Outcome:
 
 def unified_diff(before: bytes, after: bytes, name: str) -> str:
     """The unified diff of two versions of a file."""
-    old, new = (t.decode("utf-8", "backslashreplace").splitlines(keepends=True) for t in (before, after))
+    old, new = (_text_of(t).splitlines(keepends=True) for t in (before, after))
     lines = difflib.unified_diff(old, new, name, name)
     return "".join(
         line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
     )
+
+
+def _text_of(data: bytes) -> str:
+    """What a person is shown of a file; of an addon its words."""
+    program = read_pe(io.BytesIO(data)) if data[:2] == b"MZ" else None
+    return f"{program.line}\n" if program is not None else data.decode("utf-8", "backslashreplace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from emupmem.boot import foreign, owner
+from emupmem.boot import foreign, owner, uki
 from emupmem.boot.bls.files import entry_files
 from emupmem.boot.efi import loader_name
 from emupmem.boot.grub import environment
@@ -35,6 +35,8 @@ def of(machine: Host) -> Loader:
     if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
         return RpmOstree()
     by = owner.owner(machine)
+    if (by is None or by.title == foreign.UNIFIED) and uki.starts_images(machine):
+        return uki.Unified(machine)
     if by is not None and by.title == Limine.title and has_program(machine, LIMINE_TOOL):
         return Limine(by) if owner.has_limine_line(machine) else Owned(by)
     if by is foreign.REFIND and is_for_options(machine):

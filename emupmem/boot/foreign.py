@@ -235,6 +235,11 @@ def limine(config: str, tool: str, layered: bool, line: str) -> Owner:
     return Owner(title, reason, (add, run), drop)
 
 
+UNIFIED = "a unified kernel image"
+
+_ADDON = "sudo ukify build --stub=/usr/lib/systemd/boot/efi/addonx64.efi.stub --cmdline='{words}' --output="
+
+
 def unified(esp: str, started: bool) -> Owner:
     """A unified kernel image, which did (`started`) or will start the kernel; `esp` is where its partition is.
 
@@ -246,10 +251,26 @@ def unified(esp: str, started: bool) -> Owner:
     folder = f"{esp}/loader/addons"
     add = (
         f"sudo mkdir -p {folder}",
-        "sudo ukify build --stub=/usr/lib/systemd/boot/efi/addonx64.efi.stub --cmdline='{words}' "
-        f"--output={folder}/emupmem.addon.efi (signed, where Secure Boot is on)",
+        f"{_ADDON}{folder}/emupmem.addon.efi (signed, where Secure Boot is on)",
     )
-    return Owner("a unified kernel image", reason, add, (f"sudo rm {folder}/emupmem.addon.efi",))
+    return Owner(UNIFIED, reason, add, (f"sudo rm {folder}/emupmem.addon.efi",))
+
+
+def built_in_line(image: str, why: str, where: str, run: str) -> Owner:
+    """An image that takes no addon: its words are built into it from `where` when `run` makes it anew."""
+    add, drop = f"add {{words}} to {_plain(where)}", f"take {{words}} out of {_plain(where)}"
+    return Owner(UNIFIED, f"{image}: {why}", (add, run), (drop, run))
+
+
+def shared_images(other: str, own: str) -> Owner:
+    """Images of two systems on one partition: an addon for one of them has to be made by hand."""
+    reason = f"{other} starts another system, and an addon for all images would reserve memory there as well"
+    folder = _plain(f"{own}.extra.d")
+    add = (
+        f"sudo mkdir -p {folder}",
+        f"{_ADDON}{folder}/emupmem.addon.efi (for this image only: again for each new kernel)",
+    )
+    return Owner(UNIFIED, reason, add, (f"sudo rm {folder}/emupmem.addon.efi",))
 
 
 def unknown(name: str) -> Owner:

@@ -32,6 +32,9 @@ PROGRAMS = (
     "kernelstub",
     "sdboot-manage",
     "limine-entry-tool",
+    "ukify",
+    "mkinitcpio",
+    "dracut",
 )
 """What the loaders here look for, or run."""
 
@@ -145,6 +148,7 @@ class Steps:
     `undo` takes back what programs did beside writing files, `refresh` has copies made of what was put back.
     `unfinished` says that something is to be done though no file changes. `recorded` are edited files whose new
     text is kept for a later removal, `remembered` words that are. `language` is the locale of the programs.
+    `folders` go at the end where they are empty then.
     """
 
     wanted: Wanted = Wanted()
@@ -160,6 +164,7 @@ class Steps:
     unfinished: bool = False
     notes: tuple[str, ...] = ()
     language: str = "C"
+    folders: tuple[str, ...] = ()
 
     @property
     def changed(self) -> tuple[FileEdit, ...]:
@@ -342,12 +347,18 @@ class Loader(ABC):
         Raises EmupmemError where the entries are not as planned.
         """
         after = self.standing(machine)
-        wrong = problems_after(before, after, steps.wanted)
+        wrong = problems_after(
+            self.judged(before, steps.wanted), self.judged(after, steps.wanted), steps.wanted
+        )
         if not wrong and machine.live:
             wrong = self.trial_problem(before, after, steps.wanted)
         if wrong:
             raise EmupmemError(f"the boot entries are not as planned: {wrong}")
         return sum(1 for e in after.entries if e.ours and e.command_line.reservations)
+
+    def judged(self, standing: Standing, wanted: Wanted) -> Standing:
+        """The part of it that a change can answer for."""
+        return standing
 
     def trial_problem(self, before: Standing, after: Standing, wanted: Wanted) -> str:
         """What is wrong with the entry of the trial, empty where nothing is."""

@@ -58,7 +58,7 @@ def _of_boot(machine: Host) -> Owner | None:
     if "limine" in name.lower():
         return limine_owner(machine)
     if machine.exists(efi.STUB_INFO) or "systemd-stub" in name.lower():
-        return unified_owner(machine, started=True)
+        return unified_owner(machine, started=True)  # the images that can be read are changed all the same
     return _named(machine, name) if name else _nameless(machine)
 
 
@@ -187,6 +187,12 @@ def unified_owner(machine: Host, started: bool) -> Owner:
     """A unified kernel image, with the partition that it is on."""
     esps = [f for f in files.BOOT_FOLDERS if machine.exists(f"{f}/EFI")]
     return foreign.unified(next(iter(esps), "/boot"), started)
+
+
+def by_image(machine: Host) -> bool:
+    """Whether a unified kernel image started this kernel, whatever started that."""
+    stub = machine.exists(efi.STUB_INFO) or "systemd-stub" in efi.loader_name(machine).lower()
+    return stub or efi.efi_text(machine, efi.SELECTED).endswith(".efi")
 
 
 def boots_image(machine: Host) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from emupmem.boot import detect
 from emupmem.boot import trial as boot_trial
+from emupmem.boot.bls.sources import KERNEL_CMDLINE
 from emupmem.boot.change import Change
 from emupmem.boot.grub.defaults import refuse_mangled, reserved_twice
 from emupmem.boot.loader import OUR_WORDS, Loader, Options, Owned, Standing, Steps, Wanted
@@ -287,8 +288,10 @@ def _settled(machine: Host) -> Change | None:
 
 
 def _is_to_abandon(change: Change) -> bool:
+    """Whether something of a trial is left: its entry, its choice, or the source that was made for it."""
     now = change.before
-    return bool(now.trial or now.chosen or change.steps.unfinished)
+    made = any(e.name == KERNEL_CMDLINE and e.after is None for e in change.steps.changed)
+    return bool(now.trial or now.chosen or change.steps.unfinished or made)
 
 
 def prepare_abandon(machine: Host) -> Change:

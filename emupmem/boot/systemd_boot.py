@@ -210,6 +210,17 @@ CHOOSE = Command(("bootctl", "set-oneshot", TRIAL_ENTRY), "choose it for the nex
 
 def refuse_one_shot(machine: Host) -> None:
     """Raise EmupmemError where systemd-boot could not forget the choice by itself, with the reason."""
+    refuse_without_one_shot(machine)
+    default = _default_text_name(machine)
+    if not bls_text.value(machine.text(default), "sort-key"):
+        raise EmupmemError(
+            f"{default} has no sort-key: a second entry could become the default",
+            "apply without --trial, or give it a line like “sort-key debian”",
+        )
+
+
+def refuse_without_one_shot(machine: Host) -> None:
+    """Raise EmupmemError where systemd-boot or bootctl does not know a choice for one start."""
     features = (machine.read(FEATURES) or b"")[4:12]  # after the attributes
     if "systemd-boot" not in efi.loader_name(machine).lower() or not (
         int.from_bytes(features, "little") & ONE_SHOT_BIT
@@ -220,12 +231,6 @@ def refuse_one_shot(machine: Host) -> None:
         )
     if machine.find("bootctl") is None:
         raise EmupmemError("bootctl is not installed: the entry cannot be selected", "apply without --trial")
-    default = _default_text_name(machine)
-    if not bls_text.value(machine.text(default), "sort-key"):
-        raise EmupmemError(
-            f"{default} has no sort-key: a second entry could become the default",
-            "apply without --trial, or give it a line like “sort-key debian”",
-        )
 
 
 def trial_steps(machine: Host, standing: Standing, wanted: Wanted) -> Steps:
@@ -251,9 +256,8 @@ def read_trial_entry(machine: Host) -> Trial | None:
     words = bls_trial.trial_words(text)
     if not words:
         return None
-    kernel = (
-        f"{name.removesuffix(f'/loader/entries/{TRIAL_ENTRY}')}/{bls_text.value(text, 'linux').lstrip('/')}"
-    )
+    starts = bls_text.value(text, "linux") or bls_text.value(text, "efi")
+    kernel = f"{name.removesuffix(f'/loader/entries/{TRIAL_ENTRY}')}/{starts.lstrip('/')}"
     return Trial(name, words, trial_chosen(machine), machine.exists(kernel))
 
 

@@ -103,6 +103,8 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
         raise
     problem = _edited_meanwhile(machine, steps)
     _drop_copies(machine, by, steps)
+    for folder in steps.folders:
+        files.drop_folder(machine, folder)
     if not change.normal and not change.trial:
         _forget_records(machine)
     tell("done")
@@ -377,7 +379,12 @@ def _put_edit_back(machine: Machine, steps: Steps, former: _Former, edit: FileEd
     if name in steps.rewritten or name in steps.owned or now in (edit.before, edit.after, None):
         _put_back(machine, former, name, edit.mode)
         return ""
-    undone = edits.undo_lines(now, edit.before, edit.after) if edit.before and edit.after and now else None
+    lines = bool(now) and b"\0" not in (now or b"")  # and no program
+    undone = (
+        edits.undo_lines(now, edit.before, edit.after)
+        if lines and edit.before and edit.after and now
+        else None
+    )
     if undone is not None:
         files.replace_file(machine, name, undone)
         return f"; {name} keeps the change that another program made"

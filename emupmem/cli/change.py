@@ -53,7 +53,8 @@ def ask_and_carry_out(session: Session, prepared: Change, warnings: Sequence[str
     result |= {"changed": True, "backup": outcome.backup, "reboot_required": reboot}
     if not session.as_json:
         _tell(machine, prepared, outcome, reboot)
-    session.finish(Exit.OK)
+    left = outcome.entries and not prepared.memmap
+    session.finish(Exit.NOT_AS_PLANNED if left else Exit.OK)
 
 
 def _mounts(prepared: Change) -> list[dict[str, Any]]:
@@ -133,6 +134,8 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
     what = (
         f"{outcome.entries} entries carry {prepared.memmap}"
         if prepared.memmap
+        else f"{outcome.entries} still reserve memory"
+        if outcome.entries
         else "no entry reserves memory"
     )
     if outcome.generator:

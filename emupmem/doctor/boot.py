@@ -23,10 +23,6 @@ from emupmem.system.backups import BACKUPS
 from emupmem.system.host import Host
 from emupmem.units import human, tight
 
-EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
-EFIVARS = "/sys/firmware/efi/efivars"
-SECURE_BOOT = f"{EFIVARS}/SecureBoot-{EFI_GLOBAL}"
-
 MENU_COPIES = 3
 """grub-mkconfig writes a second menu beside the first, and we keep a copy of the old one."""
 
@@ -36,15 +32,6 @@ MENU_COPIES = 3
 
 def look_at_loader(machine: Host) -> str:
     return detect.of(machine).seen(machine, boot_efi.loader_name(machine))
-
-
-def look_at_secure_boot(machine: Host) -> bool | None:
-    """The last byte of the UEFI variable (four bytes of attributes come first)."""
-    try:
-        data = machine.read(SECURE_BOOT)
-    except EmupmemError:
-        return None
-    return data[4] == 1 if data is not None and len(data) > 4 else None
 
 
 def is_uki(machine: Host) -> bool:
@@ -58,13 +45,7 @@ def firmware(efi: bool, secure: bool | None, uki: bool) -> Finding:
     state = {True: "on", False: "off", None: "not told"}[secure]
     seen = f"UEFI, Secure Boot {state}"
     if uki:
-        # systemd-stub(7): with Secure Boot a .cmdline section in the image wins over what is passed to it.
-        return Finding(
-            "firmware",
-            "warn",
-            f"{seen}; a unified kernel image started this kernel: its command line is built into it",
-            "build memmap= into the image, or start an ordinary kernel from GRUB",
-        )
+        return Finding("firmware", "ok", f"{seen}; a unified kernel image started this kernel")
     return Finding("firmware", "ok", f"{seen}: memmap= is not restricted by it" if secure else seen)
 
 

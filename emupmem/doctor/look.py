@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from emupmem.boot import detect, loader, obstacles, prepare
+from emupmem.boot.efi import secure_boot
 from emupmem.boot.foreign import Refused
 from emupmem.boot.grub import defaults as grub_defaults
 from emupmem.boot.grub import environment, menu
@@ -24,7 +25,6 @@ from emupmem.doctor.boot import (
     look_at_grubenv,
     look_at_loader,
     look_at_room,
-    look_at_secure_boot,
     look_at_sources,
     look_at_unit,
     look_at_variables,
@@ -78,10 +78,10 @@ def findings_of(machine: Host, wait: float = 0) -> tuple[Finding, ...]:
         look_at_memory_map,
         look_at_numa,
         look_at_real_pmem,
-        lambda e: refused("loader", ("grub", "loader", "menus", "copies"), look_at_loader(e.machine)),
-        lambda e: firmware(
-            e.machine.exists("/sys/firmware/efi"), look_at_secure_boot(e.machine), is_uki(e.machine)
+        lambda e: refused(
+            "loader", ("grub", "loader", "images", "menus", "copies"), look_at_loader(e.machine)
         ),
+        lambda e: firmware(e.machine.exists("/sys/firmware/efi"), secure_boot(e.machine), is_uki(e.machine)),
         lambda e: lockdown(e.machine.peek(LOCKDOWN)),
         lambda e: refused("kernel", ("kernel",), look_at_kernel(e)),
         lambda e: refused("modules", ("modules",), "", look_at_modules(e)),

@@ -16,6 +16,7 @@ from emupmem.model import EmupmemError, NodeRange
 from emupmem.planner import survey
 from emupmem.report.archive import TREE, Archive, damaged_archive, sourced_of
 from emupmem.system.host import Host
+from emupmem.system.pe import PeFile, told_pe
 from emupmem.system.programs import Completed
 from emupmem.system.sysfs import Region
 
@@ -102,6 +103,9 @@ class Collected(Host):
 
     def regions(self) -> tuple[Region, ...]:
         return tuple(Region(**r) for r in self.facts["regions"])
+
+    def pe_file(self, name: str) -> PeFile | None:
+        return told_pe(self.peek(name))
 
     def kernel_banner(self, image: str) -> str:
         return str(self.facts["banners"].get(image, ""))

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from emupmem import __version__
-from emupmem.boot import efi, foreign, loader, obstacles, owner, rpm_ostree
+from emupmem.boot import addon, efi, foreign, loader, obstacles, owner, rpm_ostree, signing
+from emupmem.boot import images as boot_images
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot.bls import entries, files, sources
 from emupmem.boot.grub import defaults, environment, menu
@@ -24,7 +25,7 @@ from emupmem.boot.grub.environment import GRUB_CFGS, GRUB_DEFAULT
 from emupmem.device import installed
 from emupmem.device.blocks import mount_of, mounts
 from emupmem.device.unit import FILE as UNIT_FILE
-from emupmem.doctor import boot, finding, host, look
+from emupmem.doctor import finding, host, look
 from emupmem.doctor import kernel as doctor_kernel
 from emupmem.model import EmupmemError
 from emupmem.parser.bootlog import parse_boot_log
@@ -65,9 +66,10 @@ _FILES = (
     "/etc/sysconfig/kdump",
     efi.LOADER_INFO,
     efi.STUB_INFO,
-    boot.SECURE_BOOT,
+    efi.SECURE_BOOT,
     GRUB_DEFAULT,
     UNIT_FILE,
+    *(f"{folder}/kernel/install.conf" for folder in sources.CONFIG_FOLDERS),
     foreign.LIMINE_DEFAULTS,
     foreign.LIMINE_TOOL_CONFIG,
     *foreign.LIMINE_CONFIGS,
@@ -80,6 +82,8 @@ _THERE = (
     "/proc/sys/fs/binfmt_misc/WSLInterop",
     "/var/backups",
     *foreign.SIGNS,
+    addon.STUB,
+    *(name for pair in signing.KEYS for name in pair),
     *(f"{folder}/EFI" for folder in files.BOOT_FOLDERS),
     *(f"/sys/module/{m}" for m in boot_kernel.MODULES),
 )
@@ -121,6 +125,15 @@ class _Basket:
         if data is not None:
             self.put(TREE + name, data)
 
+    def program(self, name: str) -> None:
+        """Take the texts of a PE file: a whole image is a hundred megabytes."""
+        try:
+            found = self.machine.pe_file(name)
+        except EmupmemError:
+            self.unreadable.append(name)
+            return
+        self.text(name, found.shown if found is not None else "")
+
     def text(self, name: str, text: str) -> None:
         self.put(TREE + name, text.encode("utf-8", "surrogateescape"))
 
@@ -140,11 +153,16 @@ def gather(machine: Host, findings: Sequence[finding.Finding]) -> Archive:
     basket.file(environment.grubenv_name(machine))
     for name in (*files.entry_files(machine), *sources.source_files(machine), *owner.limine_layers(machine)):
         basket.file(name)
-    for name in (efi.SELECTED, *map(efi.efi_variable, ("LoaderEntryDefault", "LoaderEntryLastBooted"))):
+    for name in (
+        efi.SELECTED,
+        efi.STUB_IMAGE,
+        efi.LOADER_IMAGE,
+        *map(efi.efi_variable, ("LoaderEntryDefault", "LoaderEntryLastBooted")),
+    ):
         if text := efi.efi_text(machine, name):
             basket.text(name, text)  # as plain text, so that the masks see it
-    for name in files.unified_images(machine):
-        basket.text(f"{files.BOOT_FOLDERS[0]}/EFI/Linux/{name}", "")
+    for name in boot_images.program_files(machine):
+        basket.program(name)
     kind = obstacles.container(machine)
     if kind:
         basket.text("/run/systemd/container", kind)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from emupmem.model import EmupmemError, NodeRange
+from emupmem.system.pe import PeFile, read_pe
 from emupmem.system.programs import Completed
 from emupmem.system.sysfs import Region, read_firmware_entries, read_huge_page_bytes, read_kernel_config
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from emupmem.editor.shell import Judge
@@ -86,6 +88,13 @@ class Host(ABC):
         """
         return (self.read(name) or b"").decode("utf-8", "surrogateescape")
 
+    def pe_file(self, name: str) -> PeFile | None:
+        """What is in a PE file, None where there is none. Raises EmupmemError where it may not be read."""
+        if self.entry_kind(name) != "file":
+            return None
+        with self.open(name) as file:
+            return read_pe(file)
+
     def link_target(self, name: str) -> str:
         """Where a symbolic link leads, as it is written; empty for everything else."""
         return ""
@@ -141,6 +150,13 @@ class Host(ABC):
     @abstractmethod
     def output(self, *argv: str, timeout: float = 30) -> Completed | None:
         """What a program that changes nothing prints; None where it cannot be run. `timeout` in seconds."""
+
+    def made(self, argv: Sequence[str], given: Mapping[str, bytes], result: str) -> tuple[Completed, bytes]:
+        """What a program makes of files in a folder that is gone afterwards: how it ended, its `result`.
+
+        `{}` in a word stands for that folder, `given` are the files that it begins with. Raises EmupmemError.
+        """
+        raise EmupmemError(f"{argv[0]} is not run here")
 
     # What the kernel shows -----------------------------------------------------------------------------------
 

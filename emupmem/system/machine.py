@@ -13,7 +13,7 @@ import platform
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +22,16 @@ from emupmem.system import log
 from emupmem.system.errors import sudo_hint
 from emupmem.system.host import Host
 from emupmem.system.plain import read_plain
-from emupmem.system.programs import ENVIRONMENT, MOST_OUTPUT, PATH, QUIET, Completed, end_session, listen
+from emupmem.system.programs import (
+    ENVIRONMENT,
+    MOST_OUTPUT,
+    PATH,
+    QUIET,
+    Completed,
+    end_session,
+    listen,
+    make_aside,
+)
 from emupmem.system.sysfs import (
     Region,
     read_kernel_banner,
@@ -260,6 +269,9 @@ class Machine(Host):
             return self.run(Command(argv), timeout)
         except EmupmemError:
             return None
+
+    def made(self, argv: Sequence[str], given: Mapping[str, bytes], result: str) -> tuple[Completed, bytes]:
+        return make_aside(self.run, argv, given, result)
 
     # What the kernel shows ----------------------------------------------------------------------
 

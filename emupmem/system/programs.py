@@ -9,9 +9,16 @@ import re
 import selectors
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, cast
+
+from emupmem.model import Command, EmupmemError
+from emupmem.system.errors import write_hint
+from emupmem.system.plain import read_plain
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
@@ -86,3 +93,18 @@ def end_session(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def make_aside(
+    run: Callable[[Command], Completed], argv: Sequence[str], given: Mapping[str, bytes], result: str
+) -> tuple[Completed, bytes]:
+    """Let a program make a file in a folder that is ours alone and gone afterwards: see `Host.made`."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="emupmem-") as name:
+            for file, data in given.items():
+                Path(name, file).write_bytes(data)
+            done = run(Command(tuple(w.replace("{}", name) for w in argv)))
+            made = Path(name, result)
+            return done, read_plain(made) if made.exists() else b""
+    except OSError as exc:
+        raise EmupmemError(f"there is no room to run {argv[0]}: {exc.strerror}", write_hint(exc)) from exc

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emupmem.model import NodeRange
+from emupmem.system.pe import read_pe
 from emupmem.system.reader import FileReader, Reader
 
 
@@ -132,11 +133,16 @@ def _character(machine: FileReader, region: str) -> str:
 def read_kernel_banner(machine: FileReader, image: str) -> str:
     """The version text inside a kernel image (boot protocol header, offset 0x20e); empty if none.
 
-    It tells the stable number that `uname -r` of a distribution hides.
+    It tells the stable number that `uname -r` of a distribution hides. Of a unified image: of the kernel in it.
     """
     try:
         with machine.path(image).open("rb") as file:
             head = file.read(0x10000)
+            if head[:2] == b"MZ" and head[0x202:0x206] != b"HdrS":
+                file.seek(0)
+                unified = read_pe(file)
+                file.seek(unified.kernel if unified is not None else 0)
+                head = file.read(0x10000)
     except OSError:
         return ""
     if head[0x202:0x206] != b"HdrS":

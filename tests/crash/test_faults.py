@@ -18,7 +18,7 @@ from emupmem.boot.change import Change
 from emupmem.boot.prepare import prepare_abandon
 from emupmem.boot.transaction import carry_out_change
 from emupmem.model import EmupmemError
-from tests.boot import test_grub_bls, test_limine, test_loader, test_oneshot
+from tests.boot import test_grub_bls, test_limine, test_loader, test_oneshot, test_uki
 from tests.crash import tracer
 from tests.crash.test_crash import (
     CFG,
@@ -82,6 +82,8 @@ def of_loader(make: Callable[[Path], FakeMachine]) -> Callable[[Path], FakeMachi
 LOADERS = (
     Scenario("systemd-boot", of_loader(test_loader.systemd_boot), apply, remove),
     Scenario("systemd-boot-trial", of_loader(test_oneshot.knows_trials), try_it, prepare_abandon),
+    Scenario("unified", of_loader(test_uki.unified), apply, remove),
+    Scenario("unified-trial", of_loader(test_uki.knows_trials), try_it, prepare_abandon),
     Scenario("grubby", of_loader(test_loader.fedora), apply, remove),
     Scenario("sdbootutil", of_loader(test_loader.opensuse), apply, remove),
     Scenario("kernelstub", of_loader(test_loader.pop), apply, remove),

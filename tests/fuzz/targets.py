@@ -37,6 +37,8 @@ from emupmem.planner import plan, survey
 from emupmem.planner import situation as planner_situation
 from emupmem.report import archive as report_archive
 from emupmem.report import collected, gather, masking
+from emupmem.system import pe
+from tests import pe as pe_files
 from tests.fuzz import bounds, shell, typed
 from tests.fuzz.answers import headed, refused
 from tests.fuzz.texts import LOGS, TOKENS, fixtures
@@ -486,6 +488,21 @@ def entry(data: bytes) -> None:
             assert kept[0] == kept[1], "another line of the entry was touched"
 
 
+def program(data: bytes) -> None:
+    """The texts of a PE file: within bounds, of the file itself, and the same once an archive has told them."""
+    file = pe.read_pe(io.BytesIO(data))
+    if file is None:
+        return
+    assert 0 <= file.kernel < 1 << 32
+    for name, text in file.texts.items():
+        assert name in pe.TEXTS
+        assert len(text) <= pe.LARGEST_TEXT
+        assert text.encode("utf-8", "surrogateescape") in data
+    again = pe.told_pe(file.shown)
+    assert again is not None
+    assert (again.line, again.maker, again.signed) == (file.line, file.maker, file.signed)
+
+
 def _ours_of(word: str) -> list[str]:
     return (
         [p for p in word.removeprefix("memmap=").split(",") if _ITEM.fullmatch(p)]
@@ -696,6 +713,14 @@ def _grub_seeds(*heads: bytes) -> Callable[[], list[bytes]]:
     return lambda: [head + b"\n" + text for head in heads for text in fixtures("grub")]
 
 
+def _program_seeds() -> list[bytes]:
+    profile = [(".profile", b"ID=x"), (".cmdline", b"quiet")]
+    return [
+        pe_files.unified("6.12.0", "root=UUID=0", more=profile),
+        pe_files.addon("memmap=1G!4G", signed=True),
+    ]
+
+
 def _archive_seeds() -> list[bytes]:
     base = _base()
     seeds = [
@@ -761,6 +786,7 @@ TARGETS: dict[str, Target] = {
         Target("menu", menu, _menu_seeds, TOKENS["menu"]),
         Target("unit", boot_unit, lambda: fixtures("unit"), TOKENS["cmdline"], 4000),
         Target("entry", entry, lambda: fixtures("entry"), [*TOKENS["entry"], *TOKENS["cmdline"]], 2000),
+        Target("program", program, _program_seeds, [s.encode() for s in (*pe.TEXTS, ".linux", ".profile")], 24_000),
         Target("archive", archive, _archive_seeds, TOKENS["archive"]),
         Target("tar", tar, _tar_seeds, TOKENS["tar"], 16_000),
         Target("mask", masks, _mask_seeds, TOKENS["mask"]),

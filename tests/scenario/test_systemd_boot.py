@@ -134,7 +134,6 @@ def test_a_unified_image_is_the_default_now(play: Play) -> None:
     assert diff(before, machine.snapshot()) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="remove does not look into unified images")
 def test_a_unified_image_that_was_built_with_the_reservation_is_named(play: Play) -> None:
     machine = trixie(play)
     assert machine.emupmem("apply", "--size", "1G", "--yes").status == 0
@@ -144,6 +143,8 @@ def test_a_unified_image_that_was_built_with_the_reservation_is_named(play: Play
     machine.must("grep", "-q", "memmap=1G!4G", f"/boot/efi/EFI/Linux/{image}")
     done = machine.emupmem("remove", "--yes")
     assert image in done.stdout + done.stderr, "it still carries memmap=1G!4G"
+    assert done.status == 3
+    assert options(machine, RELEASE) == [ROOT, "ro", "quiet", BLS]
 
 
 def test_a_loader_that_leaves_no_name_is_not_systemd_boot(play: Play) -> None:

@@ -43,13 +43,18 @@ def is_of_this_system(machine: Host, name: str, text: str, running: CommandLine)
     told = bls_text.value(text, "machine-id")
     if told:
         return told == ident
-    token = machine.peek("/etc/kernel/entry-token").strip() or ident
     stem = name.rpartition("/")[2]
+    return is_named_or_roots_here(machine, stem, bls_text.options(text), running)
+
+
+def is_named_or_roots_here(machine: Host, stem: str, line: str, running: CommandLine) -> bool:
+    """Whether something to boot is this system's: by the entry token in its name, else by the root file system."""
+    token = machine.peek("/etc/kernel/entry-token").strip() or machine.peek("/etc/machine-id").strip()
     if token and stem.startswith(f"{token}-"):
         return True
     if re.match(r"[0-9a-f]{32}-", stem):
         return False  # another machine's
-    return _root_words(bls_text.options(text)) == _root_words(running.text)
+    return _root_words(line) == _root_words(running.text)
 
 
 def is_of_same_root(machine: Host, name: str, line: str, running: CommandLine) -> bool:
@@ -73,12 +78,12 @@ def own_line(machine: Host) -> CommandLine:
         for n in bls_menu.menu_names(machine)
         if n in texts and bls_text.value(texts[n], "linux")
     ]
-    here = [line for line in menu if f"root={_root_of(machine)}" in parse_command_line(line).words]
+    here = [line for line in menu if f"root={root_of_fstab(machine)}" in parse_command_line(line).words]
     lines = (bls_text.file_line(machine.peek(KERNEL_CMDLINE)), *here, *menu)
     return parse_command_line(next((line for line in lines if "root=" in line), ""))
 
 
-def _root_of(machine: Host) -> str:
+def root_of_fstab(machine: Host) -> str:
     """What /etc/fstab mounts at /, empty where it does not say."""
     lines = [x.split("#")[0].split() for x in machine.peek("/etc/fstab").splitlines()]
     return next((f[0] for f in lines if len(f) > 1 and f[1] == "/"), "")
@@ -170,11 +175,22 @@ def default_entry_of(machine: Host, entries: Sequence[BootEntry]) -> BootEntry |
         if machine.running
         else bls_menu.menu_names(machine)
     )
-    names = [re.sub(r"[^\x20-\x7e]", "", n).removesuffix(".conf") for n in wanted]
-    by_name = [e for n in names if n for e in ours if e.ids[0] == n]
+    names = [_plain_id(n) for n in wanted]
+    by_name = [e for n in names if n for e in ours if e.ids[0] == n or _is_image(e.ids[0], n)]
     release = machine.peek("/proc/sys/kernel/osrelease") if machine.running else ""
     by_kernel = [e for e in ours if release and e.version == release]
     return next(iter([*by_name, *by_kernel, *ours]), None)
+
+
+def _is_image(ident: str, name: str) -> bool:
+    """Whether a name is that of an image: systemd-boot tells them in lower case."""
+    return ident.endswith(".efi") and ident.lower() == name.lower()
+
+
+def _plain_id(name: str) -> str:
+    """A name of the menu as entries have it: printable, without .conf; of an image without its profile (`@1`)."""
+    plain = bls_menu.id_of(re.sub(r"[^\x20-\x7e]", "", name)).removesuffix(".conf")
+    return re.sub(r"(?<=\.efi)@\d+\Z", "", plain)
 
 
 def default_id(machine: Host) -> str:

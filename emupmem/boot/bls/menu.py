@@ -78,7 +78,7 @@ def _group(entry: tuple[str, str]) -> tuple[bool, bool, str, str]:
 
 def id_of(name: str) -> str:
     """The name of an entry as the loader has it: without the counter of its tries."""
-    return re.sub(r"\+\d+(?:-\d+)?(?=\.conf\Z)", "", name.rpartition("/")[2])
+    return re.sub(r"\+\d+(?:-\d+)?(?=\.(?:conf|efi)\Z)", "", name.rpartition("/")[2])
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:

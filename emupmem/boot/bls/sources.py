@@ -27,6 +27,12 @@ def torn_files(machine: Host, names: Sequence[str]) -> tuple[str, ...]:
 KERNEL_CMDLINE = "/etc/kernel/cmdline"
 VENDOR_CMDLINE = "/usr/lib/kernel/cmdline"
 CMDLINE_D = "/etc/kernel/cmdline.d"
+MKINITCPIO_D = "/etc/cmdline.d"
+"""What mkinitcpio and dracut read before they look at the boot that runs."""
+
+CONFIG_FOLDERS = ("/etc", "/run", "/usr/local/lib", "/usr/lib")
+"""Where kernel-install looks for its settings, the first one counts."""
+
 FORMER_DROPIN = f"{CMDLINE_D}/zz-emupmem."
 """What an emupmem before this one wrote there: sdbootutil joins that folder and /etc/kernel/cmdline, and
 kernel-install's plug-ins do not read it at all (systemd issue 23308)."""
@@ -131,6 +137,17 @@ def kept_source(machine: Host, line: str | None) -> list[FileEdit]:
     return [_made_source(machine, line, ())]
 
 
+def kept_line(machine: Host, line: str) -> list[FileEdit]:
+    """The same where unified images are made: mkinitcpio does that as well."""
+    if any(n.endswith(".conf") for n in machine.names(MKINITCPIO_D)):
+        return []  # it reads those
+    readers = ("kernel-install", "mkinitcpio")
+    needed = any(programs.has_program(machine, r) for r in readers) and machine.read(VENDOR_CMDLINE) is None
+    if not needed or machine.exists(KERNEL_CMDLINE):
+        return []
+    return [_made_source(machine, line, ())]
+
+
 def taken_by_new_kernels(machine: Host) -> str:
     """Where kernel-install and 20-grub.install take the words of a new kernel from, in their order."""
     if found := next((n for n in (KERNEL_CMDLINE, VENDOR_CMDLINE) if machine.exists(n)), ""):
@@ -138,6 +155,28 @@ def taken_by_new_kernels(machine: Host) -> str:
     if programs.has_program(machine, "kernel-install"):
         return "the command line of the boot that runs (/proc/cmdline)"
     return "the boot entries as they are: nothing here makes new ones"
+
+
+def bare_source(machine: Host, line: str) -> list[FileEdit]:
+    """What makes the source one without our items, where all kernels are given those by other means."""
+    for name in _dropins(machine):
+        if parse_command_line(bls_text.file_line(machine.text(name))).reservations:
+            raise EmupmemError(f"{name} reserves memory already", "remove that first")
+    data = _source(machine)
+    if data is None:
+        return kept_line(machine, line)
+    return [FileEdit(KERNEL_CMDLINE, data, _reworked_file(data, (), (), ()))]
+
+
+def kernel_install_layout(machine: Host) -> str:
+    """What kernel-install makes of a new kernel: `uki`, `bls` …; empty where it decides by itself."""
+    base = "kernel/install.conf"
+    names = [next((n for f in CONFIG_FOLDERS if machine.exists(n := f"{f}/{base}")), "")]
+    found = {n: f"{f}/{base}.d/{n}" for f in reversed(CONFIG_FOLDERS) for n in machine.names(f"{f}/{base}.d")}
+    names += [found[n] for n in sorted(found) if n.endswith(".conf")]
+    lines = [x.strip() for n in names if n for x in machine.peek(n).splitlines()]
+    told = [x.partition("=")[2].strip().strip("\"'") for x in lines if x.startswith("layout=")]
+    return told[-1] if told else ""
 
 
 def _made_source(

@@ -21,8 +21,16 @@ def trial_entry(text: str, words: Sequence[str]) -> str:
     after = bls_text.rework_entry(text, items, extra)
     bls_text.prove_words(bls_text.options(text), bls_text.options(after), items, extra)
     kept = [x for x in after.split("\n") if not re.match(r"\s*(#|title\s|sort-key\s)", x)]
-    head = [f"{MARK} {' '.join(words)}", f"title Trial of emupmem: {' '.join(words)}", f"sort-key {SORT_KEY}"]
-    return "\n".join([*head, *kept])
+    return "\n".join([*_head(words), *kept])
+
+
+def trial_entry_of(words: Sequence[str], start: str, line: str) -> str:
+    """The trial's entry where there is none to make it of: `start` is the line that names what it starts."""
+    return "\n".join([*_head(words), start, f"options {line}", ""])
+
+
+def _head(words: Sequence[str]) -> list[str]:
+    return [f"{MARK} {' '.join(words)}", f"title Trial of emupmem: {' '.join(words)}", f"sort-key {SORT_KEY}"]
 
 
 def trial_words(text: str) -> tuple[str, ...]:
