@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from emupmem.kernel.cmdline import memparse
 from emupmem.model import (
@@ -20,6 +19,7 @@ from emupmem.model import (
     Span,
 )
 from emupmem.planner.situation import BELOW_4G, STEPS, Situation
+from emupmem.record import record
 from emupmem.units import human
 
 
@@ -77,7 +77,7 @@ _Place = tuple[int, int, int, int | None]
 _Pair = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Field:
     """Where reservations may lie: `places`, lowest first, none crossing anything, each with room for
     2 MiB; and for every usable entry without a place the reason."""

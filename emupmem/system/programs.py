@@ -10,8 +10,10 @@ import selectors
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
 from typing import BinaryIO, cast
+
+from emupmem.record import record
+from emupmem.system.waiting import waiting_for
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
@@ -27,7 +29,7 @@ _HABITS = ("dmesg(1) may have more information", "(")
 """How lines begin that follow the reason."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Completed:
     """How a program ended: exit status (negative: signal), what it printed."""
 
@@ -60,7 +62,8 @@ def listen(child: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes
     """
     end, size = time.monotonic() + timeout, 0
     parts: dict[object, list[bytes]] = {child.stdout: [], child.stderr: []}
-    with selectors.DefaultSelector() as waiting:
+    name = os.path.basename(str(cast(list[object], child.args)[0]))  # noqa: PTH119
+    with selectors.DefaultSelector() as waiting, waiting_for(name) as tick:
         for pipe in parts:
             waiting.register(cast(BinaryIO, pipe), selectors.EVENT_READ)
         while waiting.get_map():
@@ -68,6 +71,7 @@ def listen(child: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes
             if left <= 0:
                 raise subprocess.TimeoutExpired(child.args, timeout)
             ready = waiting.select(min(left, 1))
+            tick()
             if not ready and child.poll() is not None:
                 break
             for key, _ in ready:
