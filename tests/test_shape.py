@@ -42,6 +42,7 @@ MAY = {
     "__main__.py": {"signal"},  # Ctrl-C while it starts
     "cli/main.py": {"os", "signal"},  # one environment variable, the status of Ctrl-C
     "collection/plugins/module_utils/program.py": {"os"},  # asks whether a program is there
+    "cli/terminal.py": {"os"},  # how wide it is, and what the environment says of colours
     "cli/stdio.py": {"os"},  # empties the buffer of a stream that fails
 }
 
