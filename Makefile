@@ -36,9 +36,8 @@ fuzz: $(STAMP) ## Fuzz all that reads what others wrote, with new inputs each ti
 check: $(STAMP) lint ## The quick inner loop, about two minutes: lint, types, unit tests
 	$(BIN)/pytest -n 2 --dist worksteal --quick tests
 
-bench: $(STAMP) ## Measure: start-up, parser, planner, apply; in a guest: DAX, save, restore
+bench: $(STAMP) ## Measure every figure that README and the manual quote, as one table: start-up, parser, a guest…
 	$(BIN)/python -m tests.bench
-	$(BIN)/python -m tests.bench.guest
 
 picture: $(STAMP) ## Make README's picture anew from the log of a virtual machine
 	$(BIN)/python -m emupmem suggest --size 1G --from tests/fixtures/boot/6.1-bios/dmesg --svg .github/suggest.svg >/dev/null

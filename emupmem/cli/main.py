@@ -227,7 +227,7 @@ def program_for(words: Sequence[str]) -> typer.Typer:
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
     made.callback()(_options)
     typed = next((w for w in words if not w.startswith("-")), "")
