@@ -132,4 +132,4 @@ def test_what_runs_no_command_imports_none(option: str) -> None:
         "finally: print(sorted({m.split('.')[1] for m in sys.modules if m.startswith('emupmem.')}), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "['cli', 'model', 'units']"
+    assert done.stderr.strip() == "['cli', 'model', 'record', 'units']"
