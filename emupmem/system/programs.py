@@ -55,15 +55,14 @@ class Completed:
         return ""
 
 
-def listen(child: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes]:
+def listen(child: subprocess.Popen[bytes], timeout: float, what: str) -> tuple[bytes, bytes]:
     """What a program prints until it has ended: something that it left running may still have its pipes.
 
-    Raises TimeoutExpired, and OverflowError where it prints without end.
+    `what` is told to those who watch. Raises TimeoutExpired, and OverflowError where it prints without end.
     """
     end, size = time.monotonic() + timeout, 0
     parts: dict[object, list[bytes]] = {child.stdout: [], child.stderr: []}
-    name = os.path.basename(str(cast(list[object], child.args)[0]))  # noqa: PTH119
-    with selectors.DefaultSelector() as waiting, waiting_for(name) as tick:
+    with selectors.DefaultSelector() as waiting, waiting_for(what) as tick:
         for pipe in parts:
             waiting.register(cast(BinaryIO, pipe), selectors.EVENT_READ)
         while waiting.get_map():
