@@ -6,7 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PREFIX ?= /opt/emupmem
-MAN := /usr/local/share/man/man8
+SHARE := /usr/local/share
+MAN := $(SHARE)/man/man8
+BASH := $(SHARE)/bash-completion/completions/emupmem
+ZSH := $(SHARE)/zsh/site-functions/_emupmem
+FISH := $(SHARE)/fish/vendor_completions.d/emupmem.fish
 MINUTES ?= 2
 NICE ?= 5
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -15,7 +19,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check bench install uninstall fixtures deb collection deps lint clean
+.PHONY: help demo test fuzz check bench picture install uninstall fixtures deb collection deps lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,9 +36,11 @@ fuzz: $(STAMP) ## Fuzz all that reads what others wrote, with new inputs each ti
 check: $(STAMP) lint ## The quick inner loop, about two minutes: lint, types, unit tests
 	$(BIN)/pytest -n 2 --dist worksteal --quick tests
 
-bench: $(STAMP) ## Measure: start-up, parser, planner, apply; in a guest: DAX, save, restore
+bench: $(STAMP) ## Measure every figure that README and the manual quote, as one table: start-up, parser, a guest…
 	$(BIN)/python -m tests.bench
-	$(BIN)/python -m tests.bench.guest
+
+picture: $(STAMP) ## Make README's picture anew from the log of a virtual machine
+	$(BIN)/python -m emupmem suggest --size 1G --from tests/fixtures/boot/6.1-bios/dmesg --svg .github/suggest.svg >/dev/null
 
 fixtures: $(STAMP) ## Print the fixtures anew in virtual machines
 	$(BIN)/python -m tests.vm.fixtures
@@ -46,9 +52,13 @@ install: ## Install emupmem for this machine: /usr/local/bin/emupmem
 	$(SUDO) ln -sf $(PREFIX)/bin/emupmem /usr/local/bin/emupmem
 	$(SUDO) mkdir -p $(MAN)
 	$(PREFIX)/bin/python -m emupmem.cli.manual | $(SUDO) tee $(MAN)/emupmem.8 >/dev/null
+	$(SUDO) mkdir -p $(dir $(BASH) $(ZSH) $(FISH))
+	$(PREFIX)/bin/python -m emupmem.cli.completion bash | $(SUDO) tee $(BASH) >/dev/null
+	$(PREFIX)/bin/python -m emupmem.cli.completion zsh | $(SUDO) tee $(ZSH) >/dev/null
+	$(PREFIX)/bin/python -m emupmem.cli.completion fish | $(SUDO) tee $(FISH) >/dev/null
 
 uninstall: ## Take it away again (reservations stay: emupmem remove first)
-	$(SUDO) rm -rf $(PREFIX) /usr/local/bin/emupmem $(MAN)/emupmem.8
+	$(SUDO) rm -rf $(PREFIX) /usr/local/bin/emupmem $(MAN)/emupmem.8 $(BASH) $(ZSH) $(FISH)
 
 collection: $(STAMP) ## Build the Ansible collection into dist/
 	mkdir -p dist

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from emupmem.record import record
+
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 LOW_LIMIT = 4 * GIB
@@ -57,7 +59,7 @@ class Presence(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ModuleState:
     """A module of the driver chain; `where` is the FILE:LINE or the place that blocks it."""
 
@@ -97,7 +99,7 @@ class Span:
         return self.end - self.start
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MapEntry:
     """One line of a memory map; `words` are the kernel's own words for the type."""
 
@@ -116,7 +118,7 @@ class MapEntry:
         return Span(self.start, self.end)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FirmwareMap:
     """What the firmware says of the memory, before any `memmap=`.
 
@@ -139,7 +141,7 @@ class FirmwareMap:
         return sum(e.size for e in self.entries if e.kind is Kind.RAM)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NodeRange:
     """A range of memory that belongs to a NUMA node."""
 
@@ -148,7 +150,7 @@ class NodeRange:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MemmapItem:
     """One item of a `memmap=` list as the kernel reads it.
 
@@ -163,7 +165,7 @@ class MemmapItem:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CommandLine:
     """A kernel command line read by the kernel's rules (lib/cmdline.c, kernel/params.c, e820.c).
 
@@ -189,7 +191,7 @@ class CommandLine:
         return tuple(i for i in self.items if i.op == "!")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KernelRelease:
     """A kernel's version; `stable` is None where the distribution hides it. `text` is for people.
 
@@ -204,7 +206,7 @@ class KernelRelease:
     i386: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IomemLine:
     """One line of /proc/iomem; `depth` 0 is the outermost."""
 
@@ -214,7 +216,7 @@ class IomemLine:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Loss:
     """A range that the kernel took out of the RAM, the line that says so, and its number (0: not counted)."""
 
@@ -229,7 +231,7 @@ class Loss:
         return f"{self.text} (line {self.line})" if self.line else self.text
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BootLog:
     """What one boot's log tells, the last boot where the text holds several.
 
@@ -263,7 +265,7 @@ class BootLog:
     line_known: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Request:
     """What the user asks of the planner. Sizes in bytes; `size` None lets the planner choose."""
 
@@ -274,7 +276,7 @@ class Request:
     numa_node: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reservation:
     """One range that becomes one device. `align` is the step that start and size are multiples of."""
 
@@ -288,7 +290,7 @@ class Reservation:
         return self.start + self.size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rejected:
     """A range that was not chosen, and why in words for people."""
 
@@ -297,7 +299,7 @@ class Rejected:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Offer:
     """The most that a usable range could give (bytes, 0 where nothing), with the reason."""
 
@@ -307,7 +309,7 @@ class Offer:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """A reservation that keeps all the rules.
 
@@ -332,7 +334,7 @@ class NamespaceMode(StrEnum):
     RAW = "raw"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Command:
     """A program to run, as data until the one place that runs it: argv, and why."""
 
@@ -340,7 +342,7 @@ class Command:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FileEdit:
     """A file of the boot configuration: its content before and after, None where there is none."""
 
@@ -350,7 +352,7 @@ class FileEdit:
     mode: int = 0o644
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Check:
     """One rung of the verification ladder."""
 
@@ -362,7 +364,7 @@ class Check:
     explained_by: str = ""  # the rung below that broke: this one was not looked at
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Device:
     """A pmem block device: its name under /dev and the physical range behind it (bytes)."""
 

@@ -45,6 +45,7 @@ MAY = {
     "__main__.py": {"signal"},  # Ctrl-C while it starts
     "cli/main.py": {"os", "signal"},  # one environment variable, the status of Ctrl-C
     "collection/plugins/module_utils/program.py": {"os"},  # asks whether a program is there
+    "cli/terminal.py": {"os"},  # how wide it is, and what the environment says of colours
     "cli/stdio.py": {"os"},  # empties the buffer of a stream that fails
 }
 
@@ -135,4 +136,4 @@ def test_what_runs_no_command_imports_none(option: str) -> None:
         "finally: print(sorted({m.split('.')[1] for m in sys.modules if m.startswith('emupmem.')}), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "['cli', 'model', 'units']"
+    assert done.stderr.strip() == "['cli', 'model', 'record', 'units']"

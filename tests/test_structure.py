@@ -16,7 +16,20 @@ from tests import PROJECT
 
 LINES, CLASS_LINES = 450, 250
 ORDER = (
-    *("model", "units", "kernel", "editor", "parser", "system", "planner", "device", "boot", "vm", "nvdimm"),
+    *(
+        "record",
+        "model",
+        "units",
+        "kernel",
+        "editor",
+        "parser",
+        "system",
+        "planner",
+        "device",
+        "boot",
+        "vm",
+        "nvdimm",
+    ),
     *("verifier", "doctor", "report", "cli"),
 )
 """A package imports from those before it only."""

@@ -7,9 +7,8 @@ commands here are what `apply`, `remove`, `suggest` and `doctor` say of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from emupmem.model import EmupmemError
+from emupmem.record import record
 
 PLACEHOLDER = "memmap=SIZE!START"
 """What stands for the words while nothing is planned."""
@@ -48,7 +47,7 @@ LIMINE_TOOLS = ("limine-update", "limine-mkinitcpio")
 PROXMOX_REFRESH = ("proxmox-boot-tool", "refresh")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Owner:
     """What owns the boot entries of a machine.
 

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 from emupmem.boot import transaction
 from emupmem.boot.change import Change, Outcome
 from emupmem.cli import render
-from emupmem.cli.output import Exit, say
+from emupmem.cli.output import Exit, say, tell
 from emupmem.cli.session import Session
+from emupmem.cli.terminal import Printer
 from emupmem.device.unit import FILE
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, EmupmemError
@@ -36,15 +37,15 @@ def ask_and_carry_out(session: Session, prepared: Change, warnings: Sequence[str
     if not prepared.needed:
         result["reboot_required"] = machine.live and not _boots_as(booted, prepared)
         if not session.as_json:
-            print(f"Already set up: {prepared.memmap or 'nothing is reserved'}. Nothing was changed.")
+            tell(f"Already set up: {prepared.memmap or 'nothing is reserved'}. Nothing was changed.")
             if result["reboot_required"]:
-                print("Reboot, then:  sudo emupmem verify")
+                tell("Reboot, then:  sudo emupmem verify")
         session.finish(Exit.OK)
     if not session.as_json:
         _show_change(machine, prepared)
         # Now, when it can still be read: afterwards there may be nobody to read it.
         for line in _way_back(machine, prepared):
-            print(line)
+            tell(line)
     if session.only_shows:
         session.finish(Exit.NOT_AS_PLANNED if session.check else Exit.OK)
     session.confirm("Apply?")
@@ -87,17 +88,17 @@ def _boots_as(booted: str, prepared: Change) -> bool:
 
 
 def _show_change(machine: Machine, prepared: Change) -> None:
-    out = render.console()
+    out = Printer()
     if prepared.plan:
         render.plan_line(out, prepared.plan)
     render.diff(out, prepared.diff)
     there = None if machine.live else prepared.by.to_run_there(machine)
     if there is not None:
-        out.print(f"then, on that machine: {shlex.join(there.argv)}", soft_wrap=True)
+        out.print(f"then, on that machine: {shlex.join(there.argv)}", whole=True)
         return
     lines = [f"then: {shlex.join(step.argv)} " for step in _programs(prepared)] or [""]
     for line in (*lines[:-1], f"{lines[-1]}(and check every entry of {prepared.before.menu})"):
-        out.print(line.strip(), soft_wrap=True)
+        out.print(line.strip(), whole=True)
 
 
 def _programs(prepared: Change) -> list[Command]:
@@ -116,9 +117,9 @@ def _tell_files(prepared: Change, outcome: Outcome) -> None:
     if written:
         there = [e for e in written if e.before is not None]
         kept = f" (before: {outcome.backup if len(written) == 1 else BACKUPS})" if there else ""
-        print(f"✓ {', '.join(e.name for e in written)} written{kept}")
+        tell(f"✓ {', '.join(e.name for e in written)} written{kept}")
     if removed:
-        print(f"✓ {', '.join(removed)} removed")
+        tell(f"✓ {', '.join(removed)} removed")
 
 
 def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) -> None:
@@ -126,7 +127,7 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
     if not machine.live:
         there = prepared.by.to_run_there(machine)
         first = f"{shlex.join(there.argv)}, " if there is not None else ""
-        print(f"Nothing was run in the tree. On that machine: {first}reboot, emupmem verify")
+        tell(f"Nothing was run in the tree. On that machine: {first}reboot, emupmem verify")
         return
     if prepared.trial:
         _tell_trial(machine, prepared, outcome)
@@ -139,16 +140,16 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
         else "no entry reserves memory"
     )
     if outcome.generator:
-        print(f"✓ {outcome.generator} · {what}")
+        tell(f"✓ {outcome.generator} · {what}")
     if prepared.unit.needed and not outcome.problem:
         mounts = ", ".join(m["dir"] for m in _mounts(prepared))
-        print(f"✓ {FILE} " + (f"written: mounts {mounts} at every boot" if mounts else "removed"))
+        tell(f"✓ {FILE} " + (f"written: mounts {mounts} at every boot" if mounts else "removed"))
     if outcome.problem:
         say(f"! {outcome.problem}")
     if reboot:
-        print("Reboot, then:  sudo emupmem verify")
+        tell("Reboot, then:  sudo emupmem verify")
         for line in _way_back(machine, prepared):
-            print(line)
+            tell(line)
 
 
 def _way_back(machine: Machine, prepared: Change) -> list[str]:
@@ -169,10 +170,10 @@ def _tell_trial(machine: Machine, prepared: Change, outcome: Outcome) -> None:
     what = f"one extra entry carries {prepared.tries}; the next start, and only that, takes it"
     if not prepared.by.forgets:
         what = f"the next deployment carries {prepared.tries}; the one before it stays in the boot menu"
-    print(f"✓ {outcome.generator} · {what}")
-    print("Reboot, then:  sudo emupmem verify, and sudo emupmem confirm if all is well")
+    tell(f"✓ {outcome.generator} · {what}")
+    tell("Reboot, then:  sudo emupmem verify, and sudo emupmem confirm if all is well")
     for line in _way_back(machine, prepared):
-        print(line)
+        tell(line)
 
 
 def change_result() -> dict[str, Any]:

@@ -10,8 +10,9 @@ import typer
 
 from emupmem.cli import render
 from emupmem.cli.options import Json
-from emupmem.cli.output import Exit, say, usage
+from emupmem.cli.output import Exit, print_product, say, tell, usage
 from emupmem.cli.session import Session
+from emupmem.cli.terminal import Printer
 from emupmem.doctor import finding, look
 from emupmem.doctor.finding import Finding
 from emupmem.model import EmupmemError
@@ -41,7 +42,7 @@ def doctor(
         ok = finding.good(findings)
         session.result |= {"ok": ok, "findings": [asdict(f) for f in findings]}
         if not session.as_json:
-            render.findings(render.console(), findings)
+            render.findings(Printer(), findings)
     session.finish(Exit.OK if ok else Exit.NOT_AS_PLANNED)
 
 
@@ -105,11 +106,11 @@ def _tell(made: Masked, file: str, size: int, only_list: bool) -> None:
     if only_list:
         for name, content in members:
             masked = ", ".join(f"{n} × {kind}" for kind, n in made.places.get(name, {}).items())
-            print(f"{len(content):>9}  {name}" + (f"  (masked: {masked})" if masked else ""))
+            print_product(f"{len(content):>9}  {name}" + (f"  (masked: {masked})" if masked else ""))
     for name in made.archive.facts["unreadable"]:
         say(f"! {name} could not be read")
     values = ", ".join(f"{n} × {kind}" for kind, n in made.values.items()) or "nothing"
     what = "would be written" if only_list else "written"
-    print(f"{'' if only_list else '✓ '}{file} {what}: {len(members)} files, {human(size)} · masked: {values}")
+    tell(f"{'' if only_list else '✓ '}{file} {what}: {len(members)} files, {human(size)} · masked: {values}")
     if not only_list:
-        print(f"Elsewhere:  emupmem suggest --from {file}   or   emupmem doctor --from {file}")
+        tell(f"Elsewhere:  emupmem suggest --from {file}   or   emupmem doctor --from {file}")

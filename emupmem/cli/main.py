@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -15,16 +14,21 @@ import typer
 
 from emupmem import __version__
 from emupmem.cli import stdio, wording
+from emupmem.cli.given import check_only_given
 from emupmem.cli.options import EPILOG
 from emupmem.cli.output import Exit, UsageError, say, usage
 from emupmem.cli.typed import command_of
 from emupmem.model import EmupmemError
+from emupmem.record import record
 
 HELP = (
     "Turn ordinary RAM into /dev/pmem0 for development: plan memmap=, give it to the boot loader, "
     "prove it after the reboot. The device is emulated and volatile: its content does not survive a power cycle."
 )
 
+
+ANYWHERE = ("-q", "--quiet", "-v", "--verbose", "--debug")
+"""Options of the program itself that may also follow the command."""
 
 _LONGEST_WORD = 1024
 
@@ -44,10 +48,17 @@ def _options(
         bool,
         typer.Option("--verbose", "-v", help="Show each program that is run and each file that is written."),
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show only warnings and errors (and what --json prints).")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Like --verbose, with a traceback for an error.")
     ] = False,
 ) -> None:
+    if quiet and (verbose or debug):
+        usage("--quiet and --verbose exclude each other")
+    if quiet:
+        stdio.be_quiet()
     if debug:
         os.environ["EMUPMEM_DEBUG"] = "1"
     if verbose or debug:
@@ -56,7 +67,7 @@ def _options(
         context.with_resource(log.shown())
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """Where a command is: `function` of the module `module` here (empty: the module's group, `app`)."""
 
@@ -130,6 +141,9 @@ COMMANDS = {
         "",
         "Regions and namespaces of NVDIMMs, real or virtual, with ndctl; the goal of Intel Optane modules with ipmctl.",
     ),
+    "completion": Place(
+        "completion", "completion", "Print the completion for a shell: where to put it is in the manual."
+    ),
     "help": Place(
         "manual",
         "manual_help",
@@ -147,7 +161,8 @@ def main() -> NoReturn:
         standard_streams()
     # An option with a value that may be left out: typer has none.
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    sys.argv[1:own] = ["--trial=grub" if w == "--trial" else w for w in sys.argv[1:own]]
+    typed = ["--trial=grub" if w == "--trial" else w for w in sys.argv[1:own]]
+    sys.argv[1:own] = [w for w in typed if w in ANYWHERE] + [w for w in typed if w not in ANYWHERE]
     with stdio.guarded(closed):
         status = _status()
     sys.exit(status)
@@ -156,11 +171,13 @@ def main() -> NoReturn:
 def _status() -> int:
     """Run the command; its exit status, every error said."""
     try:
-        words = _words()
-        empty = wording.empty_word(words) if "_EMUPMEM_COMPLETE" not in os.environ else ""
+        words = sys.argv[1:]
+        empty = wording.empty_word(words)
         if empty:
             usage(f"{empty} is empty: is a variable not set?")
-        status: int = command_of(program_for(words))(prog_name="emupmem", standalone_mode=False) or Exit.OK
+        command = command_of(program_for(words))
+        check_only_given(command)
+        status: int = command(standalone_mode=False, prog_name="emupmem") or Exit.OK
         sys.stdout.flush()
         if status == 128 + signal.SIGINT:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
@@ -207,9 +224,10 @@ def program_for(words: Sequence[str]) -> typer.Typer:
         help=HELP,
         epilog=EPILOG,
         no_args_is_help=True,
+        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
     made.callback()(_options)
     typed = next((w for w in words if not w.startswith("-")), "")
@@ -219,14 +237,6 @@ def program_for(words: Sequence[str]) -> typer.Typer:
     for name, command in COMMANDS.items():
         command.list_in(made, name)
     return made
-
-
-def _words() -> list[str]:
-    """What was typed: on the command line, or so far where a shell asks how it could go on."""
-    if "_EMUPMEM_COMPLETE" not in os.environ:
-        return sys.argv[1:]
-    so_far = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
-    return so_far.split()[1:]
 
 
 def _system_error(exc: OSError) -> tuple[str, str]:

@@ -19,6 +19,7 @@ import typer
 
 from emupmem import __version__
 from emupmem.cli.main import COMMANDS, program_for
+from emupmem.cli.output import print_product
 from emupmem.cli.typed import command_of
 
 DATE = "2026-11-27"
@@ -41,7 +42,7 @@ def manual_help(
     if sys.stdout.isatty():
         pydoc.pager(text)
     else:
-        print(text)
+        print_product(text.removesuffix("\n"))
 
 
 def manual() -> str:

@@ -10,8 +10,9 @@ import typer
 
 from emupmem.cli import render
 from emupmem.cli.options import DryRun, Fs, Json, Owner, Permissions
-from emupmem.cli.output import Exit, mode_of, usage
+from emupmem.cli.output import Exit, mode_of, tell, usage
 from emupmem.cli.session import Session
+from emupmem.cli.terminal import Printer
 from emupmem.device import boot_unit, decide
 from emupmem.device import mount as device_mount
 
@@ -95,9 +96,9 @@ def umount(
         gone = device_mount.unmount_device(session.machine, folder)
         session.result |= {"device": gone.source, "dir": gone.dir, "changed": True}
         if not session.as_json:
-            print(f"✓ {gone.source} is no longer mounted at {gone.dir}")
+            tell(f"✓ {gone.source} is no longer mounted at {gone.dir}")
             if boot_unit.is_at_boot(session.machine, gone.dir):
-                print("It is mounted again at the next boot.")
+                tell("It is mounted again at the next boot.")
     session.finish(Exit.OK)
 
 
@@ -111,14 +112,14 @@ def _show_steps(steps: Any, owner: str, mode: str) -> None:
         lines.insert(-1, f"mkdir -p {shlex.quote(steps.dir)}")
     lines += [f"chown {owner} {shlex.quote(steps.dir)}"] if owner else []
     lines += [f"chmod {mode} {shlex.quote(steps.dir)}"] if mode else []
-    print("\n".join(lines) or f"Already set up: {steps.device.dev} at {steps.dir}. Nothing would be changed.")
+    tell("\n".join(lines) or f"Already set up: {steps.device.dev} at {steps.dir}. Nothing would be changed.")
 
 
 def _tell_mount(outcome: Any, unit: Any) -> None:
     if not outcome.changed:
-        print(f"Already set up: {outcome.steps.device.dev} at {outcome.steps.dir}.")
+        tell(f"Already set up: {outcome.steps.device.dev} at {outcome.steps.dir}.")
     elif outcome.steps.kept and outcome.steps.commands:
-        print(f"The {outcome.steps.fs} that was on {outcome.steps.device.dev} is kept.")
-    render.print_ladder(render.console(), outcome.rungs)
+        tell(f"The {outcome.steps.fs} that was on {outcome.steps.device.dev} is kept.")
+    render.print_ladder(Printer(), outcome.rungs)
     if unit is not None:
-        print(f"{'✓ ' if unit.needed else ''}emupmem.service does this at every boot")
+        tell(f"{'✓ ' if unit.needed else ''}emupmem.service does this at every boot")

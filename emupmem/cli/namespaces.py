@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from emupmem.cli.options import EPILOG, DryRun, Json, NamespaceName, Yes
-from emupmem.cli.output import Exit, say, size_of
+from emupmem.cli.output import Exit, say, size_of, tell
 from emupmem.cli.session import Session
 from emupmem.device import ramdax
 from emupmem.device.ramdax import RamdaxRegion, Step, Write
@@ -70,9 +70,9 @@ def _rebind(session: Session, wanted: str, at_boot: bool) -> None:
         result["at_boot"] = machine.exists(ramdax.RULE)
         if not session.as_json and not session.dry_run:
             kept = f", at every boot ({ramdax.RULE})" if result["at_boot"] else ""
-            print(f"✓ the reserved ranges belong to {result['driver']}{kept}")
+            tell(f"✓ the reserved ranges belong to {result['driver']}{kept}")
             if binds:
-                print("Next:  sudo emupmem namespaces create --size SIZE")
+                tell("Next:  sudo emupmem namespaces create --size SIZE")
         session.finish(Exit.OK)
 
 
@@ -89,13 +89,13 @@ def list_(as_json: Json = False) -> None:
         result["regions"] = [asdict(region) for region in there]
         if not session.as_json:
             if result["driver"] != ramdax.DRIVER:
-                print(f"The reserved ranges belong to {result['driver'] or 'no driver'}.")
-                print("Next:  sudo emupmem namespaces bind")
+                tell(f"The reserved ranges belong to {result['driver'] or 'no driver'}.")
+                tell("Next:  sudo emupmem namespaces bind")
             for region in there:
                 room = f"room for {human(region.free)}"
-                print(f"{region.name}  {human(region.size)}, {room} · emulated, volatile")
+                tell(f"{region.name}  {human(region.size)}, {room} · emulated, volatile")
                 for one in region.namespaces:
-                    print(f"  {one.name:14} {one.mode:7} {human(one.size):>9}  /dev/{one.dev}")
+                    tell(f"  {one.name:14} {one.mode:7} {human(one.size):>9}  /dev/{one.dev}")
         session.finish(Exit.OK)
 
 
@@ -162,9 +162,9 @@ def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], questio
         result["regions"] = [asdict(r) for r in there or ()]
         if not session.as_json and not session.dry_run:
             for one in made:
-                print(f"✓ {one.name} · {one.mode}, {human(one.size)}, /dev/{one.dev} · emulated, volatile")
+                tell(f"✓ {one.name} · {one.mode}, {human(one.size)}, /dev/{one.dev} · emulated, volatile")
             if not made:
-                print("✓ done" if there is None else "✓ deleted")
+                tell("✓ done" if there is None else "✓ deleted")
         session.finish(Exit.OK)
 
 

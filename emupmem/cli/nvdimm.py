@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from emupmem.cli.options import EPILOG, DryRun, Json, NamespaceName, Yes
-from emupmem.cli.output import Exit, one_line, say, size_of, usage
+from emupmem.cli.output import Exit, one_line, say, size_of, tell, usage
 from emupmem.cli.session import Session
 from emupmem.model import EmupmemError, NamespaceMode
 from emupmem.nvdimm import create as nvdimm_create
@@ -63,7 +63,7 @@ def show(socket: Socket = None, as_json: Json = False) -> None:
         for warning in view.warnings:
             say(f"warning: {warning}")
         if not session.as_json:
-            print("\n".join(nvdimm_show.tree(view)))
+            tell("\n".join(nvdimm_show.tree(view)))
         session.finish(Exit.OK)
 
 
@@ -140,9 +140,9 @@ def goal(
         for warning in plan.warnings:
             say(f"warning: {warning}")
         if not session.as_json:
-            print("\n".join(nvdimm_show.goal_lines(plan)))
+            tell("\n".join(nvdimm_show.goal_lines(plan)))
             for one in made:
-                print("\n".join(nvdimm_show.made_lines(one, nvdimm_create.remains(machine, one))))
+                tell("\n".join(nvdimm_show.made_lines(one, nvdimm_create.remains(machine, one))))
         waits = plan.state == "pending" and not acts
         session.finish(Exit.NOT_AS_PLANNED if waits else Exit.OK)
 
@@ -208,7 +208,7 @@ def create(
             holds = nvdimm_create.remains(session.machine, made)
             session.result |= {"namespace": asdict(made), "device": made.dev, "holds": holds}
             if not session.as_json:
-                print("\n".join(nvdimm_show.made_lines(made, holds)))
+                tell("\n".join(nvdimm_show.made_lines(made, holds)))
         session.finish(Exit.OK)
 
 
@@ -232,7 +232,7 @@ def destroy(
         if gone is not None:
             session.result |= {"namespace": asdict(gone), "device": gone.dev}
             if not session.as_json:
-                print(f"✓ {gone.name} is gone")
+                tell(f"✓ {gone.name} is gone")
         session.finish(Exit.OK)
 
 

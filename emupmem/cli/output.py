@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import Any, NoReturn
 
 from emupmem.cli import stdio
+from emupmem.cli.terminal import Printer
 from emupmem.model import UNCHANGED, EmupmemError
 from emupmem.units import parse_size, plain
 
@@ -44,6 +45,8 @@ def mode_of(text: str) -> None:
 
 
 def ask(question: str) -> None:
+    if stdio.is_quiet():
+        usage("--quiet does not show what there is to say yes to", "add --yes, or leave --quiet away")
     if not sys.stdin.isatty():
         raise EmupmemError("there is no terminal to ask on", "--yes goes ahead without asking")
     sys.stdout.flush()
@@ -70,8 +73,33 @@ def one_line(error: EmupmemError) -> str:
 
 
 def say(text: str) -> None:
-    print(plain(text), file=sys.stderr)
+    """Tell on standard error what is wrong or should be known, --quiet or not."""
+    _show(text, Printer(sys.stderr))
+
+
+def tell(text: str = "") -> None:
+    """Tell on standard output what was found or done; nothing with --quiet."""
+    _show(text, Printer())
+
+
+def _show(text: str, out: Printer) -> None:
+    for line in plain(text).split("\n"):
+        bare = line.lstrip(" ")
+        lead = len(line) - len(bare)
+        first = next((len(m) for m in ("emupmem: ", *_MARKS) if bare.startswith(m)), 0)
+        out.print(line, hang=lead + first, whole=bare.startswith(_COMMANDS))
+
+
+_MARKS = ("✓ ", "! ", "· ", "→ ")
+_COMMANDS = ("sudo ", "Next:  ", "then: ")
+"""How lines begin that are copied: they are not broken."""
+
+
+def print_product(text: str) -> None:
+    """Print what the command is there to print, --quiet or not: other programs may read it."""
+    with stdio.loud():
+        print(text)
 
 
 def print_json(result: dict[str, Any]) -> None:
-    print(json.dumps(result, indent=2))
+    print_product(json.dumps(result, indent=2))

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from emupmem.cli.options import EPILOG
-from emupmem.cli.output import print_json, say, size_of, usage
+from emupmem.cli.output import print_json, print_product, say, size_of, usage
 from emupmem.cli.session import Session
 from emupmem.model import EmupmemError
 from emupmem.system import files, lock, processes
@@ -284,11 +284,11 @@ def _print(form: str, given: list[str], asked: Asked) -> None:
         if form == "readconfig":
             if not vm_backend.knows(made.machine, made.program, "-readconfig"):
                 raise EmupmemError("this QEMU has no -readconfig", "--print gives a line")
-            print(export.readconfig(plan), end="")
+            print_product(export.readconfig(plan).removesuffix("\n"))
         elif form == "libvirt":
-            print(export.libvirt(made.guest, made.wishes, made.options, plan), end="")
+            print_product(export.libvirt(made.guest, made.wishes, made.options, plan).removesuffix("\n"))
         else:
-            print(export.shell_line(made.argv))
+            print_product(export.shell_line(made.argv))
         _tell(plan)
 
 

@@ -6,42 +6,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from emupmem.cli.terminal import Part, Printer
 from emupmem.model import GIB, LOW_LIMIT, Check, FirmwareMap, Kind, Offer, Plan, Rejected
 from emupmem.planner.kernel_map import kernel_map
 from emupmem.planner.places import takers, union_of
 from emupmem.units import human, plain, span_text, tight
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
     from emupmem.doctor.finding import Finding
     from emupmem.planner.situation import Situation
 
 
 STYLES = {"planned": "bold magenta", "usable": "green", "firmware": "yellow", "lost": "red", "hole": "dim"}
-_NARROWEST = 40
+WIDEST = 200
+"""Columns of the picture: with more, nobody sees it as one."""
+
 CELLS = {"planned": "█", "usable": "▒", "firmware": "░", "lost": "×", "hole": "·"}
 MARKS = {"ok": ("✓", "green"), "fail": ("✗", "bold red"), "pending": ("…", "yellow"), "skipped": ("-", "dim")}
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that keeps long lines whole when piped and honours NO_COLOR."""
-    from rich.console import Console  # 15 ms, unless --json
-
-    made = Console(stderr=stderr, soft_wrap=True, highlight=False, emoji=False, markup=False)
-    made.width = max(made.width, _NARROWEST)  # COLUMNS=0 would show nothing
-    return made
-
-
-def _text(*parts: str | tuple[str, str]) -> Text:
-    from rich.text import Text  # as above
-
-    return Text.assemble(*parts)
-
-
 def suggestion(
-    out: Console,
+    out: Printer,
     situation: Situation,
     source: str,
     offers: Sequence[Offer],
@@ -50,23 +35,22 @@ def suggestion(
 ) -> None:
     """The map, each usable range with the most it could give, and the plan."""
     firmware = situation.firmware
-    out.print(f"Memory · {_gib(firmware.ram_bytes)} usable · from {plain(source)}")
+    out.print(f"{title(firmware)} · from {plain(source)}")
     out.print()
     if firmware.ram:
-        for line in bar(situation, plan, min(out.width, 100) - 4):
-            out.print("  ", line, sep="")
+        for line in bar(situation, plan, min(out.width, WIDEST) - 4):
+            out.print("  ", *line, whole=True)
         out.print()
     rows = _rows(offers, rejected, plan)
     width = max((len(r[0]) for r in rows), default=5)
     out.print(f"  {'Range':{width}}  {'Size':>9}  {'At most':>9}", style="bold")
     for where, size, most, why, chosen in rows:
-        out.print(
-            f"  {where:{width}}  {size:>9}  {most:>9}  {plain(why)}", style="magenta" if chosen else None
-        )
+        numbers = f"  {where:{width}}  {size:>9}  {most:>9}  "
+        out.print(f"{numbers}{plain(why)}", style="magenta" if chosen else "", hang=len(numbers))
     taken = takers(situation)
     if taken:
         out.print()
-        out.print(f"  taken already:  {plain(' · '.join(taken))}")
+        out.print(f"  taken already:  {plain(' · '.join(taken))}", hang=len("  taken already:  "))
     if plan:
         out.print()
         plan_line(out, plan)
@@ -74,13 +58,18 @@ def suggestion(
             if any(r.start < entry.end and entry.start < r.end for r in plan.reservations):
                 out.print(f"  the kernel will have:  {span_text(entry.start, entry.end)}  {entry.kind.value}")
         for warning in plan.warnings:
-            out.print(_text(("  ! ", "yellow"), plain(warning)))
+            out.print(("  ! ", "yellow"), plain(warning), hang=4)
 
 
-def plan_line(out: Console, plan: Plan) -> None:
+def title(firmware: FirmwareMap) -> str:
+    """What the picture shows."""
+    return f"Memory · {_gib(firmware.ram_bytes)} usable"
+
+
+def plan_line(out: Printer, plan: Plan) -> None:
     """The argument, and what stays of the RAM."""
     left = f"leaves {human(plan.ram_left)} of RAM after {human(plan.page_structs)} of page structs for the device"
-    out.print(_text("  ", (plan.memmap, "bold magenta"), f"      {left}"))
+    out.print("  ", (plan.memmap, "bold magenta"), f"      {left}", hang=len(plan.memmap) + 8)
 
 
 def _gib(size: int) -> str:
@@ -108,17 +97,15 @@ def _rows(
     return rows
 
 
-def bar(situation: Situation, plan: Plan | None, width: int) -> list[Text]:
+def bar(situation: Situation, plan: Plan | None, width: int) -> list[list[Part]]:
     """The map up to the end of RAM as one line of cells, with a scale above and a legend below."""
     firmware = situation.firmware
     lost = union_of((x.start, x.end) for x in situation.losses)
     end = max(s.end for s in firmware.ram)
     width = max(width, 20)
     kinds = [_cell(firmware, lost, plan, i * end // width, (i + 1) * end // width) for i in range(width)]
-    line = _text()
-    for kind in kinds:
-        line.append(CELLS[kind], STYLES[kind])
-    legend = _text()
+    line: list[Part] = [(CELLS[kind], STYLES[kind]) for kind in kinds]
+    legend: list[Part] = []
     names = {
         "usable": "usable",
         "firmware": "firmware",
@@ -128,8 +115,9 @@ def bar(situation: Situation, plan: Plan | None, width: int) -> list[Text]:
     }
     for kind in ("usable", "firmware", "lost", "hole", "planned"):
         if kind in kinds:
-            legend.append(f"{CELLS[kind]} ", STYLES[kind]).append(f"{names[kind]}   ")
-    return [_text(_scale(firmware, plan, end, width)), line, legend]
+            gap = "   " if legend else ""
+            legend += [gap, (f"{CELLS[kind]} ", STYLES[kind]), names[kind]]
+    return [[_scale(firmware, plan, end, width)], line, legend]
 
 
 def _cell(
@@ -168,14 +156,13 @@ def _scale(firmware: FirmwareMap, plan: Plan | None, end: int, width: int) -> st
     return "".join(line).rstrip()
 
 
-def diff(out: Console, text: str) -> None:
+def diff(out: Printer, text: str) -> None:
     """A unified diff in colours."""
     for line in text.splitlines():
-        style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-        out.print(plain(line), style=style)
+        out.print(plain(line), style={"+": "green", "-": "red", "@": "cyan"}.get(line[:1], ""), whole=True)
 
 
-def print_ladder(out: Console, checks: Iterable[Check]) -> None:
+def print_ladder(out: Printer, checks: Iterable[Check]) -> None:
     """One line a rung, and below a broken one the thing to do."""
     for check in checks:
         mark, style = MARKS[check.status]
@@ -183,14 +170,13 @@ def print_ladder(out: Console, checks: Iterable[Check]) -> None:
         if check.status in ("fail", "pending") and check.expected:
             found = f"{found} (expected: {check.expected})"
         out.print(
-            _text(
-                (mark, style),
-                f" {check.name:12} ",
-                (plain(found), "dim" if check.status == "skipped" else ""),
-            )
+            (mark, style),
+            f" {check.name:12} ",
+            (plain(found), "dim" if check.status == "skipped" else ""),
+            hang=15,
         )
         if check.hint and check.status != "ok":
-            out.print(f"{'':14} → {plain(check.hint)}")
+            out.print(f"{'':14} → {plain(check.hint)}", hang=17)
 
 
 FINDINGS = {
@@ -202,11 +188,13 @@ FINDINGS = {
 }
 
 
-def findings(out: Console, found: Sequence[Finding]) -> None:
+def findings(out: Printer, found: Sequence[Finding]) -> None:
     """One line for each finding of the doctor, and below it the one thing to do."""
     width = max((len(f.name) for f in found), default=0)
     for one in found:
         mark, style = FINDINGS[one.status]
-        out.print(_text((f"{mark} {one.status:4}", style), f" {one.name:{width}}  ", plain(one.evidence)))
+        out.print(
+            (f"{mark} {one.status:4}", style), f" {one.name:{width}}  ", plain(one.evidence), hang=width + 9
+        )
         if one.fix:
-            out.print(f"{'':{width + 8}} → {plain(one.fix)}")
+            out.print(f"{'':{width + 8}} → {plain(one.fix)}", hang=width + 11)

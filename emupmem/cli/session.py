@@ -6,14 +6,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NoReturn
 
 import typer
 
 from emupmem.cli import stdio
 from emupmem.cli.output import Exit, as_typed, ask, one_line, print_json, say
+from emupmem.cli.progress import shown_waiting
 from emupmem.model import EmupmemError
+from emupmem.record import open_record
 from emupmem.system import machine as system_machine
 
 
@@ -30,7 +32,7 @@ def root_machine(what: str) -> system_machine.Machine:
     return machine
 
 
-@dataclass(slots=True)
+@open_record
 class Session:
     """One run of a command; `result` is the object that --json prints, filled on the way."""
 
@@ -79,7 +81,8 @@ class Session:
     def errors(self) -> Iterator[None]:
         """With --json the object is printed in every case: an error becomes its `error`."""
         try:
-            yield
+            with shown_waiting():
+                yield
         except EmupmemError as exc:
             if self.as_json:
                 print_json(self.result | {"error": one_line(exc)})

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from emupmem.cli import render
 from emupmem.cli.options import Json, Yes
-from emupmem.cli.output import Exit, say
+from emupmem.cli.output import Exit, say, tell
 from emupmem.cli.session import Session
+from emupmem.cli.stdio import is_quiet
 from emupmem.device import image
 from emupmem.system.lock import interrupts
 from emupmem.units import human
@@ -74,17 +74,18 @@ def _tell_snapshot(session: Session, what: str, done: Any) -> None:
         session.finish(Exit.OK)
     rate = human(int(done.size / max(done.seconds, 0.001)))
     sizes = f"{human(done.size)}, {human(done.allocated)} on disk"
-    print(f"✓ {what} · {sizes} · {done.seconds:.1f} s, {rate}/s")
+    tell(f"✓ {what} · {sizes} · {done.seconds:.1f} s, {rate}/s")
 
 
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar with rate on a terminal, silence elsewhere; a signal stops the work at a safe moment."""
     with interrupts() as signals:
-        if not sys.stderr.isatty():
+        if is_quiet() or not sys.stderr.isatty():
             yield lambda what, done, size: signals.check()
             return
-        from rich.progress import (  # 20 ms, terminals only
+        from rich.console import Console  # 20 ms, terminals only
+        from rich.progress import (  # as above
             BarColumn,
             DownloadColumn,
             Progress,
@@ -100,10 +101,10 @@ def _progress() -> Iterator[Any]:
             TimeRemainingColumn(),
         )
         # Without a thread of its own: save forks the guard of a frozen file system.
-        bar = Progress(*columns, console=render.console(stderr=True), transient=True, auto_refresh=False)
+        bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
         tasks: dict[str, Any] = {}
 
-        def show(what: str, done: int, size: int) -> None:
+        def draw(what: str, done: int, size: int) -> None:
             signals.check()
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=size, rate="")
@@ -113,4 +114,4 @@ def _progress() -> Iterator[Any]:
             bar.refresh()
 
         with bar:
-            yield show
+            yield draw

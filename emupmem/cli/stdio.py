@@ -65,6 +65,7 @@ class Stream(io.TextIOBase):
     ) -> None:
         self.stream, self.other, self.lenient, self.name = stream, other, lenient, name
         self.failure: OSError | None = None
+        self.muted = False
         self.waiting: list[str] = []
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=HANDLER)
@@ -98,6 +99,8 @@ class Stream(io.TextIOBase):
             raise TypeError(
                 f"not text: {type(text).__name__}"
             )  # as every text stream; how others tell them apart
+        if self.muted:
+            return len(text)
         given, text = len(text), sudo.spelled(text, self.name)
         if self.works and self.stream is not None:
             self.waiting.append(text)
@@ -178,6 +181,30 @@ def changing() -> None:
     """From here on no stream that fails makes an error: something is changed, and that must be said as it is."""
     for stream in _standard:
         stream.lenient = True
+
+
+def be_quiet() -> None:
+    """From here on standard output shows nothing but what is printed inside `loud`."""
+    for stream in _standard[:1]:
+        stream.muted = True
+
+
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    return bool(_standard) and _standard[0].muted
+
+
+@contextlib.contextmanager
+def loud() -> Iterator[None]:
+    """Print all the same: what other programs read."""
+    muted = is_quiet()
+    for stream in _standard[:1]:
+        stream.muted = False
+    try:
+        yield
+    finally:
+        for stream in _standard[:1]:
+            stream.muted = muted
 
 
 def failure() -> OSError | None:

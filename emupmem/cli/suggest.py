@@ -6,25 +6,29 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from emupmem.boot.foreign import Refused
 from emupmem.cli import render
 from emupmem.cli.options import Count, From, Json, MinFree, Node, Offset, Size, Source, SourceOption
-from emupmem.cli.output import one_line, print_json, say, usage
+from emupmem.cli.output import one_line, print_json, say, tell, usage
 from emupmem.cli.session import Session, require_root
-from emupmem.model import EmupmemError, Request
+from emupmem.cli.terminal import Printer
+from emupmem.model import EmupmemError, Plan, Request
 from emupmem.planner import plan
 from emupmem.planner import situation as planner_situation
 from emupmem.planner import survey as planner_survey
 from emupmem.planner.kernel_map import kernel_map
 from emupmem.planner.places import takers
+from emupmem.planner.situation import Situation
 from emupmem.planner.survey import Survey
 from emupmem.system import machine as system_machine
 from emupmem.system.errors import SUDO
 from emupmem.system.files import is_folder
 from emupmem.system.machine import Machine
-from emupmem.system.streams import given_file, is_gzip
+from emupmem.system.streams import given_file, is_gzip, new_file
 from emupmem.units import parse_size, tight
 
 
@@ -48,9 +52,9 @@ def refusal_with_plan(
 
 
 def tell_refused(refused: EmupmemError) -> None:
-    print(f"\nemupmem apply refuses here: {refused.message}")
+    tell(f"\nemupmem apply refuses here: {refused.message}")
     if refused.hint:
-        print(f"Next:  {refused.hint}" if isinstance(refused, Refused) else f"       {refused.hint}")
+        tell(f"Next:  {refused.hint}" if isinstance(refused, Refused) else f"       {refused.hint}")
 
 
 def print_refusal(found: Survey, memmap: str) -> EmupmemError | None:
@@ -67,6 +71,14 @@ def suggest(
     numa_node: Node = None,
     from_: From = None,
     source: SourceOption = Source.AUTO,
+    svg: Annotated[
+        str | None,
+        typer.Option(
+            "--svg",
+            metavar="FILE",
+            help="Also write the picture of the map as an SVG; a file that is there is replaced.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
@@ -102,19 +114,23 @@ def suggest(
                 "warnings": warnings,
                 "kernel_map": [_entry(e) for e in kernel_map(situation, made.memmap)],
             }
+        if svg is not None:
+            _write_picture(svg, situation, made)
         if not as_json:
-            out = render.console()
+            out = Printer()
             offers = plan.offers(situation, request)
             render.suggestion(out, situation, found.source, offers, rejected, made)
             for note in notes:
                 say(f"  ! {note}")
+            if svg is not None:
+                tell(f"✓ {svg} written")
         if problem is not None and (size is not None or offset is not None):
             raise problem
         if problem is not None:
             if as_json:
                 result["error"] = one_line(problem)
             else:
-                print()
+                tell()
                 say(one_line(problem))
         refused = print_refusal(found, made.memmap if made else "")
         if refused is None and made is not None and from_ is None:
@@ -125,7 +141,7 @@ def suggest(
         if as_json or made is None:
             pass
         elif set(items) == set(found.reserved):
-            print(f"\nNothing to do: {made.memmap} is on the kernel command line already")
+            tell(f"\nNothing to do: {made.memmap} is on the kernel command line already")
         elif refused is not None:
             tell_refused(refused)
         else:
@@ -133,14 +149,21 @@ def suggest(
             command = _next_command(
                 made.reservations[0].size, count, offset, min_free, numa_node, replaces, from_
             )
-            print(f"\nNext:  {command}")
-            print(f"       (adds {shlex.quote(made.memmap)} to the kernel command line)")
+            tell(f"\nNext:  {command}")
+            tell(f"       (adds {shlex.quote(made.memmap)} to the kernel command line)")
             if from_ is not None and not found.whole_machine:
-                print(
+                tell(
                     "       (a log does not show whether that kernel has the driver: run emupmem doctor there)"
                 )
     if as_json:
         print_json(result)
+
+
+def _write_picture(file: str, situation: Situation, made: Plan | None) -> None:
+    from emupmem.cli import picture  # --svg only
+
+    title = render.title(situation.firmware)
+    new_file(file, picture.svg(situation, made, title).encode(), force=True)
 
 
 def request_of(size: str | None, count: int, offset: str | None, min_free: str, node: int | None) -> Request:

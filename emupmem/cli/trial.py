@@ -13,7 +13,7 @@ from emupmem.boot.change import Change
 from emupmem.boot.loader import Options
 from emupmem.cli.change import ask_and_carry_out, change_result
 from emupmem.cli.options import DryRun, Json, Yes
-from emupmem.cli.output import Exit, say
+from emupmem.cli.output import Exit, say, tell
 from emupmem.cli.session import Session
 from emupmem.model import EmupmemError
 
@@ -43,8 +43,8 @@ def _kexec(session: Session, memmap: str, options: Options, warnings: Sequence[s
         say(f"! {warning}")
     if not session.as_json:
         for step in steps:
-            print(f"then: {shlex.join(step.argv)}")
-        print(_BACK)
+            tell(f"then: {shlex.join(step.argv)}")
+        tell(_BACK)
     if session.only_shows:
         session.finish(Exit.NOT_AS_PLANNED if session.check else Exit.OK)
     session.confirm("This restarts the machine now. Go on?")
@@ -56,7 +56,7 @@ def _kexec(session: Session, memmap: str, options: Options, warnings: Sequence[s
             raise EmupmemError(f"{step.argv[0]} failed with status {done.status}: {done.last_words}")
     session.result |= {"changed": True}
     if not session.as_json:
-        print(
+        tell(
             "The machine restarts into the trial. After it:  sudo emupmem verify, then sudo emupmem confirm\n"
             f"{_BACK}"
         )

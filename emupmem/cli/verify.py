@@ -10,8 +10,9 @@ import typer
 
 from emupmem.cli import render
 from emupmem.cli.options import Json
-from emupmem.cli.output import Exit, say, usage
+from emupmem.cli.output import Exit, say, tell, usage
 from emupmem.cli.session import Session
+from emupmem.cli.terminal import Printer
 from emupmem.system import machine
 from emupmem.verifier import ladder, observe
 
@@ -51,11 +52,11 @@ def verify(
 
 
 def _show_verdict(verdict: Any) -> None:
-    render.print_ladder(render.console(), verdict.checks)
+    render.print_ladder(Printer(), verdict.checks)
     if verdict.nothing_reserved:
-        print("Nothing is reserved.")
+        tell("Nothing is reserved.")
     elif verdict.pending:
-        print("Reboot pending.")
+        tell("Reboot pending.")
     unseen = [c.name for c in verdict.checks if c.status == "skipped" and not c.explained_by]
     if unseen:
         say(f"not seen: {', '.join(unseen)}" + ("" if machine.Machine().is_root else "; with sudo it can be"))

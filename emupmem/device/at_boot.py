@@ -116,7 +116,7 @@ def _locked(machine: Machine, work: Callable[[], MountOutcome]) -> MountOutcome:
             return not isinstance(exc, Busy)  # udev or another emupmem may hold what we need for a moment
         return True
 
-    wait_for(attempt, unit.SECONDS)
+    wait_for(attempt, unit.SECONDS, "another emupmem")
     if not done:
         raise problem[0]
     return done[0]

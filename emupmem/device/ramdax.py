@@ -228,7 +228,7 @@ def rebind(machine: Machine, steps: Sequence[Step], wanted: str = DRIVER) -> Non
     former = driver(machine)
     try:
         run_steps(machine, steps)
-        if not wait_for(lambda: driver(machine) == wanted, 10):
+        if not wait_for(lambda: driver(machine) == wanted, 10, "the driver"):
             raise EmupmemError(f"{wanted} did not take the range", "sudo dmesg may show why")
     except EmupmemError:
         if former and driver(machine) != former:

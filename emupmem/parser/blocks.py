@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 
 from emupmem.model import MIB, EmupmemError, Kind, Loss, MapEntry, NodeRange
 from emupmem.parser.grammar import MapLine, pattern, visible
+from emupmem.record import open_record
 
 MAX_ENTRIES = 4096  # the kernel's own table has at most 128 + 3 * 1024
 MAX_LINES = 2 * MAX_ENTRIES
@@ -23,7 +24,7 @@ _CUT_HINT = "if the lines are wrapped or cut, save the log as it is printed: jou
 # Blocks --------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@open_record
 class Block:
     """The lines of one printed map."""
 
@@ -123,7 +124,7 @@ def _shape(text: str) -> str:
     return text.translate(_NO_DIGITS)
 
 
-@dataclass(slots=True)
+@open_record
 class Boot:
     """What was seen of one boot."""
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from emupmem.kernel.cmdline import mem_limit, memparse
@@ -21,6 +20,7 @@ from emupmem.model import (
     Span,
 )
 from emupmem.planner.situation import BELOW_4G, STEPS, Situation
+from emupmem.record import record
 from emupmem.units import address, human, span_text
 
 
@@ -103,7 +103,7 @@ Place = tuple[int, int, int, int | None]
 _Pair = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Field:
     """Where reservations may lie: `places`, lowest first, none crossing anything, each with room for
     2 MiB; and for every usable entry without a place the reason."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from emupmem.kernel.cmdline import format_memmap, format_size, memmap_region_count
 from emupmem.model import (
@@ -45,6 +45,7 @@ from emupmem.planner.places import (
     union_of,
 )
 from emupmem.planner.situation import BELOW_4G, PAGE, STEPS, STRUCT_PAGE, NoPlan, Situation, page_structs
+from emupmem.record import record
 from emupmem.units import human, multiples_near, span_text, tight
 
 
@@ -186,7 +187,7 @@ def _check_command_line(situation: Situation, request: Request) -> None:
 # RAM that stays ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Budget:
     """RAM in bytes: all that the kernel has of what the firmware reports, and what others take of it.
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from emupmem.model import (
     GIB,
     MIB,
@@ -17,6 +15,7 @@ from emupmem.model import (
     Rejected,
     Span,
 )
+from emupmem.record import record
 
 STEPS = (GIB, 128 * MIB, 16 * MIB, 2 * MIB)
 """Steps of alignment, best first.
@@ -30,7 +29,7 @@ STRUCT_PAGE, PAGE = 64, 4096
 BELOW_4G = "below 4 GiB: the kernel, DMA and the initrd need it"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Situation:
     """What the planner knows of the machine.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from emupmem.kernel.cmdline import U64, parse_command_line
 from emupmem.model import (
@@ -25,6 +25,7 @@ from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
 from emupmem.planner.kernels import BEFORE_3_5, KERNEL_NEEDED, kernel_problem
 from emupmem.planner.places import disagreements, high_losses, subtract, union_of
 from emupmem.planner.situation import Situation
+from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.units import span_text
 
@@ -38,7 +39,7 @@ WSL = re.compile(r"microsoft.*wsl|wsl2", re.IGNORECASE)
 ELSEWHERE = "to try persistent memory there, give a virtual machine a vNVDIMM instead"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Survey:
     """A situation to plan in, where its map came from, and what a person should know of that.
 

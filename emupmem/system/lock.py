@@ -18,6 +18,7 @@ from emupmem.system.backups import BACKUPS
 from emupmem.system.errors import sudo_hint, write_hint
 from emupmem.system.files import make_synced_folder
 from emupmem.system.machine import Machine
+from emupmem.system.waiting import waiting_for
 
 
 @contextlib.contextmanager
@@ -127,13 +128,15 @@ def interrupts() -> Iterator[Interrupts]:
             signal.signal(number, handler)
 
 
-def wait_for(ready: Callable[[], bool], seconds: float) -> bool:
-    """Ask until it is so or the time is over."""
+def wait_for(ready: Callable[[], bool], seconds: float, what: str = "the device") -> bool:
+    """Ask until it is so or the time is over; `what` is for those who watch."""
     end = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() >= end:
-            return False
-        time.sleep(0.1)
+    with waiting_for(what) as tick:
+        while not ready():
+            if time.monotonic() >= end:
+                return False
+            tick()
+            time.sleep(0.1)
     return True
 
 

@@ -250,7 +250,7 @@ class Machine(Host):
         except OSError as exc:
             raise EmupmemError(f"{name} cannot be started: {exc.strerror}") from exc
         try:
-            out, err = listen(child, timeout)
+            out, err = listen(child, timeout, command.why or Path(name).name)
             child.wait(timeout)
         except subprocess.TimeoutExpired:
             end_session(child)

@@ -12,13 +12,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from emupmem.model import Command, EmupmemError
+from emupmem.record import record
 from emupmem.system.errors import write_hint
 from emupmem.system.plain import read_plain
+from emupmem.system.waiting import waiting_for
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
@@ -34,7 +35,7 @@ _HABITS = ("dmesg(1) may have more information", "(")
 """How lines begin that follow the reason."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Completed:
     """How a program ended: exit status (negative: signal), what it printed."""
 
@@ -60,14 +61,14 @@ class Completed:
         return ""
 
 
-def listen(child: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes]:
+def listen(child: subprocess.Popen[bytes], timeout: float, what: str) -> tuple[bytes, bytes]:
     """What a program prints until it has ended: something that it left running may still have its pipes.
 
-    Raises TimeoutExpired, and OverflowError where it prints without end.
+    `what` is told to those who watch. Raises TimeoutExpired, and OverflowError where it prints without end.
     """
     end, size = time.monotonic() + timeout, 0
     parts: dict[object, list[bytes]] = {child.stdout: [], child.stderr: []}
-    with selectors.DefaultSelector() as waiting:
+    with selectors.DefaultSelector() as waiting, waiting_for(what) as tick:
         for pipe in parts:
             waiting.register(cast(BinaryIO, pipe), selectors.EVENT_READ)
         while waiting.get_map():
@@ -75,6 +76,7 @@ def listen(child: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes
             if left <= 0:
                 raise subprocess.TimeoutExpired(child.args, timeout)
             ready = waiting.select(min(left, 1))
+            tick()
             if not ready and child.poll() is not None:
                 break
             for key, _ in ready:

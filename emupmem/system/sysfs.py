@@ -8,15 +8,15 @@ import gzip
 import platform
 import re
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 from emupmem.model import NodeRange
+from emupmem.record import record
 from emupmem.system.pe import read_pe
 from emupmem.system.reader import FileReader, Reader
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Region:
     """A libnvdimm region: bytes; `start` None where the kernel hides it from us.
 

@@ -72,7 +72,7 @@ def _mounts(machine: Host, wait: float) -> tuple[SeenMount, ...]:
     except EmupmemError:
         wanted = ()  # not ours, or edited: what is mounted is judged all the same
     if wanted and wait and machine.live:
-        wait_for(lambda: not _activating(machine, unit.NAME), wait)
+        wait_for(lambda: not _activating(machine, unit.NAME), wait, unit.NAME)
     return proof.look_at_mounts(machine, wanted)
 
 

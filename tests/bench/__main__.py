@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench`: start-up, parser, planner and apply, measured side by side in one run.
+"""`make bench`: start-up, parser, planner, apply, and in a guest DAX, save and restore: one table of all figures.
 
 Prints ratios beside the bare numbers: a number alone says more of the machine than of the program.
+`python -m tests.bench --no-guest` leaves the guest away.
 """
 
 from __future__ import annotations
 
-import compileall
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emupmem.boot.loader import Options
@@ -21,46 +20,21 @@ from emupmem.model import GIB, MIB, FirmwareMap, Kind, MapEntry, Request
 from emupmem.planner import survey
 from emupmem.planner.plan import offers, plan, rejected
 from emupmem.planner.situation import NoPlan, Situation
-from tests import PROJECT
+from tests.bench import guest, startup
 from tests.bench import parser as bench_parser
+from tests.bench.table import APPLY, PLANNING, Row, table
 from tests.fake import LOG, build
 
 
 def seconds(what: Callable[[], object], times: int = 7) -> float:
-    """The median of some runs, after one that does not count."""
+    """CPU time: the median of some runs, after one that does not count."""
     what()
     taken = []
     for _ in range(times):
-        start = time.perf_counter()
+        start = sum(os.times()[:4])  # with that of programs: sh judges edits
         what()
-        taken.append(time.perf_counter() - start)
+        taken.append(sum(os.times()[:4]) - start)
     return statistics.median(taken)
-
-
-def program(*argv: str) -> Callable[[], object]:
-    """A Python program to its end."""
-    return lambda: subprocess.run([sys.executable, *argv], stdout=subprocess.DEVNULL, check=True)
-
-
-def start_up(folder: Path) -> None:
-    """How long `suggest` takes beside a bare interpreter and beside `import typer`."""
-    compileall.compile_dir(PROJECT / "emupmem", quiet=1)
-    log = folder / "boot.log"
-    log.write_text(LOG)
-    bare = seconds(program("-c", "pass"))
-    typer = seconds(program("-c", "import typer"))
-    version = seconds(program("-m", "emupmem", "--version"))
-    as_json = seconds(program("-m", "emupmem", "suggest", "--json", "--from", str(log)))
-    people = seconds(program("-m", "emupmem", "suggest", "--from", str(log)))
-    print("start-up, seconds (times `import typer`)")
-    for name, value in (
-        ("bare interpreter", bare),
-        ("import typer", typer),
-        ("emupmem --version", version),
-        ("emupmem suggest --json", as_json),
-        ("emupmem suggest", people),
-    ):
-        print(f"  {name:24} {value:7.3f}  ({value / typer:.1f})")
 
 
 def many_ranges(count: int) -> Situation:
@@ -72,13 +46,14 @@ def many_ranges(count: int) -> Situation:
     return Situation(FirmwareMap((*entries, MapEntry(top, top + 4 * GIB, Kind.RAM))))
 
 
-def planner() -> None:
+def planner() -> Row:
     """Growth of the planner with the number of ranges: found, and searched in vain."""
     print("planner, seconds: plan found, nothing fits, offers and reasons")
+    found = in_vain = 0.0
     for count in (1_000, 10_000, 100_000):
         situation = many_ranges(count)
 
-        def in_vain(situation: Situation = situation) -> None:
+        def search(situation: Situation = situation) -> None:
             try:
                 plan(situation, Request(64 * GIB))
             except NoPlan:
@@ -89,25 +64,31 @@ def planner() -> None:
             rejected(situation, Request(GIB), None)
 
         found = seconds(lambda s=situation: plan(s, Request(GIB)), 3)  # type: ignore[misc]
-        print(f"  {count:7} ranges  {found:6.3f}  {seconds(in_vain, 3):6.3f}  {seconds(words, 3):6.3f}")
+        in_vain = seconds(search, 3)
+        print(f"  {count:7} ranges  {found:6.3f}  {in_vain:6.3f}  {seconds(words, 3):6.3f}")
+    return Row(
+        PLANNING,
+        f"{found:.1f} s of CPU time, most of it the proof; {in_vain:.1f} s to find that nothing fits",
+    )
 
 
-def apply(folder: Path) -> None:
+def apply(folder: Path) -> Row:
     """Planning, editing and proving a change, without the generator."""
     machine = build(folder / "machine")
     found = survey.of_log(LOG.encode(), "log")
     taken = seconds(lambda: prepare_apply(machine, found, Request(GIB), Options()))
-    print(f"apply without the generator: {taken:.3f} s")
+    return Row(APPLY, f"{taken:.2f} s of CPU time")
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> int:
     """Run all of it."""
     with tempfile.TemporaryDirectory() as name:
-        start_up(Path(name))
-        planner()
-        apply(Path(name))
-    bench_parser.main()
+        rows = [*startup.start_up(), planner(), apply(Path(name)), bench_parser.reading()]
+    if "--no-guest" not in words:
+        rows += guest.inside("bookworm")
+    print(f"\n{table(rows)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 
+from tests.bench.table import COPYING, FAULTS, SAVING, Row, table
 from tests.vm.image import ROOT_UUID, image, to_stderr
 from tests.vm.machine import Image, Machine
 
@@ -147,18 +148,40 @@ def reserved(guest: Image) -> list[str]:
     return ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", append]
 
 
-def main() -> int:
-    """Boot the guest, measure, print."""
-    suite = sys.argv[1] if len(sys.argv) > 1 else "bookworm"
+def rows(times: dict[str, list[float]]) -> list[Row]:
+    """The same for the table."""
+    middle = {name: statistics.median(values) for name, values in times.items()}
+
+    def ratio(theirs: str, ours: str, place: str) -> str:
+        return f"{middle[f'{theirs} {place}'] / middle[f'{ours} {place}']:.1f}"
+
+    def both(place: str) -> str:
+        return f"{middle[f'write {place}']:.0f} and {middle[f'read {place}']:.0f}"
+
+    saved = (
+        f"{ratio('cp+sync', 'save', 'disk')} times as fast as `cp --sparse=always` and `sync` to the same virtio "
+        f"disk; {ratio('cp back+sync', 'restore', 'disk')} times `cp` back and `sync` (to tmpfs "
+        f"{ratio('cp+sync', 'save', 'tmpfs')} and {ratio('cp back+sync', 'restore', 'tmpfs')})"
+    )
+    copied = f"DAX mount {both('dax')}, tmpfs {both('tmpfs')}, ext4 on a virtio disk {both('disk')}"
+    faults = (
+        f"{middle['faults dax']:,.0f} on a new file system laid out as `emupmem mount` does it; "
+        f"{middle['faults tmpfs']:,.0f} on tmpfs"
+    )
+    return [Row(SAVING, saved), Row(COPYING, copied), Row(FAULTS, faults)]
+
+
+def inside(suite: str) -> list[Row]:
+    """Boot the guest, measure, print; the rows of the table. Raises RuntimeError where the guest's script failed."""
     guest = image(suite, "bios", to_stderr)
     with Machine(guest, qemu_args=reserved(guest)) as machine:
         result = machine.boot(MEASURE, timeout=3600)
     if result.status != 0:
-        print(result.output, file=sys.stderr)
-        return 1
-    print(report(json.loads(result.files["times.json"])))
-    return 0
+        raise RuntimeError(result.output)
+    times = json.loads(result.files["times.json"])
+    print(report(times))
+    return rows(times)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(table(inside(sys.argv[1] if len(sys.argv) > 1 else "bookworm")))

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -585,7 +583,6 @@ def test_huge_pages_made_since_the_boot_count(run: Run, here: FakeMachine) -> No
 
 
 def test_a_log_from_a_pipe(run: Run) -> None:
-    import os
 
     reader, writer = os.pipe()
     os.write(writer, LOG.encode())
@@ -671,30 +668,6 @@ def test_help_lists_what_the_commands_say_of_themselves(run: Run, monkeypatch: p
     monkeypatch.setattr(cli_main.Place, "list_in", cli_main.Place.add_to)
     assert run("--help").out == listed
     assert not [line for line in listed.splitlines() if "boot-" in line]
-
-
-@pytest.mark.parametrize(
-    ("typed", "word"),
-    [
-        pytest.param("app", "apply", marks=pytest.mark.slow),
-        ("apply --si", "--size"),
-        pytest.param("nvdimm create --mo", "--mode", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion(typed: str, word: str, shell: str) -> None:
-    line = f"emupmem {typed}"
-    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(typed.split()))} if shell == "bash" else {}
-    asked = asked or {"_TYPER_COMPLETE_ARGS": line}
-    code = "import sys; sys.argv = ['emupmem']; from emupmem.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **asked, "_EMUPMEM_COMPLETE": f"complete_{shell}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert word in done.stdout.replace('"', " ").replace(":", " ").split()
 
 
 def test_what_an_error_quotes_cannot_command_the_terminal(run: Run, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from emupmem.cli.main import COMMANDS, program_for
 from emupmem.cli.manual import man_page, manual, plain_text
 from emupmem.cli.typed import command_of
+from tests.bench.table import MEASURED
 from tests.cli.runner import Run
 
 
@@ -77,3 +78,12 @@ def test_help_prints_it(run: Run) -> None:
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith("NAME\n\n  emupmem - ")
     assert max(len(line) for line in done.out.splitlines()) <= 110
+
+
+def test_every_figure_of_it_is_one_that_somebody_can_measure() -> None:
+    """A row is printed by `make bench`, or it says what else made it."""
+    _, _, section = manual().partition("# MEASUREMENTS\n")
+    rows = [r.strip("| ").partition(" | ")[0] for r in section.splitlines() if r.startswith("| ")][2:]
+    others = ("whole path in real guests", "`make demo` ", "coverage-guided fuzzing")
+    assert [r for r in rows if not r.startswith((*MEASURED, *others))] == []
+    assert [m for m in MEASURED if not any(r.startswith(m) for r in rows)] == []

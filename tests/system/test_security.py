@@ -20,6 +20,7 @@ from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_apply
 from emupmem.boot.transaction import carry_out_change
 from emupmem.cli import render
+from emupmem.cli.terminal import Printer
 from emupmem.device import installed
 from emupmem.doctor.finding import Finding
 from emupmem.editor import text as editor_text
@@ -143,7 +144,7 @@ def test_no_message_drives_the_terminal(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_finding_drives_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    out = render.console()
+    out = Printer()
     render.findings(out, [Finding("name", "stop", EVIL, EVIL)])
     render.print_ladder(out, [Check("name", "fail", EVIL, EVIL, EVIL)])
     render.diff(out, f"+{EVIL}\n")

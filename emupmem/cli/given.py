@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Have typer check what was typed, and leave alone what needs no check.
+
+typer 0.29 checks values with pydantic, defaults and options that were not given too. To import it takes as long as
+all the rest of a command's start, so it is left to the values that need it: numbers, paths and choices that were typed.
+Older versions of typer have no such check, and nothing is changed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+
+def check_only_given(command: Any) -> None:
+    """Do so for a command, or a group with all that is in it, as `typer.main.get_command` makes them."""
+    for below in getattr(command, "commands", {}).values():
+        check_only_given(below)
+    command.get_params = partial(
+        _params, command.get_params
+    )  # with --help, which is made when it is asked for
+
+
+def _params(usual: Callable[[Any], list[Any]], context: Any) -> list[Any]:
+    found = usual(context)
+    for param in found:
+        if hasattr(param, "type_descriptor") and not isinstance(param.process_value, partial):
+            param.process_value = partial(_process, param, param.process_value)
+    return found
+
+
+def _process(param: Any, usual: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
+    """What typer's own `process_value` returns, without its check where that could only say yes."""
+    kind = param.type_descriptor.annotation
+    several = param.multiple or param.nargs != 1
+    if several or not _needs_no_check(kind, value, param.default) or (value is None and param.required):
+        if not several or value not in (None, (), []) or param.required:
+            return usual(context, value)
+        value = ()
+    return param.callback(context, param, value) if param.callback is not None else value
+
+
+def _needs_no_check(kind: Any, value: Any, default: Any) -> bool:
+    if value is None or (kind is str and type(value) is str):
+        return True
+    return value is default and isinstance(kind, type) and isinstance(value, kind)

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the program behaves on terminals, in pipes, with --quiet, and while something takes its time."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emupmem.cli import given, progress
+from emupmem.cli.terminal import Printer, fitted, has_colours, width_of
+from emupmem.model import Command
+from emupmem.system.lock import wait_for
+from emupmem.system.machine import Machine
+from emupmem.system.waiting import watched_by
+from tests import PROJECT
+from tests.cli.runner import Run
+from tests.fake import LOG, FakeMachine
+
+
+class Terminal(io.StringIO):
+    """A stream that a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+# Lines ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "hang", "lines"),
+    [
+        ("one two three", 40, 0, ["one two three"]),
+        ("one two three", 8, 2, ["one two", "three"]),
+        ("one two three four", 8, 2, ["one two", "three", "four"]),
+        ("  indented words", 10, 4, ["  indented", "words"]),
+        ("/a/path/that/is/long and more", 8, 0, ["/a/path/that/is/long", "and more"]),
+        ("    /a/path/that/is/long", 8, 0, ["    /a/path/that/is/long"]),
+        ("", 8, 0, [""]),
+        ("exactly8", 8, 0, ["exactly8"]),
+        ("exactly8 9", 8, 0, ["exactly8", "9"]),
+        ("ends with a blank   ", 17, 0, ["ends with a blank"]),
+    ],
+)
+def test_lines_are_broken_between_words(text: str, width: int, hang: int, lines: list[str]) -> None:
+    assert [text[a:b] for a, b in fitted(text, width, hang)] == lines
+
+
+def test_colours_go_on_behind_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    Printer(stream).print(("✓", "green"), " " + "word " * 10, ("last", "bold red"), hang=2)
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("\x1b[32m✓\x1b[0m word")
+    assert second.startswith("  word")
+    assert second.endswith("\x1b[1;31mlast\x1b[0m")
+    pipe = io.StringIO()
+    Printer(pipe).print(("✓", "green"), " " + "word " * 20)
+    assert pipe.getvalue() == "✓ " + "word " * 20 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "wanted"),
+    [
+        (True, {"TERM": "xterm"}, True),
+        (True, {"TERM": "dumb"}, False),
+        (True, {}, False),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (True, {"TERM": "xterm", "NO_COLOR": ""}, True),
+        (True, {"TERM": "xterm", "CLICOLOR": "0"}, False),
+        (False, {"TERM": "xterm"}, False),
+        (False, {"CLICOLOR_FORCE": "1"}, True),
+        (False, {"CLICOLOR_FORCE": "0"}, False),
+        (False, {"CLICOLOR_FORCE": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_who_decides_about_colours(terminal: bool, environment: dict[str, str], wanted: bool) -> None:
+    assert has_colours(Terminal() if terminal else io.StringIO(), environment) is wanted
+
+
+def test_odd_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, wide in (("0", 80), ("x", 80), ("20", 40), ("200", 200), ("9" * 9, 80), ("²", 80)):
+        monkeypatch.setenv("COLUMNS", said)
+        assert width_of(io.StringIO()) == wide
+
+
+# --quiet --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    (tmp_path / "boot.log").write_text(LOG)
+    return str(tmp_path / "boot.log")
+
+
+def test_quiet_shows_only_what_is_wrong(run: Run, here: FakeMachine, log: str) -> None:
+    assert run("--quiet", "suggest", "--from", log) == (0, "", "")
+    assert run("suggest", "--from", log, "-q") == (0, "", "")
+    wrong = run("--quiet", "suggest", "--size", "16T", "--from", log)
+    assert wrong.status == 1
+    assert wrong.err.startswith("emupmem: no usable range")
+    assert run("-q", "suggest", "--from", log, "--json").json["plan"]
+    done = run("-q", "apply", "--size", "1G", "--yes")
+    assert (done.status, done.out) == (0, "")
+    assert b"memmap=1G!4G" in (here.root / "etc/default/grub").read_bytes()
+
+
+def test_quiet_does_not_ask(run: Run, here: FakeMachine) -> None:
+    before = (here.root / "etc/default/grub").read_bytes()
+    done = run("-q", "apply", "--size", "1G", terminal=True, stdin=b"y\n")
+    assert done.status == 2
+    assert "--yes" in done.err
+    assert (here.root / "etc/default/grub").read_bytes() == before
+
+
+def test_quiet_and_verbose_exclude_each_other(run: Run, log: str) -> None:
+    assert run("-q", "-v", "suggest", "--from", log).status == 2
+
+
+def test_what_other_programs_read_is_printed_all_the_same(run: Run) -> None:
+    assert run("-q", "completion", "bash").out.startswith("# Completion of emupmem for bash")
+    assert run("-q", "help").out.startswith("NAME")
+
+
+def test_the_programs_own_options_may_follow_the_command(run: Run, log: str) -> None:
+    assert run("suggest", "--verbose", "--from", log).status == 0
+    assert run("qemu", "args", "--pmem", "1G", "--", "-v").status != 2 or "-v" not in run("qemu").err
+
+
+# What takes its time --------------------------------------------------------------------------------------------
+
+
+def test_a_program_that_takes_long_is_named_and_then_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "AFTER", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    shown = Terminal()
+    with watched_by(progress.WaitingLine(shown)):
+        Machine().run(Command(("sh", "-c", "echo x; exec sleep 0.2")))
+    assert shown.getvalue().startswith("\r… sh, 0 s\x1b[K")
+    assert shown.getvalue().endswith("\r\x1b[K")
+
+
+def test_on_a_terminal_that_cannot_write_over_a_line_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "AFTER", 0.0)
+    monkeypatch.setenv("TERM", "dumb")
+    shown = Terminal()
+    with watched_by(progress.WaitingLine(shown)):
+        assert not wait_for(lambda: False, 0.3, "the device")
+    assert shown.getvalue() == "waiting for the device …\n"
+
+
+def test_what_is_quick_is_not_shown() -> None:
+    shown = Terminal()
+    with watched_by(progress.WaitingLine(shown)):
+        Machine().run(Command(("true",)))
+        wait_for(lambda: True, 1)
+    assert shown.getvalue() == ""
+
+
+def test_nothing_is_shown_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "AFTER", 0.0)
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", pipe)
+    with progress.shown_waiting():
+        Machine().run(Command(("sh", "-c", "echo x")))
+    assert pipe.getvalue() == ""
+
+
+# Whole commands on real terminals -------------------------------------------------------------------------------
+
+
+def on_terminal(columns: int, words: list[str], **environment: str) -> str:
+    """What a person sees who types it in a terminal of that width."""
+    main, other = pty.openpty()
+    known = {"PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8", **environment}
+    os.environ.get("PYTHONPATH")
+    subprocess.run(["stty", "-F", os.ttyname(other), "cols", str(columns), "rows", "50"], check=True)
+    argv = [sys.executable, "-m", "emupmem", *words]
+    child = subprocess.Popen(argv, stdin=other, stdout=other, stderr=other, env=known, cwd=PROJECT)
+    os.close(other)
+    seen = b""
+    while True:
+        select.select([main], [], [])
+        try:
+            data = os.read(main, 1 << 16)
+        except OSError:  # nobody has the other end any more
+            break
+        if not data:
+            break
+        seen += data
+    os.close(main)
+    child.wait()
+    return seen.decode()
+
+
+COMMANDS: list[list[str]] = [
+    ["suggest", "--size", "1G"],
+    ["suggest", "--size", "40G"],
+    ["suggest", "--size", "17G"],
+    ["suggest", "--size", "3M"],
+    ["suggest", "--offset", "1G"],
+    ["suggest", "--count", "9"],
+]
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_lines_fit_the_terminal(columns: int, log: str) -> None:
+    widest = 0
+    for words in COMMANDS:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(columns, [*words, "--from", log]))
+        for line in text.splitlines():
+            assert len(line) <= columns or line.startswith("Next:") or log in line, line
+            widest = max(widest, len(line))
+    assert widest > columns * 0.9, "the width is used"
+
+
+def test_without_utf_8_nothing_is_broken(log: str) -> None:
+    for words in (*COMMANDS, ["help"], ["--help"]):
+        known = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PAGER": "cat"}
+        text = on_terminal(80, [*words, *(["--from", log] if words[0] == "suggest" else [])], **known)
+        assert text.isascii(), words
+        assert "?" not in text.replace("?]", ""), words
+
+
+# Start-up -------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_not_checked_by_a_library(log: str) -> None:
+    """Neither pydantic (typer 0.29) nor rich of our own (typer 0.15 brings its own) is loaded by a usual command."""
+    code = (
+        "import sys; sys.argv = ['emupmem', 'suggest', '--size', '1G', '--from', sys.argv[1]]\n"
+        "import typer; before = set(sys.modules)\n"
+        "from emupmem.cli.main import main\n"
+        "try: main()\n"
+        "finally: print(sorted({m.split('.')[0] for m in set(sys.modules) - before}), file=sys.stderr)\n"
+    )
+    argv = [sys.executable, "-c", code, log]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert not {"pydantic", "rich", "logging", "augeas"} & set(re.findall(r"'(\w+)'", done.stderr))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--count", "x"], "'x' is not a whole number"),
+        (["--count", "0"], "it must be 1 or more"),
+        (["--source", "x"], "'x' is not one of"),
+    ],
+)
+def test_what_was_typed_is_checked(run: Run, log: str, words: list[str], message: str) -> None:
+    assert given.check_only_given is not None
+    done = run("suggest", "--from", log, *words)
+    assert done.status == 2
+    assert message in done.err

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of the memory map: what is drawn where, that it is XML, and that README's is today's."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from emupmem.cli import picture
+from emupmem.model import GIB, FirmwareMap, Kind, Loss, MapEntry, Request
+from emupmem.planner.plan import plan
+from emupmem.planner.situation import Situation
+from tests import FIXTURES, PROJECT
+from tests.cli.runner import Run
+from tests.fake import LOG
+
+SVG = "{http://www.w3.org/2000/svg}"
+MAP = FirmwareMap(
+    (
+        MapEntry(0, 3 * GIB, Kind.RAM),
+        MapEntry(3 * GIB, 4 * GIB - 256, Kind.RESERVED),
+        MapEntry(4 * GIB, 20 * GIB, Kind.RAM),
+    )
+)
+
+
+def drawn(text: str) -> ElementTree.Element:
+    return ElementTree.fromstring(text)
+
+
+def texts(root: ElementTree.Element) -> list[str]:
+    return [t.text or "" for t in root.iter(f"{SVG}text")]
+
+
+def test_what_is_planned_lies_where_it_will_be() -> None:
+    made = plan(Situation(MAP), Request(8 * GIB))
+    root = drawn(picture.svg(Situation(MAP), made, "Memory"))
+    (planned, legend) = [r for r in root.iter(f"{SVG}rect") if "stripes" in (r.get("style") or "")]
+    room = picture.WIDTH - 2 * picture.MARGIN
+    assert float(planned.get("x") or 0) == pytest.approx(picture.MARGIN + room * 4 / 20)
+    assert float(planned.get("width") or 0) == pytest.approx(room * 8 / 20)
+    assert legend.get("width") == "14"
+    assert {"0", "4G", "12G", "20G", "memmap=8G!4G", "firmware"} <= set(texts(root))
+
+
+def test_what_is_lost_is_shown_and_what_is_too_small_is_not_told() -> None:
+    situation = Situation(MAP, losses=(Loss(16 * GIB, 20 * GIB, "the kernel"),))
+    root = drawn(picture.svg(situation, None, "Memory"))
+    assert picture.NAMES["lost"] in texts(root)
+    assert picture.NAMES["planned"] not in texts(root)
+    assert picture.NAMES["hole"] not in texts(root)
+
+
+def test_a_title_is_no_markup() -> None:
+    text = picture.svg(Situation(MAP), None, '<script>&"\x1b')
+    assert texts(drawn(text))[0] == '<script>&"\\x1b'
+
+
+def test_suggest_writes_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(LOG)
+    file = tmp_path / "map.svg"
+    file.write_text("an older one")
+    done = run("suggest", "--size", "1G", "--from", str(tmp_path / "log"), "--svg", str(file))
+    assert done.status == 0
+    assert f"✓ {file} written" in done.out
+    assert "memmap=1G!4G" in texts(drawn(file.read_text()))
+    assert run("suggest", "--from", str(tmp_path / "log"), "--svg", str(tmp_path)).status == 1
+
+
+def test_the_readme_shows_what_is_written_today(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "suggest.svg"
+    log = FIXTURES / "boot/6.1-bios/dmesg"
+    assert run("suggest", "--size", "1G", "--from", str(log), "--svg", str(file)).status == 0
+    assert file.read_text() == (PROJECT / ".github/suggest.svg").read_text(), "make picture"
+    assert ".github/suggest.svg" in (PROJECT / "README.md").read_text()
