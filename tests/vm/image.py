@@ -53,7 +53,7 @@ LOADER = {
 }
 # On every kernel's command line: an emulated processor spends much of a boot on what these switch off,
 # and nothing in it is about which memory is reserved and what is on it.
-SPARE = "mitigations=off init_on_alloc=0 apparmor=0 audit=0"
+SPARE = "mitigations=off init_on_alloc=0 apparmor=0 audit=0 no_timer_check"
 # Only while the Python dependencies are built: python-augeas has no wheels.
 COMPILERS = "gcc libc6-dev python3-dev libaugeas-dev libxml2-dev pkg-config"
 # Used until pyproject.toml says it.
