@@ -410,3 +410,28 @@ class Device:
     numa_node: int | None = None
     dax: bool | None = None
     mode: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DaxDevice:
+    """A device of the dax bus: bytes; `start` None where the kernel hides it from us.
+
+    `driver` is device_dax, kmem, or empty; `node` the NUMA node that its memory would be of.
+    """
+
+    name: str
+    start: int | None
+    size: int
+    align: int
+    node: int | None
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBlock:
+    """A block of memory that can be taken offline: `state` is online or offline, `zones` what it is or could be in."""
+
+    name: str
+    span: Span
+    state: str
+    zones: str

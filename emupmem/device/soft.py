@@ -10,12 +10,12 @@ version to version.
 from __future__ import annotations
 
 from emupmem.device import unit
-from emupmem.model import DeviceKind, EmupmemError, Span
+from emupmem.model import DaxDevice, DeviceKind, EmupmemError, MemoryBlock, Span
 from emupmem.system.files import write_sysfs
 from emupmem.system.host import Host
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
-from emupmem.system.sysfs import DaxDevice, MemoryBlock, read_dax_devices, read_memory_blocks
+from emupmem.system.sysfs import read_dax_devices, read_memory_blocks
 from emupmem.units import human
 
 DRIVER_OF = {DeviceKind.DAX: "device_dax", DeviceKind.MEMORY: "kmem"}

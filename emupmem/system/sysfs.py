@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from emupmem.model import NodeRange, Span
+from emupmem.model import DaxDevice, MemoryBlock, NodeRange, Span
 from emupmem.system.pe import read_pe
 from emupmem.system.reader import FileReader, Reader
 
@@ -38,21 +38,6 @@ class Region:
     char: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DaxDevice:
-    """A device of the dax bus: bytes; `start` None where the kernel hides it from us.
-
-    `driver` is device_dax, kmem, or empty; `node` the NUMA node that its memory would be of.
-    """
-
-    name: str
-    start: int | None
-    size: int
-    align: int
-    node: int | None
-    driver: str
-
-
 def read_dax_devices(machine: Reader) -> tuple[DaxDevice, ...]:
     """The devices of the dax bus, by address."""
     base, drivers = "/sys/bus/dax/devices", "/sys/bus/dax/drivers"
@@ -68,16 +53,6 @@ def read_dax_devices(machine: Reader) -> tuple[DaxDevice, ...]:
         )
         found.append(made)
     return tuple(sorted(found, key=lambda d: (d.start is None, d.start, d.name)))
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryBlock:
-    """A block of memory that can be taken offline: `state` is online or offline, `zones` what it is or could be in."""
-
-    name: str
-    span: Span
-    state: str
-    zones: str
 
 
 def read_block_size(machine: Reader) -> int:

@@ -11,14 +11,15 @@ from emupmem.model import (
     BootLog,
     Check,
     CommandLine,
+    DaxDevice,
     Device,
     DeviceKind,
     FirmwareMap,
     IomemLine,
     MemmapItem,
+    MemoryBlock,
     ModuleState,
 )
-from emupmem.system.sysfs import DaxDevice, MemoryBlock
 
 
 @dataclass(frozen=True, slots=True)
