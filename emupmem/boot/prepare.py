@@ -20,6 +20,7 @@ from emupmem.boot.loader import OUR_WORDS, Loader, Options, Owned, Standing, Ste
 from emupmem.boot.transaction import WORDS_RECORD, is_unfinished
 from emupmem.device import boot_unit
 from emupmem.device.blocks import mounts
+from emupmem.device.installed import unit_program
 from emupmem.device.unit import NO_CHANGE, BootDevice, BootMount, UnitChange, read_unit
 from emupmem.kernel.cmdline import format_memmap, items_meant, parse_command_line, parse_memmap_value
 from emupmem.model import UNCHANGED, CommandLine, DeviceKind, EmupmemError, Plan, Request, Reservation
@@ -65,7 +66,7 @@ def prepare_apply(
     """
     boot_unit.check_wishes(machine, wishes)
     if request.kind.soft and not trial:
-        boot_unit.unit_program(machine)
+        unit_program(machine)
     by = detect.of(machine)
     now = by.standing(machine)
     by.refuse_apply(machine, now, options)
