@@ -98,7 +98,9 @@ def offers(situation: Situation, request: Request) -> tuple[Offer, ...]:
     field = field_of(situation, request)
     budget = _budget(situation)
     step = field.steps[-1]
-    affordable = {above: _affordable(budget, request.min_free, above) // step * step for above in (False, True)}
+    affordable = {
+        above: _affordable(budget, request.min_free, above) // step * step for above in (False, True)
+    }
     rooms = rooms_of(field)
     most = rooms_of(field, lambda place: affordable[place[0] >= budget.limit])
     found = []

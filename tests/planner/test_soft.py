@@ -138,6 +138,7 @@ def test_what_is_there_is_as_asked_only_in_its_kind() -> None:
 
 def test_suggest_shows_the_kinds(run: Run, here: FakeMachine) -> None:
     put(here, "/boot/config-6.12.0-1-amd64", SOFT_CONFIG)
+    put(here, "/usr/local/bin/emupmem", "")
     shown = run("suggest", "--as", "memory", "--size", "1G")
     assert "planned: memory of its own" in shown.out
     assert "1 GiB comes back as movable memory" in shown.out
@@ -176,11 +177,11 @@ def test_the_kernel_that_will_boot_must_have_it(
 ) -> None:
     config = "".join(line for line in SOFT_CONFIG.splitlines(True) if not line.startswith(f"{option}="))
     put(here, "/boot/config-6.12.0-1-amd64", config)
+    put(here, "/usr/local/bin/emupmem", "")
     for kind in SOFT:
         refused = run("suggest", "--as", kind.value, "--size", "1G", "--json").json["refused"]
         assert bool(refused) is (kind in kinds)
         assert not refused or f"is built without {option}" in refused["message"]
     (here.root / "boot/config-6.12.0-1-amd64").unlink()
-    put(here, "/usr/local/bin/emupmem", "")
     told = run("apply", "--as", "dax", "--size", "1G", "--dry-run").err
     assert "no configuration of 6.12.0-1-amd64 is kept here: its drivers are not checked" in told

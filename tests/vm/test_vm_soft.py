@@ -16,7 +16,9 @@ SCRIPT = r"""
 drivers=/sys/bus/dax/drivers
 driver() { for d in $drivers/*; do if [ -e $d/dax0.0 ]; then echo "$1: ${d##*/}"; fi; done; }
 states() {
-    for b in /sys/devices/system/node/node1/memory*; do echo "$(cat $b/state) $(cat $b/valid_zones)"; done | sort | uniq -c
+    for b in /sys/devices/system/node/node1/memory*; do
+        echo "$(cat $b/state) $(cat $b/valid_zones)"
+    done | sort | uniq -c
 }
 all() { for b in /sys/devices/system/node/node1/memory*; do echo $1 > $b/state; done; }
 dmesg | grep 'user:'
