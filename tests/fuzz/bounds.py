@@ -103,7 +103,7 @@ def _kernel_reads(text: str) -> None:
 
 def _values(size: int) -> None:
     """What is advised in the place of a size or an address is taken."""
-    makes: tuple[Callable[[int], Request], ...] = (lambda n: Request(n), lambda n: Request(offset=n))
+    makes: tuple[Callable[[int], Request], ...] = (Request, lambda n: Request(offset=n))
     for make in makes:
         try:
             plan.check_values(make(size))
