@@ -73,6 +73,19 @@ class ModuleState:
         return f"{self.name} {self.presence.value}{f' by {self.where}' if self.where else ''}"
 
 
+class DeviceKind(StrEnum):
+    """What a reservation becomes. The last two are one thing to the kernel at its start, soft reserved memory."""
+
+    PMEM = "pmem"
+    DAX = "dax"
+    MEMORY = "memory"
+
+    @property
+    def soft(self) -> bool:
+        """Whether the kernel is told `SIZE%START-1+0xefffffff`; else it is `SIZE!START`."""
+        return self is not DeviceKind.PMEM
+
+
 class Kind(StrEnum):
     """What a range of the firmware map is, in one vocabulary for all kernels and sources."""
 
@@ -156,13 +169,24 @@ class MemmapItem:
 
     `op` is `!` (persistent), `@` (RAM), `#` (ACPI data), `$` (reserved), `%` (change of type),
     `exactmap`, or `limit` (a bare size, or anything the kernel takes for one: acts like `mem=`).
-    `text` is the item as written. `size` and `start` are bytes (`start` 0 for a limit).
+    `text` is the item as written. `size` and `start` are bytes (`start` 0 for a limit). `soft` marks
+    the one change of type that is a reservation: RAM into soft reserved memory.
     """
 
     op: str
     size: int
     start: int
     text: str
+    soft: bool = False
+
+    @property
+    def reserves(self) -> bool:
+        """Whether it makes a device: what emupmem calls its own, whoever wrote it."""
+        return self.op == "!" or self.soft
+
+    @property
+    def span(self) -> Span:
+        return Span(self.start, self.start + self.size)
 
 
 @record
@@ -187,8 +211,18 @@ class CommandLine:
 
     @property
     def reservations(self) -> tuple[MemmapItem, ...]:
-        """The items that make persistent memory: what emupmem calls its own."""
+        """The items that make a device: what emupmem calls its own."""
+        return tuple(i for i in self.items if i.reserves)
+
+    @property
+    def pmem(self) -> tuple[MemmapItem, ...]:
+        """The reservations that make persistent memory."""
         return tuple(i for i in self.items if i.op == "!")
+
+    @property
+    def soft(self) -> tuple[MemmapItem, ...]:
+        """The reservations that make soft reserved memory."""
+        return tuple(i for i in self.items if i.soft)
 
 
 @record
@@ -274,6 +308,7 @@ class Request:
     offset: int | None = None
     min_free: int = 2 * GIB
     numa_node: int | None = None
+    kind: DeviceKind = DeviceKind.PMEM
 
 
 @record
@@ -284,6 +319,7 @@ class Reservation:
     size: int
     align: int
     numa_node: int | None = None
+    kind: DeviceKind = DeviceKind.PMEM
 
     @property
     def end(self) -> int:
@@ -313,7 +349,8 @@ class Offer:
 class Plan:
     """A reservation that keeps all the rules.
 
-    `memmap` is the one kernel argument; `add_nokaslr` proposes that word as well.
+    `memmap` is the one kernel argument; `add_nokaslr` proposes that word as well, `needs_nokaslr` says that
+    without it the kernel may place itself inside.
     `ram_left` bytes of RAM stay for the system, page structs and other takers deducted.
     """
 
@@ -323,6 +360,7 @@ class Plan:
     page_structs: int
     warnings: tuple[str, ...] = ()
     add_nokaslr: bool = False
+    needs_nokaslr: bool = False
 
 
 class NamespaceMode(StrEnum):
@@ -374,3 +412,28 @@ class Device:
     numa_node: int | None = None
     dax: bool | None = None
     mode: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DaxDevice:
+    """A device of the dax bus: bytes; `start` None where the kernel hides it from us.
+
+    `driver` is device_dax, kmem, or empty; `node` the NUMA node that its memory would be of.
+    """
+
+    name: str
+    start: int | None
+    size: int
+    align: int
+    node: int | None
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBlock:
+    """A block of memory that can be taken offline: `state` is online or offline, `zones` what it is or could be in."""
+
+    name: str
+    span: Span
+    state: str
+    zones: str

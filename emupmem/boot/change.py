@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from emupmem.boot.loader import Loader, Standing, Steps
 from emupmem.device.unit import NO_CHANGE, UnitChange
+from emupmem.editor.quoting import items_of_word
 from emupmem.model import FileEdit, Plan
 from emupmem.system.pe import read_pe
 
@@ -73,7 +74,7 @@ class Change:
     @property
     def tries(self) -> str:
         """The argument of the entry for a trial boot, empty where there is none."""
-        return next((w for w in self.trial if w.startswith("memmap=") and "!" in w), "")
+        return next((w for w in self.trial if items_of_word(w)), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from emupmem.boot import entry as boot_entry
-from emupmem.model import CommandLine, KernelRelease, ModuleState, Presence
+from emupmem.model import CommandLine, DeviceKind, KernelRelease, ModuleState, Presence
 from emupmem.parser.bootlog import kernel_release
 from emupmem.system.host import Host
 
@@ -52,17 +52,42 @@ OPTIONS = {
     "CONFIG_FS_DAX": ("y", "lets file systems map it directly"),
 }
 
+_SOFT_OPTIONS = {
+    "CONFIG_EFI_SOFT_RESERVE": ("y", "knows soft reserved memory"),
+    "CONFIG_DEV_DAX_HMEM": ("ym", "makes a device of it"),
+    "CONFIG_DEV_DAX": ("ym", "makes /dev/dax0.0"),
+}
+_MEMORY_OPTIONS = {
+    **_SOFT_OPTIONS,
+    "CONFIG_DEV_DAX_KMEM": ("ym", "makes memory of the device"),
+    "CONFIG_MEMORY_HOTPLUG": ("y", "takes memory while it runs"),
+}
+OPTIONS_OF = {
+    DeviceKind.PMEM: OPTIONS,
+    DeviceKind.DAX: _SOFT_OPTIONS,
+    DeviceKind.MEMORY: _MEMORY_OPTIONS,
+}
+MODULES_OF = {
+    DeviceKind.PMEM: MODULES,
+    DeviceKind.DAX: ("dax_hmem", "device_dax"),
+    DeviceKind.MEMORY: ("dax_hmem", "kmem"),
+}
 
-def kernel_lacks(machine: Host, release: str) -> tuple[str, list[str]]:
+
+def kernel_lacks(machine: Host, release: str, kind: DeviceKind = DeviceKind.PMEM) -> tuple[str, list[str]]:
     """(configuration file, options that the kernel lacks); ("", []) where no configuration is kept."""
     name, text = machine.kernel_config(release)
     if not text:
         return "", []
     values = dict(re.findall(r"^(CONFIG_\w+)=(\w)", text, re.MULTILINE))
-    return name, [f"{o} ({why})" for o, (good, why) in OPTIONS.items() if values.get(o, "n") not in good]
+    return name, [
+        f"{o} ({why})" for o, (good, why) in OPTIONS_OF[kind].items() if values.get(o, "n") not in good
+    ]
 
 
-def module_states(machine: Host, release: str, cmdline: CommandLine) -> tuple[ModuleState, ...]:
+def module_states(
+    machine: Host, release: str, cmdline: CommandLine, kind: DeviceKind = DeviceKind.PMEM
+) -> tuple[ModuleState, ...]:
     """How the kernel of this release has each module of the driver chain."""
     base = next(
         (b for b in (f"/lib/modules/{release}", f"/usr/lib/modules/{release}") if machine.exists(b)), ""
@@ -75,7 +100,7 @@ def module_states(machine: Host, release: str, cmdline: CommandLine) -> tuple[Mo
         ModuleState(n, Presence.LOADED)
         if running and machine.exists(f"/sys/module/{n}")
         else _module_state(n, listed, builtin, blocked, bool(base))
-        for n in MODULES
+        for n in MODULES_OF[kind]
     )
 
 

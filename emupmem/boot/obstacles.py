@@ -5,32 +5,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 from emupmem.boot import detect
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot.foreign import Refused
 from emupmem.boot.loader import Check
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import EmupmemError, Plan, Presence
+from emupmem.model import DeviceKind, EmupmemError, Plan, Presence
 from emupmem.planner import survey
 from emupmem.planner.kernels import kernel_problem
 from emupmem.planner.survey import ELSEWHERE, WSL
 from emupmem.system.host import Host
 
 
-def refuse_machine(machine: Host) -> tuple[str, ...]:
+def refuse_machine(machine: Host, kind: DeviceKind = DeviceKind.PMEM) -> tuple[str, ...]:
     """Raise EmupmemError for the first obstacle; give warnings for what could not be told.
 
     On the running machine everything counts; of a tree only what the tree shows, and what it does
     not show is a warning.
     """
-    return tuple(warning for check in checks(machine).values() for warning in check(machine))
+    return tuple(warning for check in checks(machine, kind).values() for warning in check(machine))
 
 
-def first(machine: Host) -> EmupmemError | None:
+def first(machine: Host, kind: DeviceKind = DeviceKind.PMEM) -> EmupmemError | None:
     """Why apply would refuse, None where it would not."""
     try:
-        refuse_machine(machine)
+        refuse_machine(machine, kind)
     except EmupmemError as exc:
         return exc
     return None
@@ -44,7 +45,7 @@ def for_plan(refused: Refused, make: Callable[[], Plan], extra: tuple[str, ...] 
         return refused
 
 
-def checks(machine: Host) -> dict[str, Check]:
+def checks(machine: Host, kind: DeviceKind = DeviceKind.PMEM) -> dict[str, Check]:
     """The checks that make sense here, by name, in order: each gives warnings or raises EmupmemError."""
     host: dict[str, Check] = {
         "processor": _refuse_processor,
@@ -55,8 +56,8 @@ def checks(machine: Host) -> dict[str, Check]:
     return {
         **(host if machine.running else {}),
         **detect.of(machine).checks(machine),
-        "kernel": _refuse_kernel,
-        "modules": _refuse_modules,
+        "kernel": partial(_refuse_kernel, kind=kind),
+        "modules": partial(_refuse_modules, kind=kind),
     }
 
 
@@ -127,15 +128,15 @@ def planned_for(machine: Host, found: survey.Survey) -> survey.Survey:
     return survey.for_kernel(found, kernel.kernel if kernel is not None else None)
 
 
-def _refuse_kernel(machine: Host) -> tuple[str, ...]:
+def _refuse_kernel(machine: Host, kind: DeviceKind) -> tuple[str, ...]:
     """The kernel that will boot must be able to make the device."""
     kernel = target(machine)
     if kernel is None:
         return ("cannot determine which kernel boots by default: its drivers are not checked",)
-    problem = kernel_problem(kernel.kernel)
+    problem = kernel_problem(kernel.kernel, kind)
     if problem is not None:
         raise EmupmemError(f"the kernel that boots by default: {problem.message}", problem.hint)
-    name, lacks = boot_kernel.kernel_lacks(machine, kernel.release)
+    name, lacks = boot_kernel.kernel_lacks(machine, kernel.release, kind)
     if lacks:
         raise EmupmemError(
             f"the kernel that boots by default, {kernel.release}, is built without {lacks[0]} ({name})",
@@ -153,12 +154,12 @@ def _refuse_kernel(machine: Host) -> tuple[str, ...]:
     return ()
 
 
-def _refuse_modules(machine: Host) -> tuple[str, ...]:
+def _refuse_modules(machine: Host, kind: DeviceKind) -> tuple[str, ...]:
     """And it must have the drivers; where its configuration is not kept, that cannot be told."""
     kernel = target(machine)
     if kernel is None or not boot_kernel.kernel_lacks(machine, kernel.release)[0]:
         return ()
-    states = boot_kernel.module_states(machine, kernel.release, parse_command_line(""))
+    states = boot_kernel.module_states(machine, kernel.release, parse_command_line(""), kind)
     missing = [m.name for m in states if m.presence is Presence.MISSING and m.name != "libnvdimm"]
     if missing and machine.running:
         raise EmupmemError(

@@ -20,9 +20,10 @@ from emupmem.boot.loader import OUR_WORDS, Loader, Options, Owned, Standing, Ste
 from emupmem.boot.transaction import WORDS_RECORD, is_unfinished
 from emupmem.device import boot_unit
 from emupmem.device.blocks import mounts
-from emupmem.device.unit import NO_CHANGE, BootMount, UnitChange, read_unit
+from emupmem.device.installed import unit_program
+from emupmem.device.unit import NO_CHANGE, BootDevice, BootMount, UnitChange, read_unit
 from emupmem.kernel.cmdline import format_memmap, items_meant, parse_command_line, parse_memmap_value
-from emupmem.model import UNCHANGED, CommandLine, EmupmemError, Plan, Request, Reservation
+from emupmem.model import UNCHANGED, CommandLine, DeviceKind, EmupmemError, Plan, Request, Reservation
 from emupmem.planner import survey
 from emupmem.planner.plan import plan, satisfied
 from emupmem.planner.situation import STEPS, Situation
@@ -55,25 +56,30 @@ def prepare_apply(
     request: Request,
     options: Options,
     wishes: Sequence[boot_unit.MountWish] = (),
+    *,
+    trial: bool = False,
 ) -> Change:
     """The change that makes the machine reserve what is asked, and mount it as `wishes` say, one for a device.
 
-    Raises EmupmemError for a reservation that differs (without --replace or --add), for a drop-in
-    that would override, and for everything that the planner and the editor refuse.
+    For a `trial` nothing is set up at boot. Raises EmupmemError for a reservation that differs (without --replace
+    or --add), for a drop-in that would override, and for everything that the planner and the editor refuse.
     """
     boot_unit.check_wishes(machine, wishes)
+    if request.kind.soft and not trial:
+        unit_program(machine)
     by = detect.of(machine)
     now = by.standing(machine)
     by.refuse_apply(machine, now, options)
     line = now.line or parse_command_line(machine.peek("/proc/cmdline"))
     refuse_mangled(line)
     in_place = not now.places or now.where == options.variable
-    made, items = _decide(line, found, request, options, now.items, in_place)
+    present = _recorded(machine, now.items)
+    made, items = _decide(line, found, request, options, now.items, present, in_place)
     variable = options.variable if made is not None and not (options.add and now.items) else now.where
-    words = OUR_WORDS if options.nokaslr else ()
+    words = OUR_WORDS if options.nokaslr or (made is not None and made.needs_nokaslr) else ()
     steps = by.steps(machine, Wanted(items, words, variable=variable))
     change = change_of(machine, by, now, steps, made, found.notes)
-    return _with_mounts(machine, change, made, wishes)
+    return change if trial else _with_unit(machine, change, made, request.kind, wishes)
 
 
 def _decide(
@@ -82,16 +88,17 @@ def _decide(
     request: Request,
     options: Options,
     present: Sequence[str],
+    existing: Sequence[Reservation],
     in_place: bool = True,
 ) -> tuple[Plan | None, tuple[str, ...]]:
     """A plan, None where what is `present` is what was asked; and all our items afterwards.
 
-    `line` are the words of the next start. Raises EmupmemError for a reservation that differs, and as the
-    planner does.
+    `line` are the words of the next start, `existing` the present items with what becomes of them.
+    Raises EmupmemError for a reservation that differs, and as the planner does.
     """
     kept = tuple(present) if options.add else ()
     situation = _with_line(found.situation, survey.without_reservations(line, kept))
-    if not options.add and in_place and _as_asked(situation, request, present):
+    if not options.add and in_place and _as_asked(situation, request, existing):
         return None, tuple(present)
     if present and not (options.add or options.replace):
         raise EmupmemError(
@@ -102,22 +109,29 @@ def _decide(
     items = (*kept, *_items(made.memmap))
     if options.add:
         joined = sorted(_reservations(items), key=_start)
-        items = _items(format_memmap([(r.size, r.start) for r in joined]))
+        items = _items(format_memmap(joined))
     return made, items
 
 
-def _with_mounts(
-    machine: Host, change: Change, made: Plan | None, wishes: Sequence[boot_unit.MountWish]
+def _with_unit(
+    machine: Host,
+    change: Change,
+    made: Plan | None,
+    kind: DeviceKind,
+    wishes: Sequence[boot_unit.MountWish],
 ) -> Change:
-    """The change with the unit that mounts the devices as wished, one wish for a device."""
+    """The change with the unit that mounts the devices as wished, one wish for a device, or sets them up."""
     meant = sorted(made.reservations if made else _reservations(change.normal), key=_start)
+    meant = [r for r in meant if r.kind.soft is kind.soft]
     if len(wishes) > len(meant):
         raise EmupmemError(
             f"--mount is given {len(wishes)} times for {len(meant)} device{'s' * (len(meant) > 1)}",
             "give it once for each device",
         )
     pairs = [((r.start, r.size), wish) for r, wish in zip(meant, wishes, strict=False)]
-    return replace(change, unit=boot_unit.unit_change(machine, _ranges(change), pairs))
+    devices = [BootDevice(r.start, r.size, kind) for r in meant if kind.soft]
+    ranges, soft = _ranges(change)
+    return replace(change, unit=boot_unit.unit_change(machine, ranges, pairs, soft, devices))
 
 
 def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
@@ -179,14 +193,19 @@ def _kept(text: str | None) -> tuple[BootMount, ...]:
         return ()
 
 
-def _ranges(change: Change) -> list[tuple[int, int]]:
-    return [(r.start, r.size) for r in _reservations(change.normal)]
+def _ranges(change: Change) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(start, size) of persistent and of soft reserved memory afterwards."""
+    pmem, soft = (
+        [r for r in _reservations(change.normal) if r.kind.soft is is_soft] for is_soft in (False, True)
+    )
+    return [(r.start, r.size) for r in pmem], [(r.start, r.size) for r in soft]
 
 
 def _unit_left(machine: Host, change: Change) -> UnitChange:
     """The unit without the mounts of what is given back. It never stops the giving back."""
     try:
-        return boot_unit.unit_change(machine, _ranges(change))
+        ranges, soft = _ranges(change)
+        return boot_unit.unit_change(machine, ranges, soft=soft)
     except EmupmemError:
         return NO_CHANGE
 
@@ -205,20 +224,34 @@ def _items(memmap: str) -> tuple[str, ...]:
 
 def _reservations(items: Sequence[str]) -> list[Reservation]:
     parsed = parse_memmap_value(",".join(items)) if items else ()
-    return [Reservation(i.start, i.size, _step(i.start, i.size)) for i in parsed]
+    return [
+        Reservation(
+            i.start, i.size, _step(i.start, i.size), kind=DeviceKind.DAX if i.soft else DeviceKind.PMEM
+        )
+        for i in parsed
+    ]
+
+
+def _recorded(machine: Host, items: Sequence[str]) -> list[Reservation]:
+    """The reservations of these items, with what the unit makes of them."""
+    kinds = boot_unit.recorded_kinds(machine)
+    return [
+        replace(r, kind=kinds.get((r.start, r.size), r.kind)) if r.kind.soft else r
+        for r in _reservations(items)
+    ]
 
 
 def _step(start: int, size: int) -> int:
     return next((s for s in STEPS if start % s == 0 and size % s == 0), 1)
 
 
-def _as_asked(situation: Situation, request: Request, present: Sequence[str]) -> bool:
+def _as_asked(situation: Situation, request: Request, present: Sequence[Reservation]) -> bool:
     if not present:
         return False
     bare = _with_line(
         situation, survey.without_reservations(situation.command_line or parse_command_line(""))
     )
-    return satisfied(bare, request, _reservations(present))
+    return satisfied(bare, request, present)
 
 
 def prepare_trial(
@@ -233,7 +266,7 @@ def prepare_trial(
     """
     by = detect.of(machine)
     boot_trial.refuse_trial(machine, entry)
-    wanted = prepare_apply(machine, found, request, options)
+    wanted = prepare_apply(machine, found, request, options, trial=True)
     now = wanted.before
     if now.items:
         raise EmupmemError(

@@ -16,6 +16,7 @@ from emupmem.boot.bls.sources import sources_or_entries
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import BOOTC, Refused
 from emupmem.boot.loader import OUR_WORDS, Loader, Standing, Steps, Trial, Wanted
+from emupmem.editor.quoting import items_of_word
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, EmupmemError
 from emupmem.system.host import Host
@@ -83,7 +84,7 @@ class RpmOstree(Loader):
             now = self.standing(machine)
         except EmupmemError:
             return None
-        words = [w for w in now.trial if w in OUR_WORDS or (w.startswith("memmap=") and "!" in w)]
+        words = [w for w in now.trial if w in OUR_WORDS or items_of_word(w)]
         return Trial("/run/ostree-booted", tuple(words), now.chosen, True) if words else None
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:

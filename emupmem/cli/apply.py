@@ -12,6 +12,7 @@ from emupmem.boot.foreign import Refused
 from emupmem.cli import trial as cli_trial
 from emupmem.cli.change import ask_and_carry_out, change_result
 from emupmem.cli.options import (
+    As,
     Count,
     DryRun,
     FileSystem,
@@ -34,6 +35,7 @@ from emupmem.cli.output import mode_of, usage
 from emupmem.cli.session import Session
 from emupmem.cli.suggest import machine_at, refusal_with_plan, request_of, survey
 from emupmem.device.boot_unit import MountWish
+from emupmem.model import DeviceKind
 
 
 def apply(
@@ -44,6 +46,7 @@ def apply(
     offset: Offset = None,
     min_free: MinFree = "2G",
     numa_node: Node = None,
+    as_: As = DeviceKind.PMEM,
     variable: Annotated[
         VariableOption,
         typer.Option(
@@ -103,15 +106,19 @@ def apply(
     with session.errors():
         if add and replace:
             usage("--add and --replace exclude each other")
-        request = request_of(size, count, offset, min_free, numa_node)
+        request = request_of(size, count, offset, min_free, numa_node, as_)
         machine = session.machine = machine_at(root, from_, changes=not session.only_shows)
         try:
-            warnings = obstacles.refuse_machine(machine)
+            warnings = obstacles.refuse_machine(machine, as_)
         except Refused as exc:
             raise refusal_with_plan(exc, machine, from_, source, request, nokaslr) from exc
         found = survey(from_, source, machine)
         options = loader.Options(variable.value, add, replace, nokaslr)
         wishes = _wishes(mount or [], fs, owner, mode, keep or [])
+        if wishes and as_.soft:
+            usage(f"--mount needs a block device, which --as {as_} does not make", "--as pmem does")
+        if trial is not None and as_ is DeviceKind.MEMORY:
+            usage("a trial sets nothing up at boot", "--as dax --trial tries the same range")
         if trial is not None:
             if wishes:
                 usage("--mount is permanent: confirm the trial, then apply --mount")

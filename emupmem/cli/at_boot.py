@@ -18,7 +18,7 @@ from emupmem.doctor.left import look_at_left
 
 
 def boot_mount(words: Annotated[list[str], typer.Argument()]) -> None:
-    """What emupmem.service runs: RANGE DIR FS OWNER MODE KEEP for each mount."""
+    """What emupmem.service runs: RANGE DIR FS OWNER MODE KEEP for each mount, RANGE KIND for each device."""
     machine = root_machine("this is for emupmem.service")
     changing()
     raise typer.Exit(
@@ -30,7 +30,8 @@ def boot_save(words: Annotated[list[str], typer.Argument()]) -> None:
     """What emupmem.service runs when it is stopped: the same words."""
     machine = root_machine("this is for emupmem.service")
     changing()
-    well = device_keep.save_all(machine, device_unit.from_words(words), lambda line: print(line, flush=True))
+    kept = [m for m in device_unit.from_words(words) if isinstance(m, device_unit.BootMount)]
+    well = device_keep.save_all(machine, kept, lambda line: print(line, flush=True))
     raise typer.Exit(Exit.OK if well else Exit.ERROR)
 
 

@@ -80,7 +80,17 @@ def _mounts(prepared: Change) -> list[dict[str, Any]]:
 
 def _needs_reboot(machine: Machine, booted: str, prepared: Change) -> bool:
     """Whether the change comes with the next start; of a tree nobody knows what runs there now."""
-    return not _boots_as(booted, prepared) if machine.live else prepared.boot_needed
+    if not machine.live:
+        return prepared.boot_needed
+    return not _boots_as(booted, prepared) or (prepared.unit.needed and bool(_set_up(prepared)))
+
+
+def _set_up(prepared: Change) -> list[str]:
+    """The ranges of soft reserved memory that the unit sets up, with what they become."""
+    try:
+        return [f"{d.range} as {d.kind}" for d in prepared.unit.devices]
+    except EmupmemError:
+        return []
 
 
 def _boots_as(booted: str, prepared: Change) -> bool:
@@ -143,7 +153,9 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
         tell(f"✓ {outcome.generator} · {what}")
     if prepared.unit.needed and not outcome.problem:
         mounts = ", ".join(m["dir"] for m in _mounts(prepared))
-        tell(f"✓ {FILE} " + (f"written: mounts {mounts} at every boot" if mounts else "removed"))
+        does = [f"mounts {mounts}"] if mounts else []
+        does += [f"sets up {', '.join(_set_up(prepared))}"] if _set_up(prepared) else []
+        tell(f"✓ {FILE} " + (f"written: {' and '.join(does)} at every boot" if does else "removed"))
     if outcome.problem:
         say(f"! {outcome.problem}")
     if reboot:

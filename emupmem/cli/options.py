@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from emupmem.model import DeviceKind
+
 
 class Source(StrEnum):
     """Where the firmware's memory map is read on a running machine."""
@@ -48,6 +50,15 @@ MinFree = Annotated[
 ]
 Node = Annotated[
     int | None, typer.Option("--numa-node", metavar="N", min=0, help="Reserve on this NUMA node only.")
+]
+As = Annotated[
+    DeviceKind,
+    typer.Option(
+        "--as",
+        help="pmem: /dev/pmem0, a block device for file systems with DAX. dax: /dev/dax0.0, which programs map as a "
+        "whole. memory: ordinary memory in blocks that can be taken away again, a slower tier of its own where all "
+        "of a NUMA node is reserved, as with a CXL expander.",
+    ),
 ]
 From = Annotated[
     str | None,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from emupmem.cli.terminal import Part, Printer
-from emupmem.model import GIB, LOW_LIMIT, Check, FirmwareMap, Kind, Offer, Plan, Rejected
+from emupmem.model import GIB, LOW_LIMIT, Check, DeviceKind, FirmwareMap, Kind, Offer, Plan, Rejected
 from emupmem.planner.kernel_map import kernel_map
 from emupmem.planner.places import takers, union_of
 from emupmem.units import human, plain, span_text, tight
@@ -66,9 +66,18 @@ def title(firmware: FirmwareMap) -> str:
     return f"Memory · {_gib(firmware.ram_bytes)} usable"
 
 
+_PLANNED = {
+    DeviceKind.PMEM: "persistent, volatile",
+    DeviceKind.DAX: "a DAX device, volatile",
+    DeviceKind.MEMORY: "memory of its own",
+}
+
+
 def plan_line(out: Printer, plan: Plan) -> None:
     """The argument, and what stays of the RAM."""
     left = f"leaves {human(plan.ram_left)} of RAM after {human(plan.page_structs)} of page structs for the device"
+    if plan.reservations[0].kind is DeviceKind.MEMORY:
+        left += f"; {human(sum(r.size for r in plan.reservations))} comes back as movable memory"
     out.print("  ", (plan.memmap, "bold magenta"), f"      {left}", hang=len(plan.memmap) + 8)
 
 
@@ -111,7 +120,7 @@ def bar(situation: Situation, plan: Plan | None, width: int) -> list[list[Part]]
         "firmware": "firmware",
         "lost": "lost: the kernel took it away",
         "hole": "not memory",
-        "planned": "planned: persistent, volatile",
+        "planned": f"planned: {_PLANNED[plan.reservations[0].kind if plan else DeviceKind.PMEM]}",
     }
     for kind in ("usable", "firmware", "lost", "hole", "planned"):
         if kind in kinds:

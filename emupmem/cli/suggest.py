@@ -12,11 +12,11 @@ import typer
 
 from emupmem.boot.foreign import Refused
 from emupmem.cli import render
-from emupmem.cli.options import Count, From, Json, MinFree, Node, Offset, Size, Source, SourceOption
+from emupmem.cli.options import As, Count, From, Json, MinFree, Node, Offset, Size, Source, SourceOption
 from emupmem.cli.output import one_line, print_json, say, tell, usage
 from emupmem.cli.session import Session, require_root
 from emupmem.cli.terminal import Printer
-from emupmem.model import EmupmemError, Plan, Request
+from emupmem.model import DeviceKind, EmupmemError, Plan, Request
 from emupmem.planner import plan
 from emupmem.planner import situation as planner_situation
 from emupmem.planner import survey as planner_survey
@@ -69,6 +69,7 @@ def suggest(
     offset: Offset = None,
     min_free: MinFree = "2G",
     numa_node: Node = None,
+    as_: As = DeviceKind.PMEM,
     from_: From = None,
     source: SourceOption = Source.AUTO,
     svg: Annotated[
@@ -85,10 +86,10 @@ def suggest(
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
     result |= {"taken": [], "refused": None}
     with Session(result, as_json).errors():
-        request = request_of(size, count, offset, min_free, numa_node)
+        request = request_of(size, count, offset, min_free, numa_node, as_)
         found = survey(from_, source)
         if from_ is None:
-            found = asked(found)
+            found = asked(found, as_)
         situation = found.situation
         result |= {"source": found.source, "ranges": [_entry(e) for e in situation.firmware.entries]}
         result["taken"] = list(takers(situation))
@@ -105,6 +106,7 @@ def suggest(
             warnings = [*notes, *made.warnings]
             result["plan"] = {
                 "memmap": made.memmap,
+                "kind": as_.value,
                 "reservations": [
                     {"start": r.start, "size": r.size, "align": r.align, "numa_node": r.numa_node}
                     for r in made.reservations
@@ -147,10 +149,11 @@ def suggest(
         else:
             replaces = ["--replace"] if found.reserved else []
             command = _next_command(
-                made.reservations[0].size, count, offset, min_free, numa_node, replaces, from_
+                made.reservations[0].size, count, offset, min_free, numa_node, as_, replaces, from_
             )
             tell(f"\nNext:  {command}")
-            tell(f"       (adds {shlex.quote(made.memmap)} to the kernel command line)")
+            added = shlex.quote(made.memmap) + (" nokaslr" if made.needs_nokaslr else "")
+            tell(f"       (adds {added} to the kernel command line)")
             if from_ is not None and not found.whole_machine:
                 tell(
                     "       (a log does not show whether that kernel has the driver: run emupmem doctor there)"
@@ -166,7 +169,9 @@ def _write_picture(file: str, situation: Situation, made: Plan | None) -> None:
     new_file(file, picture.svg(situation, made, title).encode(), force=True)
 
 
-def request_of(size: str | None, count: int, offset: str | None, min_free: str, node: int | None) -> Request:
+def request_of(
+    size: str | None, count: int, offset: str | None, min_free: str, node: int | None, kind: DeviceKind
+) -> Request:
     try:
         request = Request(
             parse_size(size) if size is not None else None,
@@ -174,6 +179,7 @@ def request_of(size: str | None, count: int, offset: str | None, min_free: str, 
             parse_size(offset, "offset") if offset is not None else None,
             parse_size(min_free, "--min-free"),
             node,
+            kind,
         )
         plan.check_values(request)
     except EmupmemError as exc:
@@ -225,11 +231,11 @@ def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log
     return machine
 
 
-def asked(found: Survey) -> Survey:
+def asked(found: Survey, kind: DeviceKind) -> Survey:
     """The survey of this machine with what apply would say here."""
     from emupmem.boot import obstacles  # 25 ms, not for --from
 
-    return replace(found, apply_refused=obstacles.first(system_machine.Machine()))
+    return replace(found, apply_refused=obstacles.first(system_machine.Machine(), kind))
 
 
 def _rehearsed(found: Survey, request: Request) -> EmupmemError | None:
@@ -254,6 +260,7 @@ def _next_command(
     offset: str | None,
     min_free: str,
     node: int | None,
+    kind: DeviceKind,
     more: list[str],
     from_: str | None,
 ) -> str:
@@ -262,6 +269,7 @@ def _next_command(
     words += ["--offset", offset] if offset is not None else []
     words += ["--min-free", min_free] if min_free != "2G" else []
     words += ["--numa-node", str(node)] if node is not None else []
+    words += ["--as", kind.value] if kind.soft else []
     words += more
     if from_ is not None:
         return f"{shlex.join(words)}   (on that machine)"

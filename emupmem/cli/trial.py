@@ -27,15 +27,14 @@ def begin(
     told = [*warnings, *prepared.warnings]
     if how == "grub":
         ask_and_carry_out(session, prepared, told)
-    _kexec(session, prepared.plan.memmap if prepared.plan else "", options, told)
+    _kexec(session, prepared.trial, options, told)
 
 
-def _kexec(session: Session, memmap: str, options: Options, warnings: Sequence[str]) -> NoReturn:
+def _kexec(session: Session, words: Sequence[str], options: Options, warnings: Sequence[str]) -> NoReturn:
     session.changing()
-    words = (memmap, *(("nokaslr",) if options.nokaslr else ()))
-    steps = trial.kexec(session.machine, words, options.variable)
+    steps = trial.kexec(session.machine, tuple(words), options.variable)
     session.result |= {
-        "memmap": memmap,
+        "memmap": words[0],
         "would_change": True,
         "commands": [list(step.argv) for step in steps],
     }

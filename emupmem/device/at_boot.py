@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from emupmem.device import keep, unit
+from emupmem.device import keep, soft, unit
 from emupmem.device.blocks import Pmem, devices
 from emupmem.device.decide import MountOutcome, MountRequest, Tell
 from emupmem.device.mount import carry_out_mount, prepare
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import Busy, EmupmemError
+from emupmem.model import EmupmemError
 from emupmem.system import lock
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
@@ -22,34 +22,50 @@ VOLATILE = "emulated, volatile: its content does not survive a power cycle"
 # At every boot -------------------------------------------------------------------------------------------
 
 
-def boot(machine: Machine, wanted: Sequence[unit.BootMount], say: Tell) -> int:
-    """What the unit runs: mount what can be mounted, a line for each.
+def boot(machine: Machine, wanted: Sequence[unit.AtBoot], say: Tell) -> int:
+    """What the unit runs: mount and set up what can be, a line for each.
 
-    0 if all is well, 1 if a mount failed, `unit.SOME_FAILED` if one failed and another one is kept.
+    0 if all is well, 1 if something failed, `unit.SOME_FAILED` if so and the content of a mount is kept.
     """
     well = True
-    for mount in wanted:
+    for one in wanted:
         try:
-            say(_boot_one(machine, mount))
+            say(_boot_one(machine, one) if isinstance(one, unit.BootMount) else _set_up(machine, one))
         except EmupmemError as exc:
             well = False
             hint = f"; {exc.hint}" if exc.hint else ""
-            say(f"emupmem: {mount.dir} is not mounted: {exc.message}{hint}")
+            say(f"emupmem: {one.failed}: {exc.message}{hint}")
     if well:
         return 0
-    return unit.SOME_FAILED if any(m.keep and keep.belongs(machine, m) for m in wanted) else 1
+    kept = (m for m in wanted if isinstance(m, unit.BootMount) and m.keep)
+    return unit.SOME_FAILED if any(keep.belongs(machine, m) for m in kept) else 1
+
+
+def _is_reserved(machine: Machine, wanted: unit.AtBoot) -> bool:
+    """Whether this boot reserves the range. Raises EmupmemError where it reserves another in its place."""
+    is_soft = isinstance(wanted, unit.BootDevice)
+    items = parse_command_line(machine.peek("/proc/cmdline")).reservations
+    if any((i.start, i.size, i.soft) == (wanted.start, wanted.size, is_soft) for i in items):
+        return True
+    ends = wanted.start + wanted.size
+    other = next((i for i in items if i.start < ends and wanted.start < i.start + i.size), None)
+    if other is not None:
+        asked = f"--as {wanted.kind}" if isinstance(wanted, unit.BootDevice) else "--mount …"
+        raise EmupmemError(
+            f"this boot reserves memmap={other.text} where it was memmap={wanted.range}",
+            f"sudo emupmem apply --replace --size … {asked} makes the two agree",
+        )
+    return False
+
+
+def _set_up(machine: Machine, wanted: unit.BootDevice) -> str:
+    if not _is_reserved(machine, wanted):
+        return f"this boot does not reserve memmap={wanted.range}: no {wanted.kind} to set up"
+    return lock.wait_for_lock(machine, lambda: soft.set_up(machine, wanted), unit.SECONDS)
 
 
 def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
-    items = parse_command_line(machine.peek("/proc/cmdline")).reservations
-    if not any((i.start, i.size) == (wanted.start, wanted.size) for i in items):
-        ends = wanted.start + wanted.size
-        other = next((i for i in items if i.start < ends and wanted.start < i.start + i.size), None)
-        if other is not None:
-            raise EmupmemError(
-                f"this boot reserves memmap={other.text} where it was memmap={wanted.range}",
-                "sudo emupmem apply --replace --size … --mount … makes the two agree",
-            )
+    if not _is_reserved(machine, wanted):
         # After `remove`, in a rescue entry, or before the first reboot: nothing is wrong.
         return f"this boot does not reserve memmap={wanted.range}: nothing to mount at {wanted.dir}"
     device = _wait_for_device(machine, wanted)
@@ -67,7 +83,8 @@ def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:
             keep.remember(machine, wanted)
         return outcome
 
-    outcome = _locked(machine, work)
+    # udev or another emupmem may hold what we need for a moment
+    outcome = lock.wait_for_lock(machine, work, unit.SECONDS)
     if not outcome.ok:
         broken = next(c for c in outcome.rungs if c.status == "fail")
         raise EmupmemError(f"it is mounted, but {broken.name}: {broken.found}", broken.hint)
@@ -100,23 +117,3 @@ def _wait_for_device(machine: Machine, wanted: unit.BootMount) -> Pmem:
             "cold start, makes it plain again",
         )
     return device
-
-
-def _locked(machine: Machine, work: Callable[[], MountOutcome]) -> MountOutcome:
-    """Do it under the lock, for which a boot waits."""
-    problem: list[EmupmemError] = []
-    done: list[MountOutcome] = []
-
-    def attempt() -> bool:
-        try:
-            with lock.change_lock(machine):
-                done.append(work())
-        except EmupmemError as exc:
-            problem[:] = [exc]
-            return not isinstance(exc, Busy)  # udev or another emupmem may hold what we need for a moment
-        return True
-
-    wait_for(attempt, unit.SECONDS, "another emupmem")
-    if not done:
-        raise problem[0]
-    return done[0]

@@ -129,7 +129,7 @@ def reserved_regions(machine: Host) -> frozenset[str]:
 
 def _reservations(machine: Host, regions: Sequence[Region]) -> dict[str, MemmapItem]:
     """The reservation of each region: by its start, or without root (addresses are hidden) by size and order."""
-    items = parse_command_line(machine.peek("/proc/cmdline")).reservations
+    items = parse_command_line(machine.peek("/proc/cmdline")).pmem
     found = {r.name: i for r in regions for i in items if r.start == i.start}
     for size in {i.size for i in items}:
         hidden = [r for r in regions if r.start is None and r.size == size and r.provider in ("", *EMULATED)]

@@ -22,7 +22,7 @@ from emupmem.device.decide import (
 )
 from emupmem.device.installed import unit_program
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import EmupmemError
+from emupmem.model import DeviceKind, EmupmemError
 from emupmem.system import accounts, files
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
@@ -84,19 +84,23 @@ def unit_change(
     machine: Host,
     reserved: Sequence[tuple[int, int]],
     wishes: Sequence[tuple[tuple[int, int], MountWish]] = (),
+    soft: Sequence[tuple[int, int]] = (),
+    devices: Sequence[unit.BootDevice] = (),
 ) -> unit.UnitChange:
     """The unit when `reserved` (pairs start, size) is what boots; `wishes` are added for their ranges.
 
-    Raises EmupmemError; a unit that is not ours is an error only where there are wishes.
+    `soft` are the ranges of soft reserved memory that boot, `devices` are added for theirs.
+    Raises EmupmemError; a unit that is not ours is an error only where something is asked of it.
     """
     data = machine.read(unit.FILE)
     before = data.decode("utf-8", "surrogateescape") if data is not None else None
     linked = machine.is_link(unit.LINK)
-    if before is None and not wishes:
+    asked = bool(wishes or devices)
+    if before is None and not asked:
         return unit.UnitChange(None, None, linked)
-    if not wishes and not reserved and before is not None and before.startswith(unit.MARK):
+    if not asked and not reserved and not soft and before is not None and before.startswith(unit.MARK):
         return unit.UnitChange(before, None, linked)  # whatever was edited in it
-    new = []
+    new: list[unit.AtBoot] = list(devices)
     for (start, size), wish in wishes:
         check_fs(wish.fs, size, f"the device of {tight(size)}")
         name = check_dir(wish.dir)
@@ -105,12 +109,12 @@ def unit_change(
         new.append(unit.BootMount(start, size, name, wish.fs, wish.owner, wish.mode, wish.keep))
     if not new:
         try:
-            present = unit.read_unit(before or "")
+            present = unit.read_all(before or "")
         except EmupmemError:
             return unit.UnitChange(before, before, True)
-        if all((m.start, m.size) in reserved for m in present):
+        if all(unit.belongs_to(m, reserved, soft) for m in present):
             return unit.UnitChange(before, before, True)  # nothing was asked of it
-    return unit.changed(before, linked, reserved, unit_program(machine), new)
+    return unit.changed(before, linked, reserved, unit_program(machine), new, soft)
 
 
 def write_unit(machine: Machine, change: unit.UnitChange) -> None:
@@ -138,10 +142,13 @@ def mount_at_boot(machine: Host, steps: MountSteps, request: MountRequest) -> un
             f"{steps.device.dev} is a part of what memmap={item.text} reserves",
             "at every boot only whole devices are mounted",
         )
-    items = parse_command_line(machine.peek("/proc/cmdline")).reservations
+    items = parse_command_line(machine.peek("/proc/cmdline")).pmem
     wish = MountWish(steps.dir, steps.fs, request.owner, request.mode, request.keep)
     configured = _configured(machine) or [(i.start, i.size) for i in items]
-    return unit_change(machine, [*configured, (item.start, item.size)], [((item.start, item.size), wish)])
+    soft = list(recorded_kinds(machine))
+    return unit_change(
+        machine, [*configured, (item.start, item.size)], [((item.start, item.size), wish)], soft
+    )
 
 
 def _configured(machine: Host) -> list[tuple[int, int]]:
@@ -152,3 +159,13 @@ def _configured(machine: Host) -> list[tuple[int, int]]:
         if data is not None
         else []
     )
+
+
+def recorded_kinds(machine: Host) -> dict[tuple[int, int], DeviceKind]:
+    """What the unit makes of soft reserved memory, by its range (start, size); none where it was edited."""
+    data = machine.read(unit.FILE)
+    try:
+        found = unit.read_devices(data.decode("utf-8", "replace")) if data is not None else ()
+    except EmupmemError:
+        return {}
+    return {(d.start, d.size): d.kind for d in found}

@@ -93,6 +93,10 @@ def choose_device(machine: Machine, name: str | None) -> Pmem:
             return device
     if not machine.exists(absolute):
         raise EmupmemError(f"{name} does not exist", _which(ours))
+    if absolute.startswith("/dev/dax"):
+        raise EmupmemError(
+            f"{name} is a DAX device: only the content of pmem devices is saved and restored", _which(ours)
+        )
     raise EmupmemError(f"{name} is not a device that memmap= made: it is left alone", _which(ours))
 
 

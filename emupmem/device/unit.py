@@ -13,15 +13,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from emupmem.kernel.cmdline import parse_memmap_value
-from emupmem.model import EmupmemError
+from emupmem.kernel.cmdline import format_item, parse_memmap_value
+from emupmem.model import DeviceKind, EmupmemError, Reservation
 from emupmem.units import tight
 
 NAME = "emupmem.service"
 FILE = f"/etc/systemd/system/{NAME}"
 LINK = f"/etc/systemd/system/multi-user.target.wants/{NAME}"
 COMMAND = "boot-mount"
-"""The hidden command that the unit runs; its arguments are one group of `WORDS` for each mount."""
+"""The hidden command that the unit runs: its arguments are one group of `WORDS` for each mount, and of two words,
+the range and its kind, for each device of soft reserved memory."""
 
 SAVE_COMMAND = "boot-save"
 """The hidden command that the unit runs when it is stopped, where content is kept: the same arguments."""
@@ -37,6 +38,9 @@ SECONDS = 30
 SLOWEST = 50 << 20
 """Bytes a second that a disk surely reads and writes: the time limits count on it."""
 
+_SLOWEST_ONLINE = 1 << 30
+"""Bytes a second that a kernel surely takes as memory, or gives back."""
+
 KEEP_UNIT = """\
 # Logins wait for the content to be back, and are over before it is saved.
 Before=systemd-user-sessions.service
@@ -47,10 +51,15 @@ SuccessExitStatus={SOME_FAILED}
 """
 
 MARK = "# Written by emupmem"
-TEXT = f"""{MARK}: mounts emulated persistent memory at every boot. Its content is volatile.
+_MOUNTS = (
+    "mounts emulated persistent memory at every boot. Its",
+    "File systems on emulated, volatile persistent memory",
+)
+_ALL = ("sets up what memmap= reserves, at every boot. The", "Emulated, volatile memory devices")
+TEXT = f"""{MARK}: @WHAT@ content is volatile.
 # `emupmem remove` takes this file away. A failure here never stops the boot.
 [Unit]
-Description=File systems on emulated, volatile persistent memory
+Description=@TITLE@
 # Without any memmap= there is nothing to do. Which one it must be is judged by the command.
 ConditionKernelCommandLine=memmap
 # Nothing to start where emupmem was taken away: then the boot has no failed unit either.
@@ -90,6 +99,33 @@ class BootMount:
         """The range as the kernel command line says it: `1G!4G`."""
         return f"{tight(self.size)}!{tight(self.start)}"
 
+    @property
+    def failed(self) -> str:
+        """What is not so where it failed."""
+        return f"{self.dir} is not mounted"
+
+
+@dataclass(frozen=True, slots=True)
+class BootDevice:
+    """What soft reserved memory is to be at every boot, known by its physical range (bytes): `dax` or `memory`."""
+
+    start: int
+    size: int
+    kind: DeviceKind
+
+    @property
+    def range(self) -> str:
+        """The range as the kernel command line says it: `1G%4G-1+0xefffffff`."""
+        return format_item(Reservation(self.start, self.size, 1, kind=self.kind))
+
+    @property
+    def failed(self) -> str:
+        """What is not so where it failed."""
+        return f"memmap={self.range} is not set up as {self.kind}"
+
+
+AtBoot = BootMount | BootDevice
+
 
 @dataclass(frozen=True, slots=True)
 class UnitChange:
@@ -115,19 +151,26 @@ class UnitChange:
         """What is mounted at every boot afterwards. Raises EmupmemError where the unit was edited."""
         return read_unit(self.after) if self.after is not None else ()
 
+    @property
+    def devices(self) -> tuple[BootDevice, ...]:
+        """The same of soft reserved memory."""
+        return read_devices(self.after) if self.after is not None else ()
+
 
 NO_CHANGE = UnitChange(None, None)
 
 
-def unit_text(mounts: Sequence[BootMount], program: str) -> str:
-    """The unit that runs `program` (an absolute path) for these mounts.
+def unit_text(wanted: Sequence[AtBoot], program: str) -> str:
+    """The unit that runs `program` (an absolute path) for these mounts and devices.
 
     Raises EmupmemError for a word that no unit file can hold.
     """
     if not re.fullmatch(r"(/[\w.+@:=,~-]+)+", program, re.ASCII):
         raise EmupmemError(f"{program} cannot be started by systemd", "install emupmem in /usr/local/bin")
-    kept = [m for m in mounts if m.keep]
+    kept = [m for m in wanted if isinstance(m, BootMount) and m.keep]
     seconds = 300 + sum(m.size for m in kept) // SLOWEST
+    seconds += sum(m.size for m in wanted if isinstance(m, BootDevice)) // _SLOWEST_ONLINE
+    what, title = _MOUNTS if all(isinstance(m, BootMount) for m in wanted) else _ALL
     unit, service = "", ""
     if kept:
         folders = " ".join(dict.fromkeys(quote(m.keep.rpartition("/")[0] or "/", "%") for m in kept))
@@ -137,19 +180,23 @@ def unit_text(mounts: Sequence[BootMount], program: str) -> str:
         )
     parts = {
         "@PROGRAM@": program,
+        "@WHAT@": what,
+        "@TITLE@": title,
         "@UNIT@": unit,
         "@SECONDS@": str(seconds),
-        "@COMMAND@": _command(program, COMMAND, mounts),
+        "@COMMAND@": _command(program, COMMAND, wanted),
         "@SERVICE@": service,
     }
     return re.sub("|".join(parts), lambda m: parts[m[0]], TEXT)
 
 
-def _command(program: str, command: str, mounts: Sequence[BootMount]) -> str:
-    return " \\\n    ".join([f"{program} {command}", *(_arguments(m) for m in mounts)])
+def _command(program: str, command: str, wanted: Sequence[AtBoot]) -> str:
+    return " \\\n    ".join([f"{program} {command}", *(_arguments(m) for m in wanted)])
 
 
-def _arguments(mount: BootMount) -> str:
+def _arguments(mount: AtBoot) -> str:
+    if isinstance(mount, BootDevice):
+        return f"{quote(mount.range)} {mount.kind}"
     words = (mount.range, mount.dir, mount.fs, mount.owner or "-", mount.mode or "-", mount.keep or "-")
     return " ".join(quote(w) for w in words)
 
@@ -171,7 +218,17 @@ def quote(word: str, double: str = "%$") -> str:
 
 
 def read_unit(unit: str) -> tuple[BootMount, ...]:
-    """The mounts of a unit that `text` made. Raises EmupmemError where it was edited beyond recognition."""
+    """The mounts of a unit that `unit_text` made. Raises EmupmemError where it was edited beyond recognition."""
+    return tuple(m for m in read_all(unit) if isinstance(m, BootMount))
+
+
+def read_devices(unit: str) -> tuple[BootDevice, ...]:
+    """The devices of soft reserved memory of such a unit. Raises EmupmemError as `read_unit` does."""
+    return tuple(m for m in read_all(unit) if isinstance(m, BootDevice))
+
+
+def read_all(unit: str) -> tuple[AtBoot, ...]:
+    """The mounts and the devices of such a unit. Raises EmupmemError as `read_unit` does."""
     return from_words(_start_words(unit)[2:])
 
 
@@ -181,7 +238,7 @@ def read_program(unit: str) -> str:
 
 
 def _start_words(unit: str) -> list[str]:
-    """The words of ExecStart: the program, its command, the mounts."""
+    """The words of ExecStart: the program, its command, the mounts and devices."""
     hint = f"sudo rm {FILE} {LINK} deletes it; then give the mounts again"
     joined = re.sub(r"\\\n", " ", unit)
     commands = [line[len("ExecStart=") :] for line in joined.split("\n") if line.startswith("ExecStart=")]
@@ -202,11 +259,24 @@ def _unquote(word: str) -> str:
     return word.replace("%%", "%").replace("$$", "$")
 
 
-def from_words(words: Sequence[str]) -> tuple[BootMount, ...]:
-    """The mounts that the arguments of the boot command name. Raises EmupmemError."""
-    if not words or len(words) % WORDS:
-        raise EmupmemError(f"{COMMAND} needs groups of RANGE DIR FS OWNER MODE KEEP")
-    return tuple(_from_group(words[at : at + WORDS]) for at in range(0, len(words), WORDS))
+def from_words(words: Sequence[str]) -> tuple[AtBoot, ...]:
+    """The mounts and devices that the arguments of the boot command name. Raises EmupmemError."""
+    found: list[AtBoot] = []
+    left = tuple(words)
+    while left or not found:
+        count = 2 if left[1:2] and left[1] in (DeviceKind.DAX, DeviceKind.MEMORY) else WORDS
+        group, left = left[:count], left[count:]
+        if len(group) < count:
+            raise EmupmemError(f"{COMMAND} needs groups of RANGE DIR FS OWNER MODE KEEP, or RANGE dax|memory")
+        found.append(_device_of(*group) if count == 2 else _from_group(group))
+    return tuple(found)
+
+
+def _device_of(where: str, kind: str) -> BootDevice:
+    items = parse_memmap_value(where)
+    if len(items) != 1 or not items[0].soft:
+        raise EmupmemError(f"{where!r} is not a range such as 1G%4G-1+0xefffffff")
+    return BootDevice(items[0].start, items[0].size, DeviceKind(kind))
 
 
 def _from_group(group: Sequence[str]) -> BootMount:
@@ -223,21 +293,27 @@ def changed(
     linked: bool,
     reserved: Sequence[tuple[int, int]],
     program: str,
-    new: Sequence[BootMount],
+    new: Sequence[AtBoot],
+    soft: Sequence[tuple[int, int]] = (),
 ) -> UnitChange:
     """The unit once `reserved` (pairs start, size) is what the machine reserves and `new` is asked as well.
 
-    Mounts of ranges that are no longer reserved go; a new mount takes the place of that of its range.
-    Raises EmupmemError for two mounts in one folder.
+    `reserved` is persistent memory, `soft` soft reserved. What is of ranges that are no longer reserved goes; what
+    is new takes the place of that of its range. Raises EmupmemError for two mounts in one folder.
     """
-    present = read_unit(before) if before is not None else ()
+    present = read_all(before) if before is not None else ()
     taken = {(m.start, m.size) for m in new}
-    kept = [m for m in present if (m.start, m.size) in set(reserved) - taken]
+    kept = [m for m in present if belongs_to(m, reserved, soft) and (m.start, m.size) not in taken]
     mounts = sorted([*kept, *new], key=lambda m: m.start)
-    folders = [m.dir for m in mounts]
+    folders = [m.dir for m in mounts if isinstance(m, BootMount)]
     for folder in folders:
         if folders.count(folder) > 1:
             raise EmupmemError(f"two devices cannot both be mounted at {folder}", "give each its own folder")
     if not mounts:
         return UnitChange(before, None, linked)
     return UnitChange(before, unit_text(mounts, program), linked)
+
+
+def belongs_to(one: AtBoot, reserved: Sequence[tuple[int, int]], soft: Sequence[tuple[int, int]]) -> bool:
+    """Whether its range is among those (pairs start, size) that are reserved for its kind."""
+    return (one.start, one.size) in (soft if isinstance(one, BootDevice) else reserved)

@@ -11,7 +11,7 @@ from emupmem.boot import kernel as boot_kernel
 from emupmem.boot import obstacles
 from emupmem.doctor.finding import EarlyMount, Eye, Finding
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import MAX_MEMMAP_REGIONS, CommandLine, ModuleState, Presence
+from emupmem.model import MAX_MEMMAP_REGIONS, CommandLine, DeviceKind, ModuleState, Presence
 from emupmem.planner import kernels
 from emupmem.planner.situation import Situation
 from emupmem.system.host import Host
@@ -31,7 +31,12 @@ def look_at_kernel(eye: Eye) -> str:
 def look_at_modules(eye: Eye) -> Finding:
     if eye.target is None:
         return Finding("modules", "note", "which kernel boots by default is not known")
-    return modules(boot_kernel.module_states(eye.machine, eye.target.release, eye.line))
+    kinds = [DeviceKind.PMEM] if eye.line.pmem or not eye.line.soft else []
+    kinds += [DeviceKind.DAX, DeviceKind.MEMORY] if eye.line.soft else []
+    states = (
+        s for k in kinds for s in boot_kernel.module_states(eye.machine, eye.target.release, eye.line, k)
+    )
+    return modules(tuple(dict.fromkeys(states)))
 
 
 def modules(states: Sequence[ModuleState]) -> Finding:

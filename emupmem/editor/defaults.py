@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put our words into the text of /etc/default/grub and take them out again: text in, text out.
 
-Ours are the `memmap=SIZE!START` items of `GRUB_CMDLINE_LINUX` and `GRUB_CMDLINE_LINUX_DEFAULT`;
-every other byte belongs to somebody else and stays. Three parties share the work:
+Ours are the reservations (`memmap=SIZE!START`, `memmap=SIZE%START-1+0xefffffff`) in `GRUB_CMDLINE_LINUX` and
+`GRUB_CMDLINE_LINUX_DEFAULT`; every other byte belongs to somebody else and stays. Three parties share the work:
 
 * augeas (Shellvars lens, in memory) says *where* a value stands. Its own rendering of the file is
   never used: it eats leading blank lines and bare `#` lines, so the original text is spliced.

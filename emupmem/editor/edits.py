@@ -13,7 +13,6 @@ from typing import AnyStr
 from emupmem.editor.lens import Assignment, layout_of, mention
 from emupmem.editor.quoting import (
     BLANKS,
-    OUR_ITEM,
     OddValueError,
     ValueChar,
     chars_of,
@@ -23,6 +22,7 @@ from emupmem.editor.quoting import (
 )
 from emupmem.editor.shell import Sourced
 from emupmem.editor.text import MARK, VARIABLES, external, internal
+from emupmem.kernel.cmdline import RESERVATION
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:=/+@%-]*")  # needs no quotes in sh; no tilde, sh expands it
 
@@ -63,7 +63,7 @@ def _reworked(
         parts = _parts(word, start)
         for first, last in parts:
             item = value[first:last]
-            if not OUR_ITEM.fullmatch(item) or (names is not None and item not in names):
+            if not RESERVATION.fullmatch(item) or (names is not None and item not in names):
                 left += 1
             elif fresh:
                 gone.update(range(first, last))

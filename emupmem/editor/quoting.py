@@ -6,10 +6,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from emupmem.kernel.cmdline import RESERVATION
+
 BLANKS = " \t\n\r\v\f"
 _OPAQUE = "\uffff"  # stands for an expansion: never a blank, never part of a word of ours
-_NUMBER = r"(?:0[xX][0-9a-fA-F]+|[0-9]+)[KMGTPEkmgtpe]?"
-OUR_ITEM = re.compile(f"{_NUMBER}!{_NUMBER}")
 
 
 def words_of(value: str) -> tuple[str, ...]:
@@ -153,12 +153,12 @@ def word_spans(value: str) -> tuple[list[tuple[int, int]], bool]:
 def items_of_word(word: str) -> list[str]:
     if not word.startswith("memmap="):
         return []
-    return [part for part in word.removeprefix("memmap=").split(",") if OUR_ITEM.fullmatch(part)]
+    return [part for part in word.removeprefix("memmap=").split(",") if RESERVATION.fullmatch(part)]
 
 
 def without_items(word: str) -> str:
     """The word without our items, empty when nothing is left."""
     if not items_of_word(word):
         return word
-    parts = [p for p in word.removeprefix("memmap=").split(",") if not OUR_ITEM.fullmatch(p)]
+    parts = [p for p in word.removeprefix("memmap=").split(",") if not RESERVATION.fullmatch(p)]
     return f"memmap={','.join(parts)}" if parts else ""

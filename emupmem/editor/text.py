@@ -20,7 +20,8 @@ MARK = "# added by emupmem"
 MOST_WORDS = 4000
 """Words of a file beside its comments. Augeas takes the square of their number: 50 s for 20,000 of them."""
 MOST_BYTES = 1 << 20
-_NEW_ITEM = re.compile(r"[1-9][0-9]*[KMGTPE]?![1-9][0-9]*[KMGTPE]?")
+_SIZE = "[1-9][0-9]*[KMGTPE]?"
+_NEW_ITEM = re.compile(rf"{_SIZE}(?:!{_SIZE}|%{_SIZE}-1\+0xefffffff)")
 _NEW_WORD = re.compile(r"[A-Za-z0-9_.,:=/!-]+")
 
 

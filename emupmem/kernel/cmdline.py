@@ -9,11 +9,23 @@ the model: what matters is what the machine will do with the words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-from emupmem.model import GIB, KIB, MAX_MEMMAP_REGIONS, MIB, CommandLine, EmupmemError, Kind, MemmapItem, Span
+from emupmem.model import (
+    GIB,
+    KIB,
+    MAX_MEMMAP_REGIONS,
+    MIB,
+    CommandLine,
+    EmupmemError,
+    Kind,
+    MemmapItem,
+    Reservation,
+    Span,
+)
 
 COMMAND_LINE_MAX = 2047
 """Bytes of the command line that an x86 kernel reads (COMMAND_LINE_SIZE less the final NUL)."""
@@ -24,6 +36,13 @@ _DIGITS = "0123456789abcdef"
 
 # lib/ctype.c: what isspace() is true for, the Latin-1 no-break space included.
 _SPACES = " \t\n\v\f\r\xa0"
+_COUNT = r"(?:0[xX][0-9a-fA-F]+|[0-9]+)[KMGTPEkmgtpe]?"
+RESERVATION = re.compile(
+    rf"{_COUNT}(?:!{_COUNT}|%{_COUNT}-(?:0[xX])?0*1\+(?:0[xX]0*[eE][fF]{{7}}|4026531839))"
+)
+"""An item that makes a device: type 12 (`!`), or RAM (type 1) changed into soft reserved memory (0xefffffff)."""
+_SOFT = "-1+0xefffffff"
+
 OPERATORS = {"@": Kind.RAM, "#": Kind.ACPI_DATA, "$": Kind.RESERVED, "!": Kind.PRAM}
 
 
@@ -71,22 +90,28 @@ def format_size(size: int) -> str:
     return text
 
 
-def format_memmap(reservations: Iterable[tuple[int, int]]) -> str:
-    """Write reservations, pairs (size, start) in bytes, as one `memmap=SIZE!START,…` argument.
+def format_item(kept: Reservation) -> str:
+    """Write one reservation: `1G!4G`, or `1G%4G-1+0xefffffff` for the kinds that are soft reserved."""
+    sign, change = ("%", _SOFT) if kept.kind.soft else ("!", "")
+    return f"{format_size(kept.size)}{sign}{format_size(kept.start)}{change}"
+
+
+def format_memmap(reservations: Iterable[Reservation]) -> str:
+    """Write reservations as one `memmap=ITEM,…` argument.
 
     One argument and not several: kaslr.c neither avoids nor flags a fifth separate `memmap=`.
     The text is read back through the model before it is returned; raises EmupmemError where the
     kernel would not read exactly these ranges, and for ranges that are empty or overlap.
     """
-    pairs = list(reservations)
-    if not pairs:
+    wanted = list(reservations)
+    if not wanted:
         raise EmupmemError("a memmap= argument needs at least one reservation")
-    spans = sorted(Span(start, start + size) for size, start in pairs)
+    spans = sorted(Span(r.start, r.end) for r in wanted)
     if any(b.start < a.end for a, b in pairwise(spans)) or spans[-1].end > U64:
         raise EmupmemError("reservations overlap or reach beyond 64 bits")
-    text = "memmap=" + ",".join(f"{format_size(size)}!{format_size(start)}" for size, start in pairs)
-    read = parse_command_line(text)
-    if [(i.op, i.size, i.start) for i in read.items] != [("!", size, start) for size, start in pairs]:
+    text = "memmap=" + ",".join(map(format_item, wanted))
+    read = parse_command_line(text).reservations
+    if [(i.soft, i.size, i.start) for i in read] != [(r.kind.soft, r.size, r.start) for r in wanted]:
         raise EmupmemError(f"the kernel would not read {text[:100]} as it is meant")
     return text
 
@@ -225,12 +250,15 @@ def _memmap_item(text: str) -> MemmapItem | None:
     if rest == text:
         return None
     if rest[:1] in OPERATORS or rest[:1] == "%":
-        return MemmapItem(rest[0], size, memparse(rest[1:])[0], text)
+        soft = rest[0] == "%" and RESERVATION.fullmatch(text) is not None
+        return MemmapItem(rest[0], size, memparse(rest[1:])[0], text, soft)
     return MemmapItem("limit", size, 0, text)
 
 
 def items_meant(present: Sequence[str], typed: Iterable[str]) -> list[str]:
     """The items of `present` that a person means by `1G!4G,1G!5G`, `memmap=1024M!4096M` or `0x100000000-0x13fffffff`.
+
+    `1G%4G` means the soft reserved range, whatever follows it.
 
     What is none of them comes back as it was typed.
     """
@@ -244,7 +272,7 @@ def _ranges_of(item: str) -> tuple[int, int]:
     first, dash, last = item.partition("-")
     if dash and first[:2] == last[:2] == "0x":
         return strtoull(first)[0], strtoull(last)[0] + 1
-    read = [i for i in parse_memmap_value(item) if i.op == "!"]
+    read = [i for i in parse_memmap_value(item) if i.op in "!%"]
     return (read[0].start, read[0].start + read[0].size) if read else (0, 0)
 
 
@@ -296,6 +324,18 @@ def kaslr_avoided(line: CommandLine) -> tuple[tuple[Span, ...], bool]:
                 spans.append(Span(item.start, item.start + item.size))
         too_many = too_many or (len(spans) >= MAX_MEMMAP_REGIONS and bool(left))
     return tuple(spans), too_many
+
+
+def kaslr_limit(line: CommandLine) -> int:
+    """The address below which kaslr.c keeps the kernel: the smallest size that has no start for it, or of mem=.
+
+    A `%` item is one: its size is taken for a limit of the memory, and its range is not kept clear of.
+    Source: mem_avoid_memmap, parse_memmap and handle_mem_options of arch/x86/boot/compressed/kaslr.c.
+    """
+    sizes = [
+        i.size for i in line.items if i.size and (i.op in ("%", "limit") or (i.op in "!#$" and not i.start))
+    ]
+    return min((*sizes, *line.mem_limits), default=1 << 64)
 
 
 # hugepages= ----------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ _TYPE_NUMBERS = {
 }
 _KINDS = {number: kind for kind, number in _TYPE_NUMBERS.items()}
 PRAM_TYPE = _TYPE_NUMBERS[Kind.PRAM]
-_NEVER_JOINED = (PRAM_TYPE, _TYPE_NUMBERS[Kind.SOFT_RESERVED])
+SOFT_TYPE = _TYPE_NUMBERS[Kind.SOFT_RESERVED]
+_NEVER_JOINED = (PRAM_TYPE, SOFT_TYPE)
 
 Row = tuple[int, int, int]
 """(start, end, type number) of a range of the map."""

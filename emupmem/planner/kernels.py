@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from emupmem.model import EmupmemError, KernelRelease
+from emupmem.kernel.cmdline import kaslr_limit, memmap_region_count, parse_command_line
+from emupmem.model import MAX_MEMMAP_REGIONS, DeviceKind, EmupmemError, KernelRelease, Reservation
 from emupmem.planner.situation import Situation
+from emupmem.units import tight
 
 FIRST_EL7 = 514
 """The RHEL 7 kernel (3.10.0-514.el7, RHEL 7.3) from which on `memmap=SIZE!OFFSET` is known.
@@ -20,13 +23,19 @@ BEFORE_3_5 = KernelRelease(3, 4, None, "the kernel of this log (before 3.5, by t
 """A kernel that no banner names, but whose map has the words of its time."""
 
 
-def kernel_problem(kernel: KernelRelease | None) -> EmupmemError | None:
-    """Why a kernel must not be given `memmap=SIZE!OFFSET`, None where nothing is known against it.
+def kernel_problem(kernel: KernelRelease | None, kind: DeviceKind = DeviceKind.PMEM) -> EmupmemError | None:
+    """Why a kernel must not be given a reservation of this kind, None where nothing is known against it.
 
-    Before Linux 4.1 (ec776ef6bbe1) parse_memmap_one takes the item for `memmap=SIZE`: a limit for all memory.
+    Before Linux 4.1 (ec776ef6bbe1) parse_memmap_one takes `memmap=SIZE!OFFSET` for `memmap=SIZE`: a limit for all
+    memory. Soft reserved memory has a driver since Linux 5.5 (262b45ae3ab4, a6c7f4c6aea5).
     """
     if kernel is None:
         return None
+    if kind.soft and (kernel.i386 or (kernel.major, kernel.minor) < (5, 5)):
+        return EmupmemError(
+            f"{kernel.text} makes no device of soft reserved memory",
+            f"--as {kind} needs a 64-bit kernel, Linux 5.5 or later",
+        )
     if kernel.i386:
         return EmupmemError(f"{kernel.text} is a 32-bit kernel, which has no /dev/pmem", KERNEL_NEEDED)
     if (kernel.major, kernel.minor) >= (4, 1) or _el7_build(kernel) >= FIRST_EL7:
@@ -55,6 +64,28 @@ def kernel_warnings(kernel: KernelRelease | None) -> list[str]:
         f"{kernel.text} is older than Linux 4.1 and knows memmap=SIZE!OFFSET by a backport only: try it once first "
         "(apply --trial)"
     ]
+
+
+def soft_kaslr(situation: Situation, chosen: Sequence[Reservation]) -> str:
+    """Why the kernel may place itself inside soft reserved memory without nokaslr; empty where it cannot.
+
+    kaslr.c does not keep clear of such a range. It takes its size for a limit of all memory, and stays below the
+    smallest limit that it has read. After the fourth range it reads no further.
+    """
+    line = situation.command_line or parse_command_line("")
+    starts = [i.start for i in line.soft] + [r.start for r in chosen if r.kind.soft]
+    if line.nokaslr or not starts:
+        return ""
+    ranges = memmap_region_count(line) + sum(1 for r in chosen if not r.kind.soft)
+    if ranges >= MAX_MEMMAP_REGIONS:
+        return f"beside {ranges} other memmap= ranges the kernel may place itself inside soft reserved memory"
+    limit = min(kaslr_limit(line), *(r.size for r in chosen if r.kind.soft), 1 << 64)
+    if limit <= min(starts):
+        return ""
+    return (
+        f"the kernel chooses its place at random below {tight(limit)}, and the soft reserved memory begins at "
+        f"{tight(min(starts))}"
+    )
 
 
 def randomisation(situation: Situation) -> tuple[bool, list[str]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from emupmem.kernel.cmdline import mem_limit, memparse
@@ -106,10 +107,11 @@ _Pair = tuple[int, int]
 @record
 class Field:
     """Where reservations may lie: `places`, lowest first, none crossing anything, each with room for
-    2 MiB; and for every usable entry without a place the reason."""
+    2 MiB; for every usable entry without a place the reason; and the steps of alignment, best first."""
 
     places: list[Place]
     reasons: dict[int, str]
+    steps: tuple[int, ...] = STEPS
 
 
 def high_places(situation: Situation) -> list[Place]:
@@ -122,14 +124,15 @@ def high_places(situation: Situation) -> list[Place]:
     ]
 
 
-def field_of(situation: Situation, node: int | None) -> Field:
+def field_of(situation: Situation, request: Request) -> Field:
     """Take away from the usable entries what each rule forbids; the rule that took the last is the reason."""
-    entries = situation.firmware.entries
+    entries, node = situation.firmware.entries, request.numa_node
+    steps = situation.steps(request.kind)
     reasons: dict[int, str] = {}
     alive = {i for i, e in enumerate(entries) if e.kind is Kind.RAM}
 
     def keep(places: Iterable[Place], why: Callable[[int], str]) -> list[Place]:
-        left = [p for p in places if room_in(p, STEPS[-1])]
+        left = [p for p in places if room_in(p, steps[-1])]
         gone = alive - {p[2] for p in left}
         reasons.update((i, why(i)) for i in gone)
         alive.difference_update(gone)
@@ -138,7 +141,7 @@ def field_of(situation: Situation, node: int | None) -> Field:
     def tiny(i: int) -> str:
         if entries[i].end <= LOW_LIMIT:
             return BELOW_4G
-        return f"{human(entries[i].size)} only: no 2 MiB step lies inside"
+        return f"{human(entries[i].size)} only: no {human(steps[-1])} step lies inside"
 
     places = keep(high_places(situation), tiny)
     lost = union_of((x.start, x.end) for x in situation.losses)
@@ -153,6 +156,8 @@ def field_of(situation: Situation, node: int | None) -> Field:
     if limits:
         # What the kernel took away before it adds ours has another history: it would make two devices of it.
         places = keep(_cut(places, limits), lambda i: "cut in two by mem= on the kernel command line")
+        if request.kind.soft:  # of RAM only it is made; type 12 of anything
+            places = keep((p for p in places if p[1] <= min(limits)), lambda i: "taken away by mem=")
     if situation.nodes:
         places = keep(
             _split_nodes(places, situation.nodes), lambda i: "in pieces that belong to different NUMA nodes"
@@ -160,7 +165,7 @@ def field_of(situation: Situation, node: int | None) -> Field:
     if node is not None:
         on = {i: {p[3] for p in places if p[2] == i} for i in alive} if len(alive) < 1000 else {}
         places = keep([p for p in places if p[3] == node], lambda i: _other_node(on.get(i, set()), node))
-    return Field(places, reasons)
+    return Field(places, reasons, steps)
 
 
 def _other_node(nodes: set[int | None], node: int) -> str:
@@ -276,19 +281,21 @@ def rooms_of(field: Field, most: Callable[[Place], int] = lambda place: place[1]
     """For each entry with a place the most that one reservation in it can have, `most` of each place at most."""
     rooms: dict[int, int] = {}
     for place in field.places:
-        rooms[place[2]] = max(rooms.get(place[2], 0), min(room_in(place, STEPS[-1]), most(place)))
+        rooms[place[2]] = max(rooms.get(place[2], 0), min(room_in(place, field.steps[-1]), most(place)))
     return rooms
 
 
-def find_places(places: Sequence[Place], request: Request) -> tuple[Reservation, ...] | None:
+def find_places(
+    field: Field, request: Request, places: Sequence[Place] | None = None
+) -> tuple[Reservation, ...] | None:
     assert request.size is not None
-    roomy = [p for p in places if p[1] - p[0] >= request.size]
-    for step in STEPS:
+    roomy = [p for p in (field.places if places is None else places) if p[1] - p[0] >= request.size]
+    for step in field.steps:
         if request.size % step or (request.offset or 0) % step:
             continue
         found = fill_places(roomy, request.size, request.count, step, request.offset)
         if found is not None:
-            return found
+            return tuple(replace(r, kind=request.kind) for r in found)
     return None
 
 

@@ -19,6 +19,7 @@ from emupmem.model import (
     LOW_LIMIT,
     MAX_MEMMAP_REGIONS,
     MIB,
+    DeviceKind,
     EmupmemError,
     Kind,
     MapEntry,
@@ -29,7 +30,8 @@ from emupmem.model import (
     Reservation,
 )
 from emupmem.planner.kernel_map import prove_plan
-from emupmem.planner.kernels import kaslr, kernel_problem, kernel_warnings
+from emupmem.planner.kernels import kaslr, kernel_problem, kernel_warnings, soft_kaslr
+from emupmem.planner.nodes import node_warnings
 from emupmem.planner.places import (
     Field,
     Place,
@@ -44,7 +46,16 @@ from emupmem.planner.places import (
     taken_by,
     union_of,
 )
-from emupmem.planner.situation import BELOW_4G, PAGE, STEPS, STRUCT_PAGE, NoPlan, Situation, page_structs
+from emupmem.planner.situation import (
+    BELOW_4G,
+    LEAST_BLOCK,
+    PAGE,
+    STEPS,
+    STRUCT_PAGE,
+    NoPlan,
+    Situation,
+    page_structs,
+)
 from emupmem.record import record
 from emupmem.units import human, multiples_near, span_text, tight
 
@@ -55,36 +66,42 @@ def plan(situation: Situation, request: Request) -> Plan:
     Without a size, one is chosen that leaves half of the RAM, or failing that the floor.
     Raises NoPlan when nothing fits, EmupmemError for a request that no machine can serve.
     """
-    problem = kernel_problem(situation.kernel)
+    problem = kernel_problem(situation.kernel, request.kind)
     if problem is not None:
         raise problem
     _check_request(situation, request)
-    field = field_of(situation, request.numa_node)
+    field = field_of(situation, request)
     budget = _budget(situation)
     if request.size is None:
-        request = replace(request, size=_comfortable(situation, request, field, budget))
+        request = replace(request, size=_proposed(situation, request, field, budget))
     assert request.size is not None
     chosen = _chosen(field, request, budget)
     if chosen is None or budget.left(chosen) < request.min_free:
         raise _no_plan(situation, request, field, budget, fits=chosen is not None)
     left = budget.left(chosen)
-    nokaslr, kaslr_warning = kaslr(situation)
+    inside = soft_kaslr(situation, chosen)
+    nokaslr, kaslr_warning = (True, [f"{inside}: nokaslr is added"]) if inside else kaslr(situation)
     warnings = (
         *kernel_warnings(situation.kernel),
         *_align_warnings(chosen),
         *_ram_warnings(budget, left),
         *kaslr_warning,
+        *node_warnings(situation, chosen),
     )
-    memmap = format_memmap([(r.size, r.start) for r in chosen])
+    memmap = format_memmap(chosen)
     prove_plan(situation, memmap, chosen)
-    return Plan(memmap, chosen, left, page_structs(request.size * request.count), warnings, nokaslr)
+    structs = page_structs(request.size * request.count)
+    return Plan(memmap, chosen, left, structs, warnings, nokaslr, bool(inside))
 
 
 def offers(situation: Situation, request: Request) -> tuple[Offer, ...]:
     """For each usable range of the map the most that one device in it could have, with the reason."""
-    field = field_of(situation, request.numa_node)
+    field = field_of(situation, request)
     budget = _budget(situation)
-    affordable = {above: _affordable(budget, request.min_free, above) for above in (False, True)}
+    step = field.steps[-1]
+    affordable = {
+        above: _affordable(budget, request.min_free, above) // step * step for above in (False, True)
+    }
     rooms = rooms_of(field)
     most = rooms_of(field, lambda place: affordable[place[0] >= budget.limit])
     found = []
@@ -103,7 +120,7 @@ def rejected(situation: Situation, request: Request, made: Plan | None) -> tuple
     """Every range of the map that was not chosen, with a reason that a person understands."""
     chosen = sorted((r.start, r.end) for r in made.reservations) if made else []
     size = made.reservations[0].size if made else request.size
-    field = field_of(situation, request.numa_node)
+    field = field_of(situation, request)
     rooms, budget = rooms_of(field), _budget(situation)
     found, at = [], 0
     for index, entry in enumerate(situation.firmware.entries):
@@ -125,24 +142,24 @@ def satisfied(situation: Situation, request: Request, existing: Sequence[Reserva
     """Whether reservations that are there already are what is asked, and keep every rule still."""
     if len(existing) != request.count or request.size is None:
         return False
-    if any(r.size != request.size or r.start % STEPS[-1] for r in existing):
+    field = field_of(situation, request)
+    if any(r.size != request.size or r.kind != request.kind or r.start % field.steps[-1] for r in existing):
         return False
     if request.offset is not None and min(r.start for r in existing) != request.offset:
         return False
-    places = field_of(situation, request.numa_node).places
-    if not all(any(p[0] <= r.start and r.end <= p[1] for p in places) for r in existing):
+    if not all(any(p[0] <= r.start and r.end <= p[1] for p in field.places) for r in existing):
         return False
     return _budget(situation).left(existing) >= request.min_free
 
 
 def check_values(request: Request) -> None:
     """Raise EmupmemError for numbers that no machine could serve, whatever its memory is."""
-    step = STEPS[-1]
+    step = LEAST_BLOCK if request.kind is DeviceKind.MEMORY else STEPS[-1]
     if request.count < 1:
         raise EmupmemError(f"{request.count} devices make no sense", "--count takes 1 to 4")
     if request.size is not None and (request.size < step or request.size % step):
         near = multiples_near(request.size, step)
-        raise EmupmemError(f"size {tight(request.size)} is not a multiple of 2 MiB", f"take {near}")
+        raise EmupmemError(f"size {tight(request.size)} is not a multiple of {human(step)}", f"take {near}")
     if request.offset is not None:
         if request.offset < LOW_LIMIT:
             raise EmupmemError(
@@ -150,12 +167,19 @@ def check_values(request: Request) -> None:
             )
         if request.offset % step:
             near = tight(request.offset // step * step)
-            raise EmupmemError(f"offset {tight(request.offset)} is not a multiple of 2 MiB", f"take {near}")
+            raise EmupmemError(
+                f"offset {tight(request.offset)} is not a multiple of {human(step)}", f"take {near}"
+            )
 
 
 def _check_request(situation: Situation, request: Request) -> None:
     check_values(request)
     _check_command_line(situation, request)
+    step = situation.steps(request.kind)[-1]
+    if any(value % step for value in (request.size or 0, request.offset or 0)):
+        raise EmupmemError(
+            f"this machine adds memory in blocks of {human(step)}", f"give multiples of {tight(step)}"
+        )
     nodes = sorted({n.node for n in situation.nodes})
     if request.numa_node is not None and request.numa_node not in nodes:
         known = f"nodes with memory: {', '.join(map(str, nodes))}" if nodes else "no nodes are known"
@@ -169,6 +193,8 @@ def _check_command_line(situation: Situation, request: Request) -> None:
             "the command line has memmap=exactmap: it replaces the firmware's map by one made by hand",
             "remove it first; emupmem plans on what the firmware says",
         )
+    if request.kind.soft:
+        return  # kaslr.c counts no `%` items: see soft_kaslr
     present = memmap_region_count(line) if line is not None else 0
     there = f"there are {present} already; " if present else ""
     fewer = (
@@ -230,11 +256,20 @@ def _affordable(budget: _Budget, min_free: int, above: bool) -> int:
 
 def _chosen(field: Field, request: Request, budget: _Budget) -> tuple[Reservation, ...] | None:
     """The lowest places that fit; where they leave too little, those above the limit of the RAM, which cost none."""
-    lowest = find_places(field.places, request)
+    lowest = find_places(field, request)
     if lowest is None or budget.left(lowest) >= request.min_free:
         return lowest
-    above = find_places([p for p in field.places if p[0] >= budget.limit], request)
+    above = find_places(field, request, [p for p in field.places if p[0] >= budget.limit])
     return above if above is not None and budget.left(above) >= request.min_free else lowest
+
+
+def _proposed(situation: Situation, request: Request, field: Field, budget: _Budget) -> int:
+    """A size for who gives none: all memory of a node that is asked for as memory, or what leaves half of the RAM."""
+    if request.kind is DeviceKind.MEMORY and request.numa_node is not None and request.count == 1:
+        whole = _largest(request, field, budget)
+        if whole:
+            return whole
+    return _comfortable(situation, request, field, budget)
 
 
 def _comfortable(situation: Situation, request: Request, field: Field, budget: _Budget) -> int:
@@ -242,7 +277,7 @@ def _comfortable(situation: Situation, request: Request, field: Field, budget: _
     largest = _largest(request, field, budget)
     for floor in (max(request.min_free, budget.total // 2), request.min_free):
         size = 1 << max(largest.bit_length() - 1, 0)
-        while size >= STEPS[2]:
+        while size >= max(STEPS[2], field.steps[-1]):
             chosen = _chosen(field, replace(request, size=size, min_free=floor), budget)
             if chosen is not None and budget.left(chosen) >= floor:
                 return size
@@ -282,18 +317,19 @@ def _takers(situation: Situation) -> str:
 
 
 def _largest(request: Request, field: Field, budget: _Budget) -> int:
-    """The largest size per device, in steps of 2 MiB, that keeps all rules; 0 where none does: see _chosen."""
+    """The largest size per device, in the smallest steps, that keeps all rules; 0 where none does: see _chosen."""
     above = [p for p in field.places if p[0] >= budget.limit]
-    return max(_largest_in(places, request, budget) for places in (field.places, above))
+    step = field.steps[-1]
+    return max(_largest_in(places, request, budget, step) for places in (field.places, above))
 
 
-def _largest_in(places: Sequence[Place], request: Request, budget: _Budget) -> int:
+def _largest_in(places: Sequence[Place], request: Request, budget: _Budget, step: int) -> int:
     """The same in some of the places.
 
     Only the roomiest matter, as many as there are devices, and the one that holds the offset; both fitting and the
     floor get harder as the size grows, so bisection finds it.
     """
-    step, offset = STEPS[-1], request.offset
+    offset = request.offset
     if offset is not None:
         places = [(max(p[0], offset), *p[1:]) for p in places if p[1] > offset]
     best = heapq.nlargest(request.count, places, key=lambda p: room_in(p, step))
@@ -373,7 +409,7 @@ def _why_not(
 
 def _align_warnings(chosen: Sequence[Reservation]) -> list[str]:
     step = chosen[0].align
-    if step >= 128 * MIB:
+    if step >= 128 * MIB or chosen[0].kind.soft:
         return []
     return [f"aligned to {human(step)} only: kernels before 5.3 need 128 MiB, ndctl prefers 16 MiB"]
 

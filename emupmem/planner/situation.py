@@ -7,6 +7,7 @@ from emupmem.model import (
     GIB,
     MIB,
     CommandLine,
+    DeviceKind,
     EmupmemError,
     FirmwareMap,
     KernelRelease,
@@ -25,6 +26,9 @@ STEPS = (GIB, 128 * MIB, 16 * MIB, 2 * MIB)
 (`misaligned, unable to map`, memremap_compat_align() since 5.7).
 """
 
+LEAST_BLOCK = 128 * MIB
+"""The smallest block in which memory is added to a running x86-64 kernel (probe_memory_block_size of init_64.c)."""
+
 STRUCT_PAGE, PAGE = 64, 4096
 BELOW_4G = "below 4 GiB: the kernel, DMA and the initrd need it"
 
@@ -38,7 +42,7 @@ class Situation:
     `command_line` holds every word that will be on the command line beside the new reservation,
     reservations that stay included. `hugepages` are the bytes of huge pages that the machine has
     now, however it got them (sysctl): the next boot will have as many. `efi` and `kernel` are None
-    where unknown.
+    where unknown. `block` is the size of a memory block in bytes, 0 where unknown.
     """
 
     firmware: FirmwareMap
@@ -49,6 +53,14 @@ class Situation:
     kernel: KernelRelease | None = None
     hugepages: int = 0
     losses: tuple[Loss, ...] = ()
+    block: int = 0
+
+    def steps(self, kind: DeviceKind) -> tuple[int, ...]:
+        """The steps of alignment for a kind, best first: kmem adds whole blocks only (dax_kmem_range of kmem.c)."""
+        if kind is not DeviceKind.MEMORY:
+            return STEPS
+        block = max(self.block, LEAST_BLOCK)
+        return tuple(dict.fromkeys((max(GIB, block), block)))
 
 
 class NoPlan(EmupmemError):

@@ -27,6 +27,7 @@ from emupmem.planner.places import disagreements, high_losses, subtract, union_o
 from emupmem.planner.situation import Situation
 from emupmem.record import record
 from emupmem.system.host import Host
+from emupmem.system.sysfs import read_block_size
 from emupmem.units import span_text
 
 # editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
@@ -44,7 +45,7 @@ class Survey:
     """A situation to plan in, where its map came from, and what a person should know of that.
 
     `plan_refused` is why a plan for this system would be worth nothing, as far as its log shows; `apply_refused`
-    is why apply does not change that machine, as far as that was asked; `reserved` are the `memmap=…!…` items
+    is why apply does not change that machine, as far as that was asked; `reserved` are the reservations
     that the next boot has anyway: a plan takes their place. `whole_machine` is False where there was only a log.
     """
 
@@ -114,13 +115,15 @@ def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = 
     vetoes = [(other, found.ram) for other, found in maps[1:]]
     vetoes += [(f"the kernel's modified map ({n})", _ram(log.modified)) for n, log in logs if log.modified]
     iomem = read_iomem(machine, unseen)
+    booted = parse_command_line(machine.peek("/proc/cmdline"))
     if iomem:
         usable = [
             Span(x.start, x.end) for x in iomem if x.name in ("System RAM", "Persistent Memory (legacy)")
         ]
+        # Since Linux 7 nothing in it tells that the range of a dax device is RAM.
+        usable += [i.span for i in booted.soft]
         vetoes.append(("/proc/iomem", tuple(usable)))
     nodes = next((log.nodes for _, log in logs if log.nodes), ()) or machine.nodes()
-    booted = parse_command_line(machine.peek("/proc/cmdline"))
     next_line = boots or booted
     line = without_reservations(next_line)
     banner = machine.peek("/proc/version")
@@ -134,6 +137,7 @@ def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = 
         release,
         machine.huge_page_bytes(),
         tuple(loss for _, log in logs for loss in _losses(log, booted)),
+        read_block_size(machine),
     )
     notes = [*broken, *(why for _, why in unseen if machine.is_root)]
     notes += [
@@ -176,7 +180,7 @@ def _no_map(source: str, logs: Sequence[tuple[str, BootLog]]) -> NoMap:
 
 def _ram(entries: Sequence[MapEntry] | None) -> tuple[Span, ...]:
     """RAM of a map, what is reserved already counted as RAM."""
-    return tuple(e.span for e in entries or () if e.kind in (Kind.RAM, Kind.PRAM))
+    return tuple(e.span for e in entries or () if e.kind in (Kind.RAM, Kind.PRAM, Kind.SOFT_RESERVED))
 
 
 def _reserved(line: CommandLine | None) -> tuple[str, ...]:
@@ -287,8 +291,8 @@ def _veto_notes(situation: Situation) -> list[str]:
 
 
 def without_reservations(line: CommandLine, keep: Sequence[str] = ()) -> CommandLine:
-    """The command line without its `memmap=…!…` items, but for those in `keep`."""
-    return replace(line, items=tuple(i for i in line.items if i.op != "!" or i.text in keep))
+    """The command line without its reservations, but for those in `keep`."""
+    return replace(line, items=tuple(i for i in line.items if not i.reserves or i.text in keep))
 
 
 # GRUB defaults ----------------------------------------------------------------------------------

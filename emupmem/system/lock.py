@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeVar
 
 from emupmem.model import UNCHANGED, Busy, EmupmemError
 from emupmem.system import log
@@ -19,6 +20,8 @@ from emupmem.system.errors import sudo_hint, write_hint
 from emupmem.system.files import make_synced_folder
 from emupmem.system.machine import Machine
 from emupmem.system.waiting import waiting_for
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -138,6 +141,19 @@ def wait_for(ready: Callable[[], bool], seconds: float, what: str = "the device"
             tick()
             time.sleep(0.1)
     return True
+
+
+def wait_for_lock(machine: Machine, work: Callable[[], Result], seconds: float) -> Result:
+    """Do it under the lock, and again for a while where that or a device is held. Raises what `work` raises."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with change_lock(machine):
+                return work()
+        except Busy:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.1)
 
 
 def _locked(who: str) -> Busy:

@@ -10,7 +10,7 @@ import re
 import struct
 from pathlib import Path
 
-from emupmem.model import NodeRange
+from emupmem.model import DaxDevice, MemoryBlock, NodeRange, Span
 from emupmem.record import record
 from emupmem.system.pe import read_pe
 from emupmem.system.reader import FileReader, Reader
@@ -38,6 +38,46 @@ class Region:
     char: str = ""
 
 
+def read_dax_devices(machine: Reader) -> tuple[DaxDevice, ...]:
+    """The devices of the dax bus, by address."""
+    base, drivers = "/sys/bus/dax/devices", "/sys/bus/dax/drivers"
+    found = []
+    for name in machine.names(base):
+        here = f"{base}/{name}"
+        value = {
+            f: _number(machine.peek(f"{here}/{f}")) for f in ("resource", "size", "align", "target_node")
+        }
+        driver = next((d for d in machine.names(drivers) if machine.exists(f"{drivers}/{d}/{name}")), "")
+        made = DaxDevice(
+            name, value["resource"], value["size"] or 0, value["align"] or 0, value["target_node"], driver
+        )
+        found.append(made)
+    return tuple(sorted(found, key=lambda d: (d.start is None, d.start, d.name)))
+
+
+def read_block_size(machine: Reader) -> int:
+    """The size of a memory block in bytes, 0 where the kernel has none."""
+    try:
+        return int(machine.peek("/sys/devices/system/memory/block_size_bytes"), 16)
+    except ValueError:
+        return 0
+
+
+def read_memory_blocks(machine: Reader, span: Span) -> tuple[MemoryBlock, ...]:
+    """The memory blocks that lie wholly in a range, those that are there."""
+    size = read_block_size(machine)
+    if not size:
+        return ()
+    found = []
+    for number in range(-(-span.start // size), span.end // size):
+        here = f"/sys/devices/system/memory/memory{number}"
+        state = machine.peek(f"{here}/state")
+        if state:
+            block = Span(number * size, (number + 1) * size)
+            found.append(MemoryBlock(f"memory{number}", block, state, machine.peek(f"{here}/valid_zones")))
+    return tuple(found)
+
+
 def read_firmware_entries(machine: Reader) -> list[tuple[int, str, str, str]]:
     """(index, start, end, type) of /sys/firmware/memmap, as text."""
     folder = "/sys/firmware/memmap"
@@ -62,9 +102,8 @@ def read_nodes(machine: FileReader) -> tuple[NodeRange, ...]:
     A single node has all the memory there is.
     """
     base = "/sys/devices/system/node"
-    try:
-        block = int(machine.peek("/sys/devices/system/memory/block_size_bytes"), 16)
-    except ValueError:
+    block = read_block_size(machine)
+    if not block:
         return ()
     blocks: list[tuple[int, int]] = []
     nodes = [int(n[4:]) for n in machine.names(base) if re.fullmatch(r"node\d+", n)]
@@ -74,6 +113,9 @@ def read_nodes(machine: FileReader) -> tuple[NodeRange, ...]:
     if len(nodes) == 1:
         return (NodeRange(nodes[0], 0, 1 << 52),)
     regions = [(r.start, r.numa_node) for r in read_regions(machine) if r.start is not None]
+    for dax in read_dax_devices(machine):
+        if dax.start is not None and dax.size:
+            regions += [(dax.start, dax.node), (dax.start + dax.size - block, dax.node)]
     blocks += [(start, node) for start, node in regions if node is not None]
     out: list[NodeRange] = []
     for start, node in sorted(blocks):

@@ -13,9 +13,10 @@ from dataclasses import replace
 from emupmem.boot import entry as boot_entry
 from emupmem.device.nature import EMULATED
 from emupmem.device.proof import MOUNT_RUNGS, explained, left_over, mount_rungs
-from emupmem.model import Check, Device, FirmwareMap, Kind, MemmapItem, ModuleState, Presence, Span
+from emupmem.model import Check, Device, FirmwareMap, Kind, MemmapItem, ModuleState, Presence
 from emupmem.units import human, span_text
 from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial, Verdict
+from emupmem.verifier.soft import soft_complete, soft_devices, soft_rungs
 
 LEGACY = "Persistent Memory (legacy)"
 KERNEL_PARTS = ("Kernel code", "Kernel rodata", "Kernel data", "Kernel bss")
@@ -42,38 +43,41 @@ def verdict_of(seen: Observation) -> Verdict:
         rungs += [left_over(m) for m in seen.mounts[:1]]
         return Verdict(tuple(rungs), ())
     items = seen.command_line.reservations
-    steps: list[Callable[[], Check]] = [
-        lambda: _configured(seen),
-        lambda: _generated(seen, wanted if wanted is not None else booted),
-        lambda: _booted(seen, booted),
+    pmem = seen.command_line.pmem
+    steps: list[tuple[str, Callable[[], Check]]] = [
+        ("configured", lambda: _configured(seen)),
+        ("generated", lambda: _generated(seen, wanted if wanted is not None else booted)),
+        ("booted", lambda: _booted(seen, booted)),
     ]
     if wanted or wanted is None:
         steps += [
-            lambda: _kernel_map(seen, items),
-            lambda: _iomem(seen, items),
-            lambda: _device(seen, items),
-            lambda: _dax(seen, items),
+            ("kernel-map", lambda: _kernel_map(seen, items)),
+            ("iomem", lambda: _iomem(seen, items)),
         ]
-    names = ("configured", "generated", "booted", "kernel-map", "iomem", "device", "dax")
+        if pmem or not items:
+            steps += [("device", lambda: _device(seen, pmem)), ("dax", lambda: _dax(seen, pmem))]
+        steps += soft_rungs(seen)
     checks: list[Check] = []
     broken = ""
-    for name, step in zip(names, steps, strict=False):
+    for name, step in steps:
         check = explained(name, broken) if broken else step()
         checks.append(check)
         if check.status in ("fail", "pending"):
             broken = name
-    if seen.mounts and len(steps) == len(names):
+    if seen.mounts and (wanted or wanted is None):
         if broken:
             checks += [explained(name, broken) for name in MOUNT_RUNGS]
         else:
             checks += mount_rungs(seen.mounts)
-    return Verdict(tuple(checks), _devices(seen, items))
+    return Verdict(tuple(checks), (*_devices(seen, pmem), *soft_devices(seen)))
 
 
 def complete(seen: Observation) -> bool:
     """Whether every reserved range has its device: what --wait waits for."""
-    found = [_region_of(seen, item) for item in seen.command_line.reservations]
-    return all(region is not None and (region.block or region.char) for region in found)
+    found = [_region_of(seen, item) for item in seen.command_line.pmem]
+    return all(region is not None and (region.block or region.char) for region in found) and soft_complete(
+        seen
+    )
 
 
 def _trial(seen: SeenTrial) -> Check:
@@ -141,8 +145,8 @@ def _booted(seen: Observation, booted: Sequence[str]) -> Check:
 
 
 def _kernel_map(seen: Observation, items: Sequence[MemmapItem]) -> Check:
-    """The kernel's own words: `user: … persistent (type 12)` for each item, whole and over RAM."""
-    expected = "; ".join(f"{span_text(i.start, i.start + i.size)} persistent (type 12)" for i in items)
+    """The kernel's own words: `user: … persistent (type 12)` for each item, whole and over RAM, or `soft reserved`."""
+    expected = "; ".join(f"{span_text(i.start, i.start + i.size)} {_map_kind(i).value}" for i in items)
     nothing = _over_nothing(seen.firmware, items)
     if nothing:
         return Check("kernel-map", "fail", expected, nothing, "sudo emupmem apply --replace plans it again")
@@ -153,16 +157,21 @@ def _kernel_map(seen: Observation, items: Sequence[MemmapItem]) -> Check:
     if seen.log is None or seen.log.user is None:
         why = seen.why_unseen("kernel-map") if seen.log is None else "the log of this boot no longer has it"
         return Check("kernel-map", "skipped", expected, why)
-    pieces = [e.span for e in seen.log.user if e.kind is Kind.PRAM]
     for item in items:
-        span = Span(item.start, item.start + item.size)
+        kind, span = _map_kind(item), item.span
+        pieces = [e.span for e in seen.log.user if e.kind is kind]
         inside = [p for p in pieces if p.start < span.end and span.start < p.end]
         if inside != [span]:
-            found = "; ".join(span_text(p.start, p.end) for p in inside) or "no persistent range there"
+            what = "soft reserved" if item.soft else "persistent"
+            found = "; ".join(span_text(p.start, p.end) for p in inside) or f"no {what} range there"
             hint = "the range is not one piece of RAM: sudo emupmem apply --replace plans it again"
             return Check("kernel-map", "fail", expected, found, hint)
-    found = "; ".join(f"{span_text(p.start, p.end)} persistent (type 12)" for p in pieces)
-    return Check("kernel-map", "ok", expected, found)
+    return Check("kernel-map", "ok", expected, expected)
+
+
+def _map_kind(item: MemmapItem) -> Kind:
+    """What the kernel's map calls the range of an item."""
+    return Kind.SOFT_RESERVED if item.soft else Kind.PRAM
 
 
 def _over_nothing(firmware: FirmwareMap | None, items: Sequence[MemmapItem]) -> str:
@@ -194,7 +203,9 @@ def _symptom_hint(line: str) -> str:
 
 
 def _iomem(seen: Observation, items: Sequence[MemmapItem]) -> Check:
-    expected = f"{LEGACY}, whole, the kernel outside"
+    # Soft reserved memory has a line of its own up to Linux 6.x only, and its devices below that.
+    pmem = not all(i.soft for i in items)
+    expected = f"{LEGACY}, whole, the kernel outside" if pmem else "the kernel outside the range"
     if seen.iomem is None:
         return Check("iomem", "skipped", expected, seen.why_unseen("iomem"))
     parts = [line for line in seen.iomem if line.name in KERNEL_PARTS]
@@ -210,7 +221,7 @@ def _iomem(seen: Observation, items: Sequence[MemmapItem]) -> Check:
             )
             hint = "add nokaslr (sudo emupmem apply --replace --nokaslr …), or install a newer kernel"
             return Check("iomem", "fail", expected, found, hint)
-        if [(line.start, line.end) for line in inside] != [(start, end)]:
+        if not item.soft and [(line.start, line.end) for line in inside] != [(start, end)]:
             found = (
                 "; ".join(span_text(x.start, x.end) for x in inside) or f"nothing at {span_text(start, end)}"
             )
@@ -231,7 +242,7 @@ def _region_of(seen: Observation, item: MemmapItem) -> SeenRegion | None:
             return region
     mine = [r for r in seen.regions if r.provider in ("", *EMULATED)]
     hidden = [r for r in mine if r.start is None and r.size == item.size]
-    same = [i for i in seen.command_line.reservations if i.size == item.size]
+    same = [i for i in seen.command_line.pmem if i.size == item.size]
     at = same.index(item)
     return hidden[at] if at < len(hidden) else None
 

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from emupmem.boot import entry
 from emupmem.device.proof import SeenMount
-from emupmem.model import BootLog, Check, CommandLine, Device, FirmwareMap, IomemLine, ModuleState
+from emupmem.model import (
+    BootLog,
+    Check,
+    CommandLine,
+    DaxDevice,
+    Device,
+    DeviceKind,
+    FirmwareMap,
+    IomemLine,
+    MemmapItem,
+    MemoryBlock,
+    ModuleState,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +43,25 @@ class SeenRegion:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenSoft:
+    """A reservation of soft reserved memory and what became of it.
+
+    `kind` is what the unit makes of it at every boot, None where nothing says. `char` tells whether the node under
+    /dev is there. `blocks` are the memory blocks of the range, `node_total` bytes the node has in all, `tiers` the
+    memory tiers, slowest last, with their nodes. `modules` are the drivers of its kind.
+    """
+
+    item: MemmapItem
+    kind: DeviceKind | None
+    device: DaxDevice | None
+    char: bool = False
+    blocks: tuple[MemoryBlock, ...] = ()
+    node_total: int = 0
+    tiers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    modules: tuple[ModuleState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SeenTrial:
     """A trial boot: its added words, and how it stands (see `trial.State`)."""
 
@@ -51,8 +82,8 @@ class Observation:
     will offer, `menu` where that lies, `whole` that it was written to its end, `menu_is_newer` whether it
     was written after this boot, `log` this boot's log, `firmware` the firmware's map, `iomem` /proc/iomem,
     `modules` are those of the driver chain.
-    `mounts` are those of our devices and of the boot unit; empty where there are none, and
-    then nothing is said of them.
+    `soft` are the reservations of soft reserved memory. `mounts` are those of our devices and of the boot unit;
+    empty where there are none, and then nothing is said of them.
     """
 
     configured: tuple[str, ...] | None
@@ -71,6 +102,7 @@ class Observation:
     unseen: tuple[tuple[str, str], ...] = ()
     mounts: tuple[SeenMount, ...] = ()
     trial: SeenTrial | None = None
+    soft: tuple[SeenSoft, ...] = ()
 
     def why_unseen(self, what: str) -> str:
         return dict(self.unseen).get(what, "could not be read")
@@ -93,4 +125,6 @@ class Verdict:
 
     @property
     def nothing_reserved(self) -> bool:
-        return self.ok and not self.devices and not any(c.name == "device" for c in self.checks)
+        return (
+            self.ok and not self.devices and not any(c.name in ("device", "dax-device") for c in self.checks)
+        )

@@ -10,17 +10,18 @@ from dataclasses import replace
 from emupmem.boot import detect, trial
 from emupmem.boot.kernel import module_states
 from emupmem.device import proof, unit
+from emupmem.device.boot_unit import recorded_kinds
 from emupmem.device.proof import SeenMount
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import BootLog, EmupmemError, FirmwareMap
+from emupmem.model import BootLog, CommandLine, DeviceKind, EmupmemError, FirmwareMap
 from emupmem.parser.bootlog import parse_boot_log
 from emupmem.parser.sources import parse_sysfs_memmap
 from emupmem.planner.survey import read_iomem
 from emupmem.system.host import Host
 from emupmem.system.lock import wait_for
-from emupmem.system.sysfs import Region
+from emupmem.system.sysfs import Region, read_dax_devices, read_memory_blocks
 from emupmem.verifier.ladder import complete
-from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial
+from emupmem.verifier.observation import Observation, SeenRegion, SeenSoft, SeenTrial
 
 # Observation --------------------------------------------------------------------------------------
 
@@ -35,7 +36,10 @@ def observe(machine: Host, wait: float) -> Observation:
     if cmdline.reservations:
         if machine.live and wait:
             machine.settle()
-        wait_for(lambda: complete(replace(seen, regions=_regions(machine))), wait)
+        wait_for(
+            lambda: complete(replace(seen, regions=_regions(machine), soft=_soft(machine, cmdline, release))),
+            wait,
+        )
     return Observation(
         configured=next_start.configured,
         variable=next_start.where,
@@ -53,7 +57,57 @@ def observe(machine: Host, wait: float) -> Observation:
         unseen=tuple(unseen),
         mounts=_mounts(machine, wait),
         trial=_trial(machine),
+        soft=_soft(machine, cmdline, release),
     )
+
+
+def _soft(machine: Host, line: CommandLine, release: str) -> tuple[SeenSoft, ...]:
+    """The reservations of soft reserved memory, with their devices and what the unit makes of them."""
+    if not line.soft:
+        return ()
+    kinds, devices = recorded_kinds(machine), read_dax_devices(machine)
+    found = []
+    for item in line.soft:
+        kind = kinds.get((item.start, item.size))
+        device = next((d for d in devices if d.start == item.start), None)
+        if device is None:  # addresses are shown to root only: by size and order
+            hidden = [d for d in devices if d.start is None and d.size == item.size]
+            at = [i for i in line.soft if i.size == item.size].index(item)
+            device = hidden[at] if at < len(hidden) else None
+        made = SeenSoft(
+            item,
+            kind,
+            device,
+            device is not None and machine.exists(f"/dev/{device.name}"),
+            read_memory_blocks(machine, item.span),
+            _node_total(machine, device.node) if device is not None else 0,
+            _tiers(machine),
+            module_states(machine, release, line, kind or DeviceKind.DAX),
+        )
+        found.append(made)
+    return tuple(found)
+
+
+def _node_total(machine: Host, node: int | None) -> int:
+    """Bytes of memory that a node has now."""
+    found = re.search(r"MemTotal:\s+(\d+) kB", machine.peek(f"/sys/devices/system/node/node{node}/meminfo"))
+    return int(found[1]) * 1024 if found else 0
+
+
+def _tiers(machine: Host) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The memory tiers with their nodes, fastest first."""
+    base = "/sys/devices/virtual/memory_tiering"
+    names = [n for n in machine.names(base) if re.fullmatch(r"memory_tier\d+", n)]
+    names.sort(key=lambda n: int(n.removeprefix("memory_tier")))
+    return tuple((n, _numbers(machine.peek(f"{base}/{n}/nodelist"))) for n in names)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """A list of the kernel's, such as `0-1,3`."""
+    found: list[int] = []
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", text):
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
 
 
 def _trial(machine: Host) -> SeenTrial | None:
@@ -68,12 +122,12 @@ def _mounts(machine: Host, wait: float) -> tuple[SeenMount, ...]:
     data = machine.read(unit.FILE)
     text = data.decode("utf-8", "replace") if data is not None and machine.is_link(unit.LINK) else ""
     try:
-        wanted = unit.read_unit(text) if text else ()
+        wanted = unit.read_all(text) if text else ()
     except EmupmemError:
         wanted = ()  # not ours, or edited: what is mounted is judged all the same
     if wanted and wait and machine.live:
         wait_for(lambda: not _activating(machine, unit.NAME), wait, unit.NAME)
-    return proof.look_at_mounts(machine, wanted)
+    return proof.look_at_mounts(machine, [m for m in wanted if isinstance(m, unit.BootMount)])
 
 
 def _activating(machine: Host, name: str) -> bool:

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ from emupmem.boot import kernelstub as boot_kernelstub
 from emupmem.boot import sdboot_manage as boot_sdboot_manage
 from emupmem.boot import systemd_boot as boot_systemd_boot
 from emupmem.boot.bls import text as bls_text
-from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import GIB, EmupmemError, Request
+from emupmem.device import boot_unit, unit
+from emupmem.kernel.cmdline import kaslr_avoided, parse_command_line
+from emupmem.model import GIB, DeviceKind, EmupmemError, Request
 from emupmem.planner import survey
 from emupmem.planner.situation import Situation
 from emupmem.system.backups import BACKUPS
@@ -543,6 +545,58 @@ def test_replace_add_and_a_different_size(here: FakeMachine) -> None:
     assert [i.text for i in prepare.next_line(here).reservations] == ["1G!6G"]
     with pytest.raises(EmupmemError, match=r"there is no reservation 9G!4G"):
         prepare.prepare_remove(here, ["9G!4G"])
+
+
+def test_kinds_together(here: FakeMachine) -> None:
+    """A pmem device, a memory tier beside it, each given back alone; the last removal leaves the old words."""
+    put(here, "/usr/local/bin/emupmem", "")
+    before, files = lines(here), content(here)
+    apply(here)
+    request = Request(4 * GIB, kind=DeviceKind.MEMORY, min_free=GIB)
+    options = loader.Options(add=True)
+    prepared = prepare.prepare_apply(here, survey_of(here), request, options)
+    assert prepared.memmap == "memmap=1G!4G,4G%5G-1+0xefffffff"
+    assert prepared.plan is not None
+    assert not prepared.plan.needs_nokaslr
+    transaction.carry_out_change(here, prepared)
+    assert [i.text for i in prepare.next_line(here).reservations] == ["1G!4G", "4G%5G-1+0xefffffff"]
+    assert boot_unit.recorded_kinds(here) == {(5 * GIB, 4 * GIB): DeviceKind.MEMORY}
+    for _, line in lines(here).items():
+        parsed = parse_command_line(line)
+        assert set(kaslr_avoided(parsed)[0]) >= {i.span for i in parsed.pmem}
+    verdict = ladder.verdict_of(observe.observe(here, 0))
+    assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
+    # what the unit makes of it changes alone
+    dax = replace(request, kind=DeviceKind.DAX, offset=5 * GIB)
+    with pytest.raises(EmupmemError, match="there is a different reservation already"):
+        prepare.prepare_apply(here, survey_of(here), dax, loader.Options())
+    transaction.carry_out_change(here, prepare.prepare_remove(here, ["1G!4G"]))
+    assert [i.text for i in prepare.next_line(here).reservations] == ["4G%5G-1+0xefffffff"]
+    prepared = prepare.prepare_apply(here, survey_of(here), dax, loader.Options(replace=True))
+    assert prepared.unit.needed
+    assert not prepared.boot_needed
+    transaction.carry_out_change(here, prepared)
+    assert boot_unit.recorded_kinds(here) == {(5 * GIB, 4 * GIB): DeviceKind.DAX}
+    assert not prepare.prepare_apply(here, survey_of(here), dax, loader.Options()).needed
+    transaction.carry_out_change(here, prepare.prepare_remove(here, ["4G%5G"]))
+    assert not here.exists(unit.FILE)
+    assert {n: sorted(v.split()) for n, v in lines(here).items()} == {
+        n: sorted(v.split()) for n, v in before.items()
+    }
+    assert {n: sorted(v.split()) for n, v in content(here).items()} == {
+        n: sorted(v.split()) for n, v in files.items()
+    }
+
+
+def test_nokaslr_that_is_needed_is_added_by_itself(here: FakeMachine) -> None:
+    put(here, "/usr/local/bin/emupmem", "")
+    request = Request(6 * GIB, kind=DeviceKind.DAX, min_free=GIB)
+    prepared = prepare.prepare_apply(here, survey_of(here), request, loader.Options())
+    transaction.carry_out_change(here, prepared)
+    line = prepare.next_line(here)
+    assert ([i.text for i in line.reservations], line.nokaslr) == (["6G%4G-1+0xefffffff"], True)
+    remove(here)
+    assert not prepare.next_line(here).nokaslr
 
 
 def test_nokaslr_comes_and_goes_with_the_reservation(here: FakeMachine) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -103,14 +103,15 @@ def _kernel_reads(text: str) -> None:
 
 def _values(size: int) -> None:
     """What is advised in the place of a size or an address is taken."""
-    for request, change in ((Request(size), "size"), (Request(offset=size), "offset")):
+    makes: tuple[Callable[[int], Request], ...] = (Request, lambda n: Request(offset=n))
+    for make in makes:
         try:
-            plan.check_values(request)
+            plan.check_values(make(size))
         except EmupmemError as exc:
             refused(exc)
             for word in _NAMED.findall(exc.hint.partition(",")[0]):
                 if word[-1] in "KMGT" and parse_size(word) <= _MOST:
-                    plan.check_values(replace(request, **{change: parse_size(word)}))
+                    plan.check_values(make(parse_size(word)))
 
 
 _SIZES = """1G 1Gi 1GiB 0.5G 0.1G 1.5T 16g 4096 0x40000000 010G 1GB 1kb -1 +1G 1e9 nan 1. .5G 2M 3M 1P

@@ -31,7 +31,17 @@ from emupmem.editor import defaults, edits, lens, quoting
 from emupmem.editor import shell as editor_shell
 from emupmem.editor import text as editor_text
 from emupmem.kernel import cmdline, e820
-from emupmem.model import GIB, BootLog, EmupmemError, FirmwareMap, Kind, Request, Span
+from emupmem.model import (
+    GIB,
+    BootLog,
+    DeviceKind,
+    EmupmemError,
+    FirmwareMap,
+    Kind,
+    Request,
+    Reservation,
+    Span,
+)
 from emupmem.parser import bootlog, sources
 from emupmem.planner import plan, survey
 from emupmem.planner import situation as planner_situation
@@ -229,10 +239,12 @@ def command_line(data: bytes) -> None:
         assert 0 <= item.start < 1 << 64
     cmdline.kaslr_avoided(line)
     _check_table(_map(), line)
-    ours = [(i.size, i.start) for i in line.reservations]
+    ours = [(i.size, i.start, i.soft) for i in line.reservations]
     with suppress(EmupmemError):
-        made = cmdline.parse_command_line(cmdline.format_memmap(ours))
-        assert [(i.size, i.start) for i in made.items] == ours
+        kinds = {False: DeviceKind.PMEM, True: DeviceKind.DAX}
+        wanted = [Reservation(start, size, 1, kind=kinds[soft]) for size, start, soft in ours]
+        made = cmdline.parse_command_line(cmdline.format_memmap(wanted))
+        assert [(i.size, i.start, i.soft) for i in made.items] == ours
     if len(data) < 1900 and not any(c in data for c in b"\0\"'") and b"--" not in data:
         more = cmdline.parse_command_line(text.rstrip(" \t\n\v\f\r\xa0\udca0") + " memmap=1G!9G")
         assert [i.text for i in more.items] == [*(i.text for i in line.items), "1G!9G"]
@@ -427,12 +439,12 @@ def boot_unit(data: bytes) -> None:
     """The unit that mounts at boot: what is read of it is written and read again."""
     text = data.decode("utf-8", "replace")
     try:
-        found = unit.read_unit(text)
+        found = unit.read_all(text)
     except EmupmemError as exc:
         refused(exc)
         return
     with suppress(EmupmemError):  # somebody else's words, which we would not write
-        assert unit.read_unit(unit.unit_text(found, "/usr/local/bin/emupmem")) == found
+        assert unit.read_all(unit.unit_text(found, "/usr/local/bin/emupmem")) == found
 
 
 _KERNEL_BLANKS = " \t\n\v\f\r\xa0"

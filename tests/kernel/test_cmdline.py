@@ -4,24 +4,40 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emupmem.editor.quoting import items_of
 from emupmem.kernel.cmdline import (
     COMMAND_LINE_MAX,
     format_memmap,
     format_size,
     is_cut,
     kaslr_avoided,
+    kaslr_limit,
     memmap_region_count,
     memparse,
     parse_command_line,
     parse_memmap_value,
 )
 from emupmem.kernel.e820 import apply_memmap
-from emupmem.model import GIB, KIB, MIB, TIB, EmupmemError, FirmwareMap, Kind, MapEntry, MemmapItem, Span
+from emupmem.model import (
+    GIB,
+    KIB,
+    MIB,
+    TIB,
+    DeviceKind,
+    EmupmemError,
+    FirmwareMap,
+    Kind,
+    MapEntry,
+    MemmapItem,
+    Reservation,
+    Span,
+)
 
 U64 = (1 << 64) - 1
 
@@ -133,9 +149,51 @@ def test_format_size_refuses(size: int) -> None:
         format_size(size)
 
 
+def reservations(pairs: Iterable[tuple[int, int]], kind: DeviceKind = DeviceKind.PMEM) -> list[Reservation]:
+    """Of pairs (size, start)."""
+    return [Reservation(start, size, 1, kind=kind) for size, start in pairs]
+
+
 def test_format_memmap_is_one_list() -> None:
-    assert format_memmap([(16 * GIB, 4 * GIB)]) == "memmap=16G!4G"
-    assert format_memmap([(GIB, 4 * GIB), (1536 * MIB, 8 * GIB)]) == "memmap=1G!4G,1536M!8G"
+    assert format_memmap(reservations([(16 * GIB, 4 * GIB)])) == "memmap=16G!4G"
+    two = [(GIB, 4 * GIB), (1536 * MIB, 8 * GIB)]
+    assert format_memmap(reservations(two)) == "memmap=1G!4G,1536M!8G"
+    mixed = [*reservations(two[:1]), *reservations(two[1:], DeviceKind.MEMORY)]
+    assert format_memmap(mixed) == "memmap=1G!4G,1536M%8G-1+0xefffffff"
+    assert format_memmap(reservations(two[:1], DeviceKind.DAX)) == "memmap=1G%4G-1+0xefffffff"
+
+
+@pytest.mark.parametrize(
+    ("item", "soft"),
+    [
+        ("1G%4G-1+0xefffffff", True),
+        ("1024M%0x100000000-0x1+0XEFFFFFFF", True),
+        ("1G%4G-01+4026531839", True),
+        ("1G%4G-1+12", False),
+        ("1G%4G-2+0xefffffff", False),
+        ("1G%4G+0xefffffff", False),
+        ("1G%4G-1+0xefffffffx", False),
+        ("1G%4G-1", False),
+        ("1G!4G", False),
+    ],
+)
+def test_which_items_are_reservations(item: str, soft: bool) -> None:
+    """One notion of it for the kernel's words and for the editor's text."""
+    line = parse_command_line(f"memmap={item}")
+    assert [i.soft for i in line.items] == [soft]
+    ours = [i.text for i in line.reservations]
+    assert ours == list(items_of(f"memmap={item}")) == ([item] if soft or "!" in item else [])
+    assert [i.text for i in (*line.pmem, *line.soft)] == ours
+
+
+def test_what_limits_the_place_of_the_kernel() -> None:
+    for words, limit in (
+        ("memmap=2G%4G-1+0xefffffff,1G!8G", 2 * GIB),
+        ("memmap=2G%4G-1+12 memmap=1G%8G-1 mem=512M", 512 * MIB),
+        ("memmap=1G!0 memmap=3G", GIB),
+        ("memmap=1G!4G,1G@8G", 1 << 64),
+    ):
+        assert kaslr_limit(parse_command_line(words)) == limit, words
 
 
 @pytest.mark.parametrize(
@@ -156,7 +214,7 @@ def test_format_memmap_is_one_list() -> None:
 )
 def test_format_memmap_refuses(pairs: list[tuple[int, int]], message: str) -> None:
     with pytest.raises(EmupmemError, match=message):
-        format_memmap(pairs)
+        format_memmap(reservations(pairs))
 
 
 @given(st.lists(st.integers(1, 1 << 20), min_size=1, max_size=8))
@@ -165,8 +223,9 @@ def test_format_memmap_is_read_back(steps: list[int]) -> None:
     for step in steps:
         pairs.append((step * 2 * MIB, start))
         start += step * 2 * MIB
-    items = parse_command_line(f"ro {format_memmap(pairs)} quiet").reservations
-    assert [(i.size, i.start) for i in items] == pairs
+    for kind in (DeviceKind.PMEM, DeviceKind.DAX):
+        items = parse_command_line(f"ro {format_memmap(reservations(pairs, kind))} quiet").reservations
+        assert [(i.size, i.start, i.soft) for i in items] == [(*pair, kind.soft) for pair in pairs]
 
 
 # Items ---------------------------------------------------------------------------------------

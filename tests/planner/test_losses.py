@@ -215,10 +215,13 @@ def test_with_the_modified_map_nothing_is_unknown() -> None:
 
 def test_what_the_command_line_asked_for_is_no_loss() -> None:
     """memmap=…% prints the same line; removed from the next command line it takes nothing any more."""
-    text = LOG.replace("ro quiet", "ro memmap=1G%4G-1+0xefffffff")
-    text += "e820: update [mem 0x100000000-0x13fffffff] usable ==> soft reserved\n"
-    assert survey(text).situation.losses == ()
-    assert start(text) == 5 * GIB  # the word still takes it
+    for change, word, first in (("-1+2", "reserved", 5), ("-1+0xefffffff", "soft reserved", 4)):
+        text = LOG.replace("ro quiet", f"ro memmap=1G%4G{change}")
+        text += f"e820: update [mem 0x100000000-0x13fffffff] usable ==> {word}\n"
+        assert survey(text).situation.losses == ()
+        # the word still takes it, but for a reservation: a plan takes the place of that
+        assert start(text) == first * GIB
+        assert survey(text).reserved == (() if first == 5 else (f"1G%4G{change}",))
 
 
 LIMITED = (

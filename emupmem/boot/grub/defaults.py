@@ -12,7 +12,7 @@ from emupmem.boot.loader import OUR_WORDS
 from emupmem.editor import defaults, edits, quoting, shell
 from emupmem.editor import text as editor_text
 from emupmem.editor.shell import Judge
-from emupmem.kernel.cmdline import mangled, parse_command_line
+from emupmem.kernel.cmdline import RESERVATION, mangled, parse_command_line
 from emupmem.model import CommandLine, EmupmemError, FileEdit
 from emupmem.planner.survey import GRUB_MKCONFIGS
 from emupmem.system.backups import BACKUPS
@@ -136,7 +136,7 @@ def refuse_dropin_items(machine: Host) -> None:
             continue
         for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
             code = line.split("#")[0]
-            if "memmap=" in code and "!" in code:
+            if "memmap=" in code and ("!" in code or RESERVATION.search(code)):
                 raise EmupmemError(
                     f"{name}:{number} reserves memory already: {code.strip()}",
                     "remove that line first, or keep its reservation",

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of memory that is given back to the system: a node, and with luck a tier of its own. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emupmem.model import LOW_LIMIT, DeviceKind, Reservation
+from emupmem.planner.places import intersect, union_of
+from emupmem.planner.situation import Situation
+from emupmem.units import human, tight
+
+
+def node_warnings(situation: Situation, chosen: Sequence[Reservation]) -> list[str]:
+    """What a person should know who wants memory of its own kind: where it will be a part of a node's memory.
+
+    A node that has any other memory keeps the tier of that (mm/memory-tiers.c).
+    """
+    if not chosen or chosen[0].kind is not DeviceKind.MEMORY:
+        return []
+    nodes = sorted({n.node for n in situation.nodes})
+    if len(nodes) < 2:
+        seen = "this machine has one NUMA node" if nodes else "the NUMA nodes are not known here"
+        return [f"{seen}: with one node the memory joins that of node 0 and is no tier of its own"]
+    told = []
+    for node in sorted({r.numa_node for r in chosen if r.numa_node is not None}):
+        ram, rest = _rest(situation, chosen, node)
+        if rest:
+            told.append(
+                f"node {node} keeps {human(rest)} of its {human(ram)}: the memory joins that, and is a tier of its "
+                f"own only where all of a node is reserved{_whole(situation, node, ram)}"
+            )
+    return told
+
+
+def _rest(situation: Situation, chosen: Sequence[Reservation], node: int) -> tuple[int, int]:
+    """(RAM of a node in bytes, what of it is neither chosen nor reserved already)."""
+    own = union_of((n.start, n.end) for n in situation.nodes if n.node == node)
+    places = list(intersect(((s.start, s.end, 0, None) for s in situation.firmware.ram), own))
+    line = situation.command_line
+    kept = [(i.start, i.start + i.size) for i in line.reservations] if line is not None else []
+    gone = list(intersect(places, union_of([*kept, *((r.start, r.end) for r in chosen)])))
+    ram, taken = (sum(p[1] - p[0] for p in found) for found in (places, gone))
+    return ram, ram - taken
+
+
+def _whole(situation: Situation, node: int, ram: int) -> str:
+    """How to ask for all of a node, empty where it cannot be had in one piece."""
+    own = union_of((n.start, n.end) for n in situation.nodes if n.node == node)
+    places = list(intersect(((s.start, s.end, 0, None) for s in situation.firmware.ram), own))
+    step = situation.steps(DeviceKind.MEMORY)[-1]
+    whole = len(places) == 1 and places[0][0] >= LOW_LIMIT and not places[0][0] % step and not ram % step
+    return f" (--numa-node {node} --size {tight(ram)})" if whole else ""
