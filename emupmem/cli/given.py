@@ -17,9 +17,8 @@ def check_only_given(command: Any) -> None:
     """Do so for a command, or a group with all that is in it, as `typer.main.get_command` makes them."""
     for below in getattr(command, "commands", {}).values():
         check_only_given(below)
-    command.get_params = partial(
-        _params, command.get_params
-    )  # with --help, which is made when it is asked for
+    if not isinstance(command.get_params, partial):
+        command.get_params = partial(_params, command.get_params)  # with --help, made when it is asked for
 
 
 def _params(usual: Callable[[Any], list[Any]], context: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jsonschema
 import pytest
 
+from emupmem.cli import completion, manual
 from emupmem.cli import main as cli_main
 from emupmem.cli.typed import command_of
 
@@ -68,6 +69,7 @@ def _built(name: str) -> Any:
 
 
 _program_for = cli_main.program_for
+assert completion.program_for is manual.program_for is _program_for  # imported before it is replaced
 
 
 def _built_once(words: Sequence[str]) -> Any:
