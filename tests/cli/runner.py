@@ -69,7 +69,7 @@ def _built(name: str) -> Any:
 
 
 _program_for = cli_main.program_for
-assert completion.program_for is manual.program_for is _program_for  # imported before it is replaced
+assert all(vars(m)["program_for"] is _program_for for m in (completion, manual))  # before it is replaced
 
 
 def _built_once(words: Sequence[str]) -> Any:
