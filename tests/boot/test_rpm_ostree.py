@@ -102,9 +102,9 @@ def test_what_somebody_had_pinned_stays_pinned(machine: FakeMachine) -> None:
 
 def test_a_failing_rpm_ostree_is_taken_back(machine: FakeMachine) -> None:
     before = kargs(machine)
-    text = RPM_OSTREE.replace(
-        'if (root / "fail")', "if any('append' in a for a in sys.argv) and (root / \"fail\")"
-    )
+    fails = 'if os.path.exists(ROOT + "/fail")'
+    assert fails in RPM_OSTREE
+    text = RPM_OSTREE.replace(fails, f"{fails} and any('append' in a for a in sys.argv)")
     program(machine, "rpm-ostree", text, HEAD="")
     put(machine, "/fail", "")
     with pytest.raises(EmupmemError, match="while staging") as caught:

@@ -143,7 +143,7 @@ def test_a_driver_that_refuses_gives_the_range_back(
             (machine.root / f"{PLATFORM}/driver".lstrip("/")).unlink()
 
     monkeypatch.setattr(files, "write_sysfs", poke)
-    monkeypatch.setattr(ramdax, "wait_for", lambda ready, seconds: ready())
+    monkeypatch.setattr(ramdax, "wait_for", lambda ready, seconds, what: ready())
     assert "ramdax did not take the range" in refused(
         lambda: ramdax.rebind(machine, ramdax.bind_steps(machine))
     )
