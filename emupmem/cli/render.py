@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from emupmem.cli.terminal import Part, Printer
 from emupmem.model import GIB, LOW_LIMIT, Check, DeviceKind, FirmwareMap, Kind, Offer, Plan, Rejected
 from emupmem.planner.kernel_map import kernel_map
-from emupmem.planner.places import union_of
+from emupmem.planner.places import takers, union_of
 from emupmem.units import human, plain, span_text, tight
 
 if TYPE_CHECKING:
