@@ -144,6 +144,7 @@ def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = 
         f"{n}: {log.problem.message}" for n, log in logs if log.problem is not None and source == "auto"
     ]
     notes += [f"{n}: {warning}" for n, log in logs if log.firmware is not None for warning in log.warnings]
+    notes += [BY_KEXEC] if started_by_kexec(machine) else []
     agreeing = [other for other, found in maps[1:] if found.ram == firmware.ram]
     shown = name + (f", agrees with {' and '.join(agreeing)}" if agreeing else "")
     refused = next((why for _, log in logs if (why := refusal(log)) is not None), None)
@@ -211,6 +212,21 @@ def confidential_guest(what: str) -> EmupmemError:
         f"{what}: only memory that its kernel takes as RAM is accepted from the host, a device has none",
         ELSEWHERE,
     )
+
+
+BY_KEXEC = (
+    "this kernel was started by kexec: the map is the one that the kernel before it handed on, which may differ from "
+    "what the firmware tells at the next start"
+)
+
+
+def started_by_kexec(machine: Host) -> bool:
+    """Whether another kernel started this one: kexec's boot loader type is 0xD (Documentation/arch/x86/boot.rst).
+
+    A log does not tell it.
+    """
+    kind = machine.peek("/proc/sys/kernel/bootloader_type")
+    return kind.isascii() and kind.isdecimal() and int(kind[:9]) >> 4 == 0xD
 
 
 def is_kdump(line: CommandLine) -> bool:

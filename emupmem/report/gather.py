@@ -55,6 +55,7 @@ _FILES = (
     "/proc/meminfo",
     "/proc/swaps",
     "/proc/sys/kernel/osrelease",
+    "/proc/sys/kernel/bootloader_type",
     "/proc/xen/capabilities",
     "/sys/hypervisor/type",
     "/sys/hypervisor/guest_type",

@@ -118,6 +118,16 @@ def test_the_running_one_as_its_log(tmp_path: Path, file: str, text: str, words:
         obstacles.planned_for(machine, of_machine(machine))
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"), [("208", True), ("209", True), ("114", False), ("", False), ("x", False)]
+)
+def test_a_map_that_another_kernel_handed_on(tmp_path: Path, kind: str, told: bool) -> None:
+    """0xD is kexec, 0x7 is GRUB: what a real kernel says after each is seen in tests/vm/test_vm_trial.py."""
+    machine = build(tmp_path)
+    put(machine, "/proc/sys/kernel/bootloader_type", f"{kind}\n")
+    assert any("started by kexec" in note for note in of_machine(machine).notes) is told
+
+
 def test_the_running_machine_and_an_archive_are_judged_before_a_plan(tmp_path: Path) -> None:
     machine = build(tmp_path)
     found = of_machine(machine)

@@ -87,6 +87,8 @@ set -eux
 cat /proc/cmdline
 sha256sum --quiet -c /root/disk
 emupmem verify --json > /job/out/kexec.json
+emupmem suggest > /job/out/bykexec 2>&1
+cat /proc/sys/kernel/bootloader_type >> /job/out/bykexec
 emupmem collect /job/out/m.tar.gz
 emupmem doctor --json > /job/out/doctor.json
 emupmem abandon --yes 2> /job/out/abandon && exit 9 || [ $? = 1 ]
@@ -160,6 +162,7 @@ def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed() ->
         assert [c["status"] for c in tried["checks"]] == ["ok"] * 6, tried
         assert [c["status"] for c in said(last, "last.json")["checks"]] == ["ok"] * 7
 
+        print(last.files["bykexec"].decode())
         tried = said(last, "kexec.json")
         assert "this boot is the trial of memmap=2G!4G" in tried["checks"][0]["found"]
         assert "a restart goes back" in tried["checks"][0]["hint"]
