@@ -28,7 +28,7 @@ from tests.nvdimm import test_nvdimm
 
 DRIVER = """
 import sys
-from emupmem.device import dax, unit
+from emupmem.device import dax, proof, unit  # before Machine is replaced
 from tests.fake import FakeMachine, running
 from tests.device.pmem import GOOD, PmemMachine, device_stand_ins
 device_stand_ins(setattr)
