@@ -25,7 +25,7 @@ help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(STAMP) ## Show the main job in a throw-away virtual machine (no risk for this one)
-	$(BIN)/python -m tests.vm.demo
+	$(SUDO) $(BIN)/emupmem demo --cache $(HOME)/.cache/emupmem/demo
 
 test: $(STAMP) lint ## Every test, the virtual machines included: about 30 minutes
 	$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests

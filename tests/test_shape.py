@@ -42,6 +42,9 @@ MAY = {
     "device/freeze.py": {"os", "fcntl"},
     "device/checksum.py": {"os"},
     "device/dax.py": {"os", "mmap", "ctypes"},  # one nameless file, mapped and touched
+    "demo/disk.py": {"shutil", "tempfile"},  # makes and keeps the disk of a guest
+    "demo/guest.py": {"os", "subprocess", "tempfile"},  # runs QEMU, and listens to it
+    "cli/demo.py": {"tempfile"},  # a copy of that disk for each run
     "__main__.py": {"signal"},  # Ctrl-C while it starts
     "cli/main.py": {"os", "signal"},  # one environment variable, the status of Ctrl-C
     "collection/plugins/module_utils/program.py": {"os"},  # asks whether a program is there

@@ -30,7 +30,7 @@ ORDER = (
         "vm",
         "nvdimm",
     ),
-    *("verifier", "doctor", "report", "cli"),
+    *("verifier", "doctor", "report", "demo", "cli"),
 )
 """A package imports from those before it only."""
 COLLECTION = "collection"

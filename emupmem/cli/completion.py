@@ -43,6 +43,7 @@ _KINDS = {
     "--from": "file",
     "--svg": "file",
     "--root": "folder",
+    "--cache": "folder",
     "--mount": "folder",
     "--keep": "file",
     "--owner": "user",

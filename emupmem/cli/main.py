@@ -141,6 +141,11 @@ COMMANDS = {
         "",
         "Regions and namespaces of NVDIMMs, real or virtual, with ndctl; the goal of Intel Optane modules with ipmctl.",
     ),
+    "demo": Place(
+        "demo",
+        "demo",
+        "Show the whole job in a throw-away virtual machine: suggest, apply, reboot, verify, mount, remove.",
+    ),
     "completion": Place(
         "completion", "completion", "Print the completion for a shell: where to put it is in the manual."
     ),

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One boot of the demo's guest in QEMU: what its script says is passed on as it comes."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from emupmem.demo import recipe
+from emupmem.model import EmupmemError
+from emupmem.system.machine import Machine
+
+# QEMU 7.2 emulates cmpxchg16b wrongly with several threads; the other features only cost time when emulated.
+FEATURES = "max,-cx16,-la57,-smap,-avx,-avx2,-aes,-pclmulqdq,-svm,-erms"
+EMULATED = ("-accel", "tcg,thread=single,tb-size=96", "-cpu", FEATURES)
+WITH_KVM = ("-accel", "kvm", "-cpu", "host")
+MARK = re.compile(r"\x1e(?:start|end (\d+))\n")
+LAST = 20
+"""Lines of the console that are told where the guest is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoGuest:
+    """The guest's own disk, and the one with what it shall do."""
+
+    disk: Path
+    job: Path
+    kvm: bool = False
+
+    def boot(self, live: Callable[[str], None], from_outside: tuple[Path, Path] | None = None) -> int:
+        """Boot it, pass on what its script says, wait until it is off; the script's exit status.
+
+        `from_outside` is a kernel and its initramfs, started without the disk's own loader. Raises EmupmemError
+        where the script does not come to its end.
+        """
+        with tempfile.TemporaryDirectory(prefix="emupmem-demo-") as folder:
+            console = Path(folder) / "console"
+            argv = [*self._argv(from_outside), "-serial", f"file:{console}", "-serial", "stdio"]
+            child = subprocess.Popen(
+                [_program("setpriv"), "--pdeathsig", "KILL", *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                status = _listen(child, live)
+                child.wait()
+            finally:
+                child.kill()
+                child.wait()
+            if status is None:
+                text = console.read_text(errors="replace") if console.exists() else ""
+                told = "\n".join(text.strip().splitlines()[-LAST:])
+                raise EmupmemError(
+                    f"the guest did not come to its end; the last lines of its console: {told}"
+                )
+            return status
+
+    def _argv(self, from_outside: tuple[Path, Path] | None) -> list[str]:
+        argv = [_program("qemu-system-x86_64"), "-name", "emupmem-demo", "-nodefaults"]
+        argv += ["-display", "none", "-vga", "std"]
+        argv += [*(WITH_KVM if self.kvm else EMULATED), "-smp", "1", "-machine", "pc", "-no-reboot"]
+        argv += ["-m", recipe.MEMORY, "-device", "virtio-rng-pci"]
+        # Not reserved: the guest touches a few hundred MiB of them.
+        argv += ["-object", f"memory-backend-ram,id=ram,size={recipe.MEMORY},reserve=off"]
+        argv += ["-machine", "memory-backend=ram"]
+        for path in (self.disk, self.job):
+            argv += ["-drive", f"file={path},format=raw,if=virtio"]
+        if from_outside is not None:
+            kernel, initrd = map(str, from_outside)
+            words = f"root=UUID={recipe.ROOT_UUID} ro console=ttyS0"
+            argv += ["-kernel", kernel, "-initrd", initrd, "-append", words]
+        return argv
+
+
+def _program(name: str) -> str:
+    found = Machine().find(name)
+    if found is None:
+        raise EmupmemError(f"{name} is not installed")
+    return found
+
+
+def _listen(child: subprocess.Popen[bytes], live: Callable[[str], None]) -> int | None:
+    """Pass on what comes between the marks, until nothing comes any more; None without the mark of the end."""
+    assert child.stdout is not None
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    pending, on, status = "", False, None
+    while data := os.read(child.stdout.fileno(), 1 << 16):
+        pending += decoder.decode(data)
+        while found := MARK.search(pending):
+            if on:
+                live(pending[: found.start()])
+            on, status = found[1] is None, None if found[1] is None else int(found[1])
+            pending = pending[found.end() :]
+        ready, mark, rest = pending.partition("\x1e")
+        if on and ready:
+            live(ready)
+        pending = mark + rest
+    child.stdout.close()
+    return status
