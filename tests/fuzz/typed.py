@@ -136,10 +136,14 @@ def _run(words: list[str]) -> tuple[int, str, str]:
     return status, texts[0], texts[1]
 
 
+LOUD = re.compile("--verbose|-[a-zA-Z]*v")
+"""Options after which more than an error is told; a traceback is what --debug is for."""
+
+
 def command(data: bytes) -> None:
     """Words after `emupmem`, one a line: a status that is told, a first line that says why, JSON that is whole."""
     words = [w.decode("utf-8", "surrogateescape") for w in data.split(b"\n")]
-    if not safe(words):
+    if not safe(words) or any(w == "--debug" or LOUD.match(w) for w in words):
         return
     with _places() as places:
         typed = words
