@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from emupmem.boot.signing import Key
 from emupmem.model import EmupmemError
 from emupmem.system.host import Host
-from emupmem.system.pe import PeFile, read_pe
+from emupmem.system.pe import read_pe
 
 FOLDER = "loader/addons"
 OURS = f"{FOLDER}/emupmem.addon.efi"
@@ -55,6 +55,12 @@ def read_addon(machine: Host, name: str) -> Addon | None:
     return Addon(name, file.line, file.release)
 
 
+def addon_line(machine: Host, name: str) -> str:
+    """The words of an addon, empty where there is none with words. Raises EmupmemError."""
+    found = read_addon(machine, name)
+    return found.line if found is not None else ""
+
+
 def refuse_without_tools(machine: Host) -> None:
     """Raise EmupmemError where no addon can be made."""
     if machine.find("ukify") is None:
@@ -87,8 +93,3 @@ def made_addon(machine: Host, line: str, key: Key | None) -> bytes:
             "ukify did not make the addon that was asked for", "ukify inspect shows such a file"
         )
     return data
-
-
-def is_whole(file: PeFile | None) -> bool:
-    """Whether a file that should be an addon is one."""
-    return file is not None and not file.kernel

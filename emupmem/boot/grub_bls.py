@@ -296,14 +296,15 @@ def _refuse_others(standing: Standing) -> None:
         )
 
 
+def _variables(machine: Host, name: str) -> Sequence[str]:
+    """The variables of GRUB's in the options of an entry."""
+    return bls_text.variables(bls_text.options(entry_text(machine, name)))
+
+
 def _refuse_variables(machine: Host, names: Sequence[str]) -> None:
     """Raise Refused for a tree whose entries take their words from GRUB's environment block."""
     for name in names:
-        found = [
-            v
-            for v in bls_text.variables(bls_text.options(entry_text(machine, name)))
-            if v not in MAY_BE_UNSET
-        ]
+        found = [v for v in _variables(machine, name) if v not in MAY_BE_UNSET]
         if found:
             raise Refused(foreign.grubby_there(name, found[0]))
 
@@ -315,11 +316,8 @@ def _refuse_unset(machine: Host, names: Sequence[str]) -> None:
     """
     known = {**dict.fromkeys(MAY_BE_UNSET, ""), **environment.grubenv(machine)}
     for name in names:
-        used = [
-            v
-            for v in bls_text.variables(bls_text.options(entry_text(machine, name)))
-            if v not in MAY_BE_UNSET
-        ]
+        variables = _variables(machine, name)
+        used = [v for v in variables if v not in MAY_BE_UNSET]
         if used and (there := environment.unreached_grubenv(machine)):
             raise EmupmemError(
                 f"{name} takes its words from ${used[0]} of {environment.grubenv_name(machine)}, a link to {there}: "
@@ -327,9 +325,7 @@ def _refuse_unset(machine: Host, names: Sequence[str]) -> None:
                 f"put a file in its place: sudo cp --remove-destination {there} {environment.grubenv_name(machine)}",
                 state=UNCHANGED,
             )
-        unset = next(
-            (v for v in bls_text.variables(bls_text.options(entry_text(machine, name))) if v not in known), ""
-        )
+        unset = next((v for v in variables if v not in known), "")
         if unset:
             raise EmupmemError(
                 f"{name} takes its words from ${unset}, which {environment.grubenv_name(machine)} does not set",

@@ -26,6 +26,7 @@ from emupmem.boot.programs import has_program
 from emupmem.boot.systemd_boot import SystemdBoot
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError, FileEdit
+from emupmem.system.errors import SUDO
 from emupmem.system.host import Host
 
 # The editor shows the words of an image and of an entry for a trial, but not those of addons, which come behind.
@@ -202,7 +203,9 @@ class Unified(SystemdBoot):
 
     def prove(self, machine: Host, before: Standing, steps: Steps) -> int:
         count = super().prove(machine, before, steps)
-        left = [n for n in _addon_files(machine) if parse_command_line(_line_in(machine, n)).reservations]
+        left = [
+            n for n in _addon_files(machine) if parse_command_line(addon.addon_line(machine, n)).reservations
+        ]
         if left and not steps.wanted.items:
             raise EmupmemError(f"{left[0]} still reserves memory")
         return count
@@ -256,7 +259,7 @@ def by_systemd_boot(machine: Host) -> bool:
 
 def _no_images(machine: Host) -> EmupmemError:
     if not machine.is_root:
-        return EmupmemError("unified kernel images are shown to root only", "run it with sudo")
+        return EmupmemError("unified kernel images are shown to root only", SUDO)
     return EmupmemError(
         "there is no unified kernel image that starts this system",
         "mount the EFI system partition if it is not mounted (bootctl status names it)",
@@ -291,18 +294,13 @@ def _addon_files(machine: Host) -> list[str]:
     return list(reversed(found.values()))
 
 
-def _line_in(machine: Host, name: str) -> str:
-    file = machine.pe_file(name)
-    return file.line if addon.is_whole(file) and file is not None else ""
-
-
 def _addon_edits(machine: Host, ours: Sequence[UnifiedImage], name: str, wanted: Wanted) -> list[FileEdit]:
     """What makes our addon on one partition as wanted: none where no image of this system is on it."""
     here = any(machine.real(f"{i.partition}/{addon.OURS}") == machine.real(name) for i in ours)
     if not here:
         wanted = Wanted(drop=wanted.drop)
     before, file = machine.read(name), machine.pe_file(name)
-    line = _line_in(machine, name)
+    line = addon.addon_line(machine, name)
     after = bls_text.reworked(line, wanted.items, wanted.add if wanted.items else (), wanted.drop)
     bls_text.prove_words(line, after, wanted.items, wanted.add if wanted.items else (), wanted.drop)
     after = after.strip()
@@ -329,7 +327,7 @@ def _items(
 ) -> tuple[tuple[str, ...], str]:
     """Our items, and where they stand: in our addon, in what new plain entries are made of, in the image itself."""
     for name in _addon_files(machine):
-        items = tuple(i.text for i in parse_command_line(_line_in(machine, name)).reservations)
+        items = tuple(i.text for i in parse_command_line(addon.addon_line(machine, name)).reservations)
         if items:
             return items, name
     if plain is not None and not _makes_images(machine, plain):

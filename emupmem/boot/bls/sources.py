@@ -131,21 +131,19 @@ def _main_source_edits(
 
 def kept_source(machine: Host, line: str | None) -> list[FileEdit]:
     """What keeps new kernels from taking their words from the boot that runs, where they would: they get `line`."""
-    needed = programs.has_program(machine, "kernel-install") and machine.read(VENDOR_CMDLINE) is None
-    if line is None or not needed or machine.exists(KERNEL_CMDLINE):
-        return []
-    return [_made_source(machine, line, ())]
+    return _kept(machine, line, ("kernel-install",)) if line is not None else []
 
 
 def kept_line(machine: Host, line: str) -> list[FileEdit]:
     """The same where unified images are made: mkinitcpio does that as well."""
     if any(n.endswith(".conf") for n in machine.names(MKINITCPIO_D)):
         return []  # it reads those
-    readers = ("kernel-install", "mkinitcpio")
+    return _kept(machine, line, ("kernel-install", "mkinitcpio"))
+
+
+def _kept(machine: Host, line: str, readers: Sequence[str]) -> list[FileEdit]:
     needed = any(programs.has_program(machine, r) for r in readers) and machine.read(VENDOR_CMDLINE) is None
-    if not needed or machine.exists(KERNEL_CMDLINE):
-        return []
-    return [_made_source(machine, line, ())]
+    return [_made_source(machine, line, ())] if needed and not machine.exists(KERNEL_CMDLINE) else []
 
 
 def taken_by_new_kernels(machine: Host) -> str:
