@@ -26,7 +26,7 @@ from emupmem.boot.limine_text import (
 )
 from emupmem.boot.loader import Loader, Standing, Steps, Wanted
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import UNCHANGED, EmupmemError, FileEdit
+from emupmem.model import UNCHANGED, CommandLine, EmupmemError, FileEdit
 from emupmem.system.host import Host
 
 TOOL = "limine-entry-tool"
@@ -53,8 +53,9 @@ class Limine(Loader):
         self.by = by
 
     def standing(self, machine: Host) -> Standing:
-        config = _config(machine)
-        entries = tuple(_boot_entry(machine, e) for e in limine_entries(machine.text(config)) if _is_linux(e))
+        config, running = _config(machine), own_line(machine)
+        menu = limine_entries(machine.text(config))
+        entries = tuple(_boot_entry(machine, e, running) for e in menu if _is_linux(e))
         ours = [e for e in entries if e.ours]
         if not ours:
             raise EmupmemError(
@@ -64,9 +65,9 @@ class Limine(Loader):
         release = machine.peek("/proc/sys/kernel/osrelease") if machine.running else ""
         default = next((e for e in ours if release and e.version == release), ours[0])
         items = tuple(
-            i.text for i in parse_command_line(self._settings(machine).get(DEFAULT, "")).reservations
+            i.text for i in parse_command_line(owner.limine_lines(machine).get(DEFAULT, "")).reservations
         )
-        kept = sum(1 for e in limine_entries(machine.text(config)) if e.is_snapshot)
+        kept = sum(1 for e in menu if e.is_snapshot)
         notes = (f"{kept} entr{'ies' if kept > 1 else 'y'} of snapshots keep their words",) if kept else ()
         return Standing(items, LIMINE_DEFAULTS, config, entries, default, notes=notes)
 
@@ -92,9 +93,7 @@ class Limine(Loader):
         config = _config(machine)
         before = machine.text(config)
         after = before
-        for entry in limine_entries(before):
-            if not _is_linux(entry) or not _is_ours(machine, entry):
-                continue
+        for entry in _our_entries(machine):
             if entry.cmdline_at is None or "${" in entry.cmdline:
                 raise EmupmemError(
                     f"{config}: the entry “{entry.name}” has no plain cmdline: of its own",
@@ -115,16 +114,10 @@ class Limine(Loader):
     def prove(self, machine: Host, before: Standing, steps: Steps) -> int:
         count = super().prove(machine, before, steps)
         if machine.live:
-            for kernel in self._kernels(machine):
-                self._ask(machine, kernel, steps.wanted)
+            for entry in _our_entries(machine):
+                if entry.kernel:
+                    self._ask(machine, entry.kernel, steps.wanted)
         return count
-
-    def _kernels(self, machine: Host) -> list[str]:
-        found = limine_entries(machine.text(_config(machine)))
-        return [e.kernel for e in found if e.kernel and _is_linux(e) and _is_ours(machine, e)]
-
-    def _settings(self, machine: Host) -> dict[str, str]:
-        return settings([machine.peek(n) for n in owner.limine_layers(machine)])
 
     def _settings_edit(self, machine: Host, wanted: Wanted) -> FileEdit:
         """Our lines at the end of the last file: one for each key that has a command line."""
@@ -179,17 +172,24 @@ def _is_linux(entry: LimineEntry) -> bool:
     return entry.protocol == "linux" and not entry.is_snapshot
 
 
-def _is_ours(machine: Host, entry: LimineEntry) -> bool:
+def _our_entries(machine: Host) -> list[LimineEntry]:
+    """The entries of this system, without those of snapshots."""
+    running = own_line(machine)
+    found = limine_entries(machine.text(_config(machine)))
+    return [e for e in found if _is_linux(e) and _is_ours(machine, e, running)]
+
+
+def _is_ours(machine: Host, entry: LimineEntry, running: CommandLine) -> bool:
     """Whether an entry starts this system: by the machine's id in its path, else by the root file system."""
     ident = machine.peek("/etc/machine-id").strip()
     if ident and f"/{ident}/" in entry.path:
         return True
-    return is_of_same_root(machine, "", entry.cmdline, own_line(machine))
+    return is_of_same_root(machine, "", entry.cmdline, running)
 
 
-def _boot_entry(machine: Host, entry: LimineEntry) -> BootEntry:
+def _boot_entry(machine: Host, entry: LimineEntry, running: CommandLine) -> BootEntry:
     words = parse_command_line(entry.cmdline).words
-    ours = _is_ours(machine, entry)
+    ours = _is_ours(machine, entry, running)
     return BootEntry(
         entry.titles, (entry.name,), (0,), entry.path, words, entry.line + 1, False, ours, entry.version
     )

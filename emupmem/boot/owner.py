@@ -152,8 +152,13 @@ def limine_owner(machine: Host) -> Owner:
 
 def has_limine_line(machine: Host) -> bool:
     """Whether the settings of limine-entry-tool give a whole command line: without one it takes that of the boot."""
-    values = settings([machine.peek(n) for n in limine_layers(machine)])
-    return any(w.startswith("root=") for w in parse_command_line(values.get("default", "")).words)
+    words = parse_command_line(limine_lines(machine).get("default", "")).words
+    return any(w.startswith("root=") for w in words)
+
+
+def limine_lines(machine: Host) -> dict[str, str]:
+    """The command line that the settings of limine-entry-tool give to each key."""
+    return settings([machine.peek(n) for n in limine_layers(machine)])
 
 
 def limine_layers(machine: Host) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emupmem.cli.main import COMMANDS, program_for
+from emupmem.cli.main import COMMANDS, program_for, shown_commands
 from emupmem.cli.output import print_product
 from emupmem.model import EmupmemError
 
@@ -122,10 +122,8 @@ def _known() -> Iterator[_Known]:
     group: Any = typer.main.get_command(program_for(()))
     listed = tuple((n, _sentence(p.summary)) for n, p in COMMANDS.items() if not p.hidden)
     yield _Known("", listed, _options("", group), (), False)
-    for name, place in COMMANDS.items():
-        if not place.hidden:
-            made: Any = typer.main.get_command(program_for([name]))
-            yield from _below(name, made.commands[name])
+    for name, command in shown_commands():
+        yield from _below(name, command)
 
 
 def _below(name: str, command: Any) -> Iterator[_Known]:

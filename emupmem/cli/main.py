@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -242,6 +242,15 @@ def program_for(words: Sequence[str]) -> typer.Typer:
     for name, command in COMMANDS.items():
         command.list_in(made, name)
     return made
+
+
+def shown_commands() -> Iterator[tuple[str, Any]]:
+    """Each command that --help lists, by name, or the group of that name, as typer makes them."""
+    for name, place in COMMANDS.items():
+        if not place.hidden:
+            group = command_of(program_for([name]))
+            # A program of one command is that command.
+            yield name, group.commands[name] if hasattr(group, "commands") else group
 
 
 def _system_error(exc: OSError) -> tuple[str, str]:

@@ -18,9 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from emupmem import __version__
-from emupmem.cli.main import COMMANDS, program_for
+from emupmem.cli.main import shown_commands
 from emupmem.cli.output import print_product
-from emupmem.cli.typed import command_of
 
 DATE = "2026-11-27"
 """When the manual was last changed."""
@@ -52,11 +51,8 @@ def manual() -> str:
 
 
 def _commands() -> Iterator[str]:
-    for name, place in COMMANDS.items():
-        if not place.hidden:
-            group: Any = command_of(program_for([name]))
-            # A program of one command is that command.
-            yield from _command(name, group.commands[name] if hasattr(group, "commands") else group)
+    for name, command in shown_commands():
+        yield from _command(name, command)
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

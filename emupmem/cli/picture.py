@@ -6,12 +6,13 @@ Nothing in it is told by a colour alone: what is planned has its words beside it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from emupmem.cli.render import legend_of, what_is_left
 from emupmem.model import LOW_LIMIT, Kind, Plan
 from emupmem.planner.places import union_of
-from emupmem.units import human, plain, tight
+from emupmem.units import plain, tight
 
 if TYPE_CHECKING:
     from emupmem.planner.situation import Situation
@@ -22,13 +23,6 @@ WIDTH, MARGIN, TOP, HEIGHT = 820, 24, 84, 46
 SMALLEST = 400
 """What is less than this part of the whole is drawn, but cannot be seen: nothing tells of it."""
 
-NAMES = {
-    "usable": "usable",
-    "firmware": "firmware",
-    "lost": "lost: the kernel took it away",
-    "hole": "not memory",
-    "planned": "planned: persistent, volatile",
-}
 STYLE = """
 text { font: 14px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; fill: #1f2328 }
 .small { font-size: 12px } .head { font-weight: bold }
@@ -53,13 +47,13 @@ def _lines(situation: Situation, plan: Plan | None, title: str) -> Iterator[str]
     end = max((s.end for s in situation.firmware.ram), default=1)
     spans = list(_spans(situation, plan, end))
     large = [s for s in spans if s[2] - s[1] >= end // SMALLEST]
-    words = list(_words(plan))
+    words, names = list(_words(plan)), legend_of(plan)
     height = TOP + HEIGHT + 92 + 22 * len(words)
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
         f'height="{height}" role="img" aria-labelledby="title what">'
     )
-    told = "; ".join(f"{NAMES[kind]} {tight(first)} to {tight(last)}" for kind, first, last in large)
+    told = "; ".join(f"{names[kind]} {tight(first)} to {tight(last)}" for kind, first, last in large)
     yield f'<title id="title">{_escaped(title)}</title>'
     yield f'<desc id="what">{_escaped(". ".join([told, *words]))}</desc>'
     yield f"<style>{STYLE}</style>"
@@ -74,7 +68,7 @@ def _lines(situation: Situation, plan: Plan | None, title: str) -> Iterator[str]
         yield _box(kind, _x(first, end), TOP, max(_x(last, end) - _x(first, end), 1), HEIGHT)
     yield f'<rect class="frame" x="{MARGIN}" y="{TOP}" width="{WIDTH - 2 * MARGIN}" height="{HEIGHT}"/>'
     yield from _scale(plan, end)
-    yield from _legend([kind for kind in NAMES if any(kind == s[0] for s in large)])
+    yield from _legend({kind: name for kind, name in names.items() if any(kind == s[0] for s in large)})
     for number, line in enumerate(words):
         yield _text(MARGIN, TOP + HEIGHT + 86 + 22 * number, line, "")
     yield "</svg>"
@@ -99,8 +93,7 @@ def _spans(situation: Situation, plan: Plan | None, end: int) -> Iterator[tuple[
 def _words(plan: Plan | None) -> Iterator[str]:
     if plan is not None:
         yield plan.memmap
-        left, structs = human(plan.ram_left), human(plan.page_structs)
-        yield f"leaves {left} of RAM after {structs} of page structs for the device"
+        yield what_is_left(plan)
 
 
 def _x(address: int, end: int) -> float:
@@ -133,12 +126,12 @@ def _scale(plan: Plan | None, end: int) -> Iterator[str]:
             yield _text(x, TOP - 12, name, "small", anchor)
 
 
-def _legend(kinds: Sequence[str]) -> Iterator[str]:
+def _legend(names: Mapping[str, str]) -> Iterator[str]:
     x = float(MARGIN)
-    for kind in kinds:
+    for kind, name in names.items():
         yield _box(kind, x, TOP + HEIGHT + 26, 14, 14)
-        yield _text(x + 22, TOP + HEIGHT + 38, NAMES[kind], "small")
-        x += 22 + 7.4 * len(NAMES[kind]) + 28
+        yield _text(x + 22, TOP + HEIGHT + 38, name, "small")
+        x += 22 + 7.4 * len(name) + 28
 
 
 def _escaped(text: str) -> str:

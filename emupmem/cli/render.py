@@ -75,10 +75,26 @@ _PLANNED = {
 
 def plan_line(out: Printer, plan: Plan) -> None:
     """The argument, and what stays of the RAM."""
+    out.print("  ", (plan.memmap, "bold magenta"), f"      {what_is_left(plan)}", hang=len(plan.memmap) + 8)
+
+
+def what_is_left(plan: Plan) -> str:
+    """What stays of the RAM, as a sentence."""
     left = f"leaves {human(plan.ram_left)} of RAM after {human(plan.page_structs)} of page structs for the device"
     if plan.reservations[0].kind is DeviceKind.MEMORY:
         left += f"; {human(sum(r.size for r in plan.reservations))} comes back as movable memory"
-    out.print("  ", (plan.memmap, "bold magenta"), f"      {left}", hang=len(plan.memmap) + 8)
+    return left
+
+
+def legend_of(plan: Plan | None) -> dict[str, str]:
+    """What each kind of place of the map is called, in the order of a legend."""
+    return {
+        "usable": "usable",
+        "firmware": "firmware",
+        "lost": "lost: the kernel took it away",
+        "hole": "not memory",
+        "planned": f"planned: {_PLANNED[plan.reservations[0].kind if plan else DeviceKind.PMEM]}",
+    }
 
 
 def _gib(size: int) -> str:
@@ -115,17 +131,10 @@ def bar(situation: Situation, plan: Plan | None, width: int) -> list[list[Part]]
     kinds = [_cell(firmware, lost, plan, i * end // width, (i + 1) * end // width) for i in range(width)]
     line: list[Part] = [(CELLS[kind], STYLES[kind]) for kind in kinds]
     legend: list[Part] = []
-    names = {
-        "usable": "usable",
-        "firmware": "firmware",
-        "lost": "lost: the kernel took it away",
-        "hole": "not memory",
-        "planned": f"planned: {_PLANNED[plan.reservations[0].kind if plan else DeviceKind.PMEM]}",
-    }
-    for kind in ("usable", "firmware", "lost", "hole", "planned"):
+    for kind, name in legend_of(plan).items():
         if kind in kinds:
             gap = "   " if legend else ""
-            legend += [gap, (f"{CELLS[kind]} ", STYLES[kind]), names[kind]]
+            legend += [gap, (f"{CELLS[kind]} ", STYLES[kind]), name]
     return [[_scale(firmware, plan, end, width)], line, legend]
 
 

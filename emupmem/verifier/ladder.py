@@ -16,7 +16,7 @@ from emupmem.device.proof import MOUNT_RUNGS, explained, left_over, mount_rungs
 from emupmem.model import Check, Device, FirmwareMap, Kind, MemmapItem, ModuleState, Presence
 from emupmem.units import human, span_text
 from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial, Verdict
-from emupmem.verifier.soft import soft_complete, soft_devices, soft_rungs
+from emupmem.verifier.soft import driver_problem, soft_complete, soft_devices, soft_rungs
 
 LEGACY = "Persistent Memory (legacy)"
 KERNEL_PARTS = ("Kernel code", "Kernel rodata", "Kernel data", "Kernel bss")
@@ -288,13 +288,8 @@ def _shape(region: SeenRegion) -> str:
 
 def _no_region(seen: Observation) -> tuple[str, str]:
     for module in seen.modules:
-        if module.presence is Presence.BLOCKED:
-            return (
-                f"no device; the driver {module.name} is not loaded (blacklisted in {module.where})",
-                f"remove that line, or: sudo modprobe {module.name}",
-            )
-        if module.presence is Presence.MISSING:
-            return f"no device; this kernel has no module {module.name}", _module_hint(module.name)
+        if problem := driver_problem(module, _module_hint(module.name)):
+            return problem
     for module in seen.modules:
         if module.presence is Presence.AVAILABLE:
             return f"no device; the driver {module.name} is not loaded", f"sudo modprobe {module.name}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from emupmem.device.soft import DRIVER_OF
-from emupmem.model import Check, Device, DeviceKind, Presence
+from emupmem.model import Check, Device, DeviceKind, ModuleState, Presence
 from emupmem.units import human, span_text
 from emupmem.verifier.observation import Observation, SeenSoft
 
@@ -69,19 +69,24 @@ def _dax_device(soft: Sequence[SeenSoft]) -> Check:
 def _no_device(one: SeenSoft) -> tuple[str, str]:
     """What is found in place of a device, and what to do."""
     for module in one.modules:
-        if module.presence is Presence.BLOCKED:
-            return (
-                f"no device; the driver {module.name} is not loaded (blacklisted in {module.where})",
-                f"remove that line, or: sudo modprobe {module.name}",
-            )
-        if module.presence is Presence.MISSING:
-            return (
-                f"no device; this kernel has no module {module.name}",
-                f"install the package that holds {module.name}, or another kernel",
-            )
+        hint = f"install the package that holds {module.name}, or another kernel"
+        if problem := driver_problem(module, hint):
+            return problem
         if module.presence is Presence.AVAILABLE and module.name == "dax_hmem":
             return "no device; the driver dax_hmem is not loaded", "sudo modprobe dax_hmem"
     return "no device; the kernel made none of the range", "sudo dmesg | grep -iE 'hmem|dax' shows why"
+
+
+def driver_problem(module: ModuleState, hint: str) -> tuple[str, str] | None:
+    """Why there is no device for want of a driver, and what to do (`hint`, where this kernel has none); else None."""
+    if module.presence is Presence.BLOCKED:
+        return (
+            f"no device; the driver {module.name} is not loaded (blacklisted in {module.where})",
+            f"remove that line, or: sudo modprobe {module.name}",
+        )
+    if module.presence is Presence.MISSING:
+        return f"no device; this kernel has no module {module.name}", hint
+    return None
 
 
 def _driver(soft: Sequence[SeenSoft]) -> Check:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from emupmem.cli import picture
-from emupmem.model import GIB, FirmwareMap, Kind, Loss, MapEntry, Request
+from emupmem.cli.render import legend_of
+from emupmem.model import GIB, DeviceKind, FirmwareMap, Kind, Loss, MapEntry, Request
 from emupmem.planner.plan import plan
 from emupmem.planner.situation import Situation
 from tests import FIXTURES, PROJECT
@@ -48,9 +49,15 @@ def test_what_is_planned_lies_where_it_will_be() -> None:
 def test_what_is_lost_is_shown_and_what_is_too_small_is_not_told() -> None:
     situation = Situation(MAP, losses=(Loss(16 * GIB, 20 * GIB, "the kernel"),))
     root = drawn(picture.svg(situation, None, "Memory"))
-    assert picture.NAMES["lost"] in texts(root)
-    assert picture.NAMES["planned"] not in texts(root)
-    assert picture.NAMES["hole"] not in texts(root)
+    names = legend_of(None)
+    assert names["lost"] in texts(root)
+    assert names["planned"] not in texts(root)
+    assert names["hole"] not in texts(root)
+
+
+def test_it_says_what_the_plan_makes() -> None:
+    made = plan(Situation(MAP), Request(8 * GIB, kind=DeviceKind.DAX))
+    assert "planned: a DAX device, volatile" in texts(drawn(picture.svg(Situation(MAP), made, "Memory")))
 
 
 def test_a_title_is_no_markup() -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-import typer
 
-from emupmem.cli.main import COMMANDS, program_for
+from emupmem.cli.main import shown_commands
 from tests.cli.runner import Run, check_json, schema_of_all
 
 
@@ -25,10 +24,8 @@ def with_json(name: str, command: Any) -> Iterator[str]:
 
 def test_every_command_with_json_has_its_schema_and_no_other() -> None:
     names = set()
-    for name, place in COMMANDS.items():
-        if not place.hidden:
-            group: Any = typer.main.get_command(program_for([name]))
-            names |= set(with_json(name, group.commands[name] if hasattr(group, "commands") else group))
+    for name, command in shown_commands():
+        names |= set(with_json(name, command))
     commands = {n for n, d in schema_of_all()["$defs"].items() if "--json" in d.get("description", "")}
     assert commands == names
 

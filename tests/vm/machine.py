@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from emupmem.demo.guest import EMULATED
 from tests import PROJECT
 from tests.vm import progress, warm
 
@@ -32,10 +33,9 @@ Live = Callable[[str], None]
 # in ten then dies in the kernel's slab allocator.  /dev/kvm may exist and hang: it is not used.
 # The other features only cost time when they are emulated: a page table level, wide registers, modules
 # (kvm, crypto) that every boot would load and test, and "fast" copies that are made byte by byte.
-FEATURES = "max,-cx16,-la57,-smap,-avx,-avx2,-aes,-pclmulqdq,-svm,-erms"
 # Its memory for translated code (MiB) is small, so that it is emptied now and then: a page that holds the code of
 # an earlier boot is written to a hundred times slower, and a warm restart takes ten times as long.
-ACCELERATION = ("-accel", "tcg,thread=single,tb-size=96", "-cpu", FEATURES, "-smp", "1")
+ACCELERATION = (*EMULATED, "-smp", "1")
 
 # Code and variables of OVMF, newest naming first.
 FIRMWARE_FILES = (

@@ -10,9 +10,10 @@ import re
 import shutil
 from pathlib import Path
 
+from emupmem.demo.guest import FEATURES
 from tests.vm.image import image
 from tests.vm.kernel import initramfs
-from tests.vm.machine import FEATURES, run
+from tests.vm.machine import run
 
 PROGRAM = "qemu-system-x86_64"
 FIRMWARE = ("bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin")
