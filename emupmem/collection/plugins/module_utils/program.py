@@ -11,6 +11,15 @@ import os
 OPTIONS = {"program": {"type": "path"}}
 """What every module takes."""
 
+PLAN_OPTIONS = {
+    **OPTIONS,
+    "size": {"type": "str"},
+    "count": {"type": "int", "default": 1},
+    "numa_node": {"type": "int"},
+    "min_free": {"type": "str", "default": "2G"},
+}
+"""What those take that plan."""
+
 OK, FAILED, USAGE, NOT_AS_ASKED = 0, 1, 2, 3
 """The exit statuses of emupmem."""
 
@@ -54,6 +63,13 @@ class Emupmem:
     def fail(self, message, result):
         """End the module with what emupmem printed beside the message."""
         self.module.fail_json(msg=message, emupmem=result)
+
+
+def plan_words(options):
+    """The words of apply and suggest that say what is to be planned."""
+    words = ["--count", str(options["count"]), "--min-free", options["min_free"]]
+    words += ["--size", options["size"]] if options["size"] else []
+    return words + (["--numa-node", str(options["numa_node"])] if options["numa_node"] is not None else [])
 
 
 def need(result, member, module):

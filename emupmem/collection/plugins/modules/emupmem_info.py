@@ -13,6 +13,9 @@ description:
 version_added: "1.0.0"
 author:
   - the authors of emupmem (@emupmem)
+extends_documentation_fragment:
+  - emupmem.emupmem.emupmem
+  - emupmem.emupmem.emupmem.plan
 attributes:
   check_mode:
     description: Nothing of the host is changed; O(archive) is written all the same.
@@ -20,32 +23,14 @@ attributes:
   diff_mode:
     description: Nothing of the host is changed.
     support: none
-  platform:
-    description: Linux on x86-64.
-    support: full
-    platforms: linux
 options:
   size:
     description: Size of each device, such as V(16G); left away, the largest that is sensible.
     type: str
-  count:
-    description: How many devices.
-    type: int
-    default: 1
-  numa_node:
-    description: Only memory of this NUMA node.
-    type: int
-  min_free:
-    description: How much RAM must stay for the system.
-    type: str
-    default: 2G
   archive:
     description:
       - Also write an archive of all that the plan rests on to this file on the host, replacing it. Secrets are masked.
       - C(emupmem suggest --from) and C(doctor --from) read it on any machine.
-    type: path
-  program:
-    description: The emupmem of the host, where it is not found by its name.
     type: path
 """
 
@@ -89,26 +74,25 @@ archive:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.emupmem.emupmem.plugins.module_utils.program import FAILED, OK, OPTIONS, Emupmem
+from ansible_collections.emupmem.emupmem.plugins.module_utils.program import (
+    FAILED,
+    OK,
+    PLAN_OPTIONS,
+    Emupmem,
+    plan_words,
+)
 
 
 def main():
     module = AnsibleModule(
         argument_spec=dict(
-            OPTIONS,
-            size=dict(type="str"),
-            count=dict(type="int", default=1),
-            numa_node=dict(type="int"),
-            min_free=dict(type="str", default="2G"),
+            PLAN_OPTIONS,
             archive=dict(type="path"),
         ),
         supports_check_mode=True,
     )
     options, program = module.params, Emupmem(module)
-    words = ["suggest", "--count", str(options["count"]), "--min-free", options["min_free"]]
-    words += ["--size", options["size"]] if options["size"] else []
-    words += ["--numa-node", str(options["numa_node"])] if options["numa_node"] is not None else []
-    result = program.ask(words, (OK, FAILED))[1]
+    result = program.ask(["suggest", *plan_words(options)], (OK, FAILED))[1]
     result["ram"] = sum(r["size"] for r in result["ranges"] if r["type"] == "usable")
     if options["archive"]:
         program.ask(["collect", options["archive"], "--force"])

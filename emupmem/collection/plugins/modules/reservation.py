@@ -17,6 +17,9 @@ description:
 version_added: "1.0.0"
 author:
   - the authors of emupmem (@emupmem)
+extends_documentation_fragment:
+  - emupmem.emupmem.emupmem
+  - emupmem.emupmem.emupmem.plan
 attributes:
   check_mode:
     description: Nothing is written.
@@ -24,10 +27,6 @@ attributes:
   diff_mode:
     description: The difference of the configuration is shown.
     support: full
-  platform:
-    description: Linux on x86-64.
-    support: full
-    platforms: linux
 options:
   state:
     description:
@@ -39,17 +38,6 @@ options:
   size:
     description: Size of each device, such as V(16G) or V(512M). Needed for O(state=present).
     type: str
-  count:
-    description: How many devices.
-    type: int
-    default: 1
-  numa_node:
-    description: Only memory of this NUMA node.
-    type: int
-  min_free:
-    description: How much RAM must stay for the system.
-    type: str
-    default: 2G
   existing:
     description: What happens to another reservation that is there already.
     type: str
@@ -80,9 +68,6 @@ options:
       - It is made permanent by O(state=confirmed) after the restart.
     type: bool
     default: false
-  program:
-    description: The emupmem of the host, where it is not found by its name.
-    type: path
 seealso:
   - module: emupmem.emupmem.verify
   - module: emupmem.emupmem.emupmem_info
@@ -142,16 +127,15 @@ from ansible_collections.emupmem.emupmem.plugins.module_utils.program import (
     FAILED,
     NOT_AS_ASKED,
     OK,
-    OPTIONS,
+    PLAN_OPTIONS,
     Emupmem,
     need,
+    plan_words,
 )
 
 
 def _words(options, check):
-    words = ["apply", "--size", options["size"], "--count", str(options["count"])]
-    words += ["--min-free", options["min_free"], "--check" if check else "--yes"]
-    words += ["--numa-node", str(options["numa_node"])] if options["numa_node"] is not None else []
+    words = ["apply", *plan_words(options), "--check" if check else "--yes"]
     words += [f"--{options['existing']}"] if options["existing"] != "refuse" else []
     words += ["--nokaslr"] if options["nokaslr"] else []
     for folder in options["mount"]:
@@ -190,14 +174,10 @@ def _is_permanent(program):
 def main():
     module = AnsibleModule(
         argument_spec=dict(
-            OPTIONS,
+            PLAN_OPTIONS,
             state=dict(
                 type="str", choices=["present", "absent", "confirmed", "abandoned"], default="present"
             ),
-            size=dict(type="str"),
-            count=dict(type="int", default=1),
-            numa_node=dict(type="int"),
-            min_free=dict(type="str", default="2G"),
             existing=dict(type="str", choices=["refuse", "replace", "add"], default="refuse"),
             nokaslr=dict(type="bool", default=False),
             mount=dict(type="list", elements="path", default=[]),

@@ -14,6 +14,8 @@ description:
 version_added: "1.0.0"
 author:
   - the authors of emupmem (@emupmem)
+extends_documentation_fragment:
+  - emupmem.emupmem.emupmem
 attributes:
   check_mode:
     description: Nothing is ever written.
@@ -21,10 +23,6 @@ attributes:
   diff_mode:
     description: Nothing is ever written.
     support: none
-  platform:
-    description: Linux on x86-64.
-    support: full
-    platforms: linux
 options:
   wait:
     description: Seconds to wait for the device to appear.
@@ -38,9 +36,6 @@ options:
     description: A running trial is as it should be, although it is not permanent.
     type: bool
     default: false
-  program:
-    description: The emupmem of the host, where it is not found by its name.
-    type: path
 seealso:
   - module: emupmem.emupmem.reservation
 """
