@@ -55,6 +55,16 @@ def tree(machine: Machine) -> Tree:
     }
 
 
+def applied_to_tree(machine: FakeMachine, program: str, run: Run, log: str) -> Tree:
+    """Apply to the machine as a tree, whose programs lie in /usr/bin and are not run; all files of before."""
+    (machine.root / "usr/bin").mkdir(parents=True)
+    (machine.root / f"sbin/{program}").rename(machine.root / f"usr/bin/{program}")
+    before = tree(machine)
+    done = run("apply", "--size", "1G", "--yes", "--root", str(machine.root), "--from", log)
+    assert done.status == 0, done
+    return before
+
+
 def changed(before: Tree, after: Tree) -> set[str]:
     return {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)}
 
@@ -235,11 +245,7 @@ def test_all_commands_speak_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_tree_is_changed_as_kernelstub_would(tmp_path: Path, run: Run, log: str) -> None:
     machine = pop(tmp_path / "tree")
-    (machine.root / "usr/bin").mkdir(parents=True)
-    (machine.root / "sbin/kernelstub").rename(machine.root / "usr/bin/kernelstub")
-    before = tree(machine)
-    done = run("apply", "--size", "1G", "--yes", "--root", str(machine.root), "--from", log)
-    assert done.status == 0, done
+    before = applied_to_tree(machine, "kernelstub", run, log)
     assert len(changed(before, tree(machine))) == 3
     made = tree(machine)
     (machine.root / "usr/bin/kernelstub").rename(machine.root / "sbin/kernelstub")
@@ -425,11 +431,7 @@ def test_what_is_no_plain_assignment_is_refused(line: str, problem: str, tmp_pat
 
 def test_a_tree_of_cachyos(tmp_path: Path, run: Run, log: str) -> None:
     machine = cachyos(tmp_path / "tree")
-    (machine.root / "usr/bin").mkdir(parents=True)
-    (machine.root / "sbin/sdboot-manage").rename(machine.root / "usr/bin/sdboot-manage")
-    before = tree(machine)
-    done = run("apply", "--size", "1G", "--yes", "--root", str(machine.root), "--from", log)
-    assert done.status == 0, done
+    before = applied_to_tree(machine, "sdboot-manage", run, log)
     assert machine.read(SETTINGS) == (CACHY_CONFIG + OURS).encode()
     assert entries(machine)["linux-lts"] == f"{WORDS} memmap=1G!4G"
     assert run("remove", "--yes", "--root", str(machine.root)).status == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from emupmem.boot import detect, limine_text, obstacles, prepare
+from emupmem.boot import detect, limine_text, prepare
 from emupmem.boot.limine import SIGNATURE, Limine
 from emupmem.boot.loader import Owned
 from emupmem.doctor import look
@@ -22,8 +22,8 @@ from emupmem.system.machine import Machine
 from emupmem.verifier import ladder, observe
 from tests import fake
 from tests.boot import generators, test_loader
-from tests.boot.test_generators import changed, tree
-from tests.boot.test_loader import ID, apply, efi, lines, program, remove, without_grub
+from tests.boot.test_generators import applied_to_tree, changed, tree
+from tests.boot.test_loader import ID, apply, efi, is_changed_by, lines, program, remove, without_grub
 from tests.cli.runner import Run
 from tests.cli.test_cli import log as log  # the fixture
 from tests.fake import RELEASE, FakeMachine, put, script
@@ -94,11 +94,7 @@ def updates(machine: FakeMachine) -> None:
 
 def test_two_files_change_and_its_next_run_writes_the_same_bytes(tmp_path: Path) -> None:
     machine = limine(tmp_path)
-    assert type(detect.of(machine)) is Limine
-    obstacles.refuse_machine(machine)
-    target = obstacles.target(machine)
-    assert target is not None
-    assert target.release == RELEASE
+    is_changed_by(Limine, machine)
     before = tree(machine)
     outcome = apply(machine)
     assert outcome is not None
@@ -285,11 +281,7 @@ def test_settings_that_are_all_in_drop_ins_get_a_file_and_lose_it_again(tmp_path
 
 def test_a_tree_is_changed_as_the_tool_would(tmp_path: Path, run: Run, log: str) -> None:
     machine = limine(tmp_path / "tree")
-    (machine.root / "usr/bin").mkdir(parents=True)
-    (machine.root / "sbin/limine-entry-tool").rename(machine.root / "usr/bin/limine-entry-tool")
-    before = tree(machine)
-    done = run("apply", "--size", "1G", "--yes", "--root", str(machine.root), "--from", log)
-    assert done.status == 0, done
+    before = applied_to_tree(machine, "limine-entry-tool", run, log)
     assert machine.read(SETTINGS) == (TEXT + OURS).encode()
     made = tree(machine)
     (machine.root / "usr/bin/limine-entry-tool").rename(machine.root / "sbin/limine-entry-tool")

@@ -17,7 +17,7 @@ from emupmem.report import collected, gather
 from tests import fake
 from tests.boot import test_loader
 from tests.boot.test_generators import changed, tree
-from tests.boot.test_loader import EFI_NAME, ROOT, apply, efi, remove, without_grub
+from tests.boot.test_loader import EFI_NAME, ROOT, apply, efi, is_changed_by, remove, without_grub
 from tests.cli.runner import Run
 from tests.cli.test_cli import log as log  # the fixture
 from tests.fake import RELEASE, FakeMachine, put
@@ -60,11 +60,7 @@ def refind(root: Path, text: str = TEXT) -> FakeMachine:
 
 def test_one_file_changes_and_all_lines_of_this_system_carry_it(tmp_path: Path) -> None:
     machine = refind(tmp_path)
-    assert type(detect.of(machine)) is Refind
-    obstacles.refuse_machine(machine)
-    target = obstacles.target(machine)
-    assert target is not None
-    assert target.release == RELEASE
+    is_changed_by(Refind, machine)
     before = tree(machine)
     outcome = apply(machine)
     assert outcome is not None
