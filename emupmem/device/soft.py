@@ -51,10 +51,11 @@ def dax_device_of(machine: Host, start: int) -> DaxDevice | None:
 def take_online(machine: Machine, span: Span) -> tuple[MemoryBlock, ...]:
     """Have all memory of a range online and movable; the blocks of it. Raises EmupmemError."""
     for block in read_memory_blocks(machine, span):
-        if block.state == "online" and "Movable" not in block.zones.split()[:1]:
+        state = block.state
+        if state == "online" and "Movable" not in block.zones.split()[:1]:
             _write_state(machine, block, "offline")  # the kernel or udev took it as ordinary memory
-            block = next(b for b in read_memory_blocks(machine, block.span))  # noqa: PLW2901
-        if block.state == "offline":
+            state = next(b.state for b in read_memory_blocks(machine, block.span))
+        if state == "offline":
             _write_state(machine, block, "online_movable")
     blocks = read_memory_blocks(machine, span)
     if not blocks:
