@@ -217,14 +217,14 @@ def run(
         os.kill(-1, signal.SIGKILL)  # all but process 1, which we are
         out, err = child.communicate()
         status = None
-    _bury()
+    _bury(0 if status is None else os.WNOHANG)
     return status, out, err
 
 
-def _bury() -> None:
-    """Forget the dead whose parents died before them."""
+def _bury(how: int) -> None:
+    """Forget the dead whose parents died before them; wait for those that are still dying where `how` is 0."""
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
+        while os.waitpid(-1, how)[0]:
             pass
     except ChildProcessError:
         pass
