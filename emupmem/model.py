@@ -44,6 +44,10 @@ class EmupmemError(Exception):
         return "; ".join(part for part in (self.advice, self.state) if part)
 
 
+class RootOnly(EmupmemError):
+    """What only root is shown was asked for by somebody else: nothing is known of it."""
+
+
 class Busy(EmupmemError):
     """Somebody else holds for now what is needed: the lock of all changes, or a device. Worth another try."""
 

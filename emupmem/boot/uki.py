@@ -25,7 +25,7 @@ from emupmem.boot.loader import Check, Standing, Steps, Wanted, taken_choice
 from emupmem.boot.programs import has_program
 from emupmem.boot.systemd_boot import SystemdBoot
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import EmupmemError, FileEdit
+from emupmem.model import EmupmemError, FileEdit, RootOnly
 from emupmem.system.errors import SUDO
 from emupmem.system.host import Host
 
@@ -259,7 +259,7 @@ def by_systemd_boot(machine: Host) -> bool:
 
 def _no_images(machine: Host) -> EmupmemError:
     if not machine.is_root:
-        return EmupmemError("unified kernel images are shown to root only", SUDO)
+        return RootOnly("unified kernel images are shown to root only", SUDO)
     return EmupmemError(
         "there is no unified kernel image that starts this system",
         "mount the EFI system partition if it is not mounted (bootctl status names it)",

@@ -16,7 +16,7 @@ from emupmem.cli.options import As, Count, From, Json, MinFree, Node, Offset, Si
 from emupmem.cli.output import one_line, print_json, say, tell, usage
 from emupmem.cli.session import Session, require_root
 from emupmem.cli.terminal import Printer
-from emupmem.model import DeviceKind, EmupmemError, Plan, Request
+from emupmem.model import DeviceKind, EmupmemError, Plan, Request, RootOnly
 from emupmem.planner import plan
 from emupmem.planner import situation as planner_situation
 from emupmem.planner import survey as planner_survey
@@ -25,7 +25,6 @@ from emupmem.planner.places import takers
 from emupmem.planner.situation import Situation
 from emupmem.planner.survey import Survey
 from emupmem.system import machine as system_machine
-from emupmem.system.errors import SUDO
 from emupmem.system.files import is_folder
 from emupmem.system.machine import Machine
 from emupmem.system.streams import given_file, is_gzip, new_file
@@ -242,11 +241,13 @@ def _rehearsed(found: Survey, request: Request) -> EmupmemError | None:
     """Why apply would refuse this very request here; None where it would not, or where only root could tell."""
     from emupmem.boot import loader, prepare  # 80 ms, not for --from
 
+    machine = system_machine.Machine()
     options = loader.Options(replace=bool(found.reserved))
     try:
-        prepare.prepare_apply(system_machine.Machine(), found, request, options)
+        prepare.prepare_apply(machine, found, request, options)
     except EmupmemError as exc:
-        return None if exc.advice == SUDO else exc
+        unseen = isinstance(exc, RootOnly) or isinstance(exc.__cause__, PermissionError)
+        return None if unseen and not machine.is_root else exc
     return None
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from emupmem.boot import detect, systemd_boot
+from emupmem.boot import detect, prepare, systemd_boot
 from emupmem.boot.bls import menu
 from emupmem.boot.grub import defaults
 from emupmem.boot.grub.loader import Grub
 from emupmem.doctor import look
+from emupmem.model import EmupmemError, RootOnly
 from emupmem.report import archive, collected, gather
 from emupmem.system.machine import Machine
 from tests import fake
@@ -308,6 +309,20 @@ def test_suggest_does_not_send_anybody_to_apply(owned: tuple[FakeMachine, str, s
     found = run("suggest", "--size", "1G", "--json").json
     assert reason in found["refused"]["message"]
     assert way in found["refused"]["hint"]
+
+
+@pytest.mark.parametrize("root", [True, False])
+@pytest.mark.parametrize("unseen", [True, False])
+def test_suggest_says_nothing_of_what_only_root_could_tell(
+    here: FakeMachine, log: str, run: Run, monkeypatch: pytest.MonkeyPatch, root: bool, unseen: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise (RootOnly if unseen else EmupmemError)("no such entry", "run it with sudo")
+
+    here.root_user = root
+    monkeypatch.setattr(prepare, "prepare_apply", refuse)
+    done = run("suggest", "--size", "1G")
+    assert ("no such entry" in done.out) == (root or not unseen)
 
 
 def test_remove_gives_the_way_back(owned: tuple[FakeMachine, str, str], run: Run) -> None:

@@ -15,7 +15,7 @@ from emupmem.boot.bls.sources import KERNEL_CMDLINE
 from emupmem.boot.efi import SELECTED, efi_text, one_shot
 from emupmem.boot.entry import BootEntry
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import Command, CommandLine, EmupmemError
+from emupmem.model import Command, CommandLine, EmupmemError, RootOnly
 from emupmem.system.errors import SUDO
 from emupmem.system.host import Host
 
@@ -207,7 +207,7 @@ def default_id(machine: Host) -> str:
 
 def no_entries_error(machine: Host, what: str) -> EmupmemError:
     if not machine.is_root:
-        return EmupmemError("the boot entries are shown to root only", SUDO)
+        return RootOnly("the boot entries are shown to root only", SUDO)
     return EmupmemError(
         f"there are no boot entries that start this system from {what}",
         "mount the boot partition if it is not mounted (bootctl status names it)",
