@@ -45,9 +45,9 @@ class Block:
     def first_line(self) -> int:
         return self.header or (self.pieces[0].line if self.pieces else 0)
 
-    def blame(self, number: int, text: str, why: str, cut: bool = False) -> None:
+    def blame(self, number: int, text: str, why: str, cut: bool = False, hint: str = _CUT_HINT) -> None:
         if self.problem is None:
-            self.problem = EmupmemError(f'line {number} of the map {why}: "{visible(text)}"', _CUT_HINT)
+            self.problem = EmupmemError(f'line {number} of the map {why}: "{visible(text)}"', hint)
             self.problem_is_last = cut
 
     def add(self, line: MapLine, number: int, text: str) -> None:

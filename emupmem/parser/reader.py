@@ -20,8 +20,9 @@ from emupmem.parser.grammar import (
 
 _LONG_LINE = 8 << 10
 _PAGE = 4096
-MAX_MAP_LINES = 1 << 18
-"""Lines of all the maps of a log: some thousand boots."""
+MAX_MAP_LINES = 1 << 16
+"""Lines of all the maps of a log: two thousand boots of a laptop, read in two seconds."""
+_LAST_BOOT_HINT = "save the last boot alone: journalctl -k -b -o cat > FILE"
 _WATCHED = 300
 """Lines after a map line that are looked at one by one."""
 _PRINTK_MAX = 975  # the shortest limit of one printk record, kernel/printk/printk.c LOG_LINE_MAX
@@ -117,7 +118,8 @@ class LogReader:
         if block.lines > MAX_LINES:
             block.blame(number, text, f"is one of more than {MAX_ENTRIES}, which no kernel prints")
         elif self.map_lines > MAX_MAP_LINES:
-            block.blame(number, text, f"is one of more than {MAX_MAP_LINES} of the log")
+            why = f"is one of more than {MAX_MAP_LINES} in a log of many boots"
+            block.blame(number, text, why, hint=_LAST_BOOT_HINT)
         else:
             return
         block.problem_is_last = False

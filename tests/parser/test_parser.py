@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from emupmem.kernel.e820 import apply_memmap
 from emupmem.model import GIB, KIB, MIB, BootLog, EmupmemError, FirmwareMap, Kind, MapEntry, NodeRange
+from emupmem.parser import reader
 from emupmem.parser.bootlog import kernel_release, parse_boot_log, read_firmware_map
 from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
 from tests import FIXTURES
@@ -545,6 +546,18 @@ def test_a_header_without_lines() -> None:
 def test_too_many_entries() -> None:
     entries = [(n * PAGE, (n + 1) * PAGE, Kind.RAM) for n in range(4097)]
     assert "more than 4096, which no kernel prints" in problem(parse_boot_log(text_of(boot_lines(entries))))
+
+
+def test_too_many_boots(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [(n * PAGE, (n + 1) * PAGE, Kind.RAM) for n in range(2)]
+    boots = text_of(boot_lines(entries)) * 5
+    monkeypatch.setattr(reader, "MAX_MAP_LINES", 10)
+    assert found(parse_boot_log(boots)) == entries
+    monkeypatch.setattr(reader, "MAX_MAP_LINES", 9)
+    log = parse_boot_log(boots)
+    assert "is one of more than 9 in a log of many boots" in problem(log)
+    assert log.problem is not None
+    assert log.problem.hint == "save the last boot alone: journalctl -k -b -o cat > FILE"
 
 
 @pytest.mark.parametrize(
