@@ -52,7 +52,7 @@ elsewhere = Elsewhere()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    what = "the inner loop: no guests, no scenarios, nothing slow, fewer examples, and sh is asked the same thing once"
+    what = "the inner loop: no guests, no scenarios, nothing slow, fewer examples"
     parser.addoption("--quick", action="store_true", help=what)
 
 
@@ -66,10 +66,9 @@ folders: list[str] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    shell.run_sh = elsewhere
+    shell.run_sh = AskedOnce(elsewhere)
     if config.option.quick:
         settings.load_profile("quick")
-        shell.run_sh = AskedOnce(elsewhere)
     if worker(config) or config.option.collectonly:
         return
     room = ROOM if config.option.quick else ROOM_FOR_GUESTS

@@ -16,6 +16,7 @@ import emupmem.system.machine
 from emupmem.model import Command
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
+from tests import played
 
 STOCK = b"""# If you change this file, run 'update-grub' afterwards to update
 # /boot/grub/grub.cfg.
@@ -78,6 +79,9 @@ BIOS-e820: [mem 0x00000000feffc000-0x00000000feffffff] reserved
 BIOS-e820: [mem 0x0000000100000000-0x000000053fffffff] usable
 NX (Execute Disable) protection: active
 """
+
+
+setattr(emupmem.system.machine, "subprocess", played.Subprocess())  # noqa: B010
 
 
 class FakeMachine(Machine):

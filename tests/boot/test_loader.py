@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from emupmem.planner.situation import Situation
 from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
 from emupmem.verifier import ladder, observe
-from tests import fake
+from tests import fake, played
 from tests.boot import generators
 from tests.fake import RELEASE, FakeMachine, put, script
 from tests.scenario import kernel
@@ -223,12 +222,9 @@ if os.path.exists(ROOT + "/fail"):
 
 
 def program(machine: FakeMachine, name: str, text: str, **names: object) -> None:
-    """Put a stand-in into the folder; it works in the folder that it lies in.
-
-    Without `site`, which takes longer than the rest of its start.
-    """
+    """Put a stand-in into the folder; it works in the folder that it lies in."""
     head = "ROOT = __file__.rpartition('/sbin/')[0]\n" + "".join(f"{k} = {v!r}\n" for k, v in names.items())
-    script(machine, name, f"#!{sys.executable} -IS\n{head}{text}")
+    script(machine, name, f"{played.HEAD}{head}{text}")
 
 
 def efi(machine: Machine, name: str, text: str) -> None:
