@@ -156,29 +156,14 @@ def seconds(item: pytest.Item) -> int:
 
 
 class AskedOnce:
-    """A judge that remembers what sh said of a text in which nothing can change from one time to the next."""
-
-    # Comments and assignments without any expansion but that of a variable of the text, and the stock line
-    # that asks a program for the distribution's name, which stays what it is.
-    _PLAIN = re.compile(
-        rb"""(?:
-            [ \t]*
-            (?: \#[^\n]*
-            | GRUB_DISTRIBUTOR=[^\n]*
-            | (?:export[ ])?\w+=
-              (?: '[^']*' | "(?: [^"$`\\] | \$\{?GRUB_\w+\}? | \\. )*" | [\w./:,!=-] )*
-            )?
-            [ \t]* (?: \n | \Z )
-        )*+""",
-        re.VERBOSE,
-    )
+    """A judge that remembers, in this process, what sh can only say the same of each time."""
 
     def __init__(self, ask: Callable[[Sequence[bytes], str], Sourced]) -> None:
         self.ask = ask
         self.known: dict[tuple[str, str, tuple[bytes, ...]], Sourced] = {}
 
     def __call__(self, texts: Sequence[bytes], path: str = shell.SH_PATH) -> Sourced:
-        if not all(self._PLAIN.fullmatch(text) for text in texts):
+        if not shell.is_lasting(texts):
             return self.ask(texts, path)
         key = (shell.SH, path, tuple(texts))
         if key not in self.known:

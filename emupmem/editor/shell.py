@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from emupmem.editor.text import VARIABLES, printable
 from emupmem.model import EmupmemError
@@ -76,9 +76,21 @@ def run_sh(texts: Sequence[bytes], path: str = SH_PATH) -> Sourced:
     sh gets an empty environment but `path`, no input, no rights (nobody, when we are root) and 10 seconds, in a
     cage (see `cage`) where it can change nothing; with `path=NO_PROGRAMS` it also sees no file of this machine.
     Where no cage can be had only plain assignments are read, all else is refused with its line (`unread`).
-    Raises EmupmemError when it cannot be started or does not finish. The texts travel in sealed memory
-    files: a pipe of root's cannot be re-opened by nobody, and a script on stdin could be eaten by the
-    commands in it.
+    Raises EmupmemError when it cannot be started or does not finish. What sh can only say the same of each time
+    is asked once.
+    """
+    return _said_once(tuple(texts), path, SH) if is_lasting(texts) else _ask(texts, path)
+
+
+@lru_cache(maxsize=64)
+def _said_once(texts: Sequence[bytes], path: str, _: str) -> Sourced:
+    return _ask(texts, path)
+
+
+def _ask(texts: Sequence[bytes], path: str) -> Sourced:
+    """See `run_sh`. The texts travel in sealed memory files.
+
+    A pipe of root's cannot be re-opened by nobody, and a script on stdin could be eaten by the commands in it.
     """
     from emupmem.editor import cage
     from emupmem.editor.cage_plan import CageError
@@ -120,6 +132,18 @@ _HARMLESS_LINE = re.compile(
     [ \t]*(?:(?<!\S)\#[^\n]*)?(?:\n|\Z)""",
     re.S | re.A | re.X,
 )
+
+
+_DISTRIBUTOR = re.compile(
+    rb"""^GRUB_DISTRIBUTOR=(?:`[^`\\\n]*`|"\$\([^()`"\\\n]*\)")$(?=\n)""",
+    re.M,
+)
+"""The stock line: it asks a program for the distribution's name, and can set nothing else."""
+
+
+def is_lasting(texts: Sequence[bytes]) -> bool:
+    """Whether nothing in the texts can come to something else from one time to the next."""
+    return _more_than_plain([_DISTRIBUTOR.sub(b"", text) for text in texts]) is None
 
 
 def _more_than_plain(texts: Sequence[bytes]) -> Sourced | None:

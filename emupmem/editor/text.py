@@ -18,7 +18,9 @@ MARK = "# added by emupmem"
 """The comment above a line that emupmem appended: only such a line is taken out as a whole."""
 
 MOST_WORDS = 4000
-"""Words of a file beside its comments. Augeas takes the square of their number: 50 s for 20,000 of them."""
+"""Words of a file, a comment counted as one. Augeas takes the square of their number: 50 s for 20,000 of them."""
+MOST_JOINTS = 200
+"""Joints (| & and what opens a block) of a file. Augeas takes the cube of their number: a minute for 1,000 of them."""
 MOST_BYTES = 1 << 20
 _SIZE = "[1-9][0-9]*[KMGTPE]?"
 _NEW_ITEM = re.compile(rf"{_SIZE}(?:!{_SIZE}|%{_SIZE}-1\+0xefffffff)")
@@ -55,12 +57,28 @@ def checked_text(text: str | bytes, filename: str) -> str:
             f"{filename}:1: starts with a byte order mark, which sh takes for a command",
             f"remove it: sed -i '1s/^\\xef\\xbb\\xbf//' {filename}",
         )
-    if sum(len(line.split()) for line in source.split("\n") if line[:1] != "#") > MOST_WORDS:
-        raise EmupmemError(
-            f"{filename}: more than {MOST_WORDS} words, which no settings of GRUB have",
-            "restore the file, or move what is not for GRUB out of it",
-        )
+    _check_amount(source, filename)
     return source
+
+
+_WORD = re.compile(r"[^\s;]+")
+_JOINT = re.compile(r"[|&]|\b(?:then|do|in)\b|(?:^|[\s)])\{", re.A)
+
+
+def _check_amount(source: str, filename: str) -> None:
+    words = joints = 0
+    for line in source.split("\n"):
+        if line[:1] == "#":
+            words += 1
+        else:
+            words += sum(1 for _ in _WORD.finditer(line))
+            joints += sum(1 for _ in _JOINT.finditer(line))
+    for number, most, what in ((words, MOST_WORDS, "words"), (joints, MOST_JOINTS, "of | & { then do in")):
+        if number > most:
+            raise EmupmemError(
+                f"{filename}: more than {most} {what}, which no settings of GRUB have",
+                "restore the file, or move what is not for GRUB out of it",
+            )
 
 
 def check_wanted_words(

@@ -729,16 +729,43 @@ def test_augeas_is_not_imported_before_it_is_needed() -> None:
 
 def test_a_file_of_very_many_words_is_refused() -> None:
     """Augeas takes the square of their number: 300,000 lines would be days, before anything is shown."""
-    for text in ("x=\n" * 300_000, "export " + "a " * 300_000, "linux a b\n" * 100_000):
+    lines = (
+        "x=\n" * 300_000,
+        "export " + "a " * 300_000,
+        "linux a b\n" * 100_000,
+        "x=1;" * 5000,
+        "# a\n" * 5000,
+    )
+    for text in lines:
         with pytest.raises(EmupmemError, match="more than 4000 words"):
             defaults.set_items(text, LINUX, ["1G!4G"])
         with pytest.raises(EmupmemError, match="more than 4000 words"):
             defaults.effective([("a", text)])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ram|" * 250,
+        "a&&" * 150 + "b\n",
+        "if a; then\n" * 201 + "b\n" + "fi\n" * 201,
+        "case a in\nb)\n" * 201 + "c\n" + ";;\nesac\n" * 201,
+        "for i in a; do\n" * 101 + "b\n" + "done\n" * 101,
+        "f() {\n" * 201 + "b\n" + "}\n" * 201,
+    ],
+    ids=lambda text: text[:7].strip(),
+)
+def test_a_file_of_very_many_joints_is_refused(text: str) -> None:
+    """Augeas takes the cube of their number: 4 KiB of `ram|` are a minute, 64 KiB days."""
+    with pytest.raises(
+        EmupmemError, match=r"more than 200 of \| & \{ then do in, which no settings of GRUB have"
+    ):
+        defaults.read_grub_file(text)
+
+
 @pytest.mark.slow
 def test_a_long_comment_or_value_is_none_of_that() -> None:
-    text = "# word word\n" * 5000 + "\n" * 5000 + f'GRUB_CMDLINE_LINUX="{"a" * 200_000}"\n'
+    text = "# word word\n" * 3000 + "\n" * 5000 + f'GRUB_CMDLINE_LINUX="{"a" * 200_000}"\n'
     changed = defaults.set_items(text, LINUX, ["1G!4G"])
     assert changed == text.replace('"\n', ' memmap=1G!4G"\n')
     assert defaults.undo(changed, text, changed) == text

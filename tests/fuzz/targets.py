@@ -693,6 +693,7 @@ def _said(text: str) -> None:
 
 
 def _layout(text: str) -> None:
+    editor_text.checked_text(text, "f")
     lens.layout_of.cache_clear()
     lens.layout_of(text)
     lens.line_of(VARIABLES[0], text)
