@@ -152,7 +152,7 @@ class Scenario:
         self,
         *argv: str,
         given: str = "",
-        timeout: float = 60,
+        timeout: float = 900,
         environment: Mapping[str, str] | None = None,
     ) -> Completed:
         """Run a program in the machine, as root, to its end; `given` is its standard input.
