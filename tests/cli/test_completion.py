@@ -247,6 +247,7 @@ def completed(shell: str, root: Path, folder: Path, typed: list[str]) -> list[st
         return [typist.after_tab(text) for text in typed]
 
 
+@pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_a_tab_completes(shell: str, root: Path, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
