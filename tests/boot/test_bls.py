@@ -104,10 +104,21 @@ def test_what_grub_makes_of_options(options: str, line: str) -> None:
 @settings(deadline=None)
 @given(st.text(alphabet='ab #\n\t=!"memap1G4,', max_size=60), ITEMS)
 def test_files_of_words_keep_their_comments(text: str, items: tuple[str, ...]) -> None:
-    changed = bls_text.rework_file(text, items)
     try:
+        changed = bls_text.rework_file(text, items)
         bls_text.prove_words(bls_text.file_line(text), bls_text.file_line(changed), items)
     except EmupmemError:
         return  # quotes that span lines: then nothing is written
     comments = [x for x in text.split("\n") if x.lstrip().startswith("#")]
     assert [x for x in changed.split("\n") if x.lstrip().startswith("#")] == comments
+
+
+def test_a_quote_over_several_lines_is_refused() -> None:
+    """What is added behind it would not be found again: added twice, never taken away."""
+    text = 'root=/dev/sda1\na="b\nquiet\nc="d\n'
+    with pytest.raises(
+        EmupmemError, match=r'a quote is open at the end of line 2 of the kernel\'s words: a="b'
+    ) as said:
+        bls_text.rework_file(text, ("1G!4G",))
+    assert said.value.hint.startswith("write it on one line, and close it; ")
+    assert bls_text.rework_file('# it\'s "\na="b c"\n', ("1G!4G",)) == '# it\'s "\na="b c" memmap=1G!4G\n'

@@ -478,9 +478,9 @@ def entry(data: bytes) -> None:
         (bls_text.rework_entry, bls_text.options),
         (bls_text.rework_file, bls_text.file_line),
     ):
-        after = rework(text, items, extra, wish.drop)
-        before_line, line = line_of(text), line_of(after)
         try:
+            after = rework(text, items, extra, wish.drop)
+            before_line, line = line_of(text), line_of(after)
             bls_text.prove_words(before_line, line, items, extra, wish.drop)
         except EmupmemError as exc:
             refused(exc)

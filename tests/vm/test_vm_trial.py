@@ -163,7 +163,10 @@ def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed() ->
         assert [c["status"] for c in said(last, "last.json")["checks"]] == ["ok"] * 7
 
         told, _, kind = last.files["bykexec"].decode().rstrip().rpartition("\n")
-        assert "! this kernel was started by kexec: the map is the one that the kernel before it handed on" in told
+        assert (
+            "! this kernel was started by kexec: the map is the one that the kernel before it handed on"
+            in told
+        )
         assert int(kind) >> 4 == 0xD  # Documentation/arch/x86/boot.rst, type_of_loader
         tried = said(last, "kexec.json")
         assert "this boot is the trial of memmap=2G!4G" in tried["checks"][0]["found"]

@@ -72,9 +72,19 @@ def reworked(line: str, items: Sequence[str], extra: Sequence[str] = (), drop: S
 
 
 def rework_file(text: str, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()) -> str:
-    """The same for a file such as /etc/kernel/cmdline: words on several lines, comment lines left alone."""
+    """The same for a file such as /etc/kernel/cmdline: words on several lines, comment lines left alone.
+
+    Raises EmupmemError where a quote opens in one line and closes in another: what is ours could not be found again.
+    """
     lines = text.split("\n")
     live = [n for n, line in enumerate(lines) if line.strip() and not _is_comment(line)]
+    for n in live[:-1] if '"' in text else ():
+        if lines[n].count('"') % 2:
+            raise EmupmemError(
+                f"a quote is open at the end of line {n + 1} of the kernel's words: {lines[n].strip()[:60]}",
+                "write it on one line, and close it",
+                state=UNCHANGED,
+            )
     left = tuple(items)
     for n in live:
         lines[n], placed = _replaced(lines[n], left, drop)
