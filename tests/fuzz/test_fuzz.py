@@ -17,6 +17,7 @@ import pytest
 from emupmem.editor import defaults
 from emupmem.editor import text as editor_text
 from emupmem.model import EmupmemError
+from tests import PROJECT
 from tests.fuzz import answers, driver, shell, targets, work
 from tests.fuzz.mutate import Mutator
 from tests.fuzz.targets import TARGETS
@@ -68,6 +69,16 @@ def test_seeds_and_what_mutation_makes_of_them(target: str, numbers: range) -> N
             raise
     for data in seeds if numbers.start else ():
         driver.replay(target, data)
+
+
+@pytest.mark.slow(seconds=5)
+def test_every_target_begins_without_pytest() -> None:
+    code = "from tests.fuzz.targets import TARGETS; print(*(len(t.seeds()) for t in TARGETS.values()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(int(n) for n in done.stdout.split())
 
 
 def test_no_corpus_of_a_target_that_is_gone() -> None:
