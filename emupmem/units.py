@@ -35,7 +35,7 @@ def parse_size(text: str, what: str = "size") -> int:
     if re.fullmatch("0[xX][0-9a-fA-F]+", word):
         number, unit = Fraction(int(word, 16)), ""
     else:
-        digits = word.rstrip("KMGTiBkmgtb")
+        digits = word.rstrip("KMGTIBkmgtib")
         unit = word[len(digits) :].upper()
         digits = digits.strip()
         if not _NUMBER.fullmatch(digits):

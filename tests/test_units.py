@@ -19,6 +19,7 @@ from emupmem.units import human, parse_size, span_text, tight
         ("16GiB", 16 * GIB),
         ("16 GiB", 16 * GIB),
         ("16Gi", 16 * GIB),
+        ("16GIB", 16 * GIB),
         ("512mi", 512 * MIB),
         ("1.5G", 1536 * MIB),
         ("512M", 512 * MIB),
