@@ -90,7 +90,7 @@ dpkg -L emupmem >/root/installed
 mkdir -p /etc/default /boot/grub
 echo 'GRUB_CMDLINE_LINUX="memmap=1G!4G"' >/etc/default/grub
 echo '# menu' >/boot/grub/grub.cfg
-dpkg --remove emupmem 2>&1 | tee /root/said
+dpkg --remove emupmem >/root/said 2>&1
 grep 'memmap=1G!4G in GRUB_CMDLINE_LINUX: the memory stays reserved' /root/said
 dpkg --purge emupmem
 while read -r file; do

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emupmem.boot import entry as boot_entry
 from emupmem.boot.bls import text
@@ -292,8 +292,12 @@ class Loader(ABC):
         """
 
     def settle(self, machine: Host, now: Standing) -> Steps:
-        """What is left to do without another reservation: an unfinished run, a trial that is given up."""
-        return self.steps(machine, Wanted(now.items))
+        """What is left to do without another reservation: an unfinished run, a trial that is given up.
+
+        A file that goes without it was made for a trial, or by a run that was killed.
+        """
+        steps = self.steps(machine, Wanted(now.items))
+        return replace(steps, unfinished=any(e.after is None for e in steps.changed))
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         """What makes the entry of a trial with the words `wanted.trial`. Raises EmupmemError."""

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from emupmem.boot import detect
 from emupmem.boot import trial as boot_trial
-from emupmem.boot.bls.sources import KERNEL_CMDLINE
 from emupmem.boot.change import Change
 from emupmem.boot.grub.defaults import refuse_mangled, reserved_twice
 from emupmem.boot.loader import OUR_WORDS, Loader, Options, Owned, Standing, Steps, Wanted
@@ -321,10 +320,8 @@ def _settled(machine: Host) -> Change | None:
 
 
 def _is_to_abandon(change: Change) -> bool:
-    """Whether something of a trial is left: its entry, its choice, or the source that was made for it."""
-    now = change.before
-    made = any(e.name == KERNEL_CMDLINE and e.after is None for e in change.steps.changed)
-    return bool(now.trial or now.chosen or change.steps.unfinished or made)
+    """Whether something of a trial is left: its entry, its choice, or a file that was made for it."""
+    return bool(change.before.trial or change.before.chosen or change.steps.unfinished)
 
 
 def prepare_abandon(machine: Host) -> Change:

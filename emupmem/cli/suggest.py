@@ -84,11 +84,12 @@ def suggest(
     """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
     result |= {"taken": [], "refused": None}
-    with Session(result, as_json).errors():
+    machine = system_machine.Machine()
+    with Session(result, as_json).errors(), system_machine.asked_once(machine):
         request = request_of(size, count, offset, min_free, numa_node, as_)
-        found = survey(from_, source)
+        found = survey(from_, source, machine if from_ is None else None)
         if from_ is None:
-            found = asked(found, as_)
+            found = asked(found, machine, as_)
         situation = found.situation
         result |= {"source": found.source, "ranges": [_entry(e) for e in situation.firmware.entries]}
         result["taken"] = list(takers(situation))
@@ -135,7 +136,7 @@ def suggest(
                 say(one_line(problem))
         refused = print_refusal(found, made.memmap if made else "")
         if refused is None and made is not None and from_ is None:
-            refused = _rehearsed(found, request)
+            refused = _rehearsed(found, machine, request)
         if refused is not None:
             result["refused"] = {"message": refused.message, "hint": refused.hint}
         items = made.memmap.removeprefix("memmap=").split(",") if made else []
@@ -230,18 +231,17 @@ def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log
     return machine
 
 
-def asked(found: Survey, kind: DeviceKind) -> Survey:
+def asked(found: Survey, machine: Machine, kind: DeviceKind) -> Survey:
     """The survey of this machine with what apply would say here."""
     from emupmem.boot import obstacles  # 25 ms, not for --from
 
-    return replace(found, apply_refused=obstacles.first(system_machine.Machine(), kind))
+    return replace(found, apply_refused=obstacles.first(machine, kind))
 
 
-def _rehearsed(found: Survey, request: Request) -> EmupmemError | None:
+def _rehearsed(found: Survey, machine: Machine, request: Request) -> EmupmemError | None:
     """Why apply would refuse this very request here; None where it would not, or where only root could tell."""
     from emupmem.boot import loader, prepare  # 80 ms, not for --from
 
-    machine = system_machine.Machine()
     options = loader.Options(replace=bool(found.reserved))
     try:
         prepare.prepare_apply(machine, found, request, options)

@@ -13,9 +13,9 @@ from emupmem.boot.transaction import carry_out_change
 from emupmem.model import GIB, EmupmemError, Request
 from emupmem.verifier import ladder, observe
 from tests import fake
-from tests.boot.test_loader import RPM_OSTREE, apply, ostree, program, remove, survey_of
+from tests.boot.test_loader import ROOT, RPM_OSTREE, apply, ostree, program, remove, survey_of
 from tests.cli.runner import Run
-from tests.fake import FakeMachine, put
+from tests.fake import FakeMachine, put, script
 
 MARK = "emupmem.trial=pinned"
 
@@ -128,3 +128,12 @@ def test_the_commands_say_so(machine: FakeMachine, monkeypatch: pytest.MonkeyPat
     assert "the old configuration is back" not in done.out
     assert "in the boot menu choose the deployment before this one" in done.out + done.err
     assert run("abandon", "--yes").status == 0
+
+
+def test_suggest_asks_it_once(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    script(machine, "rpm-ostree", f'#!/bin/sh\necho "$@" >> {machine.root}/asked\necho {ROOT}\n')
+    fake.running(monkeypatch.setattr, machine)
+    for times in (1, 2):
+        done = run("suggest", "--size", "1G")
+        assert done.status == 0, done
+        assert machine.peek("/asked").splitlines() == ["kargs"] * times

@@ -38,13 +38,14 @@ cp -r /job/pyc/emupmem /var/cache/emupmem-pyc$site/
 PACKAGED = """
 rm -r /usr/local/bin/emupmem /opt/emupmem
 apt-get install -y /job/emupmem.deb
-dpkg -L emupmem | sort > /root/installed
+dpkg -L emupmem > /root/installed
 """
 
 # Another version meanwhile: the device stays mounted, and the unit is the same.
 UPGRADE = """
 apt-get install -y /job/emupmem-newer.deb
-dpkg-query -W emupmem | grep newer
+dpkg-query -W emupmem > /run/said
+grep newer /run/said
 /usr/bin/emupmem verify
 systemctl restart emupmem.service
 grep -E ' /mnt/pmem0 .*dax=always' /proc/mounts
@@ -61,7 +62,7 @@ find / -xdev -name '*emupmem*' ! -path '/var/backups/*' ! -path '/var/lib/dpkg/*
 
 # Once with the reservation still there, once after it was taken back.
 REMOVED_TOO_EARLY = """
-apt-get remove -y emupmem 2>&1 | tee /job/out/removed
+apt-get remove -y emupmem > /job/out/removed 2>&1
 grep 'memmap=' /etc/default/grub
 apt-get install -y /job/emupmem.deb
 """
@@ -93,7 +94,7 @@ chmod -x /etc/grub.d/20_linux_xen /etc/grub.d/30_* 2>/dev/null || true
 # The unit at boot has done its work, or has failed.
 WAIT = """
 while [ "$(systemctl show -P ActiveState emupmem.service)" = activating ]; do sleep 1; done
-journalctl -b -u emupmem.service --no-pager -o cat | tee /job/out/journal
+journalctl -b -u emupmem.service --no-pager -o cat > /job/out/journal
 """
 
 # What a program does: map with MAP_SYNC, write every page, count the faults.

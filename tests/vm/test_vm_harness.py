@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tests import PROJECT
 from tests.vm.machine import _Stream, fetch, firmware_args, make_job_disk, qemu
 
 START = "\x1etoken start 0\n"
@@ -64,3 +66,44 @@ def test_nodes_and_firmware() -> None:
     assert "memory-backend=ram0" in qemu("2G,slots=2,maxmem=4G")
     with pytest.raises(ValueError, match="coreboot"):
         firmware_args("coreboot", Path("vars"))
+
+
+PLACES = ("tests/vm", "tests/packaging", "tests/fleet", ".packaging")
+
+
+def cannot_fail(line: str) -> bool:
+    """Whether `set -e` passes over what a line looks for: after !, before &&, before the end of a pipe."""
+    line = line.strip()
+    if line.startswith("! ") and not line.startswith("! -"):
+        return True
+    whole = line.startswith(("if ", "while ", "until ", "(", "#")) or re.search(
+        r"exit|break|continue|\|\||\$\(", line
+    )
+    return bool(re.match(r"[^\"'#`]*\S && \S", line) and not whole) or bool(re.search(r"[^`] \| tee ", line))
+
+
+def test_what_a_script_looks_for_can_fail() -> None:
+    for line in (
+        "! grep a b",
+        "  ! grep a b",
+        "save a && cmp a b",
+        "[ -c a ] && echo yes",
+        "verify | tee out",
+    ):
+        assert cannot_fail(line), line
+    for line in (
+        "grep a b && exit 9 || [ $? = 1 ]",
+        "if a && b; then",
+        "(cd a && b) > c",
+        "[ -e a ] && break",
+    ):
+        assert not cannot_fail(line), line
+    files = sorted(f for place in PLACES for f in (PROJECT / place).rglob("*") if f.suffix in (".py", ".sh"))
+    found = [
+        f"{file.name}: {line}"
+        for file in files
+        if file != Path(__file__)
+        for line in file.read_text().splitlines()
+        if cannot_fail(line)
+    ]
+    assert found == []

@@ -45,7 +45,7 @@ KEPT_SECOND = (
     MOUNTED
     + """
 [ "$(cat /mnt/kept/file)" = first ]
-emupmem verify | tee /job/out/verify
+emupmem verify > /job/out/verify
 runuser -u dev -- sh -c 'echo second > /mnt/kept/file'
 # the power goes before anything of that is saved
 echo "NOW CUT THE POWER" > /dev/console
@@ -134,10 +134,12 @@ refuses 'its checksum differs' emupmem restore /root/copy --yes
 truncate -s 511M /root/copy
 refuses 'of the same size' emupmem restore /root/copy --yes --force
 sha256sum -c /root/device
-emupmem save /root/again && cmp /root/again /dev/pmem0
+emupmem save /root/again
+cmp /root/again /dev/pmem0
 
 # mounted where this shell cannot see it
-mkdir -p /run/ns && mount -t tmpfs none /run/ns
+mkdir -p /run/ns
+mount -t tmpfs none /run/ns
 unshare -m sh -c 'mount /dev/pmem0 /mnt/pmem; touch /run/ns/there; exec sleep 1000' &
 other=$!
 until [ -e /run/ns/there ]; do sleep 0.2; done
@@ -152,7 +154,8 @@ emupmem restore /run/ns/image --yes
 cmp /run/ns/image /dev/pmem0
 
 # no room: refused, and nothing is left
-mkdir /run/small && mount -t tmpfs -o size=8M none /run/small
+mkdir /run/small
+mount -t tmpfs -o size=8M none /run/small
 refuses 'the image needs' emupmem save /run/small/image
 [ -z "$(ls -A /run/small)" ]
 

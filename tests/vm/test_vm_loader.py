@@ -58,7 +58,7 @@ sync
 
 # The machine came back by itself.
 BACK = """
-! grep memmap= /proc/cmdline
+grep memmap= /proc/cmdline && exit 9 || [ $? = 1 ]
 emupmem verify --json > /job/out/panic.json && exit 9 || [ $? = 3 ]
 emupmem abandon --yes
 cmp "$entry" /root/entry
@@ -105,7 +105,7 @@ emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
 """
 
 THIRD = """
-! grep memmap= /proc/cmdline
+grep memmap= /proc/cmdline && exit 9 || [ $? = 1 ]
 emupmem verify --json > /job/out/verify.json
 [ ! -e /dev/pmem0 ]
 

@@ -23,7 +23,7 @@ refused apply --size 1G --mount /etc/pmem --yes > /job/out/system
 refused apply --size 1G --mount /home/dev/pmem --yes > /job/out/loose
 refused apply --size 256M --mount /mnt/pmem0 --fs xfs --yes > /job/out/small
 [ ! -e /etc/systemd/system/emupmem.service ]
-! grep memmap /etc/default/grub
+grep memmap /etc/default/grub && exit 9 || [ $? = 1 ]
 
 emupmem apply --size 1G --mount /mnt/pmem0 --owner dev --fs FS --dry-run
 [ ! -e /etc/systemd/system/emupmem.service ]
@@ -47,7 +47,7 @@ WARM
 REFUSED
 WAIT
 grep 'vmlinuz-99.9-test .*memmap=1G!4G' /proc/cmdline
-grep ' /mnt/pmem0 ' /proc/mounts | tee /job/out/mounts
+grep ' /mnt/pmem0 ' /proc/mounts > /job/out/mounts
 stat -c '%U:%G %a' /mnt/pmem0 > /job/out/owner
 runuser -u dev -- python3 -c "$(cat /job/program.py)" > /job/out/faults
 emupmem verify > /job/out/verify
@@ -93,7 +93,7 @@ emupmem umount /mnt/pmem0 --json
 refused mount /dev/pmem0 /mnt/pmem0 --fs $OTHER > /job/out/signature
 emupmem mount /dev/pmem0 /mnt/pmem0 --fs $OTHER --force --dry-run
 emupmem mount /dev/pmem0 /mnt/pmem0 --fs $OTHER --force --json > /job/out/other.json
-grep ' /mnt/pmem0 ' /proc/mounts | tee -a /job/out/mounts
+grep ' /mnt/pmem0 ' /proc/mounts >> /job/out/mounts
 emupmem umount /mnt/pmem0
 wipefs -qa /dev/pmem0
 mkswap /dev/pmem0 > /dev/null
@@ -160,7 +160,7 @@ mv /root/mkfs.FS /usr/sbin/mkfs.FS
 
 # GRUB's side taken away by hand: the unit stays, and the next boot must not care
 sed -i 's/memmap=1G!4G,512M!5G,255M!5632M,512M!6G//' /etc/default/grub /boot/grub/grub.cfg
-! grep memmap /boot/grub/grub.cfg
+grep memmap /boot/grub/grub.cfg && exit 9 || [ $? = 1 ]
 """
 
 FOURTH = """
@@ -168,10 +168,10 @@ set -eu
 [ ! -e /dev/pmem0 ]
 WAIT
 systemctl is-active multi-user.target
-! systemctl is-failed emupmem.service
+[ "$(systemctl is-failed emupmem.service || true)" != failed ]
 emupmem verify --json > /job/out/verify.json
 /usr/local/bin/emupmem boot-mount '1G!4G' /mnt/pmem0 FS dev - - > /job/out/quiet
-emupmem remove --yes | tee /job/out/remove
+emupmem remove --yes > /job/out/remove
 [ ! -e /etc/systemd/system/emupmem.service ]
 [ ! -L /etc/systemd/system/multi-user.target.wants/emupmem.service ]
 emupmem remove --yes

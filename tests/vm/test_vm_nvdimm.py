@@ -74,7 +74,8 @@ emupmem nvdimm show --socket $(cat /sys/bus/nd/devices/region0/numa_node) --json
 user=$!
 refuses '/dev/pmem0 is mounted on /mnt/pmem0, in use by sleep' emupmem nvdimm destroy namespace0.0 --yes
 kill $user
-mkswap /dev/pmem0.1s && swapon /dev/pmem0.1s
+mkswap /dev/pmem0.1s
+swapon /dev/pmem0.1s
 refuses 'is swap space' emupmem nvdimm destroy /dev/pmem0.1s --yes
 swapoff -a
 python3 -c 'import os, time; os.open("/dev/dax0.3", os.O_RDWR); open("/run/there", "w"); time.sleep(1000)' &
@@ -88,7 +89,8 @@ for name in namespace0.0 namespace0.3; do ndctl disable-namespace $name; done
 emupmem nvdimm show --json > /job/out/disabled.json
 for name in namespace0.0 namespace0.3; do ndctl enable-namespace $name; done
 echo 64 8 > /sys/block/pmem0.2/badblocks
-emupmem nvdimm show | grep 'namespace0.2 .* 8 bad blocks of 512 bytes'
+emupmem nvdimm show > /run/said
+grep 'namespace0.2 .* 8 bad blocks of 512 bytes' /run/said
 emupmem apply --size 256M --yes
 """
 )
@@ -199,7 +201,7 @@ refuses 'has no labels' emupmem nvdimm create --region $range --size 64M --yes
 emupmem verify
 for mode in sector fsdax devdax; do
     emupmem nvdimm create --region $range --mode $mode --yes --json > /job/out/range.json
-    emupmem verify | tee -a /job/out/verified
+    emupmem verify >> /job/out/verified
 done
 runuser -u dev -- emupmem verify
 for name in $all; do
@@ -217,7 +219,7 @@ install -m 755 /job/ipmctl /usr/local/sbin/ipmctl
 emupmem nvdimm show
 refuses 'there is no terminal to ask on' emupmem nvdimm goal --mode appdirect
 emupmem nvdimm goal --mode appdirect --yes --json > /job/out/goal.json
-emupmem nvdimm goal --mode appdirect | tee /job/out/reached
+emupmem nvdimm goal --mode appdirect > /job/out/reached
 refuses 'the goal would destroy' emupmem nvdimm goal --mode memory --yes
 rm /usr/local/sbin/ipmctl
 """
