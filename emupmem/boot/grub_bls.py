@@ -7,6 +7,7 @@ clears that choice before it starts the kernel.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from emupmem.boot import foreign
@@ -46,6 +47,10 @@ TRIAL_ID = TRIAL_ENTRY.removesuffix(".conf")
 
 MAY_BE_UNSET = ("tuned_params",)
 """Variables in entries that have a value only while TuneD wants to add words."""
+
+# Fedora's patch of get_entry_number looks for names first. GRUB itself (2.14, booted) takes a default that begins with
+# a digit for a number, and where there is no such entry the first one: names of files backwards, ours before digits.
+_LOOKS_FOR_NAMES = re.compile(r"^ID(_LIKE)?=.*\b(fedora|rhel)\b", re.MULTILINE)
 
 
 class GrubBls(Loader):
@@ -241,6 +246,11 @@ class GrubBls(Loader):
                 "no entry is saved as the default: one more could take its place",
                 "sudo grub2-set-default ENTRY (the name of a file in /boot/loader/entries without .conf), "
                 "or apply without --trial",
+            )
+        if saved[0].isdigit() and not _LOOKS_FOR_NAMES.search(machine.peek("/etc/os-release")):
+            raise EmupmemError(
+                f"this GRUB takes the default {saved} for a number: the entry of the trial would be the default",
+                "apply without --trial",
             )
 
     def trial(self, machine: Host) -> Trial | None:

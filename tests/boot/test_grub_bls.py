@@ -75,6 +75,7 @@ def knows_trials(root: Path, options: str = ROOT) -> FakeMachine:
     """Fedora as Anaconda leaves it: /boot on ext4, a saved entry, a menu that clears a choice for one start."""
     machine = fedora(root, options)
     put(machine, "/etc/machine-id", f"{ID}\n")
+    put(machine, "/etc/os-release", 'NAME="Fedora Linux"\nID=fedora\n')
     put(machine, "/boot/grub2/grub.cfg", CFG)
     put(machine, f"/boot/vmlinuz-{RELEASE}", "")
     more = {"kernelopts": ROOT} if "$" in options else {}
@@ -345,6 +346,10 @@ def test_a_new_kernel_does_not_take_the_words_of_the_trial(tmp_path: Path) -> No
         (lambda m: env(m, saved_entry="0"), "no entry is saved as the default"),
         (lambda m: put(m, "/boot/grub2/grub.cfg", "blscfg\n"), "the menu does not clear next_entry"),
         (lambda m: put(m, "/proc/self/mountinfo", "22 1 0:2 / / rw - btrfs /dev/vda2 rw\n"), "is on btrfs"),
+        (
+            lambda m: put(m, "/etc/os-release", "ID=debian\n"),
+            f"takes the default {ID}-{RELEASE} for a number",
+        ),
     ],
 )
 def test_a_trial_is_refused_where_grub_could_not_forget_it(spoil: object, said: str, tmp_path: Path) -> None:
