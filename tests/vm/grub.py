@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from pathlib import Path
 
@@ -56,4 +55,4 @@ def _make(made: Path) -> None:
         mkimage = [str(tree / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
         mkimage += [str(tree / "usr/bin/grub-mkimage"), "-d", str(tree / "usr/lib/grub/x86_64-efi")]
         run([*mkimage, "-O", "x86_64-efi", "-p", "/grub2", "-c", str(first), "-o", str(half), *MODULES])
-        os.replace(half, made)
+        half.replace(made)

@@ -2,9 +2,9 @@
 """GRUB with BLS entries, booted: what emupmem leaves in /boot is what a real GRUB makes a command line of.
 
 A scenario makes the /boot, on ext4 as Fedora has it: entries whose words are in GRUB's environment block, changed by
-the stand-in for grubby. GRUB 2.14 of Debian testing reads it: its blscfg is that of Fedora's patches, taken over. One of
-them it does not have: a default that begins with a digit is a number for it, so the machine's id begins with a letter.
-The initrd is busybox, which says what the kernel was told and made of it.
+the stand-in for grubby. GRUB 2.14 of Debian testing reads it: its blscfg is that of Fedora's patches, taken over. It
+does not have all of them: a default that begins with a digit is a number for it, so the machine's id begins with a
+letter. The initrd is busybox, which says what the kernel was told and made of it.
 """
 
 from __future__ import annotations
