@@ -203,7 +203,7 @@ def begin(machine: FakeMachine, **options: bool) -> Change:
     return prepared
 
 
-def starts(machine: FakeMachine, words: str) -> None:
+def starts(machine: FakeMachine, words: str = "memmap=1G!4G") -> None:
     (machine.root / boot_efi.ONE_SHOT.lstrip("/")).unlink(missing_ok=True)
     put(machine, "/proc/cmdline", f"{LINE} {words}\n")
     put(machine, "/proc/stat", "cpu 0\nbtime 4000000000\n")

@@ -15,9 +15,17 @@ from pathlib import Path
 import pytest
 
 from emupmem.boot import loader, prepare, transaction
-from emupmem.model import GIB, Request
-from tests.boot import test_grub_bls, test_limine, test_loader, test_oneshot, test_uki
-from tests.boot.test_loader import survey_of
+from emupmem.model import GIB, EmupmemError, Request
+from tests.boot import (
+    test_grub_bls,
+    test_limine,
+    test_loader,
+    test_oneshot,
+    test_refind,
+    test_rpm_ostree,
+    test_uki,
+)
+from tests.boot.test_loader import program, survey_of
 from tests.crash import tracer
 from tests.crash.tracer import Call, trace
 from tests.crash.worlds import Disk, World, essence, litter, look, rebuilt, settled
@@ -47,6 +55,26 @@ def kernelopts(root: Path) -> FakeMachine:
     return test_loader.fedora(root, "$kernelopts", env=f"kernelopts={test_loader.ROOT}\n")
 
 
+def ostree(root: Path) -> FakeMachine:
+    machine = test_loader.ostree(root)
+    program(machine, "ostree", test_loader.RPM_OSTREE, HEAD="")
+    return machine
+
+
+def in_trial(
+    knows: Callable[[Path], FakeMachine], starts: Callable[[FakeMachine], None]
+) -> Callable[[Path], FakeMachine]:
+    """A machine whose trial runs."""
+
+    def made(root: Path) -> FakeMachine:
+        machine = knows(root)
+        try_once(machine)
+        starts(machine)
+        return machine
+
+    return made
+
+
 STARTS: dict[str, Callable[[Path], FakeMachine]] = {
     "systemd-boot": test_loader.systemd_boot,
     "systemd-boot-without-cmdline": without_cmdline,
@@ -58,9 +86,17 @@ STARTS: dict[str, Callable[[Path], FakeMachine]] = {
     "kernelstub": test_loader.pop,
     "sdboot-manage": test_loader.cachyos,
     "limine": test_limine.limine,
+    "refind": test_refind.refind,
+    "rpm-ostree": ostree,
+    "rpm-ostree-trial": ostree,
     "systemd-boot-trial": test_oneshot.knows_trials,
     "grub-bls-trial": test_grub_bls.knows_trials,
     "unified": test_uki.unified,
+    "unified-trial": test_uki.knows_trials,
+    "systemd-boot-confirm": in_trial(test_oneshot.knows_trials, test_oneshot.starts),
+    "grub-bls-confirm": in_trial(test_grub_bls.knows_trials, test_grub_bls.starts),
+    "unified-confirm": in_trial(test_uki.knows_trials, test_uki.starts),
+    "rpm-ostree-confirm": in_trial(ostree, test_rpm_ostree.starts),
 }
 
 
@@ -76,6 +112,15 @@ def try_once(machine: FakeMachine) -> None:
         transaction.carry_out_change(machine, prepared)
 
 
+def confirm(machine: FakeMachine) -> None:
+    try:
+        prepared = prepare.prepare_confirm(machine)
+    except EmupmemError as exc:
+        assert exc.message == "there is no trial to confirm", exc  # it was done before
+        return
+    transaction.carry_out_change(machine, prepared)
+
+
 def remove(machine: FakeMachine) -> None:
     prepared = prepare.prepare_remove(machine)
     if prepared.needed:
@@ -89,7 +134,7 @@ class Case:
         self.folder = folder
         machine = STARTS[name](folder / "old")
         states = [look(machine.root)]
-        there = try_once if name.endswith("-trial") else apply
+        there = {"trial": try_once, "confirm": confirm}.get(name.rpartition("-")[2], apply)
         for step in (there, remove):
             step(machine)
             states.append(look(machine.root))
@@ -153,6 +198,8 @@ def shown(call: Call) -> str:
     [name if name == "systemd-boot" else pytest.param(name, marks=pytest.mark.slow) for name in STARTS],
 )
 def test_whatever_ends_the_entries_are_whole(tmp_path: Path, name: str, backwards: bool) -> None:
+    if backwards and name.endswith("-confirm"):
+        pytest.skip("what was removed has no trial any more")
     case = Case(name, tmp_path, backwards)
     machine = rebuilt(case.folder, case.old)
     disk = Disk(machine.root)

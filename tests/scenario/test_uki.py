@@ -128,6 +128,99 @@ def test_new_kernels_have_it_until_it_is_removed(play: Play) -> None:
     assert set(diff(before, machine.snapshot())) <= {CMDLINE}, "which stays while this boot has the words"
 
 
+def test_the_real_dracut_builds_no_reservation_into_its_images(play: Play) -> None:
+    """Their words are those of its settings, else what it finds out itself, and never those of this boot."""
+    machine = installed(play)
+    settings = f"uefi=yes\nhostonly_cmdline=yes\nkernel_cmdline='{ROOT} ro'\ndracutmodules=bash\n"
+    machine.write("/etc/dracut.conf.d/mine.conf", settings)
+    machine.write(f"/boot/config-{NEXT}", machine.read(f"/boot/config-{NEXT}") + "CONFIG_BLK_DEV_INITRD=y\n")
+    before = machine.snapshot()
+
+    def dracut() -> list[str]:
+        quick = ("--force", "--no-kernel", "--no-compress", "--nostrip", "--nohardlink")
+        kernel = ("--kver", NEXT, "--kernel-image", f"/boot/vmlinuz-{NEXT}")
+        done = machine.run("dracut", *quick, *kernel, image(NEXT), timeout=600)
+        assert done.status == 0, done
+        return given(machine, NEXT)
+
+    assert machine.emupmem("apply", "--size", "1G", "--yes").status == 0
+    machine.boot(f"{LINE} memmap=1G!4G")
+    assert dracut() == [ROOT, "ro", "memmap=1G!4G"]
+    machine.write("/etc/dracut.conf.d/mine.conf", settings.replace("kernel_cmdline", "#"))
+    assert dracut() == ["memmap=1G!4G"], "by the addon"
+    machine.write("/etc/dracut.conf.d/mine.conf", settings)
+    assert machine.emupmem("remove", "--yes").status == 0
+    assert dracut() == [ROOT, "ro"], "while this boot still has it"
+    machine.remove(image(NEXT))
+    assert set(diff(before, machine.snapshot())) <= {CMDLINE}
+
+
+# After mkinitcpio of 2026-04-29 (fc8137c), `-P`; left out are presets' own --cmdline, the initial disk itself, hooks,
+# fallbacks, splash images and signing. Its habits: /etc/kernel/cmdline, else the vendor's, and behind it all of
+# /etc/cmdline.d; without any of them this boot's words; lines that begin with # are left out; an image is
+# replaced as a whole, with what is in it.
+MKINITCPIO = r"""#!/bin/bash
+[ "$*" = -P ] || { echo "==> ERROR: invalid option" >&2; exit 1; }
+for preset in /etc/mkinitcpio.d/*.preset; do
+  . "$preset"
+  files=()
+  for file in /etc/kernel/cmdline /usr/lib/kernel/cmdline; do [ -f "$file" ] && files+=("$file") && break; done
+  for file in /etc/cmdline.d/*.conf; do [ -f "$file" ] && files+=("$file"); done
+  [ "${#files[@]}" = 0 ] && { echo "==> WARNING: Reusing /proc/cmdline"; files=(/proc/cmdline); }
+  line="$(grep -ha -- '^[^#]' "${files[@]}" | tr -s '\n' ' ')"
+  ukify build --linux="$ALL_kver" --initrd="$initrd" --cmdline="$line" --uname="$uname" --output="$default_uki" >&2
+done
+"""
+ARCH_IMAGE = f"{ESP}/EFI/Linux/arch-linux.efi"
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [{CMDLINE: f"# mine\n{ROOT} ro\nquiet\n"}, {"/etc/cmdline.d/root.conf": f"{ROOT} ro quiet\n"}, {}],
+    ids=["kernel-cmdline", "cmdline.d", "none"],
+)
+def test_images_by_mkinitcpio_as_on_arch(sources: dict[str, str], play: Play) -> None:
+    preset = f"ALL_kver=/boot/vmlinuz-{RELEASE}\ninitrd=/boot/initrd.img-{RELEASE}\nuname={RELEASE}\n"
+    line = f"{ROOT} ro quiet"
+    host = replace(
+        UKI,
+        cmdline=line,
+        os_release='NAME="Arch Linux"\nID=arch\n',
+        efi={
+            **(UKI.efi or {}),
+            "LoaderEntrySelected": "arch-linux.efi",
+            "StubImageIdentifier": "\\EFI\\Linux\\arch-linux.efi",
+        },
+        files={
+            **kernels(RELEASE),
+            **sources,
+            "/etc/mkinitcpio.d/linux.preset": f"{preset}default_uki={ARCH_IMAGE}\n",
+        },
+        programs={"mkinitcpio": MKINITCPIO},
+    )
+    machine = play(host)
+    machine.must("bootctl", "install", "--make-entry-directory=no", "--no-variables")
+    machine.must("mkinitcpio", "-P")
+    before = machine.snapshot()
+    assert words(machine, ARCH_IMAGE) == line.split()
+    done = machine.emupmem("apply", "--size", "1G", "--yes")
+    assert done.status == 0, done
+    assert words(machine, ADDON) == ["memmap=1G!4G"]
+    machine.boot(f"{line} memmap=1G!4G")
+    machine.must("mkinitcpio", "-P")
+    assert words(machine, ARCH_IMAGE) == line.split(), "it is in the addon, and not twice"
+    assert machine.emupmem("apply", "--size", "1G", "--check").status == 0
+    done = machine.emupmem("remove", "--yes")
+    assert done.status == 0, done
+    machine.must("mkinitcpio", "-P")
+    assert words(machine, ARCH_IMAGE) == line.split(), "while this boot still has it"
+    machine.boot(line)
+    assert machine.emupmem("apply", "--size", "1G", "--yes").status == 0
+    assert machine.emupmem("remove", "--yes").status == 0
+    made = {ARCH_IMAGE} if sources else {ARCH_IMAGE, CMDLINE}
+    assert set(diff(before, machine.snapshot())) <= made, "CMDLINE stayed while the boot had the words"
+
+
 def test_the_doctor_and_suggest_know_it(play: Play) -> None:
     machine = installed(play)
     found = {f["name"]: f for f in machine.emupmem("doctor", "--json").json["findings"]}

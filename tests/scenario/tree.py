@@ -57,7 +57,7 @@ RECIPES = {
         (
             *("systemd", "systemd-boot", "systemd-boot-efi", "systemd-boot-tools", "systemd-ukify"),
             *("dracut-core", "grub2-common", "grub-pc-bin", "refind", "btrfs-progs", "ndctl", "ostree"),
-            "sbsigntool",
+            *("sbsigntool", "binutils"),
         ),
     ),
 }
