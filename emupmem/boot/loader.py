@@ -183,7 +183,8 @@ class Loader(ABC):
     back: str
     by_hand: str = "look at {menu}"
     forgets: bool = True
-    """Whether the loader forgets a trial by itself: the start after it is the old configuration."""
+    """Whether the loader forgets a trial by itself: the start after it is the old configuration. Where it does not,
+    the steps of a change choose the trial, or choose it no more."""
 
     # How it stands -------------------------------------------------------------------------------------------
 

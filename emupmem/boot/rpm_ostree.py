@@ -20,7 +20,6 @@ from emupmem.editor.quoting import items_of_word
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, EmupmemError
 from emupmem.system.host import Host
-from emupmem.system.machine import Machine
 
 KARGS = ("rpm-ostree", "kargs")
 STATUS = ("rpm-ostree", "status", "--json")
@@ -69,10 +68,14 @@ class RpmOstree(Loader):
         new = text.reworked(old, items, extra, drop)
         text.prove_words(old, new, items, extra, drop)
         gone, added = _difference(text.raw_words(old), text.raw_words(new))
+        gone += [mark] if mark else []  # at once with the words: alone they would be a reservation for good
         commands = (_kargs(gone, added, "make a deployment with the new arguments"),) if gone or added else ()
         undo = (_kargs(added, gone, "take that back"),) if commands else ()
-        unpin = (_unpin(machine),) if mark == PINNED else ()
-        return Steps(wanted, commands=(*commands, *unpin), undo=undo, remembered=extra if commands else ())
+        if (
+            mark == PINNED
+        ):  # first: of a run that is killed then, the mark is left, and the next one does both
+            commands, undo = (_unpin(machine), *commands), (*undo, _pin(_before_trial(machine)))
+        return Steps(wanted, commands=commands, undo=undo, remembered=extra if commands else ())
 
     # A trial -------------------------------------------------------------------------------------------------
 
@@ -89,22 +92,20 @@ class RpmOstree(Loader):
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         if now.chosen:
-            return Steps(wanted)
+            mark = _without_mark(self._arguments(machine))[1]
+            cut_off = mark == PINNED and _before_trial(machine) == "booted" and not _is_pinned(machine)
+            return Steps(wanted, commands=(_pin("booted"),) if cut_off else ())
         pins = _is_pinning_known(machine) and not _is_pinned(machine)
         add = [*wanted.trial, PINNED if pins else KEPT]
-        pin = (
-            (Command(("ostree", "admin", "pin", "booted"), "keep the deployment that runs now"),)
-            if pins
-            else ()
-        )
+        pin = (_pin("booted"),) if pins else ()  # behind the mark: so no pin is left that nobody takes away
         note = "rpm-ostree has no choice for one start: a start that hangs comes again, until you choose the "
         note += "deployment before it in the boot menu"
         if not pins and not _is_pinned(machine):
             note += ", which this ostree cannot pin"
         return Steps(
             wanted,
-            commands=(*pin, _kargs([], add, "make a deployment with the new arguments")),
-            undo=(_kargs(list(wanted.trial), [], "take that back"), *((_unpin(machine),) if pins else ())),
+            commands=(_kargs([], add, "make a deployment with the new arguments"), *pin),
+            undo=(_kargs(add, [], "take that back"), *((_unpin(machine),) if pins else ())),
             notes=(note,),
         )
 
@@ -116,18 +117,6 @@ class RpmOstree(Loader):
 
     def chosen(self, machine: Host) -> bool:
         return bool(_without_mark(self._arguments(machine))[1])
-
-    def choose(self, machine: Machine, wanted: bool) -> None:
-        mark = _without_mark(self._arguments(machine))[1]
-        step = (
-            _kargs([], [self._mark], "a trial again") if wanted else _kargs([mark], [], "no trial any more")
-        )
-        self._mark = mark or self._mark
-        done = machine.run(step, 600)
-        if done.status:
-            raise EmupmemError(f"rpm-ostree kargs failed with status {done.status}: {done.last_words}")
-
-    _mark = KEPT
 
     def refuse_removal(self, machine: Host) -> None:
         if not machine.running:
@@ -176,10 +165,17 @@ def _is_pinned(machine: Host) -> bool:
         return False
 
 
+def _before_trial(machine: Host) -> str:
+    """The deployment before the trial, as ostree calls it: what runs now, or what ran before the trial."""
+    return "rollback" if MARK in machine.peek("/proc/cmdline") else "booted"
+
+
+def _pin(deployment: str) -> Command:
+    return Command(("ostree", "admin", "pin", deployment), "keep the deployment before the trial")
+
+
 def _unpin(machine: Host) -> Command:
-    """Let go of the deployment before the trial: what runs now, or what ran before the trial."""
-    tries = MARK in machine.peek("/proc/cmdline")
-    argv = ("ostree", "admin", "pin", "--unpin", "rollback" if tries else "booted")
+    argv = ("ostree", "admin", "pin", "--unpin", _before_trial(machine))
     return Command(argv, "let updates drop the deployment before it again")
 
 

@@ -78,7 +78,7 @@ def sync_written(machine: Machine, name: str) -> None:
 def install_file(machine: Machine, name: str, text: str | bytes, mode: int = 0o644) -> None:
     """Write a small file whole or not at all (with `mode` where it is new), with the folders above it."""
     try:
-        machine.path(name).parent.mkdir(parents=True, exist_ok=True)
+        make_synced_folder(machine.path(name).parent, 0o755)
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be written: {exc.strerror}", write_hint(exc)) from exc
     replace_file(machine, name, text if isinstance(text, bytes) else text.encode(), mode)
@@ -88,7 +88,7 @@ def make_link(machine: Machine, name: str, target: str) -> None:
     """Make a symbolic link; one that is there already is replaced. Raises EmupmemError."""
     place = machine.path(name.rpartition("/")[0]) / name.rpartition("/")[2]
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_synced_folder(place.parent, 0o755)
         place.unlink(missing_ok=True)
         place.symlink_to(target)
         sync_folder(place.parent)

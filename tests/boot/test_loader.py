@@ -176,7 +176,8 @@ if fail == "interrupt":
 # After `rpm-ostree kargs` (src/app/rpmostree-builtin-kargs.cxx at 6246b99), `rpm-ostree status --json` and `ostree
 # admin pin` of ostree 2025.2. The arguments are those of the default deployment; a change makes it anew, or one more
 # beside that which runs. Left out are locks, staging until the shutdown, and all other actions. Its habits: --delete
-# must name a word that is there; words are grouped by their key; to pin what is pinned is no failure.
+# must name a word that is there; words are grouped by their key; to pin what is pinned is no failure; a deployment is
+# there as a whole or not at all.
 RPM_OSTREE = """
 import os, sys
 file, pins = ROOT + "/kargs", ROOT + "/pins"
@@ -185,8 +186,13 @@ def read(name):
     return open(name).read() if os.path.exists(name) else ""
 
 def write(name, text):
-    with open(name, "w") as stream:
+    os.makedirs(ROOT + "/var", exist_ok=True)
+    with open(ROOT + "/var/new", "w") as stream:
         stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(ROOT + "/var/new", name)
+    os.fsync(os.open(ROOT, os.O_RDONLY))
 
 words = read(file).split()
 if sys.argv[0].endswith("/ostree"):
@@ -196,6 +202,8 @@ if sys.argv[0].endswith("/ostree"):
     kept = set(read(pins).split())
     kept = kept - {sys.argv[-1]} if "--unpin" in sys.argv else kept | {sys.argv[-1]}
     write(pins, " ".join(sorted(kept)))
+    if not kept:
+        os.remove(pins)
     sys.exit()
 if sys.argv[1] == "status":
     pinned = "true" if "booted" in read(pins) else "false"
@@ -312,7 +320,7 @@ def ostree(root: Path, head: str = "") -> FakeMachine:
     machine = fake.build(root)
     without_grub(machine)
     put(machine, "/run/ostree-booted", "")
-    put(machine, "/kargs", f"rw {ROOT} console=tty0 memmap=64K$0x1000 console=ttyS0")
+    put(machine, "/kargs", f"rw {ROOT} console=tty0 console=ttyS0 memmap=64K$0x1000")
     program(machine, "rpm-ostree", RPM_OSTREE, HEAD=head)
     return machine
 
