@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limine with limine-entry-tool: the settings and the entries are changed, its next run keeps them.
 
-Whole trees are compared. The tool is a stand-in (see generators.py), Limine's reading is after its config.c.
+Whole trees are compared. The tool is a stand-in (see generators.py), Limine's reading is after config.c of 8.2.0.
 """
 
 from __future__ import annotations
@@ -309,6 +309,7 @@ def test_all_commands_speak_of_limine(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "press E on the entry" in done.out + done.err
     assert f"memmap=1G!4G in {SETTINGS}" in run("verify", "--wait", "0").out
     assert run("remove", "--yes").status == 0
+    assert "a trial is not known for Limine" in run("apply", "--size", "1G", "--yes", "--trial").err
 
 
 def test_the_configuration_as_limine_reads_it() -> None:
