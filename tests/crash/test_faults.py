@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from emupmem.boot.change import Change
-from emupmem.boot.prepare import prepare_abandon
+from emupmem.boot.prepare import prepare_abandon, prepare_confirm
 from emupmem.boot.transaction import carry_out_change
 from emupmem.model import EmupmemError
-from tests.boot import test_grub_bls, test_limine, test_loader, test_oneshot, test_uki
+from tests.boot import test_grub_bls, test_limine, test_loader, test_oneshot, test_refind, test_uki
 from tests.crash import tracer
 from tests.crash.test_crash import (
     CFG,
@@ -29,12 +29,14 @@ from tests.crash.test_crash import (
     apply,
     calls_of,
     counts,
+    do,
     fail_with,
     remove,
     shown,
     try_it,
 )
 from tests.crash.test_crash import asked_once as asked_once  # the fixture
+from tests.crash.test_crash_loader import in_trial, ostree
 from tests.crash.tracer import CREATING, SYNCING, WRITING, Call, Result, trace
 from tests.crash.worlds import World, essence, look, settled
 from tests.fake import FakeMachine, script
@@ -79,6 +81,16 @@ def of_loader(make: Callable[[Path], FakeMachine]) -> Callable[[Path], FakeMachi
     return made
 
 
+CONFIRMING = of_loader(in_trial(test_oneshot.knows_trials, test_oneshot.starts))
+
+
+def confirmed_and_removed(root: Path) -> FakeMachine:
+    machine = CONFIRMING(root)
+    do(machine, prepare_confirm)
+    do(machine, remove)
+    return machine
+
+
 LOADERS = (
     Scenario("systemd-boot", of_loader(test_loader.systemd_boot), apply, remove),
     Scenario("systemd-boot-trial", of_loader(test_oneshot.knows_trials), try_it, prepare_abandon),
@@ -89,7 +101,10 @@ LOADERS = (
     Scenario("kernelstub", of_loader(test_loader.pop), apply, remove),
     Scenario("sdboot-manage", of_loader(test_loader.cachyos), apply, remove),
     Scenario("limine", of_loader(test_limine.limine), apply, remove),
+    Scenario("refind", of_loader(test_refind.refind), apply, remove),
     Scenario("grub-bls-trial", of_loader(test_grub_bls.knows_trials), try_it, prepare_abandon),
+    Scenario("systemd-boot-confirm", CONFIRMING, prepare_confirm, remove, confirmed_and_removed),
+    Scenario("rpm-ostree-trial", of_loader(ostree), try_it, prepare_abandon),
 )
 NAMES = ("apply-mount", "apply-dropin", "remove", "trial", "confirm", "abandon")
 CHOSEN = [*(s for s in SCENARIOS if s.name in NAMES), *LOADERS]
