@@ -162,7 +162,9 @@ def truth(case: Case, done: Result, world: World) -> list[str]:
         wrong = [n for n in differ if "systemd" not in n and value(world, n) != value(new, n)]
         return [f"{n} is not in force" for n in wrong]
     if "not all could be put back" in done.hint:
-        said = done.hint.replace("look at rpm-ostree kargs", "/kargs")  # the deployment's, no file of a person's
+        said = done.hint.replace(
+            "look at rpm-ostree kargs", "/kargs"
+        )  # the deployment's, no file of a person's
         return [f"{n} is not as before and not named" for n in differ if f"/{n}" not in said]
     if "the old configuration is back" in done.hint or "nothing was changed" in done.hint:
         return [f"{n} is not as before" for n in differ]

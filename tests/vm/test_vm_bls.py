@@ -87,7 +87,7 @@ class BootDisk:
         return subprocess.run(read, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.vm(image="trixie uefi", boots=3, seconds=50)
+@pytest.mark.vm(image="trixie uefi", boots=3, seconds=30)
 def test_a_trial_by_grub_is_taken_once_and_the_entries_as_it_reads_them(tmp_path: Path) -> None:
     if why := lacking() or lacking_disk("ext4"):
         pytest.skip(f"no scenarios: {why}")
