@@ -117,11 +117,13 @@ with open("/dev/pmem0", "r+b") as disk:  # one partition of 1 MiB, as a DOS tabl
     disk.seek(446)
     disk.write(bytes((0, 0, 0, 0, 0x83, 0, 0, 0)) + (2048).to_bytes(4, "little") * 2 + bytes(48) + b"\\x55\\xaa")
 '
+udevadm settle
 blockdev --rereadpt /dev/pmem0
 udevadm settle
 refused mount /dev/pmem0 > /job/out/partitioned
 refused mount /dev/pmem0p1 > /job/out/apart
 wipefs -qa /dev/pmem0
+udevadm settle
 blockdev --rereadpt /dev/pmem0
 ndctl create-namespace -f -e namespace0.0 -m fsdax --map=dev > /dev/null
 emupmem verify --wait 0 > /job/out/smaller && exit 9 || [ $? = 3 ]
