@@ -72,7 +72,7 @@ class RpmOstree(Loader):
         commands = (_kargs(gone, added, "make a deployment with the new arguments"),) if gone or added else ()
         undo = (_kargs(added, gone, "take that back"),) if commands else ()
         unpin = (_unpin(machine),) if mark == PINNED else ()
-        return Steps(wanted, commands=(*commands, *unpin), undo=undo, remembered=extra if commands else ())
+        return Steps(wanted, commands=(*commands, *unpin), undo=undo)
 
     # A trial -------------------------------------------------------------------------------------------------
 

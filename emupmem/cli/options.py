@@ -58,9 +58,6 @@ As = Annotated[
         help="pmem: /dev/pmem0, a block device for file systems with DAX. dax: /dev/dax0.0, which programs map as a "
         "whole. memory: ordinary memory in blocks that can be taken away again, a slower tier of its own where all "
         "of a NUMA node is reserved, as with a CXL expander.",
-        # Linux 6.12 gives such a range to kmem, and the memory to the system, before the unit runs: not to be
-        # offered before a guest has shown every kind from end to end.
-        hidden=True,
     ),
 ]
 From = Annotated[

@@ -10,7 +10,7 @@ from emupmem.device.blocks import Pmem, devices
 from emupmem.device.decide import MountOutcome, MountRequest, Tell
 from emupmem.device.mount import carry_out_mount, prepare
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import EmupmemError
+from emupmem.model import DeviceKind, EmupmemError
 from emupmem.system import lock
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
@@ -28,7 +28,7 @@ def boot(machine: Machine, wanted: Sequence[unit.AtBoot], say: Tell) -> int:
     0 if all is well, 1 if something failed, `unit.SOME_FAILED` if so and the content of a mount is kept.
     """
     well = True
-    for one in wanted:
+    for one in sorted(wanted, key=_turn):
         try:
             say(_boot_one(machine, one) if isinstance(one, unit.BootMount) else _set_up(machine, one))
         except EmupmemError as exc:
@@ -36,9 +36,15 @@ def boot(machine: Machine, wanted: Sequence[unit.AtBoot], say: Tell) -> int:
             hint = f"; {exc.hint}" if exc.hint else ""
             say(f"emupmem: {one.failed}: {exc.message}{hint}")
     if well:
+        soft.serve_others(machine, [one for one in wanted if isinstance(one, unit.BootDevice)])
         return 0
     kept = (m for m in wanted if isinstance(m, unit.BootMount) and m.keep)
     return unit.SOME_FAILED if any(keep.belongs(machine, m) for m in kept) else 1
+
+
+def _turn(one: unit.AtBoot) -> int:
+    """DAX devices come before memory: once kmem is loaded, it takes what has no driver yet."""
+    return 1 if isinstance(one, unit.BootDevice) and one.kind is DeviceKind.MEMORY else 0
 
 
 def _is_reserved(machine: Machine, wanted: unit.AtBoot) -> bool:

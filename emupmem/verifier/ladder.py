@@ -30,7 +30,8 @@ def verdict_of(seen: Observation) -> Verdict:
             return Verdict((first,), ())
         booted = tuple(i.text for i in seen.command_line.reservations)
         # What boots is the trial entry: below it the ladder is as if that were configured.
-        judged = verdict_of(replace(seen, trial=None, configured=booted, recovery=booted, entries=None))
+        tried = replace(seen, trial=None, configured=booted, recovery=booted, entries=None, tries=True)
+        judged = verdict_of(tried)
         rest = tuple(c for c in judged.checks if c.name not in ("configured", "generated"))
         return Verdict((first, *rest), judged.devices)
     wanted = seen.configured

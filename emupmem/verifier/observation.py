@@ -82,7 +82,8 @@ class Observation:
     will offer, `menu` where that lies, `whole` that it was written to its end, `menu_is_newer` whether it
     was written after this boot, `log` this boot's log, `firmware` the firmware's map, `iomem` /proc/iomem,
     `modules` are those of the driver chain.
-    `soft` are the reservations of soft reserved memory. `mounts` are those of our devices and of the boot unit;
+    `soft` are the reservations of soft reserved memory; `tries` that this boot is a trial, which sets nothing up.
+    `mounts` are those of our devices and of the boot unit;
     empty where there are none, and then nothing is said of them.
     """
 
@@ -103,6 +104,7 @@ class Observation:
     mounts: tuple[SeenMount, ...] = ()
     trial: SeenTrial | None = None
     soft: tuple[SeenSoft, ...] = ()
+    tries: bool = False
 
     def why_unseen(self, what: str) -> str:
         return dict(self.unseen).get(what, "could not be read")
