@@ -53,6 +53,12 @@ OPTIONS = {
     "CONFIG_FS_DAX": ("y", "lets file systems map it directly"),
 }
 
+_DEVDAX_OPTIONS = {
+    **OPTIONS,
+    "CONFIG_NVDIMM_DAX": ("y", "knows the mode devdax"),
+    "CONFIG_DEV_DAX": ("ym", "makes /dev/dax0.0"),
+    "CONFIG_DEV_DAX_PMEM": ("ym", "makes it of persistent memory"),
+}
 _SOFT_OPTIONS = {
     "CONFIG_EFI_SOFT_RESERVE": ("y", "knows soft reserved memory"),
     "CONFIG_DEV_DAX_HMEM": ("ym", "makes a device of it"),
@@ -65,11 +71,13 @@ _MEMORY_OPTIONS = {
 }
 OPTIONS_OF = {
     DeviceKind.PMEM: OPTIONS,
+    DeviceKind.DEVDAX: _DEVDAX_OPTIONS,
     DeviceKind.DAX: _SOFT_OPTIONS,
     DeviceKind.MEMORY: _MEMORY_OPTIONS,
 }
 MODULES_OF = {
     DeviceKind.PMEM: MODULES,
+    DeviceKind.DEVDAX: (*MODULES, "device_dax", "dax_pmem"),
     DeviceKind.DAX: ("dax_hmem", "device_dax"),
     DeviceKind.MEMORY: ("dax_hmem", "kmem"),
 }

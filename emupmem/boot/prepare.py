@@ -18,7 +18,7 @@ from emupmem.boot.change import Change
 from emupmem.boot.grub.defaults import refuse_mangled, reserved_twice
 from emupmem.boot.loader import OUR_WORDS, Loader, Options, Owned, Standing, Steps, Wanted
 from emupmem.boot.transaction import WORDS_RECORD, is_unfinished
-from emupmem.device import boot_unit
+from emupmem.device import boot_unit, devdax
 from emupmem.device.blocks import mounts
 from emupmem.device.installed import unit_program
 from emupmem.device.unit import NO_CHANGE, BootDevice, BootMount, UnitChange, read_unit
@@ -80,8 +80,10 @@ def prepare_apply(
     or --add), for a drop-in that would override, and for everything that the planner and the editor refuse.
     """
     boot_unit.check_wishes(machine, wishes)
-    if request.kind.soft and not trial:
+    if request.kind is not DeviceKind.PMEM and not trial:
         unit_program(machine)
+    if request.kind is DeviceKind.DEVDAX and machine.live:
+        devdax.require_program(machine)
     by = detect.of(machine)
     now = by.standing(machine)
     by.refuse_apply(machine, now, options)
@@ -145,8 +147,9 @@ def _with_unit(
             "give it once for each device",
         )
     pairs = [((r.start, r.size), wish) for r, wish in zip(meant, wishes, strict=False)]
-    devices = [BootDevice(r.start, r.size, kind) for r in meant if kind.soft]
-    return replace(change, unit=_unit_of(machine, change, pairs, devices))
+    devices = [BootDevice(r.start, r.size, kind) for r in meant if kind is not DeviceKind.PMEM]
+    plain = [(r.start, r.size) for r in meant if kind is DeviceKind.PMEM]
+    return replace(change, unit=_unit_of(machine, change, pairs, devices, plain))
 
 
 def _unit_of(
@@ -154,9 +157,10 @@ def _unit_of(
     change: Change,
     pairs: Sequence[tuple[tuple[int, int], boot_unit.MountWish]] = (),
     devices: Sequence[BootDevice] = (),
+    plain: Sequence[tuple[int, int]] = (),
 ) -> UnitChange:
     ranges, soft = _ranges(change)
-    return boot_unit.unit_change(machine, ranges, pairs, soft, devices)
+    return boot_unit.unit_change(machine, ranges, pairs, soft, devices, plain)
 
 
 def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
@@ -267,10 +271,9 @@ def _reservations(items: Sequence[str]) -> list[Reservation]:
 def _recorded(machine: Host, items: Sequence[str]) -> list[Reservation]:
     """The reservations of these items, with what the unit makes of them."""
     kinds = boot_unit.recorded_kinds(machine)
-    return [
-        replace(r, kind=kinds.get((r.start, r.size), r.kind)) if r.kind.soft else r
-        for r in _reservations(items)
-    ]
+    found = _reservations(items)
+    known = [kinds.get((r.start, r.size), r.kind) for r in found]
+    return [replace(r, kind=k) if k.soft is r.kind.soft else r for r, k in zip(found, known, strict=True)]
 
 
 def _step(start: int, size: int) -> int:

@@ -272,7 +272,7 @@ def _next_command(
     words += ["--offset", offset] if offset is not None else []
     words += ["--min-free", min_free] if min_free != "2G" else []
     words += ["--numa-node", str(node)] if node is not None else []
-    words += ["--as", kind.value] if kind.soft else []
+    words += ["--as", kind.value] if kind is not DeviceKind.PMEM else []
     words += more
     if from_ is not None:
         return f"{shlex.join(words)}   (on that machine)"

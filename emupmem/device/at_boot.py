@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emupmem.device import keep, soft, unit
+from emupmem.device import devdax, keep, soft, unit
 from emupmem.device.blocks import Pmem, devices
 from emupmem.device.decide import MountOutcome, MountRequest, Tell
 from emupmem.device.mount import carry_out_mount, prepare
@@ -49,7 +49,7 @@ def _turn(one: unit.AtBoot) -> int:
 
 def _is_reserved(machine: Machine, wanted: unit.AtBoot) -> bool:
     """Whether this boot reserves the range. Raises EmupmemError where it reserves another in its place."""
-    is_soft = isinstance(wanted, unit.BootDevice)
+    is_soft = isinstance(wanted, unit.BootDevice) and wanted.kind.soft
     items = parse_command_line(machine.peek("/proc/cmdline")).reservations
     if any((i.start, i.size, i.soft) == (wanted.start, wanted.size, is_soft) for i in items):
         return True
@@ -67,7 +67,8 @@ def _is_reserved(machine: Machine, wanted: unit.AtBoot) -> bool:
 def _set_up(machine: Machine, wanted: unit.BootDevice) -> str:
     if not _is_reserved(machine, wanted):
         return f"this boot does not reserve memmap={wanted.range}: no {wanted.kind} to set up"
-    return lock.wait_for_lock(machine, lambda: soft.set_up(machine, wanted), unit.SECONDS)
+    make = soft.set_up if wanted.kind.soft else devdax.make_devdax
+    return lock.wait_for_lock(machine, lambda: make(machine, wanted), unit.SECONDS)
 
 
 def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:

@@ -32,9 +32,10 @@ def look_at_kernel(eye: Eye) -> str:
 def look_at_modules(eye: Eye) -> Finding:
     if eye.target is None:
         return Finding("modules", "note", "which kernel boots by default is not known")
-    kinds = [DeviceKind.PMEM] if eye.line.pmem or not eye.line.soft else []
-    kinds += [DeviceKind.DAX, DeviceKind.MEMORY] if eye.line.soft else []
     known = boot_unit.recorded_kinds(eye.machine)
+    kinds = [DeviceKind.PMEM] if eye.line.pmem or not eye.line.soft else []
+    kinds += [DeviceKind.DEVDAX] if DeviceKind.DEVDAX in known.values() else []
+    kinds += [DeviceKind.DAX, DeviceKind.MEMORY] if eye.line.soft else []
     for kind in dict.fromkeys(known.values()) if eye.line.soft else ():
         why, word = boot_kernel.kmem_is_first(eye.machine, eye.target.release, eye.line, kind)
         if why:

@@ -83,6 +83,7 @@ class Observation:
     was written after this boot, `log` this boot's log, `firmware` the firmware's map, `iomem` /proc/iomem,
     `modules` are those of the driver chain.
     `soft` are the reservations of soft reserved memory; `tries` that this boot is a trial, which sets nothing up.
+    `devdax` are the starts of the ranges that the unit makes devdax devices of.
     `mounts` are those of our devices and of the boot unit;
     empty where there are none, and then nothing is said of them.
     """
@@ -105,6 +106,7 @@ class Observation:
     trial: SeenTrial | None = None
     soft: tuple[SeenSoft, ...] = ()
     tries: bool = False
+    devdax: frozenset[int] = frozenset()
 
     def why_unseen(self, what: str) -> str:
         return dict(self.unseen).get(what, "could not be read")

@@ -12,7 +12,7 @@ from emupmem.units import human, span_text
 from emupmem.verifier.observation import Observation, SeenSoft
 
 SOFT_RUNGS = ("dax-device", "driver", "online", "tier")
-_AGAIN = (
+AGAIN = (
     "sudo systemctl restart emupmem.service sets it up again; journalctl -b -u emupmem.service tells why not"
 )
 
@@ -93,7 +93,7 @@ def driver_problem(module: ModuleState, hint: str) -> tuple[str, str] | None:
 def _again(seen: Observation) -> str:
     """What sets it up again: without our word kmem may take it before the unit is at work."""
     if WITHOUT_KMEM in seen.command_line.words:
-        return _AGAIN
+        return AGAIN
     return (
         f"the next start needs {WITHOUT_KMEM}, or the kernel gives the range to kmem first: the same emupmem apply "
         "adds it"
@@ -139,7 +139,7 @@ def _online(seen: Observation, memory: Sequence[SeenSoft]) -> Check:
                 if off
                 else f"{len(fixed)} of {len(one.blocks)} blocks are not movable, {fixed[0]} first"
             )
-            return Check(name, "fail", expected, what, _AGAIN if off else _again(seen))
+            return Check(name, "fail", expected, what, AGAIN if off else _again(seen))
         size = sum(b.span.size for b in one.blocks)
         total = f", which has {human(one.node_total)} in all" if one.node_total else ""
         node = f" in node {one.device.node}{total}" if one.device is not None else ""
