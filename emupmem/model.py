@@ -81,13 +81,14 @@ class DeviceKind(StrEnum):
     """What a reservation becomes. The last two are one thing to the kernel at its start, soft reserved memory."""
 
     PMEM = "pmem"
+    DEVDAX = "devdax"
     DAX = "dax"
     MEMORY = "memory"
 
     @property
     def soft(self) -> bool:
         """Whether the kernel is told `SIZE%START-1+0xefffffff`; else it is `SIZE!START`."""
-        return self is not DeviceKind.PMEM
+        return self in (DeviceKind.DAX, DeviceKind.MEMORY)
 
 
 class Kind(StrEnum):

@@ -115,12 +115,12 @@ class GrubBls(Loader):
         gone = [FileEdit(trial, machine.read(trial), None)] if trial else []
         if not machine.running:
             made = self._entries_of_tree(machine, standing, wanted)
-            return Steps(wanted, real_edits([*edits, *source, *made, *gone]), remembered=extra)
+            return Steps(wanted, real_edits([*edits, *source, *made, *gone]))
         # Since 8.40-47.el8 grubby makes that file where there is none, of the words of the oldest entry.
         edits += source or [FileEdit(KERNEL_CMDLINE, None, None)]
         wrong = [e for e in standing.entries if e.ours and self._differs(e.command_line, items, extra, drop)]
         if not wrong:
-            return Steps(wanted, real_edits([*edits, *gone]), remembered=extra)
+            return Steps(wanted, real_edits([*edits, *gone]))
         # It writes both files as well, the second one's first line only: afterwards they are as they should be.
         command = self._grubby(machine, standing, items, extra, drop)
         edits += gone  # when grubby has run: until then a confirm can be finished
@@ -131,7 +131,6 @@ class GrubBls(Loader):
             (command,),
             (*files, env),
             rewritten=rewritten,
-            remembered=extra,
         )
 
     def _entries_of_tree(self, machine: Host, standing: Standing, wanted: Wanted) -> list[FileEdit]:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from emupmem.boot import entry as boot_entry
+from emupmem.kernel.cmdline import WITHOUT_KMEM
 from emupmem.model import CommandLine, DeviceKind, KernelRelease, ModuleState, Presence
 from emupmem.parser.bootlog import kernel_release
 from emupmem.system.host import Host
@@ -52,6 +53,12 @@ OPTIONS = {
     "CONFIG_FS_DAX": ("y", "lets file systems map it directly"),
 }
 
+_DEVDAX_OPTIONS = {
+    **OPTIONS,
+    "CONFIG_NVDIMM_DAX": ("y", "knows the mode devdax"),
+    "CONFIG_DEV_DAX": ("ym", "makes /dev/dax0.0"),
+    "CONFIG_DEV_DAX_PMEM": ("ym", "makes it of persistent memory"),
+}
 _SOFT_OPTIONS = {
     "CONFIG_EFI_SOFT_RESERVE": ("y", "knows soft reserved memory"),
     "CONFIG_DEV_DAX_HMEM": ("ym", "makes a device of it"),
@@ -64,11 +71,13 @@ _MEMORY_OPTIONS = {
 }
 OPTIONS_OF = {
     DeviceKind.PMEM: OPTIONS,
+    DeviceKind.DEVDAX: _DEVDAX_OPTIONS,
     DeviceKind.DAX: _SOFT_OPTIONS,
     DeviceKind.MEMORY: _MEMORY_OPTIONS,
 }
 MODULES_OF = {
     DeviceKind.PMEM: MODULES,
+    DeviceKind.DEVDAX: (*MODULES, "device_dax", "dax_pmem"),
     DeviceKind.DAX: ("dax_hmem", "device_dax"),
     DeviceKind.MEMORY: ("dax_hmem", "kmem"),
 }
@@ -104,6 +113,20 @@ def module_states(
     )
 
 
+def kmem_is_first(machine: Host, release: str, line: CommandLine, kind: DeviceKind) -> tuple[str, str]:
+    """(why kmem has soft reserved memory before our unit is at work, the word that cures it); else two empty strings.
+
+    A driver that is built in is not loaded, so no blacklist keeps it away (init/main.c, initcall_blacklisted;
+    drivers/dax/kmem.c; drivers/base/memory.c and mm/memory_hotplug.c, setup_memhp_default_state).
+    """
+    built_in = re.search(r"^CONFIG_DEV_DAX_KMEM=y", machine.kernel_config(release)[1], re.MULTILINE)
+    words = ("memhp_default_state=online_movable", "initcall_blacklist=dax_kmem_init")
+    if built_in is None or not kind.soft or set(words) & set(line.words):
+        return "", ""
+    word = words[0] if kind is DeviceKind.MEMORY else words[1]
+    return f"kmem is built into {release}: it takes the range before emupmem.service is at work", word
+
+
 def _module_state(name: str, listed: str, builtin: str, blocked: dict[str, str], known: bool) -> ModuleState:
     if f"/{name}.ko" in builtin:
         return ModuleState(name, Presence.BUILT_IN)
@@ -130,7 +153,10 @@ def _blacklist(machine: Host, cmdline: CommandLine) -> dict[str, str]:
                 )
                 if len(words) > 1 and (words[0] == "blacklist" or off):
                     blocked.setdefault(words[1].replace("-", "_"), f"{folder}/{name}:{number}")
+    ours = WITHOUT_KMEM if cmdline.soft else ""  # emupmem.service loads kmem where it is wanted
     for word in cmdline.words:
+        if word == ours:
+            continue
         key, _, value = word.partition("=")
         if key in ("modprobe.blacklist", "module_blacklist", "rd.driver.blacklist"):
             for module in value.split(","):

@@ -109,7 +109,7 @@ class Limine(Loader):
                 config, before.encode("utf-8", "surrogateescape"), after.encode("utf-8", "surrogateescape")
             ),
         ]
-        return Steps(wanted, real_edits(edits), remembered=extra)
+        return Steps(wanted, real_edits(edits))
 
     def prove(self, machine: Host, before: Standing, steps: Steps) -> int:
         count = super().prove(machine, before, steps)

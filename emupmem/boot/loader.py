@@ -17,7 +17,7 @@ from emupmem.boot.bls import text
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import PLACEHOLDER, Owner, Refused, RefusedRemoval
 from emupmem.editor import text as editor_text
-from emupmem.kernel.cmdline import parse_command_line
+from emupmem.kernel.cmdline import WITHOUT_KMEM, parse_command_line
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
@@ -38,8 +38,8 @@ PROGRAMS = (
 )
 """What the loaders here look for, or run."""
 
-OUR_WORDS = ("nokaslr",)
-"""Words beside memmap= that apply adds when asked to."""
+OUR_WORDS = ("nokaslr", WITHOUT_KMEM)
+"""Words beside memmap= that apply adds where they are asked for, or needed."""
 
 Check = Callable[[Host], tuple[str, ...]]
 """Raises EmupmemError for what apply must not touch, gives warnings for what could not be told."""
@@ -147,8 +147,9 @@ class Steps:
 
     `undo` takes back what programs did beside writing files, `refresh` has copies made of what was put back.
     `unfinished` says that something is to be done though no file changes. `recorded` are edited files whose new
-    text is kept for a later removal, `remembered` words that are. `language` is the locale of the programs.
-    `folders` go at the end where they are empty then.
+    text is kept for a later removal, `remembered` are the words beside memmap= that are of applies afterwards (None:
+    the same ones as before). `language` is the locale of the programs. `folders` go at the end where they are empty
+    then.
     """
 
     wanted: Wanted = Wanted()
@@ -160,7 +161,7 @@ class Steps:
     rewritten: tuple[str, ...] = ()
     refresh: tuple[Command, ...] = ()
     recorded: tuple[str, ...] = ()
-    remembered: tuple[str, ...] = ()
+    remembered: tuple[str, ...] | None = None
     unfinished: bool = False
     notes: tuple[str, ...] = ()
     language: str = "C"

@@ -14,7 +14,7 @@ from emupmem.boot.loader import Check
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import DeviceKind, EmupmemError, Plan, Presence
 from emupmem.planner import survey
-from emupmem.planner.kernels import kernel_problem
+from emupmem.planner.kernels import kernel_problem, words_beside
 from emupmem.planner.survey import ELSEWHERE, WSL
 from emupmem.system.host import Host
 
@@ -40,7 +40,8 @@ def first(machine: Host, kind: DeviceKind = DeviceKind.PMEM) -> EmupmemError | N
 def for_plan(refused: Refused, make: Callable[[], Plan], extra: tuple[str, ...] = ()) -> Refused:
     """The refusal with the words of a plan in the other tool's own way; as it is where there is no plan."""
     try:
-        return refused.for_words(" ".join([make().memmap, *extra]))
+        made = make()
+        return refused.for_words(" ".join(dict.fromkeys([made.memmap, *words_beside(made), *extra])))
     except EmupmemError:
         return refused
 
@@ -151,7 +152,12 @@ def _refuse_kernel(machine: Host, kind: DeviceKind) -> tuple[str, ...]:
     if not name:
         which = kernel.release or "the kernel that boots by default"
         return (f"no configuration of {which} is kept here: its drivers are not checked",)
-    return ()
+    try:
+        line = detect.of(machine).line(machine)
+    except EmupmemError:
+        line = parse_command_line("")
+    why, word = boot_kernel.kmem_is_first(machine, kernel.release, line, kind)
+    return (f"{why}; the kernel command line needs {word} as well",) if why else ()
 
 
 def _refuse_modules(machine: Host, kind: DeviceKind) -> tuple[str, ...]:

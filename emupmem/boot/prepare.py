@@ -17,11 +17,17 @@ from emupmem.boot.change import Change
 from emupmem.boot.grub.defaults import refuse_mangled, reserved_twice
 from emupmem.boot.loader import OUR_WORDS, Loader, Options, Owned, Standing, Steps, Wanted
 from emupmem.boot.transaction import WORDS_RECORD, is_unfinished
-from emupmem.device import boot_unit
+from emupmem.device import boot_unit, devdax
 from emupmem.device.blocks import mounts
 from emupmem.device.installed import unit_program
 from emupmem.device.unit import NO_CHANGE, BootDevice, BootMount, UnitChange, read_unit
-from emupmem.kernel.cmdline import format_memmap, items_meant, parse_command_line, parse_memmap_value
+from emupmem.kernel.cmdline import (
+    WITHOUT_KMEM,
+    format_memmap,
+    items_meant,
+    parse_command_line,
+    parse_memmap_value,
+)
 from emupmem.model import UNCHANGED, CommandLine, DeviceKind, EmupmemError, Plan, Request, Reservation
 from emupmem.planner import survey
 from emupmem.planner.plan import plan, satisfied
@@ -45,8 +51,17 @@ def change_of(
     """The change that these steps make, finished first where a killed run left something."""
     unfinished = is_unfinished(machine, by, steps) if machine.live else bool(by.torn(machine))
     steps = replace(steps, unfinished=True) if unfinished else steps
+    steps = replace(steps, remembered=_remembered(machine, now, steps.wanted))
     warnings = (*notes, *(made.warnings if made else ()), *now.notes, *steps.notes)
     return Change(by, now, steps, made, tuple(dict.fromkeys(warnings)))
+
+
+def _remembered(machine: Host, now: Standing, wanted: Wanted) -> tuple[str, ...] | None:
+    """The words that are of applies afterwards, not those that somebody else had put there; None where that stays."""
+    recorded, there = added_words(machine), now.line.words if now.line is not None else ()
+    ours = [*(w for w in recorded if w not in wanted.drop), *(w for w in wanted.add if w not in there)]
+    after = tuple(w for w in OUR_WORDS if w in ours)
+    return after if after != recorded else None
 
 
 def prepare_apply(
@@ -64,8 +79,10 @@ def prepare_apply(
     or --add), for a drop-in that would override, and for everything that the planner and the editor refuse.
     """
     boot_unit.check_wishes(machine, wishes)
-    if request.kind.soft and not trial:
+    if request.kind is not DeviceKind.PMEM and not trial:
         unit_program(machine)
+    if request.kind is DeviceKind.DEVDAX and machine.live:
+        devdax.require_program(machine)
     by = detect.of(machine)
     now = by.standing(machine)
     by.refuse_apply(machine, now, options)
@@ -75,8 +92,9 @@ def prepare_apply(
     present = _recorded(machine, now.items)
     made, items = _decide(line, found, request, options, now.items, present, in_place)
     variable = options.variable if made is not None and not (options.add and now.items) else now.where
-    words = OUR_WORDS if options.nokaslr or (made is not None and made.needs_nokaslr) else ()
-    steps = by.steps(machine, Wanted(items, words, variable=variable))
+    words = _words_beside(items, options.nokaslr or (made is not None and made.needs_nokaslr))
+    drop = tuple(w for w in added_words(machine) if w == WITHOUT_KMEM and w not in words)
+    steps = by.steps(machine, Wanted(items, words, drop, variable=variable))
     change = change_of(machine, by, now, steps, made, found.notes)
     return change if trial else _with_unit(machine, change, made, request.kind, wishes)
 
@@ -128,9 +146,20 @@ def _with_unit(
             "give it once for each device",
         )
     pairs = [((r.start, r.size), wish) for r, wish in zip(meant, wishes, strict=False)]
-    devices = [BootDevice(r.start, r.size, kind) for r in meant if kind.soft]
+    devices = [BootDevice(r.start, r.size, kind) for r in meant if kind is not DeviceKind.PMEM]
+    plain = [(r.start, r.size) for r in meant if kind is DeviceKind.PMEM]
+    return replace(change, unit=_unit_of(machine, change, pairs, devices, plain))
+
+
+def _unit_of(
+    machine: Host,
+    change: Change,
+    pairs: Sequence[tuple[tuple[int, int], boot_unit.MountWish]] = (),
+    devices: Sequence[BootDevice] = (),
+    plain: Sequence[tuple[int, int]] = (),
+) -> UnitChange:
     ranges, soft = _ranges(change)
-    return replace(change, unit=boot_unit.unit_change(machine, ranges, pairs, soft, devices))
+    return boot_unit.unit_change(machine, ranges, pairs, soft, devices, plain)
 
 
 def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
@@ -148,7 +177,8 @@ def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
     left = _left(present, items)
     if left and len(now.places) > 1:
         raise reserved_twice(dict(now.places), "remove without a name gives all of it back")
-    drop = () if left else _added_words(machine)
+    needed = _words_beside(left, bool(left))
+    drop = tuple(w for w in added_words(machine) if w not in needed)
     steps = by.steps(machine, Wanted(left, drop=drop, variable=now.where))
     return _with_units(machine, change_of(machine, by, now, steps))
 
@@ -166,8 +196,14 @@ def _left(present: Sequence[str], items: Sequence[str]) -> tuple[str, ...]:
     return tuple(i for i in present if i not in named) if named else ()
 
 
-def _added_words(machine: Host) -> tuple[str, ...]:
-    """Words beside memmap= that the last apply added: its record names them."""
+def _words_beside(items: Sequence[str], nokaslr: bool) -> tuple[str, ...]:
+    """The words that these items need beside memmap=."""
+    wanted = {"nokaslr": nokaslr, WITHOUT_KMEM: any(r.kind.soft for r in _reservations(items))}
+    return tuple(w for w in OUR_WORDS if wanted[w])
+
+
+def added_words(machine: Host) -> tuple[str, ...]:
+    """Words beside memmap= that applies added: their record names them."""
     words = machine.peek(WORDS_RECORD).split()
     return tuple(w for w in OUR_WORDS if w in words)
 
@@ -234,10 +270,9 @@ def _reservations(items: Sequence[str]) -> list[Reservation]:
 def _recorded(machine: Host, items: Sequence[str]) -> list[Reservation]:
     """The reservations of these items, with what the unit makes of them."""
     kinds = boot_unit.recorded_kinds(machine)
-    return [
-        replace(r, kind=kinds.get((r.start, r.size), r.kind)) if r.kind.soft else r
-        for r in _reservations(items)
-    ]
+    found = _reservations(items)
+    known = [kinds.get((r.start, r.size), r.kind) for r in found]
+    return [replace(r, kind=k) if k.soft is r.kind.soft else r for r, k in zip(found, known, strict=True)]
 
 
 def _step(start: int, size: int) -> int:
@@ -299,7 +334,9 @@ def prepare_confirm(machine: Host) -> Change:
         )
     now = by.standing(machine)
     wanted = Wanted(_items(state.words[0]), state.words[1:], variable=state.variable)
-    return change_of(machine, by, now, by.steps(machine, wanted))
+    change = change_of(machine, by, now, by.steps(machine, wanted))
+    soft = [BootDevice(r.start, r.size, r.kind) for r in _reservations(wanted.items) if r.kind.soft]
+    return replace(change, unit=_unit_of(machine, change, devices=soft)) if soft else change
 
 
 def _rest_of_confirm(machine: Host) -> Change | None:

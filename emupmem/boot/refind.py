@@ -102,9 +102,7 @@ class Refind(Loader):
             bls_text.prove_words(found["options"], new, wanted.items, wanted.add, wanted.drop)
             lines[number - 1] = f"{found['head']}{new}{found['tail']}"
         after = "\n".join(lines).encode("utf-8", "surrogateescape")
-        return Steps(
-            wanted, real_edits([FileEdit(OPTIONS, machine.read(OPTIONS), after)]), remembered=wanted.add
-        )
+        return Steps(wanted, real_edits([FileEdit(OPTIONS, machine.read(OPTIONS), after)]))
 
 
 def _lines(machine: Host) -> list[str]:

@@ -71,11 +71,10 @@ class RpmOstree(Loader):
         gone += [mark] if mark else []  # at once with the words: alone they would be a reservation for good
         commands = (_kargs(gone, added, "make a deployment with the new arguments"),) if gone or added else ()
         undo = (_kargs(added, gone, "take that back"),) if commands else ()
-        if (
-            mark == PINNED
-        ):  # first: of a run that is killed then, the mark is left, and the next one does both
+        # First: of a run that is killed then, the mark is left, and the next one does both.
+        if mark == PINNED:
             commands, undo = (_unpin(machine), *commands), (*undo, _pin(_before_trial(machine)))
-        return Steps(wanted, commands=commands, undo=undo, remembered=extra if commands else ())
+        return Steps(wanted, commands=commands, undo=undo)
 
     # A trial -------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ class SystemdBoot(Loader):
             edits.append(edit_of(machine, name, after))
         trial = trial_file(machine)  # the last one: while it is there, a confirm can be finished
         edits += [FileEdit(trial, machine.read(trial), None)] if trial else []
-        return Steps(wanted, real_edits(edits), remembered=extra)
+        return Steps(wanted, real_edits(edits))
 
     def torn(self, machine: Host) -> tuple[str, ...]:
         return torn_files(machine, self._ours(machine))

@@ -34,7 +34,7 @@ LEFT_BY_PROGRAMS = re.compile(r"sed[A-Za-z0-9]{6}|grubenv\.new|grub\.cfg\.new")
 """What sed -i, grub-editenv and grub-mkconfig write first, and leave where they are killed or fail."""
 
 WORDS_RECORD = f"{BACKUPS}/words"
-"""Words beside memmap= that an apply added where no former bytes tell them."""
+"""Words beside memmap= that applies added."""
 
 
 def carry_out_change(machine: Machine, change: Change, tell: Tell = lambda step: None) -> Outcome:
@@ -231,6 +231,8 @@ def _write(machine: Machine, steps: Steps, former: _Former) -> None:
         _put(machine, edit.name, data, edit.mode)
     if steps.remembered:
         files.install_file(machine, WORDS_RECORD, " ".join(steps.remembered) + "\n", 0o600)
+    elif steps.remembered is not None and machine.exists(WORDS_RECORD):
+        files.delete_file(machine, WORDS_RECORD)
 
 
 def _make(machine: Machine, change: Change, stop: Interrupts) -> int:

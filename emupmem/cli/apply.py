@@ -106,6 +106,12 @@ def apply(
     with session.errors():
         if add and replace:
             usage("--add and --replace exclude each other")
+        wishes = _wishes(mount or [], fs, owner, mode, keep or [])
+        if wishes and as_ is not DeviceKind.PMEM:
+            usage(f"--mount needs a block device, which --as {as_} does not make", "--as pmem does")
+        if trial is not None and as_ in (DeviceKind.MEMORY, DeviceKind.DEVDAX):
+            same = "--as dax --trial" if as_.soft else "--trial alone"
+            usage("a trial sets nothing up at boot", f"{same} tries the same range")
         request = request_of(size, count, offset, min_free, numa_node, as_)
         machine = session.machine = machine_at(root, from_, changes=not session.only_shows)
         try:
@@ -114,11 +120,6 @@ def apply(
             raise refusal_with_plan(exc, machine, from_, source, request, nokaslr) from exc
         found = survey(from_, source, machine)
         options = loader.Options(variable.value, add, replace, nokaslr)
-        wishes = _wishes(mount or [], fs, owner, mode, keep or [])
-        if wishes and as_.soft:
-            usage(f"--mount needs a block device, which --as {as_} does not make", "--as pmem does")
-        if trial is not None and as_ is DeviceKind.MEMORY:
-            usage("a trial sets nothing up at boot", "--as dax --trial tries the same range")
         if trial is not None:
             if wishes:
                 usage("--mount is permanent: confirm the trial, then apply --mount")

@@ -106,6 +106,8 @@ def _show_change(machine: Machine, prepared: Change) -> None:
     if there is not None:
         out.print(f"then, on that machine: {shlex.join(there.argv)}", whole=True)
         return
+    if not prepared.boot_needed:
+        return
     lines = [f"then: {shlex.join(step.argv)} " for step in _programs(prepared)] or [""]
     for line in (*lines[:-1], f"{lines[-1]}(and check every entry of {prepared.before.menu})"):
         out.print(line.strip(), whole=True)

@@ -55,12 +55,10 @@ As = Annotated[
     DeviceKind,
     typer.Option(
         "--as",
-        help="pmem: /dev/pmem0, a block device for file systems with DAX. dax: /dev/dax0.0, which programs map as a "
-        "whole. memory: ordinary memory in blocks that can be taken away again, a slower tier of its own where all "
-        "of a NUMA node is reserved, as with a CXL expander.",
-        # Linux 6.12 gives such a range to kmem, and the memory to the system, before the unit runs: not to be
-        # offered before a guest has shown every kind from end to end.
-        hidden=True,
+        help="pmem: /dev/pmem0, a block device for file systems with DAX. devdax: the same memory as /dev/dax0.0, "
+        "which programs map as a whole. dax: such a device without persistent memory. memory: ordinary memory in "
+        "blocks that can be taken away again, a slower tier of its own where all of a NUMA node is reserved, as with "
+        "a CXL expander.",
     ),
 ]
 From = Annotated[

@@ -68,6 +68,7 @@ def title(firmware: FirmwareMap) -> str:
 
 _PLANNED = {
     DeviceKind.PMEM: "persistent, volatile",
+    DeviceKind.DEVDAX: "persistent as a DAX device, volatile",
     DeviceKind.DAX: "a DAX device, volatile",
     DeviceKind.MEMORY: "memory of its own",
 }

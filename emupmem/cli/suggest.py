@@ -21,6 +21,7 @@ from emupmem.planner import plan
 from emupmem.planner import situation as planner_situation
 from emupmem.planner import survey as planner_survey
 from emupmem.planner.kernel_map import kernel_map
+from emupmem.planner.kernels import words_beside
 from emupmem.planner.places import takers
 from emupmem.planner.situation import Situation
 from emupmem.planner.survey import Survey
@@ -56,10 +57,10 @@ def tell_refused(refused: EmupmemError) -> None:
         tell(f"Next:  {refused.hint}" if isinstance(refused, Refused) else f"       {refused.hint}")
 
 
-def print_refusal(found: Survey, memmap: str) -> EmupmemError | None:
+def print_refusal(found: Survey, words: str) -> EmupmemError | None:
     """Why apply would refuse, with the planned value in the way of the tool that owns the boot entries."""
     why = found.apply_refused
-    return why.for_words(memmap) if memmap and isinstance(why, Refused) else why
+    return why.for_words(words) if words and isinstance(why, Refused) else why
 
 
 def suggest(
@@ -113,6 +114,7 @@ def suggest(
                 ],
                 "ram_left": made.ram_left,
                 "nokaslr": made.add_nokaslr,
+                "words": list(words_beside(made)),
                 "warnings": warnings,
                 "kernel_map": [_entry(e) for e in kernel_map(situation, made.memmap)],
             }
@@ -134,7 +136,8 @@ def suggest(
             else:
                 tell()
                 say(one_line(problem))
-        refused = print_refusal(found, made.memmap if made else "")
+        words = (made.memmap, *words_beside(made)) if made else ()
+        refused = print_refusal(found, " ".join(words))
         if refused is None and made is not None and from_ is None:
             refused = _rehearsed(found, machine, request)
         if refused is not None:
@@ -152,8 +155,7 @@ def suggest(
                 made.reservations[0].size, count, offset, min_free, numa_node, as_, replaces, from_
             )
             tell(f"\nNext:  {command}")
-            added = shlex.quote(made.memmap) + (" nokaslr" if made.needs_nokaslr else "")
-            tell(f"       (adds {added} to the kernel command line)")
+            tell(f"       (adds {shlex.join(words)} to the kernel command line)")
             if from_ is not None and not found.whole_machine:
                 tell(
                     "       (a log does not show whether that kernel has the driver: run emupmem doctor there)"
@@ -270,7 +272,7 @@ def _next_command(
     words += ["--offset", offset] if offset is not None else []
     words += ["--min-free", min_free] if min_free != "2G" else []
     words += ["--numa-node", str(node)] if node is not None else []
-    words += ["--as", kind.value] if kind.soft else []
+    words += ["--as", kind.value] if kind is not DeviceKind.PMEM else []
     words += more
     if from_ is not None:
         return f"{shlex.join(words)}   (on that machine)"

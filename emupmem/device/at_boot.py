@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emupmem.device import keep, soft, unit
+from emupmem.device import devdax, keep, soft, unit
 from emupmem.device.blocks import Pmem, devices
 from emupmem.device.decide import MountOutcome, MountRequest, Tell
 from emupmem.device.mount import carry_out_mount, prepare
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import EmupmemError
+from emupmem.model import DeviceKind, EmupmemError
 from emupmem.system import lock
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
@@ -28,7 +28,7 @@ def boot(machine: Machine, wanted: Sequence[unit.AtBoot], say: Tell) -> int:
     0 if all is well, 1 if something failed, `unit.SOME_FAILED` if so and the content of a mount is kept.
     """
     well = True
-    for one in wanted:
+    for one in sorted(wanted, key=_turn):
         try:
             say(_boot_one(machine, one) if isinstance(one, unit.BootMount) else _set_up(machine, one))
         except EmupmemError as exc:
@@ -36,14 +36,20 @@ def boot(machine: Machine, wanted: Sequence[unit.AtBoot], say: Tell) -> int:
             hint = f"; {exc.hint}" if exc.hint else ""
             say(f"emupmem: {one.failed}: {exc.message}{hint}")
     if well:
+        soft.serve_others(machine, [one for one in wanted if isinstance(one, unit.BootDevice)])
         return 0
     kept = (m for m in wanted if isinstance(m, unit.BootMount) and m.keep)
     return unit.SOME_FAILED if any(keep.belongs(machine, m) for m in kept) else 1
 
 
+def _turn(one: unit.AtBoot) -> int:
+    """DAX devices come before memory: once kmem is loaded, it takes what has no driver yet."""
+    return 1 if isinstance(one, unit.BootDevice) and one.kind is DeviceKind.MEMORY else 0
+
+
 def _is_reserved(machine: Machine, wanted: unit.AtBoot) -> bool:
     """Whether this boot reserves the range. Raises EmupmemError where it reserves another in its place."""
-    is_soft = isinstance(wanted, unit.BootDevice)
+    is_soft = isinstance(wanted, unit.BootDevice) and wanted.kind.soft
     items = parse_command_line(machine.peek("/proc/cmdline")).reservations
     if any((i.start, i.size, i.soft) == (wanted.start, wanted.size, is_soft) for i in items):
         return True
@@ -61,7 +67,8 @@ def _is_reserved(machine: Machine, wanted: unit.AtBoot) -> bool:
 def _set_up(machine: Machine, wanted: unit.BootDevice) -> str:
     if not _is_reserved(machine, wanted):
         return f"this boot does not reserve memmap={wanted.range}: no {wanted.kind} to set up"
-    return lock.wait_for_lock(machine, lambda: soft.set_up(machine, wanted), unit.SECONDS)
+    make = soft.set_up if wanted.kind.soft else devdax.make_devdax
+    return lock.wait_for_lock(machine, lambda: make(machine, wanted), unit.SECONDS)
 
 
 def _boot_one(machine: Machine, wanted: unit.BootMount) -> str:

@@ -86,10 +86,12 @@ def unit_change(
     wishes: Sequence[tuple[tuple[int, int], MountWish]] = (),
     soft: Sequence[tuple[int, int]] = (),
     devices: Sequence[unit.BootDevice] = (),
+    plain: Sequence[tuple[int, int]] = (),
 ) -> unit.UnitChange:
     """The unit when `reserved` (pairs start, size) is what boots; `wishes` are added for their ranges.
 
-    `soft` are the ranges of soft reserved memory that boot, `devices` are added for theirs.
+    `soft` are the ranges of soft reserved memory that boot, `devices` are added for theirs; `plain` are to be no
+    devdax devices any more.
     Raises EmupmemError; a unit that is not ours is an error only where something is asked of it.
     """
     data = machine.read(unit.FILE)
@@ -112,9 +114,9 @@ def unit_change(
             present = unit.read_all(before or "")
         except EmupmemError:
             return unit.UnitChange(before, before, True)
-        if all(unit.belongs_to(m, reserved, soft) for m in present):
+        if all(unit.belongs_to(m, reserved, soft) and not unit.is_plain(m, plain) for m in present):
             return unit.UnitChange(before, before, True)  # nothing was asked of it
-    return unit.changed(before, linked, reserved, unit_program(machine), new, soft)
+    return unit.changed(before, linked, reserved, unit_program(machine), new, soft, plain)
 
 
 def write_unit(machine: Machine, change: unit.UnitChange) -> None:
@@ -145,7 +147,7 @@ def mount_at_boot(machine: Host, steps: MountSteps, request: MountRequest) -> un
     items = parse_command_line(machine.peek("/proc/cmdline")).pmem
     wish = MountWish(steps.dir, steps.fs, request.owner, request.mode, request.keep)
     configured = _configured(machine) or [(i.start, i.size) for i in items]
-    soft = list(recorded_kinds(machine))
+    soft = [span for span, kind in recorded_kinds(machine).items() if kind.soft]
     return unit_change(
         machine, [*configured, (item.start, item.size)], [((item.start, item.size), wish)], soft
     )
@@ -155,14 +157,14 @@ def _configured(machine: Host) -> list[tuple[int, int]]:
     """Ranges that the present unit names: mount --at-boot takes none of them away."""
     data = machine.read(unit.FILE)
     return (
-        [(m.start, m.size) for m in unit.read_unit(data.decode("utf-8", "replace"))]
+        [(m.start, m.size) for m in unit.read_all(data.decode("utf-8", "replace"))]
         if data is not None
         else []
     )
 
 
 def recorded_kinds(machine: Host) -> dict[tuple[int, int], DeviceKind]:
-    """What the unit makes of soft reserved memory, by its range (start, size); none where it was edited."""
+    """What the unit makes of ranges that it does not mount, by the range (start, size); none where it was edited."""
     data = machine.read(unit.FILE)
     try:
         found = unit.read_devices(data.decode("utf-8", "replace")) if data is not None else ()

@@ -2,14 +2,19 @@
 """Soft reserved memory at every boot: a DAX device, or memory of the system by the kmem driver.
 
 The kernel makes a device of the dax bus of each range (dax_hmem) and gives it to kmem by itself since Linux 6.3,
-to device_dax before (drivers/dax/hmem/hmem.c, dax_match_type of drivers/dax/bus.c). Both are put right through
-sysfs, which is the same on all kernels; daxctl writes the same files, and what it does by itself differs from
-version to version.
+to device_dax before (drivers/dax/hmem/hmem.c, dax_match_type of drivers/dax/bus.c). What kmem takes comes online at
+once as ordinary memory where auto_online_blocks says so, and may never go offline again: `WITHOUT_KMEM` on the command
+line keeps kmem away until this is at work. All is done through sysfs, which is the same on all kernels; daxctl writes
+the same files, and what it does by itself differs from version to version.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
 from emupmem.device import unit
+from emupmem.kernel.cmdline import WITHOUT_KMEM, parse_command_line
 from emupmem.model import DaxDevice, DeviceKind, EmupmemError, MemoryBlock, Span
 from emupmem.system.files import write_sysfs
 from emupmem.system.host import Host
@@ -21,6 +26,7 @@ from emupmem.units import human
 DRIVER_OF = {DeviceKind.DAX: "device_dax", DeviceKind.MEMORY: "kmem"}
 _DRIVERS = "/sys/bus/dax/drivers"
 _BLOCKS = "/sys/devices/system/memory"
+_POLICY = f"{_BLOCKS}/auto_online_blocks"
 
 
 def set_up(machine: Machine, wanted: unit.BootDevice) -> str:
@@ -29,18 +35,48 @@ def set_up(machine: Machine, wanted: unit.BootDevice) -> str:
     Raises EmupmemError.
     """
     driver = DRIVER_OF[wanted.kind]
-    for module in ("dax_hmem", driver):
-        machine.output("modprobe", "-q", module)
+    _load(machine, "dax_hmem")
     device = _wait_for_dax(machine, wanted)
     span = Span(wanted.start, wanted.start + wanted.size)
-    if device.driver != driver:
-        _rebind(machine, device, driver, span)
+    with _all_movable(machine) if wanted.kind is DeviceKind.MEMORY else nullcontext():
+        _load(machine, driver)  # kmem takes what has no driver yet
+        device = dax_device_of(machine, wanted.start) or device
+        if device.driver != driver:
+            _rebind(machine, device, driver, span)
     node = f", node {device.node}" if device.node is not None and device.node >= 0 else ""
     if wanted.kind is DeviceKind.DAX:
         return f"/dev/{device.name} is ready · {human(device.size)}{node} · emulated, volatile"
     blocks = take_online(machine, span)
     size = sum(b.span.size for b in blocks)
     return f"{human(size)} of {device.name} is memory of the system{node}, movable"
+
+
+def serve_others(machine: Machine, ours: Sequence[unit.BootDevice]) -> None:
+    """Let kmem have the devices that are not ours, such as CXL memory, where our word has kept it away from them."""
+    if WITHOUT_KMEM not in parse_command_line(machine.peek("/proc/cmdline")).words:
+        return
+    starts = {one.start for one in ours}
+    if any(not d.driver and d.start not in starts for d in read_dax_devices(machine)):
+        _load(machine, DRIVER_OF[DeviceKind.MEMORY])
+
+
+def _load(machine: Machine, module: str) -> None:
+    """Load a module by its name, which a blacklist does not prevent; where there is none, a later step tells."""
+    machine.output("modprobe", "-q", module)
+
+
+@contextmanager
+def _all_movable(machine: Machine) -> Iterator[None]:
+    """New memory comes online as movable meanwhile, whatever the policy of this machine is."""
+    policy = machine.peek(_POLICY)
+    if policy in ("", "online_movable"):
+        yield
+        return
+    write_sysfs(machine, _POLICY, "online_movable")
+    try:
+        yield
+    finally:
+        write_sysfs(machine, _POLICY, policy)
 
 
 def dax_device_of(machine: Host, start: int) -> DaxDevice | None:

@@ -107,7 +107,10 @@ class BootMount:
 
 @dataclass(frozen=True, slots=True)
 class BootDevice:
-    """What soft reserved memory is to be at every boot, known by its physical range (bytes): `dax` or `memory`."""
+    """What a range is to be at every boot, known by its physical addresses (bytes).
+
+    `dax` or `memory`, which are soft reserved memory, or `devdax`, which is persistent memory.
+    """
 
     start: int
     size: int
@@ -115,7 +118,7 @@ class BootDevice:
 
     @property
     def range(self) -> str:
-        """The range as the kernel command line says it: `1G%4G-1+0xefffffff`."""
+        """The range as the kernel command line says it: `1G%4G-1+0xefffffff`, or `1G!4G`."""
         return format_item(Reservation(self.start, self.size, 1, kind=self.kind))
 
     @property
@@ -125,6 +128,7 @@ class BootDevice:
 
 
 AtBoot = BootMount | BootDevice
+_KINDS = (DeviceKind.DEVDAX, DeviceKind.DAX, DeviceKind.MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ class UnitChange:
 
     @property
     def devices(self) -> tuple[BootDevice, ...]:
-        """The same of soft reserved memory."""
+        """The same of what becomes another device."""
         return read_devices(self.after) if self.after is not None else ()
 
 
@@ -223,7 +227,7 @@ def read_unit(unit: str) -> tuple[BootMount, ...]:
 
 
 def read_devices(unit: str) -> tuple[BootDevice, ...]:
-    """The devices of soft reserved memory of such a unit. Raises EmupmemError as `read_unit` does."""
+    """The devices that are not mounted of such a unit. Raises EmupmemError as `read_unit` does."""
     return tuple(m for m in read_all(unit) if isinstance(m, BootDevice))
 
 
@@ -264,19 +268,22 @@ def from_words(words: Sequence[str]) -> tuple[AtBoot, ...]:
     found: list[AtBoot] = []
     left = tuple(words)
     while left or not found:
-        count = 2 if left[1:2] and left[1] in (DeviceKind.DAX, DeviceKind.MEMORY) else WORDS
+        count = 2 if left[1:2] and left[1] in _KINDS else WORDS
         group, left = left[:count], left[count:]
         if len(group) < count:
-            raise EmupmemError(f"{COMMAND} needs groups of RANGE DIR FS OWNER MODE KEEP, or RANGE dax|memory")
+            raise EmupmemError(f"{COMMAND} needs groups of RANGE DIR FS OWNER MODE KEEP, or RANGE KIND")
         found.append(_device_of(*group) if count == 2 else _from_group(group))
     return tuple(found)
 
 
 def _device_of(where: str, kind: str) -> BootDevice:
     items = parse_memmap_value(where)
-    if len(items) != 1 or not items[0].soft:
-        raise EmupmemError(f"{where!r} is not a range such as 1G%4G-1+0xefffffff")
-    return BootDevice(items[0].start, items[0].size, DeviceKind(kind))
+    wanted = DeviceKind(kind)
+    if len(items) != 1 or not items[0].reserves or items[0].soft is not wanted.soft:
+        raise EmupmemError(
+            f"{where!r} is not a range such as {'1G%4G-1+0xefffffff' if wanted.soft else '1G!4G'}"
+        )
+    return BootDevice(items[0].start, items[0].size, wanted)
 
 
 def _from_group(group: Sequence[str]) -> BootMount:
@@ -295,13 +302,16 @@ def changed(
     program: str,
     new: Sequence[AtBoot],
     soft: Sequence[tuple[int, int]] = (),
+    plain: Sequence[tuple[int, int]] = (),
 ) -> UnitChange:
     """The unit once `reserved` (pairs start, size) is what the machine reserves and `new` is asked as well.
 
-    `reserved` is persistent memory, `soft` soft reserved. What is of ranges that are no longer reserved goes; what
-    is new takes the place of that of its range. Raises EmupmemError for two mounts in one folder.
+    `reserved` is persistent memory, `soft` soft reserved. What is of ranges that are no longer reserved goes, and the
+    devdax devices of those that are `plain` now; what is new takes the place of that of its range. Raises
+    EmupmemError for two mounts in one folder.
     """
     present = read_all(before) if before is not None else ()
+    present = tuple(m for m in present if not is_plain(m, plain))
     taken = {(m.start, m.size) for m in new}
     kept = [m for m in present if belongs_to(m, reserved, soft) and (m.start, m.size) not in taken]
     mounts = sorted([*kept, *new], key=lambda m: m.start)
@@ -316,4 +326,9 @@ def changed(
 
 def belongs_to(one: AtBoot, reserved: Sequence[tuple[int, int]], soft: Sequence[tuple[int, int]]) -> bool:
     """Whether its range is among those (pairs start, size) that are reserved for its kind."""
-    return (one.start, one.size) in (soft if isinstance(one, BootDevice) else reserved)
+    return (one.start, one.size) in (soft if isinstance(one, BootDevice) and one.kind.soft else reserved)
+
+
+def is_plain(one: AtBoot, plain: Sequence[tuple[int, int]]) -> bool:
+    """Whether it is a devdax device of a range that is to be a plain one now."""
+    return isinstance(one, BootDevice) and (one.start, one.size) in plain

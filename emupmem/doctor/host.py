@@ -167,10 +167,18 @@ def hibernation(can: bool, resume: str, swap: int, ram: int, reserved: bool) -> 
 
 
 KDUMP_SETTINGS = "/etc/sysconfig/kdump"
+KDUMP_TOOLS = "/etc/default/kdump-tools"
+KDUMP_TOOLS_LINE = (
+    "KDUMP_CMDLINE=$(sed -re 's/(^| )(crashkernel|hugepages|hugepagesz|abm|memmap)=[^ ]*//g' /proc/cmdline)"
+)
+"""What kdump-config (kdump-tools 1.8.1) does where the setting is empty, with memmap= taken off as well."""
 
 
 def look_at_kdump(eye: Eye) -> Finding | None:
-    """Fedora's and RHEL's kdump: its kernel takes the words of the running one, but for those that are named there."""
+    """Fedora's, RHEL's and Debian's kdump: its kernel takes the words of the running one, but for some."""
+    if tools := eye.machine.peek(KDUMP_TOOLS):
+        booted = parse_command_line(eye.machine.peek("/proc/cmdline"))
+        return kdump_tools(tools, bool(booted.crashkernel or eye.line.crashkernel))
     settings = eye.machine.peek(KDUMP_SETTINGS)
     found = dict(re.findall(r'^(KDUMP_COMMANDLINE\w*)=["\']?([^"\'\n]*)', settings, re.MULTILINE))
     if not settings or found.get("KDUMP_COMMANDLINE"):
@@ -191,4 +199,20 @@ def kdump(removed: str, reserves: bool) -> Finding | None:
         "note",
         f"the crash kernel inherits memmap=…: {KDUMP_SETTINGS} does not take it off",
         f'there KDUMP_COMMANDLINE_REMOVE="{wanted}", then sudo kdumpctl restart',
+    )
+
+
+def kdump_tools(settings: str, reserves: bool) -> Finding | None:
+    """The same of Debian's kdump-tools: KDUMP_CMDLINE is all of the words, or empty for those of /proc/cmdline."""
+    if not reserves:
+        return None
+    lines = re.findall(r"^\s*KDUMP_CMDLINE=(.*)", settings, re.MULTILINE)
+    value = lines[-1].strip("\"' \t") if lines else ""
+    if "memmap" in value or (value and "/proc/cmdline" not in value):
+        return Finding("kdump", "ok", "the crash kernel does not get memmap=")
+    return Finding(
+        "kdump",
+        "note",
+        f"the crash kernel inherits memmap=…: {KDUMP_TOOLS} does not take it off",
+        f"there {KDUMP_TOOLS_LINE}, then sudo kdump-config reload",
     )

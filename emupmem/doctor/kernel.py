@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot import obstacles
+from emupmem.device import boot_unit
 from emupmem.doctor.finding import EarlyMount, Eye, Finding
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import MAX_MEMMAP_REGIONS, CommandLine, DeviceKind, ModuleState, Presence
@@ -31,8 +32,14 @@ def look_at_kernel(eye: Eye) -> str:
 def look_at_modules(eye: Eye) -> Finding:
     if eye.target is None:
         return Finding("modules", "note", "which kernel boots by default is not known")
+    known = boot_unit.recorded_kinds(eye.machine)
     kinds = [DeviceKind.PMEM] if eye.line.pmem or not eye.line.soft else []
+    kinds += [DeviceKind.DEVDAX] if DeviceKind.DEVDAX in known.values() else []
     kinds += [DeviceKind.DAX, DeviceKind.MEMORY] if eye.line.soft else []
+    for kind in dict.fromkeys(known.values()) if eye.line.soft else ():
+        why, word = boot_kernel.kmem_is_first(eye.machine, eye.target.release, eye.line, kind)
+        if why:
+            return Finding("modules", "warn", why, f"add {word} to the kernel command line")
     states = (
         s for k in kinds for s in boot_kernel.module_states(eye.machine, eye.target.release, eye.line, k)
     )

@@ -43,6 +43,10 @@ RESERVATION = re.compile(
 """An item that makes a device: type 12 (`!`), or RAM (type 1) changed into soft reserved memory (0xefffffff)."""
 _SOFT = "-1+0xefffffff"
 
+WITHOUT_KMEM = "modprobe.blacklist=kmem"
+"""Keeps udev from loading kmem, to which the kernel gives soft reserved memory since Linux 6.3. `modprobe kmem` by
+name still loads it (modprobe(8), -b)."""
+
 OPERATORS = {"@": Kind.RAM, "#": Kind.ACPI_DATA, "$": Kind.RESERVED, "!": Kind.PRAM}
 
 

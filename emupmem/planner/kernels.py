@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from emupmem.kernel.cmdline import kaslr_limit, memmap_region_count, parse_command_line
-from emupmem.model import MAX_MEMMAP_REGIONS, DeviceKind, EmupmemError, KernelRelease, Reservation
+from emupmem.kernel.cmdline import WITHOUT_KMEM, kaslr_limit, memmap_region_count, parse_command_line
+from emupmem.model import MAX_MEMMAP_REGIONS, DeviceKind, EmupmemError, KernelRelease, Plan, Reservation
 from emupmem.planner.situation import Situation
 from emupmem.units import tight
 
@@ -86,6 +86,12 @@ def soft_kaslr(situation: Situation, chosen: Sequence[Reservation]) -> str:
         f"the kernel chooses its place at random below {tight(limit)}, and the soft reserved memory begins at "
         f"{tight(min(starts))}"
     )
+
+
+def words_beside(made: Plan) -> tuple[str, ...]:
+    """The words that a plan needs on the command line beside its memmap=."""
+    soft = any(r.kind.soft for r in made.reservations)
+    return (*(("nokaslr",) if made.needs_nokaslr else ()), *((WITHOUT_KMEM,) if soft else ()))
 
 
 def randomisation(situation: Situation) -> tuple[bool, list[str]]:

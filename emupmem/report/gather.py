@@ -27,12 +27,14 @@ from emupmem.device.blocks import mount_of, mounts
 from emupmem.device.unit import FILE as UNIT_FILE
 from emupmem.doctor import finding, host, look
 from emupmem.doctor import kernel as doctor_kernel
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError
 from emupmem.parser.bootlog import parse_boot_log
 from emupmem.report.archive import COMMANDS, DOCTOR, FORMAT, LARGEST_FILE, TREE, Archive, as_json
 from emupmem.report.masking import Masked, mask, secrets
 from emupmem.system.backups import BACKUPS
 from emupmem.system.host import Host
+from emupmem.system.sysfs import read_memory_blocks
 
 DMESG = ("dmesg",)
 JOURNAL = ("journalctl", "-k", "-b", "0", "-o", "cat", "--no-pager")
@@ -65,6 +67,7 @@ _FILES = (
     "/sys/power/disk",
     "/etc/os-release",
     "/etc/sysconfig/kdump",
+    "/etc/default/kdump-tools",
     efi.LOADER_INFO,
     efi.STUB_INFO,
     efi.SECURE_BOOT,
@@ -86,7 +89,7 @@ _THERE = (
     addon.STUB,
     *(name for pair in signing.KEYS for name in pair),
     *(f"{folder}/EFI" for folder in files.BOOT_FOLDERS),
-    *(f"/sys/module/{m}" for m in boot_kernel.MODULES),
+    *dict.fromkeys(f"/sys/module/{m}" for names in boot_kernel.MODULES_OF.values() for m in names),
 )
 """Names of which it matters only whether they are there."""
 
@@ -95,7 +98,10 @@ _ND_MORE = ("align", "holder", "holder_class", "nstype", "force_raw", "mappings"
 _SILENT = ("ipmctl", "grubby", "sdbootutil", "kernelstub", "sdboot-manage")
 """Programs that would set to work when asked for their version, or have no such option."""
 
-_DRIVERS = re.compile(r"/(?:nd_|libnvdimm|dax|dax_|device_dax|ramdax)\w*\.ko")
+MOST_BLOCKS = 512
+"""Memory blocks of a range that are taken along."""
+
+_DRIVERS = re.compile(r"/(?:nd_|libnvdimm|dax|dax_|device_dax|ramdax|kmem)\w*\.ko")
 
 
 # Gathering -------------------------------------------------------------------------------------------
@@ -170,6 +176,7 @@ def gather(machine: Host, findings: Sequence[finding.Finding]) -> Archive:
     _gather_kernel(basket, kernel)
     _gather_memory(basket)
     _gather_devices(basket)
+    _gather_soft(basket)
     _gather_mounts(basket)
     images = {e.kernel for e in menu.entries(readable_menu(machine))}
     images |= {"/boot" + i for i in images} | ({kernel.image} if kernel is not None else set())
@@ -240,6 +247,33 @@ def _gather_devices(basket: _Basket) -> None:
             value = machine.peek(f"{bus}/{name}/{attribute}")
             if value:
                 basket.text(f"{bus}/{name}/{attribute}", value)
+
+
+def _gather_soft(basket: _Basket) -> None:
+    """What became of soft reserved memory: its devices and their drivers, its blocks, its nodes, the tiers."""
+    machine = basket.machine
+    line = parse_command_line(machine.peek("/proc/cmdline"))
+    if not line.soft:
+        return
+    bus, memory = "/sys/bus/dax", "/sys/devices/system/memory"
+    wanted = [f"{memory}/block_size_bytes", f"{memory}/auto_online_blocks"]
+    for device in machine.names(f"{bus}/devices"):
+        wanted += [f"{bus}/devices/{device}/{n}" for n in ("resource", "size", "align", "target_node")]
+        drivers = [
+            d for d in machine.names(f"{bus}/drivers") if machine.exists(f"{bus}/drivers/{d}/{device}")
+        ]
+        for there in (*(f"{bus}/drivers/{d}/{device}" for d in drivers), f"/dev/{device}"):
+            if machine.exists(there):
+                basket.text(there, "")
+    for item in line.soft:
+        for block in read_memory_blocks(machine, item.span)[:MOST_BLOCKS]:
+            wanted += [f"{memory}/{block.name}/{n}" for n in ("state", "valid_zones")]
+    nodes, tiers = "/sys/devices/system/node", "/sys/devices/virtual/memory_tiering"
+    wanted += [f"{nodes}/{n}/meminfo" for n in machine.names(nodes) if re.fullmatch(r"node\d+", n)]
+    wanted += [f"{tiers}/{n}/nodelist" for n in machine.names(tiers)]
+    for name in wanted:
+        if value := machine.peek(name):
+            basket.text(name, value)
 
 
 def _gather_mounts(basket: _Basket) -> None:

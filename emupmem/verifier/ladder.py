@@ -16,7 +16,7 @@ from emupmem.device.proof import MOUNT_RUNGS, explained, left_over, mount_rungs
 from emupmem.model import Check, Device, FirmwareMap, Kind, MemmapItem, ModuleState, Presence
 from emupmem.units import human, span_text
 from emupmem.verifier.observation import Observation, SeenRegion, SeenTrial, Verdict
-from emupmem.verifier.soft import driver_problem, soft_complete, soft_devices, soft_rungs
+from emupmem.verifier.soft import AGAIN, driver_problem, soft_complete, soft_devices, soft_rungs
 
 LEGACY = "Persistent Memory (legacy)"
 KERNEL_PARTS = ("Kernel code", "Kernel rodata", "Kernel data", "Kernel bss")
@@ -30,7 +30,8 @@ def verdict_of(seen: Observation) -> Verdict:
             return Verdict((first,), ())
         booted = tuple(i.text for i in seen.command_line.reservations)
         # What boots is the trial entry: below it the ladder is as if that were configured.
-        judged = verdict_of(replace(seen, trial=None, configured=booted, recovery=booted, entries=None))
+        tried = replace(seen, trial=None, configured=booted, recovery=booted, entries=None, tries=True)
+        judged = verdict_of(tried)
         rest = tuple(c for c in judged.checks if c.name not in ("configured", "generated"))
         return Verdict((first, *rest), judged.devices)
     wanted = seen.configured
@@ -74,10 +75,11 @@ def verdict_of(seen: Observation) -> Verdict:
 
 def complete(seen: Observation) -> bool:
     """Whether every reserved range has its device: what --wait waits for."""
-    found = [_region_of(seen, item) for item in seen.command_line.pmem]
-    return all(region is not None and (region.block or region.char) for region in found) and soft_complete(
-        seen
-    )
+    for item in seen.command_line.pmem:
+        region = _region_of(seen, item)
+        if region is None or not (region.char or (region.block and item.start not in seen.devdax)):
+            return False
+    return soft_complete(seen)
 
 
 def _trial(seen: SeenTrial) -> Check:
@@ -322,6 +324,8 @@ def _dax(seen: Observation, items: Sequence[MemmapItem]) -> Check:
     expected = "DAX on (queue/dax is 1)"
     for item in items:
         region = _region_of(seen, item)
+        if region is not None and item.start in seen.devdax and not region.char:
+            return Check("dax", "fail", "devdax", f"/dev/{region.block} is no devdax device yet", AGAIN)
         if region is not None and region.claim in ("btt", "dax"):
             continue
         if region is None or region.dax is None:

@@ -82,7 +82,9 @@ class Observation:
     will offer, `menu` where that lies, `whole` that it was written to its end, `menu_is_newer` whether it
     was written after this boot, `log` this boot's log, `firmware` the firmware's map, `iomem` /proc/iomem,
     `modules` are those of the driver chain.
-    `soft` are the reservations of soft reserved memory. `mounts` are those of our devices and of the boot unit;
+    `soft` are the reservations of soft reserved memory; `tries` that this boot is a trial, which sets nothing up.
+    `devdax` are the starts of the ranges that the unit makes devdax devices of.
+    `mounts` are those of our devices and of the boot unit;
     empty where there are none, and then nothing is said of them.
     """
 
@@ -103,6 +105,8 @@ class Observation:
     mounts: tuple[SeenMount, ...] = ()
     trial: SeenTrial | None = None
     soft: tuple[SeenSoft, ...] = ()
+    tries: bool = False
+    devdax: frozenset[int] = frozenset()
 
     def why_unseen(self, what: str) -> str:
         return dict(self.unseen).get(what, "could not be read")

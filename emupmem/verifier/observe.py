@@ -32,7 +32,10 @@ def observe(machine: Host, wait: float) -> Observation:
     cmdline = parse_command_line(machine.peek("/proc/cmdline"))
     next_start = detect.of(machine).next_start(machine, unseen)
     release = machine.peek("/proc/sys/kernel/osrelease")
-    seen = Observation(next_start.configured, next_start.where, cmdline)
+    made = frozenset(
+        start for (start, _), kind in recorded_kinds(machine).items() if kind is DeviceKind.DEVDAX
+    )
+    seen = Observation(next_start.configured, next_start.where, cmdline, devdax=made)
     if cmdline.reservations:
         if machine.live and wait:
             machine.settle()
@@ -58,6 +61,7 @@ def observe(machine: Host, wait: float) -> Observation:
         mounts=_mounts(machine, wait),
         trial=_trial(machine),
         soft=_soft(machine, cmdline, release),
+        devdax=made,
     )
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from emupmem.device.soft import DRIVER_OF
+from emupmem.kernel.cmdline import WITHOUT_KMEM
 from emupmem.model import Check, Device, DeviceKind, ModuleState, Presence
 from emupmem.units import human, span_text
 from emupmem.verifier.observation import Observation, SeenSoft
 
 SOFT_RUNGS = ("dax-device", "driver", "online", "tier")
-_AGAIN = (
+AGAIN = (
     "sudo systemctl restart emupmem.service sets it up again; journalctl -b -u emupmem.service tells why not"
 )
 
@@ -22,11 +23,11 @@ def soft_rungs(seen: Observation) -> list[tuple[str, Callable[[], Check]]]:
         return []
     rungs: list[tuple[str, Callable[[], Check]]] = [
         (SOFT_RUNGS[0], lambda: _dax_device(seen.soft)),
-        (SOFT_RUNGS[1], lambda: _driver(seen.soft)),
+        (SOFT_RUNGS[1], lambda: _driver(seen)),
     ]
     memory = [s for s in seen.soft if s.kind is DeviceKind.MEMORY]
     if memory:
-        rungs += [(SOFT_RUNGS[2], lambda: _online(memory)), (SOFT_RUNGS[3], lambda: _tier(memory))]
+        rungs += [(SOFT_RUNGS[2], lambda: _online(seen, memory)), (SOFT_RUNGS[3], lambda: _tier(memory))]
     return rungs
 
 
@@ -89,17 +90,30 @@ def driver_problem(module: ModuleState, hint: str) -> tuple[str, str] | None:
     return None
 
 
-def _driver(soft: Sequence[SeenSoft]) -> Check:
-    name = SOFT_RUNGS[1]
+def _again(seen: Observation) -> str:
+    """What sets it up again: without our word kmem may take it before the unit is at work."""
+    if WITHOUT_KMEM in seen.command_line.words:
+        return AGAIN
+    return (
+        f"the next start needs {WITHOUT_KMEM}, or the kernel gives the range to kmem first: the same emupmem apply "
+        "adds it"
+    )
+
+
+def _driver(seen: Observation) -> Check:
+    name, soft = SOFT_RUNGS[1], seen.soft
     expected = ", ".join(DRIVER_OF[s.kind] if s.kind else "device_dax or kmem" for s in soft)
     found = []
     for one in soft:
         device = one.device
         assert device is not None  # the rung before
         wanted = (DRIVER_OF[one.kind],) if one.kind else tuple(DRIVER_OF.values())
+        if seen.tries and not device.driver:
+            found.append(f"{device.name} gets its driver by emupmem.service, after emupmem confirm")
+            continue
         if device.driver not in wanted:
             what = f"{device.name} has {device.driver or 'no driver'}"
-            hint = _AGAIN if one.kind else f"sudo modprobe {wanted[0]}"
+            hint = _again(seen) if one.kind else "sudo emupmem apply --replace --size … --as … chooses one"
             return Check(name, "fail", expected, what, hint)
         if device.driver == DRIVER_OF[DeviceKind.DAX] and not one.char:
             return Check(name, "fail", expected, f"/dev/{device.name} is not there", "sudo udevadm trigger")
@@ -109,7 +123,7 @@ def _driver(soft: Sequence[SeenSoft]) -> Check:
     return Check(name, "ok", expected, "; ".join(found))
 
 
-def _online(memory: Sequence[SeenSoft]) -> Check:
+def _online(seen: Observation, memory: Sequence[SeenSoft]) -> Check:
     name, expected = SOFT_RUNGS[2], "all of it online in the zone Movable"
     found = []
     for one in memory:
@@ -125,7 +139,7 @@ def _online(memory: Sequence[SeenSoft]) -> Check:
                 if off
                 else f"{len(fixed)} of {len(one.blocks)} blocks are not movable, {fixed[0]} first"
             )
-            return Check(name, "fail", expected, what, _AGAIN)
+            return Check(name, "fail", expected, what, AGAIN if off else _again(seen))
         size = sum(b.span.size for b in one.blocks)
         total = f", which has {human(one.node_total)} in all" if one.node_total else ""
         node = f" in node {one.device.node}{total}" if one.device is not None else ""

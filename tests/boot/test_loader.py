@@ -23,7 +23,7 @@ from emupmem.boot import sdboot_manage as boot_sdboot_manage
 from emupmem.boot import systemd_boot as boot_systemd_boot
 from emupmem.boot.bls import text as bls_text
 from emupmem.device import boot_unit, unit
-from emupmem.kernel.cmdline import kaslr_avoided, parse_command_line
+from emupmem.kernel.cmdline import WITHOUT_KMEM, kaslr_avoided, parse_command_line
 from emupmem.model import GIB, DeviceKind, EmupmemError, Request
 from emupmem.planner import survey
 from emupmem.planner.situation import Situation
@@ -573,6 +573,8 @@ def test_kinds_together(here: FakeMachine) -> None:
     for _, line in lines(here).items():
         parsed = parse_command_line(line)
         assert set(kaslr_avoided(parsed)[0]) >= {i.span for i in parsed.pmem}
+        assert (WITHOUT_KMEM in parsed.words) is bool(parsed.soft)
+    assert WITHOUT_KMEM in prepare.next_line(here).words
     verdict = ladder.verdict_of(observe.observe(here, 0))
     assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
     # what the unit makes of it changes alone
@@ -595,6 +597,19 @@ def test_kinds_together(here: FakeMachine) -> None:
     assert {n: sorted(v.split()) for n, v in content(here).items()} == {
         n: sorted(v.split()) for n, v in files.items()
     }
+
+
+def test_pmem_in_the_place_of_a_dax_device_needs_no_word(here: FakeMachine) -> None:
+    put(here, "/usr/local/bin/emupmem", "")
+    request = Request(GIB, kind=DeviceKind.DAX)
+    transaction.carry_out_change(
+        here, prepare.prepare_apply(here, survey_of(here), request, loader.Options())
+    )
+    assert WITHOUT_KMEM in prepare.next_line(here).words
+    apply(here, replace=True)
+    assert WITHOUT_KMEM not in " ".join(lines(here).values())
+    assert WITHOUT_KMEM not in prepare.next_line(here).words
+    assert not here.exists(unit.FILE)
 
 
 def test_nokaslr_that_is_needed_is_added_by_itself(here: FakeMachine) -> None:

@@ -46,7 +46,7 @@ class Toy(Loader):
         if before == after and machine.peek(MENU) == after.strip():
             return Steps(wanted)
         edit = FileEdit(SOURCE, before.encode(), after.encode())
-        return Steps(wanted, (edit,), (Command(("toy-install",)),), menus=(MENU,), remembered=wanted.add)
+        return Steps(wanted, (edit,), (Command(("toy-install",)),), menus=(MENU,))
 
 
 @pytest.fixture

@@ -33,8 +33,11 @@ class Kernel:
         self.machine, self.policy = machine, policy
         self.busy: set[str] = set()
         self.refuses = ""
+        self.gives_to_kmem = True  # since Linux 6.3
+        self.loaded: list[str] = []
         self.wrote: list[tuple[str, str]] = []
         put(machine, f"{BLOCKS}/block_size_bytes", f"{BLOCK:x}\n")
+        put(machine, f"{BLOCKS}/auto_online_blocks", f"{policy}\n")
         for name, value in (
             ("resource", hex(4 * GIB)),
             ("size", 256 * MIB),
@@ -48,9 +51,19 @@ class Kernel:
         if driver:
             self._bind(driver)
 
+    def load(self, machine: Machine, module: str) -> None:
+        """A module is loaded: its driver takes what has none and is of its type."""
+        self.loaded.append(module)
+        there = machine.exists(f"{BUS}/drivers/{module}")
+        if module == "kmem" and there and self.gives_to_kmem and not read_dax_devices(self.machine)[0].driver:
+            self._bind("kmem")
+
     def write(self, machine: Machine, name: str, text: str) -> None:
         self.wrote.append((name, text))
         folder, _, file = name.rpartition("/")
+        if file == "auto_online_blocks":
+            self.policy = text
+            put(machine, name, f"{text}\n")
         if file == "new_id" and not self.refuses:
             self._bind(folder.rpartition("/")[2])
         elif file == "unbind":
@@ -72,12 +85,9 @@ class Kernel:
     def _bind(self, driver: str) -> None:
         put(self.machine, f"{BUS}/drivers/{driver}/dax0.0", "")
         for number in (32, 33) if driver == "kmem" else ():
-            put(self.machine, f"{BLOCKS}/memory{number}/state", self.policy)
-            put(
-                self.machine,
-                f"{BLOCKS}/memory{number}/valid_zones",
-                "Normal" if self.policy == "online" else "Normal Movable",
-            )
+            put(self.machine, f"{BLOCKS}/memory{number}/state", self.policy.partition("_")[0])
+            zones = {"online": "Normal", "online_movable": "Movable"}.get(self.policy, "Normal Movable")
+            put(self.machine, f"{BLOCKS}/memory{number}/valid_zones", zones)
 
     def _gone(self, block: str) -> None:
         for file in ("state", "valid_zones"):
@@ -95,6 +105,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 def kernel(machine: FakeMachine, patch: pytest.MonkeyPatch, driver: str, policy: str = "offline") -> Kernel:
     made = Kernel(machine, driver, policy)
     patch.setattr(soft, "write_sysfs", made.write)
+    patch.setattr(soft, "_load", made.load)
     return made
 
 
@@ -119,6 +130,63 @@ def test_each_kind_from_each_beginning(
         ("memory32", "online", "Movable"),
         ("memory33", "online", "Movable"),
     ]
+
+
+@pytest.mark.parametrize("since_6_3", [True, False])
+def test_memory_is_never_ordinary_in_between(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, since_6_3: bool
+) -> None:
+    """What came online as ordinary memory may be in use at once, and never goes offline again."""
+    seen = kernel(machine, monkeypatch, "" if since_6_3 else "device_dax", "online")
+    seen.gives_to_kmem, seen.busy = since_6_3, {"memory32", "memory33"}
+    said: list[str] = []
+    assert at_boot.boot(machine, [MEMORY], said.append) == 0, said
+    assert seen.policy == "online", "the policy of the machine is as it was"
+    assert [b.zones for b in read_memory_blocks(machine, Span(4 * GIB, 5 * GIB))] == ["Movable"] * 2
+
+
+def test_the_policy_is_put_back_where_it_fails(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = kernel(machine, monkeypatch, "device_dax", "online")
+    seen.refuses = "kmem"
+    assert at_boot.boot(machine, [MEMORY], lambda line: None) == 1
+    assert seen.policy == "online"
+
+
+@pytest.mark.parametrize(
+    ("words", "other", "loads"),
+    [
+        ("modprobe.blacklist=kmem", "", True),  # CXL memory, or a range that is not in the unit
+        ("modprobe.blacklist=kmem", "kmem", False),
+        ("", "", False),
+    ],
+)
+def test_what_is_not_ours_gets_kmem_when_ours_have_theirs(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, words: str, other: str, loads: bool
+) -> None:
+    seen = kernel(machine, monkeypatch, "")
+    put(machine, "/proc/cmdline", f"ro memmap={ITEM} {words}\n")
+    put(machine, f"{BUS}/devices/dax1.0/resource", f"{8 * GIB:#x}\n")
+    if other:
+        put(machine, f"{BUS}/drivers/{other}/dax1.0", "")
+    assert at_boot.boot(machine, [DAX], lambda line: None) == 0
+    assert read_dax_devices(machine)[0].driver == "device_dax"
+    assert ("kmem" in seen.loaded) is loads
+
+
+def test_dax_devices_have_their_driver_before_kmem_is_loaded(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[DeviceKind] = []
+
+    def set_up(machine: Machine, one: BootDevice) -> str:
+        done.append(one.kind)
+        return ""
+
+    monkeypatch.setattr(soft, "set_up", set_up)
+    here = BootDevice(8 * GIB, 256 * MIB, DeviceKind.DAX)
+    put(machine, "/proc/cmdline", f"ro memmap={ITEM},{here.range}\n")
+    assert at_boot.boot(machine, [MEMORY, here], lambda line: None) == 0
+    assert done == [DeviceKind.DAX, DeviceKind.MEMORY]
 
 
 def test_nothing_is_written_where_all_is_so(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -405,6 +406,39 @@ def test_the_crash_kernel_does_not_want_our_device(here: FakeMachine) -> None:
     )
     put(here, "/etc/sysconfig/kdump", 'KDUMP_COMMANDLINE="root=/dev/vda1"\n')
     assert "kdump" not in {f.name for f in look.findings_of(here)}
+
+
+DEBIAN_KDUMP = """USE_KDUMP=1
+#KDUMP_CMDLINE=""
+#KDUMP_CMDLINE_APPEND="reset_devices systemd.unit=kdump-tools-dump.service nr_cpus=1 irqpoll usbcore.nousb"
+"""
+"""What counts of kdump-tools 1.8.1's own settings."""
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ("", "note"),
+        ('KDUMP_CMDLINE=""\n', "note"),
+        ("KDUMP_CMDLINE=$(sed 's/quiet//' /proc/cmdline)\n", "note"),
+        (host.KDUMP_TOOLS_LINE + "\n", "ok"),
+        ('KDUMP_CMDLINE="root=/dev/vda1"\n', "ok"),
+    ],
+)
+def test_debians_crash_kernel(here: FakeMachine, more: str, status: str) -> None:
+    put(here, "/etc/default/kdump-tools", DEBIAN_KDUMP + more)
+    assert "kdump" not in {f.name for f in look.findings_of(here)}, "nothing is reserved for it"
+    put(here, "/proc/cmdline", "ro crashkernel=256M memmap=1G!4G\n")
+    found = {f.name: f for f in look.findings_of(here)}["kdump"]
+    assert found.status == status
+    assert (host.KDUMP_TOOLS_LINE in found.fix) is (status == "note")
+
+
+def test_the_line_for_debians_crash_kernel_takes_off_what_it_must(tmp_path: Path) -> None:
+    line = tmp_path / "cmdline"
+    line.write_text("ro memmap=1G!4G,1G%5G-1+0xefffffff crashkernel=256M quiet\n")
+    text = host.KDUMP_TOOLS_LINE.replace("/proc/cmdline", str(line)) + '; printf %s "$KDUMP_CMDLINE"'
+    assert subprocess.run(["sh", "-c", text], capture_output=True, check=True).stdout == b"ro quiet"
 
 
 def test_hibernation() -> None:

@@ -145,9 +145,14 @@ def test_suggest_shows_the_kinds(run: Run, here: FakeMachine) -> None:
     assert "soft reserved" in shown.out
     assert "sudo emupmem apply --size 1G --as memory" in shown.out
     large = run("suggest", "--as", "dax", "--size", "8G")
-    assert "(adds memmap=8G%4G-1+0xefffffff nokaslr to the kernel command line)" in large.out
+    assert (
+        "(adds memmap=8G%4G-1+0xefffffff nokaslr modprobe.blacklist=kmem to the kernel command line)"
+        in large.out
+    )
     made = run("suggest", "--as", "dax", "--size", "1G", "--json").json["plan"]
     assert (made["kind"], made["memmap"]) == ("dax", "memmap=1G%4G-1+0xefffffff")
+    assert made["words"] == ["modprobe.blacklist=kmem"]
+    assert run("suggest", "--size", "1G", "--json").json["plan"]["words"] == []
 
 
 def test_suggest_from_a_log(run: Run) -> None:

@@ -23,11 +23,11 @@ from emupmem.model import (
     Span,
 )
 from emupmem.verifier.ladder import complete, verdict_of
-from emupmem.verifier.observation import Observation, SeenSoft
+from emupmem.verifier.observation import Observation, SeenSoft, SeenTrial
 from tests.verifier.test_verifier import FIRMWARE, GOOD, broken, menu
 
 ITEM = "1G%5G-1+0xefffffff"
-LINE = parse_command_line(f"ro memmap={ITEM} quiet")
+LINE = parse_command_line(f"ro memmap={ITEM} quiet modprobe.blacklist=kmem")
 DEVICE = DaxDevice("dax0.0", 5 * GIB, GIB, 2 * MIB, 1, "device_dax")
 BLOCKS = tuple(
     MemoryBlock(f"memory{n}", Span(n * 128 * MIB, (n + 1) * 128 * MIB), "online", "Movable")
@@ -163,7 +163,7 @@ def test_both_kinds_have_their_rungs() -> None:
             replace(DAX, kind=None, device=replace(DEVICE, driver="")),
             "driver",
             "no driver",
-            "sudo modprobe device_dax",
+            "apply --replace",
         ),
         (replace(MEMORY, device=DEVICE), "driver", "dax0.0 has device_dax", "restart emupmem.service"),
         (replace(MEMORY, blocks=()), "online", "no memory of it is there", "kmem"),
@@ -191,6 +191,23 @@ def test_the_kernels_map_and_the_kernel_inside() -> None:
     broken(seen(DAX, log=nothing), "kernel-map", "no soft reserved range there", "apply --replace")
     inside = (IomemLine(1, 5 * GIB, 5 * GIB + MIB, "Kernel code"),)
     broken(seen(DAX, iomem=inside), "iomem", "the kernel sits inside the range", "nokaslr")
+
+
+def test_kmem_that_came_first_needs_our_word() -> None:
+    bare = parse_command_line(f"ro memmap={ITEM} quiet")
+    hint = "the next start needs modprobe.blacklist=kmem"
+    taken = replace(DAX, device=replace(DEVICE, driver="kmem"))
+    broken(seen(taken, command_line=bare), "driver", "dax0.0 has kmem", hint)
+    fixed = replace(MEMORY, blocks=tuple(replace(b, zones="Normal") for b in BLOCKS))
+    broken(seen(fixed, command_line=bare), "online", "8 of 8 blocks are not movable", hint)
+
+
+def test_a_trial_has_no_driver_yet() -> None:
+    trial = SeenTrial((f"memmap={ITEM}",), False, True, True)
+    bare = replace(DAX, kind=None, device=replace(DEVICE, driver=""), char=False)
+    verdict = verdict_of(seen(bare, trial=trial, configured=(), entries=menu("")))
+    assert verdict.checks[-1].status == "ok"
+    assert verdict.checks[-1].found == "dax0.0 gets its driver by emupmem.service, after emupmem confirm"
 
 
 def test_without_a_record_either_driver_is_well() -> None:

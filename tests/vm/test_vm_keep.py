@@ -189,12 +189,10 @@ emupmem remove --yes
 )
 
 
-def reserved(made: Image) -> list[str]:
+def reserved(made: Image, reserves: str = "memmap=512M!4G") -> list[str]:
     """QEMU's arguments for a kernel that reserves, by words from outside: GRUB's part is proven in test_vm.py."""
     (version,) = (folder.name for folder in made.modules.iterdir())
-    words = (
-        f"BOOT_IMAGE=/boot/vmlinuz-{version} root=UUID={ROOT_UUID} ro console=ttyS0 {SPARE} memmap=512M!4G"
-    )
+    words = f"BOOT_IMAGE=/boot/vmlinuz-{version} root=UUID={ROOT_UUID} ro console=ttyS0 {SPARE} {reserves}"
     return ["-kernel", str(made.kernel), "-initrd", str(made.initrd), "-append", words]
 
 

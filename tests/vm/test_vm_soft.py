@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from emupmem.kernel.cmdline import format_memmap
+from emupmem.kernel.cmdline import WITHOUT_KMEM, format_memmap
 from emupmem.model import GIB, MIB, DeviceKind, Reservation
+from tests.vm.image import image
 from tests.vm.kernel import boot_kernel
+from tests.vm.machine import Machine
+from tests.vm.test_vm import FEWER, INSTALL, WAIT, WARM, done, said
+from tests.vm.test_vm_keep import reserved
+from tests.vm.test_vm_memory import STORE
 
 ITEM = format_memmap([Reservation(4 * GIB, 1536 * MIB, GIB, kind=DeviceKind.MEMORY)])
 """All of the second node, which lies at 4 GiB."""
@@ -47,21 +52,81 @@ true
 @pytest.mark.vm(image="bookworm bios", boots=1, seconds=30)
 def test_a_node_becomes_a_dax_device_a_memory_tier_and_a_dax_device_again() -> None:
     modules = ("dax_hmem", "device_dax", "kmem")
-    said = boot_kernel(
+    shown = boot_kernel(
         "bookworm", ITEM, memory="4608M", nodes=("3G", "1536M"), script=SCRIPT, modules=modules
     )
-    assert "[mem 0x0000000100000000-0x000000015fffffff] soft reserved" in said
-    code = next(line for line in said.splitlines() if "Kernel code" in line)
+    assert "[mem 0x0000000100000000-0x000000015fffffff] soft reserved" in shown
+    code = next(line for line in shown.splitlines() if "Kernel code" in line)
     assert int(code.split("-")[0], 16) < 1536 * MIB, "the size of the item is the end of the memory for KASLR"
     for line in ("resource 0x100000000", "size 1610612736", "align 2097152", "target_node 1"):
-        assert line in said
+        assert line in shown
     for line in (
         "dax: device_dax",
         "memory: kmem",
         "12 online Movable",
         "again: device_dax",
     ):
-        assert line in said, said
-    assert "Node 1 MemTotal:        1572864 kB" in said
-    assert "memory_tier22/nodelist:1" in said
-    assert "memory_tier4/nodelist:0" in said
+        assert line in shown, shown
+    assert "Node 1 MemTotal:        1572864 kB" in shown
+    assert "memory_tier22/nodelist:1" in shown
+    assert "memory_tier4/nodelist:0" in shown
+
+
+ONE_NODE = (
+    INSTALL
+    + FEWER
+    + """
+set -eux
+"""
+    + WARM
+    + """
+# udev has loaded what it may: kmem waits for the unit
+udevadm settle
+until [ -e /sys/bus/dax/devices/dax0.0 ]; do sleep 1; done
+[ ! -e /sys/module/kmem ]
+policy=$(cat /sys/devices/system/memory/auto_online_blocks)
+emupmem apply --as memory --size 512M --min-free 1G --yes
+emupmem apply --as devdax --size 256M --offset 5G --min-free 1G --add --yes
+systemctl start emupmem.service
+"""
+    + WAIT
+    + """
+[ "$(cat /sys/devices/system/memory/auto_online_blocks)" = "$policy" ]
+emupmem verify --json > /job/out/memory.json
+# only the unit differs between the two kinds
+sed -i '/512M/s/ memory/ dax/' /etc/systemd/system/emupmem.service
+systemctl daemon-reload
+systemctl restart emupmem.service
+emupmem verify --json > /job/out/dax.json
+for device in /dev/dax*; do python3 /job/store.py $device; done > /job/out/stored
+emupmem doctor --json > /job/out/doctor.json
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        pytest.param("bookworm", marks=pytest.mark.vm(image="bookworm bios", boots=1, seconds=95)),
+        pytest.param("forky", marks=pytest.mark.vm(image="forky bios", boots=1, seconds=125)),
+    ],
+)
+def test_the_unit_on_one_node(suite: str) -> None:
+    """Linux 6.1 gives the device to device_dax, 7.2 to kmem; each kind is made of both. GRUB's part: test_vm_memory."""
+    made = image(suite, "bios")
+    words = f"memmap=512M%4G-1+0xefffffff,256M!5G {WITHOUT_KMEM}"
+    with Machine(made, qemu_args=reserved(made, words)) as guest:
+        result = done(guest.boot(ONE_NODE, {"store.py": STORE}, last=True))
+    memory, dax = said(result, "memory.json"), said(result, "dax.json")
+    assert memory["ok"], memory
+    found = {c["name"]: c["found"] for c in memory["checks"]}
+    assert "4 blocks, 512 MiB, movable, in node 0" in found["online"]
+    assert "no tier of its own" in found["tier"]
+    assert dax["ok"], dax
+    (devdax,) = (d for d in dax["devices"] if d["start"] == 5 * GIB)
+    assert [d["size"] for d in dax["devices"] if d["start"] == 4 * GIB] == [512 * MIB]
+    assert devdax["size"] == 254 * MIB, "its info block takes the first piece of 2 MiB"
+    assert "devdax: programs map the device itself" in {c["name"]: c["found"] for c in dax["checks"]}["dax"]
+    assert b"emulated, volatile \xc2\xb7 mapped, stored and read back" in result.files["journal"]
+    assert result.files["stored"].decode().split() == ["STORED", "STORED"]
+    assert not [f for f in said(result, "doctor.json")["findings"] if f["status"] in ("fail", "stop")]

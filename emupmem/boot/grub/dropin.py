@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 NAME = "/etc/default/grub.d/zz-emupmem.cfg"
 MARK = "# Written by emupmem"
-_LINE = re.compile(r'^(GRUB_CMDLINE_LINUX(?:_DEFAULT)?)="\$\1 ([A-Za-z0-9_.,:=/! -]+)"$', re.MULTILINE)
+_LINE = re.compile(r'^(GRUB_CMDLINE_LINUX(?:_DEFAULT)?)="\$\1 ([A-Za-z0-9_.,:=/!%+ -]+)"$', re.MULTILINE)
 
 
 def dropin_text(variable: str, words: Sequence[str], winner: str) -> str:

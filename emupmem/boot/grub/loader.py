@@ -157,15 +157,18 @@ class Grub(Loader):
         if not wanted.items:
             return given_back_steps(machine, main, held, wanted)
         if own is not None:
-            kept = [w for w in own[1] if not quoting.items_of(w) and w not in wanted.add]
+            theirs = (*wanted.add, *wanted.drop)
+            kept = [w for w in own[1] if not quoting.items_of(w) and w not in theirs]
             return dropin_steps(machine, main, wanted, (*kept, *wanted.add))
         named = [i for i in items_of_all(held) if i not in wanted.items]
         left = tuple(i for i in items_of_all(held) if i in wanted.items)
         fewer = bool(named) and left == wanted.items and tuple(held) == (wanted.variable,)
         if fewer and not wanted.add:
             sh = grub_defaults.judge_of(machine)
+            variable, items, drop = wanted.variable, wanted.items, wanted.drop
             after = defaults.remove_items(main, named, sh=sh)
-            defaults.prove(main, after, wanted.variable, wanted.items, sh=sh)
+            after = defaults.set_items(after, variable, items, drop_words=drop, sh=sh) if drop else after
+            defaults.prove(main, after, variable, items, drop_words=drop, sh=sh)
             return steps_to(machine, main, after, wanted)
         return placed_steps(machine, main, wanted)
 

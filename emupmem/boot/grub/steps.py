@@ -37,20 +37,23 @@ def grub_files(machine: Host) -> tuple[str, ...]:
 
 def given_back_steps(machine: Host, main: bytes, held: dict[str, tuple[str, ...]], wanted: Wanted) -> Steps:
     """All of it. Where nothing else changed the file since apply, the kept backup gives the former bytes."""
-    after = undone_defaults(machine, main) if held else main
+    after, sh = undone_defaults(machine, main) if held else main, grub_defaults.judge_of(machine)
+    for variable in held if wanted.drop else ():
+        after = defaults.set_items(after, variable, (), drop_words=wanted.drop, sh=sh)
     if after != main:
         gone = words_to_take_out(machine, main, after)
         variable = next(iter(held), editor_text.LINUX)
-        defaults.prove(main, after, variable, (), drop_words=gone, sh=grub_defaults.judge_of(machine))
+        defaults.prove(main, after, variable, (), drop_words=gone, sh=sh)
     return steps_to(machine, main, after, wanted, None)
 
 
 def placed_steps(machine: Host, main: bytes, wanted: Wanted) -> Steps:
     """The items in /etc/default/grub, or where that is overridden, in a drop-in."""
     sh, variable = grub_defaults.judge_of(machine), wanted.variable
-    after = defaults.set_items(main, variable, wanted.items, extra_words=wanted.add, sh=sh)
+    words, drop = wanted.add, wanted.drop
+    after = defaults.set_items(main, variable, wanted.items, words, drop, sh=sh)
     if after != main:
-        defaults.prove(main, after, variable, wanted.items, extra_words=wanted.add, sh=sh)
+        defaults.prove(main, after, variable, wanted.items, extra_words=words, drop_words=drop, sh=sh)
     steps = steps_to(machine, main, after, wanted)
     meant = defaults.effective([(GRUB_DEFAULT, after)], sh=sh)[variable].items
     if effective_defaults(machine, after)[variable].items == meant:
