@@ -83,7 +83,7 @@ def suggest(
 ) -> None:
     """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
-    result |= {"taken": [], "refused": None}
+    result |= {"taken": [], "refused": None, "loader": ""}
     with Session(result, as_json).errors():
         request = request_of(size, count, offset, min_free, numa_node, as_)
         found = survey(from_, source)
@@ -91,7 +91,7 @@ def suggest(
             found = asked(found, as_)
         situation = found.situation
         result |= {"source": found.source, "ranges": [_entry(e) for e in situation.firmware.entries]}
-        result["taken"] = list(takers(situation))
+        result["taken"], result["loader"] = list(takers(situation)), found.loader
         problem: EmupmemError | None = None
         made = None
         try:
@@ -231,10 +231,11 @@ def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log
 
 
 def asked(found: Survey, kind: DeviceKind) -> Survey:
-    """The survey of this machine with what apply would say here."""
-    from emupmem.boot import obstacles  # 25 ms, not for --from
+    """The survey of this machine with what apply would say here, and what starts it."""
+    from emupmem.boot import detect, obstacles  # 25 ms, not for --from
 
-    return replace(found, apply_refused=obstacles.first(system_machine.Machine(), kind))
+    machine = system_machine.Machine()
+    return replace(found, apply_refused=obstacles.first(machine, kind), loader=detect.title_of(machine))
 
 
 def _rehearsed(found: Survey, request: Request) -> EmupmemError | None:
