@@ -21,6 +21,7 @@ from emupmem.boot.refind import Refind, is_for_options
 from emupmem.boot.rpm_ostree import RpmOstree
 from emupmem.boot.sdboot_manage import SdbootManage
 from emupmem.boot.systemd_boot import SdBootUtil, SystemdBoot
+from emupmem.model import EmupmemError
 from emupmem.system.host import Host
 
 _GENERATORS: dict[foreign.Owner, Callable[[], Loader]] = {
@@ -28,6 +29,14 @@ _GENERATORS: dict[foreign.Owner, Callable[[], Loader]] = {
     foreign.SDBOOT_MANAGE: SdbootManage,
 }
 """Owners of the boot entries whose own source of them is changed, where their program is installed."""
+
+
+def title_of(machine: Host) -> str:
+    """The name of what starts the machine; empty where that cannot be read."""
+    try:
+        return of(machine).title
+    except EmupmemError:
+        return ""
 
 
 def of(machine: Host) -> Loader:

@@ -35,9 +35,12 @@ def ask_and_carry_out(session: Session, prepared: Change, warnings: Sequence[str
     for warning in warnings:
         say(f"! {warning}")
     if not prepared.needed:
-        result["reboot_required"] = machine.live and not _boots_as(booted, prepared)
+        waits = bool(prepared.tries)  # a trial that runs now would be chosen anew
+        result["reboot_required"] = machine.live and (waits or not _boots_as(booted, prepared))
         if not session.as_json:
-            tell(f"Already set up: {prepared.memmap or 'nothing is reserved'}. Nothing was changed.")
+            there = f"Already set up: {prepared.memmap or 'nothing is reserved'}"
+            there = f"The next start tries {prepared.tries} already" if waits else there
+            tell(f"{there}. Nothing was changed.")
             if result["reboot_required"]:
                 tell("Reboot, then:  sudo emupmem verify")
         session.finish(Exit.OK)

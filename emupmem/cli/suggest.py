@@ -84,7 +84,7 @@ def suggest(
 ) -> None:
     """Show the usable memory and plan a reservation. Changes nothing and needs no root."""
     result: dict[str, Any] = {"source": from_ or source.value, "ranges": [], "plan": None, "rejected": []}
-    result |= {"taken": [], "refused": None}
+    result |= {"taken": [], "refused": None, "loader": ""}
     machine = system_machine.Machine()
     with Session(result, as_json).errors(), system_machine.asked_once(machine):
         request = request_of(size, count, offset, min_free, numa_node, as_)
@@ -93,7 +93,7 @@ def suggest(
             found = asked(found, machine, as_)
         situation = found.situation
         result |= {"source": found.source, "ranges": [_entry(e) for e in situation.firmware.entries]}
-        result["taken"] = list(takers(situation))
+        result["taken"], result["loader"] = list(takers(situation)), found.loader
         problem: EmupmemError | None = None
         made = None
         try:
@@ -234,10 +234,10 @@ def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log
 
 
 def asked(found: Survey, machine: Machine, kind: DeviceKind) -> Survey:
-    """The survey of this machine with what apply would say here."""
-    from emupmem.boot import obstacles  # 25 ms, not for --from
+    """The survey of this machine with what apply would say here, and what starts it."""
+    from emupmem.boot import detect, obstacles  # 25 ms, not for --from
 
-    return replace(found, apply_refused=obstacles.first(machine, kind))
+    return replace(found, apply_refused=obstacles.first(machine, kind), loader=detect.title_of(machine))
 
 
 def _rehearsed(found: Survey, machine: Machine, request: Request) -> EmupmemError | None:

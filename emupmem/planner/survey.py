@@ -45,8 +45,9 @@ class Survey:
     """A situation to plan in, where its map came from, and what a person should know of that.
 
     `plan_refused` is why a plan for this system would be worth nothing, as far as its log shows; `apply_refused`
-    is why apply does not change that machine, as far as that was asked; `reserved` are the reservations
-    that the next boot has anyway: a plan takes their place. `whole_machine` is False where there was only a log.
+    is why apply does not change that machine, as far as that was asked, and `loader` what starts it; `reserved` are
+    the reservations that the next boot has anyway: a plan takes their place. `whole_machine` is False where there was
+    only a log.
     """
 
     situation: Situation
@@ -54,6 +55,7 @@ class Survey:
     notes: tuple[str, ...] = ()
     plan_refused: EmupmemError | None = None
     apply_refused: EmupmemError | None = None
+    loader: str = ""
     reserved: tuple[str, ...] = ()
     whole_machine: bool = True
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from emupmem.boot import obstacles, prepare
+from emupmem.boot import detect, obstacles, prepare
 from emupmem.doctor import finding, look
 from emupmem.editor.shell import Judge, Sourced
 from emupmem.model import EmupmemError, NodeRange
@@ -145,13 +145,13 @@ def plan_from(archive: Archive, name: str, source: str = "auto") -> survey.Surve
     """What an archive tells the planner, as `survey.of_machine` would on that machine. Raises EmupmemError."""
     machine = Collected(archive)
     with _judging(name):
-        refused = obstacles.first(machine)
+        refused, loader = obstacles.first(machine), detect.title_of(machine)
         try:
             boots = prepare.next_line(machine)
         except EmupmemError:
             boots = None  # not known: that boot's own command line serves
         found = obstacles.planned_for(machine, survey.of_machine(machine, source, boots))
-    return replace(found, source=f"{name}: {found.source}", apply_refused=refused)
+    return replace(found, source=f"{name}: {found.source}", apply_refused=refused, loader=loader)
 
 
 def doctor_from(archive: Archive, name: str) -> tuple[finding.Finding, ...]:

@@ -20,7 +20,7 @@ from emupmem.model import GIB, MIB, FirmwareMap, Kind, MapEntry, Request
 from emupmem.planner import survey
 from emupmem.planner.plan import offers, plan, rejected
 from emupmem.planner.situation import NoPlan, Situation
-from tests.bench import guest, startup
+from tests.bench import fleet, guest, startup
 from tests.bench import parser as bench_parser
 from tests.bench.table import APPLY, PLANNING, Row, table
 from tests.fake import LOG, build
@@ -84,6 +84,7 @@ def main(words: Sequence[str]) -> int:
     """Run all of it."""
     with tempfile.TemporaryDirectory() as name:
         rows = [*startup.start_up(), planner(), apply(Path(name)), bench_parser.reading()]
+    rows.append(fleet.fleet())
     if "--no-guest" not in words:
         rows += guest.inside("bookworm")
     print(f"\n{table(rows)}")

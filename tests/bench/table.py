@@ -14,7 +14,8 @@ USAGE = "start of `emupmem --help`"
 SAVING = "in a Debian 12 guest: saving a 512 MiB device with 200 MB in use, bringing it back"
 COPYING = "there: writing and reading 256 MiB, MiB/s"
 FAULTS = "there: page faults for touching 256 MiB through a mapping"
-MEASURED = (READING, PLANNING, APPLY, SUGGEST, USAGE, SAVING, COPYING, FAULTS)
+FLEET = "a run of the Ansible module `reservation` that changes nothing, per host"
+MEASURED = (READING, PLANNING, APPLY, SUGGEST, USAGE, FLEET, SAVING, COPYING, FAULTS)
 """The rows of the manual that `make bench` prints, by their beginnings; the others say what made them."""
 
 

@@ -325,6 +325,17 @@ def test_suggest_says_nothing_of_what_only_root_could_tell(
     assert ("no such entry" in done.out) == (root or not unseen)
 
 
+def test_suggest_names_what_starts_the_machine(here: FakeMachine, log: str, run: Run, tmp_path: Path) -> None:
+    assert run("suggest", "--json").json["loader"] == "GRUB"
+    without_grub(here)
+    pop(here)
+    assert run("suggest", "--json").json["loader"] == "kernelstub"
+    assert run("suggest", "--from", log, "--json").json["loader"] == "", "a log does not tell it"
+    archived = tmp_path / "pop.tar.gz"
+    assert run("collect", str(archived)).status == 0
+    assert run("suggest", "--from", str(archived), "--json").json["loader"] == "kernelstub"
+
+
 def test_remove_gives_the_way_back(owned: tuple[FakeMachine, str, str], run: Run) -> None:
     machine, _, _ = owned
     put(machine, "/proc/cmdline", machine.peek("/proc/cmdline") + " memmap=1G!4G\n")

@@ -469,6 +469,16 @@ def test_the_whole_way_by_commands(run: Run, here: FakeMachine) -> None:
     assert stage(run, "abandon") == (1, "none")
 
 
+def test_a_trial_that_waits_is_not_already_set_up(here: FakeMachine, run: Run) -> None:
+    prepare(here)
+    assert run("apply", "--size", "1G", "--trial", "--yes", "--json").json["reboot_required"] is True
+    again = run("apply", "--size", "1G", "--trial", "--yes", "--json").json
+    assert (again["changed"], again["would_change"], again["reboot_required"]) == (False, False, True)
+    told = run("apply", "--size", "1G", "--trial", "--yes").out
+    assert "The next start tries memmap=1G!4G already. Nothing was changed.\n" in told
+    assert "Reboot, then:  sudo emupmem verify\n" in told
+
+
 def test_a_machine_that_came_back_without_it(run: Run, here: FakeMachine) -> None:
     prepare(here)
     run("apply", "--size", "1G", "--trial", "--yes")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from emupmem import __version__
@@ -52,6 +53,31 @@ def install(archive: Path, target: Path, version: str = NEWEST) -> None:
     """Install it into a folder of collections, as people do."""
     command = [str(ansible(version) / "ansible-galaxy"), "collection", "install", "--offline"]
     _run([*command, "-p", str(target), str(archive)])
+
+
+def sanity(collections: Path, tests: Sequence[str]) -> str:
+    """What `ansible-test sanity` finds in the collection that is installed there; empty where it finds nothing.
+
+    It makes virtual environments in the home folder, which is one in the cache, and takes pip from a server of
+    its own: that of Python serves.
+    """
+    programs, home = ansible(), image.cache() / "ansible/home"
+    internal = next(programs.parent.glob("lib/python3*/site-packages/ansible_test/_internal"))
+    (wanted,) = re.findall(r"\bpip='([\d.]+)'", (internal / "python_requirements.py").read_text())
+    pip = home / f".ansible/test/cache/get_pip_{wanted.replace('.', '_')}.py"
+    pip.parent.mkdir(parents=True, exist_ok=True)
+    pip.write_text("import ensurepip\nensurepip.bootstrap()\n")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    argv = [str(programs / "ansible-test"), "sanity", "--python", python, "--color", "no"]
+    argv += [word for test in tests for word in ("--test", test)]
+    path = f"{programs}:{os.environ.get('PATH', os.defpath)}"
+    environment = {**os.environ, "HOME": str(home), "PATH": path, "LC_ALL": "C.UTF-8"}
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = collections / "ansible_collections/emupmem/emupmem"
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+    found = re.findall(r"^(?:ERROR|FATAL): .*", done.stdout + done.stderr, re.MULTILINE)
+    return "\n".join(found) or ("" if done.returncode == 0 else done.stdout + done.stderr)
 
 
 def _run(argv: list[str]) -> None:

@@ -101,6 +101,7 @@ def test_the_table_with_an_older_ansible(fleet: Fleet, tmp_path: Path) -> None:
             "emupmem.emupmem.plan", "-e", "emupmem_size=2G", "-e", f"emupmem_archives={archives}"
         )
         rows = told.of("One table of all hosts")["localhost"]["msg"]
-        assert "memmap=2G!4G" in next(r for r in rows if r.startswith("big"))
+        row = next(r for r in rows if r.startswith("big"))
+        assert row.split()[:5] == ["big", "20", "GiB", "memmap=2G!4G", "GRUB"], row
         assert "the largest" in next(r for r in rows if r.startswith("small"))
         assert sorted(f.name for f in archives.iterdir()) == ["big.tar.gz", "small.tar.gz"]

@@ -148,6 +148,11 @@ class Scenario:
     ) -> None:
         self._end()
 
+    @property
+    def pid(self) -> int:
+        """The process here whose only child is process 1 of the scenario."""
+        return self._process.pid
+
     def run(
         self,
         *argv: str,

@@ -24,7 +24,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
     CALLBACK_NAME = "told"
 
     def _tell(self, kind: str, result: Any) -> None:
-        line = [result._task.get_name(), result._host.get_name(), {"_kind": kind, **result._result}]
+        line = [
+            result._task.name or result._task.get_name(),
+            result._host.get_name(),
+            {"_kind": kind, **result._result},
+        ]
         with Path(os.environ["EMUPMEM_TOLD"]).open("a") as file:
             file.write(json.dumps(line, default=str) + "\n")
 

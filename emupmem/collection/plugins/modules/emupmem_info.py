@@ -63,6 +63,10 @@ ram:
   description: The RAM of that map in bytes.
   type: int
   returned: always
+loader:
+  description: What starts the host.
+  type: str
+  returned: always
 error:
   description: Why there is no plan.
   type: str
