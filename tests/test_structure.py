@@ -140,3 +140,7 @@ def test_a_breach_of_each_rule_is_found(toy: Path) -> None:
     assert upwards(trees) == [("kernel.a", "boot.b")]
     assert twice(trees) == {"same"}
     assert list(too_long(toy)) == ["cli/long.py", "cli/long.py:Long"]
+
+
+def test_the_readme_is_one_page_for_users() -> None:
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= 180
