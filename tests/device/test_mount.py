@@ -414,6 +414,22 @@ def test_umount_refuses(run: Run, here: PmemMachine) -> None:
     assert "in use by the mount /mnt/pmem0/inner, python3" in run("umount", "/mnt/pmem0").err
 
 
+def test_umount_tries_again_where_nobody_is_there_any_more(
+    run: Run, here: PmemMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted(here, "pmem0", "/mnt/pmem0")
+    monkeypatch.setattr(processes, "processes_using", lambda *_: [])
+    monkeypatch.setattr("emupmem.device.mount.UMOUNT_PAUSE", 0)
+    busy = f"#!/bin/sh\necho x >> '{here.root}/tries'\n[ $(wc -l < '{here.root}/tries') -ge 3 ] || exit 32\n"
+    script(here, "umount", busy)
+    assert run("umount", "/mnt/pmem0").status == 0
+    assert here.peek("/tries").count("x") == 3
+    script(here, "umount", f"#!/bin/sh\necho x >> '{here.root}/tries'\necho no luck >&2\nexit 32\n")
+    done = run("umount", "/mnt/pmem0")
+    assert "umount failed with status 32: no luck" in done.err
+    assert here.peek("/tries").count("x") == 13
+
+
 def test_who_holds_a_device_is_found_on_this_machine(tmp_path: Path) -> None:
     """By the real /proc: this process has a file of its folder's device open."""
     import os
