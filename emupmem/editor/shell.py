@@ -125,35 +125,38 @@ def _unjudged(exc: Exception) -> EmupmemError:
     return EmupmemError(f"cannot run sh to check the GRUB settings: {reason}", hint)
 
 
-_NAME = r"[A-Za-z_]\w*"
-_HARMLESS_LINE = re.compile(
-    rf"""[ \t]*(?:(?:export[ \t]+)?(?:GRUB|SUSE)_\w*=
-    (?:[A-Za-z0-9_.,:=/+@%^!-]|\\[^\n]|'[^']*'|"(?:[^"\\$`]|\\.|\${_NAME}|\$\{{{_NAME}\}})*")*+)?
-    [ \t]*(?:(?<!\S)\#[^\n]*)?(?:\n|\Z)""",
-    re.S | re.A | re.X,
+_PLAIN_LINE = r"""[ \t]*(?:(?:export[ \t]+)?(?:GRUB|SUSE)_\w*=
+    (?:[A-Za-z0-9_.,:=/+@%^!-]|\\[^\n]|'[^']*'|"(?:[^"\\$`]|\\.|\$NAME|\$\{NAME\})*")*+)?
+    [ \t]*(?:(?<!\S)\#[^\n]*)?(?:\n|\Z)"""
+_HARMLESS_LINE, _LASTING_LINE = (
+    re.compile(_PLAIN_LINE.replace("NAME", name), re.S | re.A | re.X)
+    for name in (r"[A-Za-z_]\w*", r"(?:GRUB|SUSE)_\w*")
 )
-
+"""What can do no harm, and of that what sh always says the same of: `$RANDOM` and `$PPID` do no harm either."""
 
 _DISTRIBUTOR = re.compile(
-    rb"""^GRUB_DISTRIBUTOR=(?:`[^`\\\n]*`|"\$\([^()`"\\\n]*\)")$(?=\n)""",
-    re.M,
+    rb"""^GRUB_DISTRIBUTOR=(?:
+    `(?:lsb_release[ ]-i[ ]-s|\([ ]\.[ ]/etc/os-release(?:;|[ ]&&)[ ]echo[ ]\$\{NAME(?::-\w+)?\}[ ]\))
+    (?:[ ]2>[ ]?/dev/null)?(?:[ ]\|\|[ ]echo[ ]\w+)?`
+    |"\$\(sed[ ]'s,[ ]release[ ]\.\*\$,,g'[ ]/etc/system-release(?:[ ]2>[ ]?/dev/null)?\)")$(?=\n)""",
+    re.M | re.A | re.X,
 )
-"""The stock line: it asks a program for the distribution's name, and can set nothing else."""
+"""The stock lines: they ask for the distribution's name, and can set nothing else."""
 
 
 def is_lasting(texts: Sequence[bytes]) -> bool:
     """Whether nothing in the texts can come to something else from one time to the next."""
-    return _more_than_plain([_DISTRIBUTOR.sub(b"", text) for text in texts]) is None
+    return _more_than_plain([_DISTRIBUTOR.sub(b"", text) for text in texts], _LASTING_LINE) is None
 
 
-def _more_than_plain(texts: Sequence[bytes]) -> Sourced | None:
+def _more_than_plain(texts: Sequence[bytes], line: re.Pattern[str] = _HARMLESS_LINE) -> Sourced | None:
     """The refusal of the first line that does more than set a variable of GRUB; None: there is none.
 
     A name of the shell's own is no such variable: bash runs commands in what is assigned to RANDOM.
     """
     for index, text in enumerate(texts):
         source, at = text.decode("latin-1"), 0
-        while at < len(source) and (found := _HARMLESS_LINE.match(source, at)):
+        while at < len(source) and (found := line.match(source, at)):
             at = found.end()
         if at < len(source):
             words = f"{source[at:].partition(chr(10))[0].strip()[:60]} is more than a plain assignment"

@@ -763,6 +763,27 @@ def test_a_file_of_very_many_joints_is_refused(text: str) -> None:
         defaults.read_grub_file(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "lasting"),
+    [
+        ('GRUB_X="$GRUB_Y ${SUSE_Z}" # $RANDOM\n', True),
+        ("GRUB_DISTRIBUTOR=`lsb_release -i -s 2> /dev/null || echo Debian`\n", True),
+        ('GRUB_X="$RANDOM"\n', False),
+        ('GRUB_X="${PPID}"\n', False),
+        ("GRUB_DISTRIBUTOR=`date +%N`\n", False),
+        (f"""GRUB_DISTRIBUTOR="$(echo ' )"\nGRUB_A='x)"; {LINUX}=$(date +%N); : '\n# '\n""", False),
+        (f"""GRUB_DISTRIBUTOR="$(case x in a )"\nGRUB_A=x # ";; esac)"; {LINUX}=$(date)\n""", False),
+    ],
+)
+def test_what_sh_can_say_another_time_otherwise_is_asked_again(text: str, lasting: bool) -> None:
+    assert editor_shell.is_lasting([text.encode()]) is lasting
+
+
+@pytest.mark.parametrize("name", ["debian-13", "debian-stock", "fedora", "ubuntu-desktop"])
+def test_stock_files_are_asked_once(name: str) -> None:
+    assert editor_shell.is_lasting([fixture(name)])
+
+
 @pytest.mark.slow
 def test_a_long_comment_or_value_is_none_of_that() -> None:
     text = "# word word\n" * 3000 + "\n" * 5000 + f'GRUB_CMDLINE_LINUX="{"a" * 200_000}"\n'
