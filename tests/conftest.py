@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from emupmem.editor import shell
-from emupmem.editor.shell import Sourced
 from tests.cli.runner import Run, runner
 from tests.fake import FakeMachine, build, running
 from tests.judge import Elsewhere
@@ -66,7 +65,7 @@ folders: list[str] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    shell.run_sh = AskedOnce(elsewhere)
+    shell.ask_sh = elsewhere
     if config.option.quick:
         settings.load_profile("quick")
     if worker(config) or config.option.collectonly:
@@ -153,22 +152,6 @@ def seconds(item: pytest.Item) -> int:
     """About how long a test takes on an idle machine, where it counts; the sort is stable."""
     mark = next((m for n in ("vm", "slow", "scenario") if (m := item.get_closest_marker(n))), None)
     return 0 if mark is None else int(mark.kwargs.get("seconds", 10))
-
-
-class AskedOnce:
-    """A judge that remembers, in this process, what sh can only say the same of each time."""
-
-    def __init__(self, ask: Callable[[Sequence[bytes], str], Sourced]) -> None:
-        self.ask = ask
-        self.known: dict[tuple[str, str, tuple[bytes, ...]], Sourced] = {}
-
-    def __call__(self, texts: Sequence[bytes], path: str = shell.SH_PATH) -> Sourced:
-        if not shell.is_lasting(texts):
-            return self.ask(texts, path)
-        key = (shell.SH, path, tuple(texts))
-        if key not in self.known:
-            self.known[key] = self.ask(texts, path)
-        return self.known[key]
 
 
 # The program on a machine in a folder --------------------------------------------------------------------

@@ -2,7 +2,7 @@
 """sh as the judge of the tests, started by a small process of its own.
 
 The cage is built between fork and exec, and the fork of a process that holds all tests costs ten times what sh
-does. It is the same `run_sh`; only what it inherits is less. Tests of just that ask `here`.
+does. It is the same `ask_sh`; only what it inherits is less. Tests of just that ask `here`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from emupmem.editor import shell
 from emupmem.editor.shell import Sourced
 from tests import PROJECT
 
-here = shell.run_sh
+here = shell.ask_sh
 """The judge in this process."""
 
 
 class Elsewhere:
-    """`run_sh` by a process that is started at the first call and ends with this one."""
+    """`ask_sh` by a process that is started at the first call and ends with this one."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()

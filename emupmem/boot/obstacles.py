@@ -41,7 +41,8 @@ def for_plan(refused: Refused, make: Callable[[], Plan], extra: tuple[str, ...] 
     """The refusal with the words of a plan in the other tool's own way; as it is where there is no plan."""
     try:
         made = make()
-        return refused.for_words(" ".join(dict.fromkeys([made.memmap, *words_beside(made), *extra])))
+        beside = words_beside(made.reservations, made.needs_nokaslr)
+        return refused.for_words(" ".join(dict.fromkeys([made.memmap, *beside, *extra])))
     except EmupmemError:
         return refused
 

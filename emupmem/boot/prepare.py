@@ -30,6 +30,7 @@ from emupmem.kernel.cmdline import (
 )
 from emupmem.model import UNCHANGED, CommandLine, DeviceKind, EmupmemError, Plan, Request, Reservation
 from emupmem.planner import survey
+from emupmem.planner.kernels import words_beside
 from emupmem.planner.plan import plan, satisfied
 from emupmem.planner.situation import STEPS, Situation
 from emupmem.system.host import Host
@@ -92,7 +93,8 @@ def prepare_apply(
     present = _recorded(machine, now.items)
     made, items = _decide(line, found, request, options, now.items, present, in_place)
     variable = options.variable if made is not None and not (options.add and now.items) else now.where
-    words = _words_beside(items, options.nokaslr or (made is not None and made.needs_nokaslr))
+    nokaslr = options.nokaslr or (made is not None and made.needs_nokaslr)
+    words = words_beside(_reservations(items), nokaslr)
     drop = tuple(w for w in added_words(machine) if w == WITHOUT_KMEM and w not in words)
     steps = by.steps(machine, Wanted(items, words, drop, variable=variable))
     change = change_of(machine, by, now, steps, made, found.notes)
@@ -177,7 +179,7 @@ def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
     left = _left(present, items)
     if left and len(now.places) > 1:
         raise reserved_twice(dict(now.places), "remove without a name gives all of it back")
-    needed = _words_beside(left, bool(left))
+    needed = words_beside(_reservations(left), bool(left))
     drop = tuple(w for w in added_words(machine) if w not in needed)
     steps = by.steps(machine, Wanted(left, drop=drop, variable=now.where))
     return _with_units(machine, change_of(machine, by, now, steps))
@@ -194,12 +196,6 @@ def _left(present: Sequence[str], items: Sequence[str]) -> tuple[str, ...]:
             known = f"there are: {', '.join(present)}" if present else "nothing is reserved"
             raise EmupmemError(f"there is no reservation {name}", known)
     return tuple(i for i in present if i not in named) if named else ()
-
-
-def _words_beside(items: Sequence[str], nokaslr: bool) -> tuple[str, ...]:
-    """The words that these items need beside memmap=."""
-    wanted = {"nokaslr": nokaslr, WITHOUT_KMEM: any(r.kind.soft for r in _reservations(items))}
-    return tuple(w for w in OUR_WORDS if wanted[w])
 
 
 def added_words(machine: Host) -> tuple[str, ...]:

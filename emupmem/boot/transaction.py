@@ -87,9 +87,7 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
         for name in former.kept:  # some programs write in place, and to put a copy back needs no room
             backups.set_aside(machine, name)
         tell("set aside")
-        if (
-            not change.trial and by.forgets
-        ):  # before the entry is gone: another one than the default might start
+        if not change.trial:  # before the entry is gone: another one than the default might start
             _choose(machine, by, False)
         _write(machine, steps, former)
         tell("written")
@@ -256,8 +254,11 @@ def _run(machine: Machine, step: Command, stop: Interrupts, language: str = "C")
 
 
 def _choose(machine: Machine, by: Loader, wanted: bool) -> None:
-    """Let the next start be the trial, or not; a choice of somebody else stays."""
-    if not machine.live or by.chosen(machine) == wanted:
+    """Let the next start be the trial, or not; a choice of somebody else stays.
+
+    A choice that a loader does not forget is taken away by the steps of the change.
+    """
+    if not machine.live or not (wanted or by.forgets) or by.chosen(machine) == wanted:
         return
     by.choose(machine, wanted)
     if by.chosen(machine) != wanted:
@@ -327,7 +328,7 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
 
     # The menu first: it is what boots, and putting it back is a rename that needs no room. But nobody may be
     # sent to an entry that it does not have.
-    if not change.before.chosen and by.forgets:
+    if not change.before.chosen:
         attempt(partial(_choose, machine, by, False))
     for name in steps.menus:
         attempt(partial(_put_back, machine, former, name))

@@ -114,7 +114,7 @@ def suggest(
                 ],
                 "ram_left": made.ram_left,
                 "nokaslr": made.add_nokaslr,
-                "words": list(words_beside(made)),
+                "words": list(words_beside(made.reservations, made.needs_nokaslr)),
                 "warnings": warnings,
                 "kernel_map": [_entry(e) for e in kernel_map(situation, made.memmap)],
             }
@@ -136,7 +136,7 @@ def suggest(
             else:
                 tell()
                 say(one_line(problem))
-        words = (made.memmap, *words_beside(made)) if made else ()
+        words = [made.memmap, *result["plan"]["words"]] if made else []
         refused = print_refusal(found, " ".join(words))
         if refused is None and made is not None and from_ is None:
             refused = _rehearsed(found, machine, request)

@@ -79,16 +79,16 @@ def run_sh(texts: Sequence[bytes], path: str = SH_PATH) -> Sourced:
     Raises EmupmemError when it cannot be started or does not finish. What sh can only say the same of each time
     is asked once.
     """
-    return _said_once(tuple(texts), path, SH) if is_lasting(texts) else _ask(texts, path)
+    return _said_once(tuple(texts), path, SH) if is_lasting(texts) else ask_sh(texts, path)
 
 
 @lru_cache(maxsize=64)
 def _said_once(texts: Sequence[bytes], path: str, _: str) -> Sourced:
-    return _ask(texts, path)
+    return ask_sh(texts, path)
 
 
-def _ask(texts: Sequence[bytes], path: str) -> Sourced:
-    """See `run_sh`. The texts travel in sealed memory files.
+def ask_sh(texts: Sequence[bytes], path: str = SH_PATH) -> Sourced:
+    """Start sh on the texts: see `run_sh`. They travel in sealed memory files.
 
     A pipe of root's cannot be re-opened by nobody, and a script on stdin could be eaten by the commands in it.
     """

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from emupmem.kernel.cmdline import WITHOUT_KMEM, kaslr_limit, memmap_region_count, parse_command_line
-from emupmem.model import MAX_MEMMAP_REGIONS, DeviceKind, EmupmemError, KernelRelease, Plan, Reservation
+from emupmem.model import MAX_MEMMAP_REGIONS, DeviceKind, EmupmemError, KernelRelease, Reservation
 from emupmem.planner.situation import Situation
 from emupmem.units import tight
 
@@ -88,10 +88,10 @@ def soft_kaslr(situation: Situation, chosen: Sequence[Reservation]) -> str:
     )
 
 
-def words_beside(made: Plan) -> tuple[str, ...]:
-    """The words that a plan needs on the command line beside its memmap=."""
-    soft = any(r.kind.soft for r in made.reservations)
-    return (*(("nokaslr",) if made.needs_nokaslr else ()), *((WITHOUT_KMEM,) if soft else ()))
+def words_beside(reservations: Sequence[Reservation], nokaslr: bool) -> tuple[str, ...]:
+    """The words that reservations need on the command line beside their memmap=; `nokaslr` says that of this one."""
+    soft = any(r.kind.soft for r in reservations)
+    return (*(("nokaslr",) if nokaslr else ()), *((WITHOUT_KMEM,) if soft else ()))
 
 
 def randomisation(situation: Situation) -> tuple[bool, list[str]]:

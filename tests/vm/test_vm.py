@@ -115,6 +115,9 @@ WARM = """
 . /job/warm
 """
 
+# How a script begins that takes little time, and stops at the first error.
+READY = INSTALL + FEWER + "\nset -eux\n" + WARM
+
 FIRST = """
 set -eux
 INSTALL

@@ -9,19 +9,14 @@ from emupmem.kernel.cmdline import WITHOUT_KMEM
 from emupmem.model import GIB, MIB
 from tests.vm.image import image
 from tests.vm.machine import Machine
-from tests.vm.test_vm import FEWER, INSTALL, WAIT, WARM, done, said
+from tests.vm.test_vm import READY, WAIT, WARM, done, said
 
 NODES = ("3G", "1536M")
 """The second node lies at 4 GiB as a whole, and is all that a plan may take."""
 ITEM = "1536M%4G-1+0xefffffff"
 
 FIRST = (
-    INSTALL
-    + FEWER
-    + """
-set -eux
-"""
-    + WARM
+    READY
     + """
 sha256sum /etc/default/grub > /root/before
 emupmem suggest --as memory --numa-node 1 --min-free 1G --json > /job/out/suggest.json

@@ -10,7 +10,7 @@ from emupmem.model import GIB, MIB, DeviceKind, Reservation
 from tests.vm.image import image
 from tests.vm.kernel import boot_kernel
 from tests.vm.machine import Machine
-from tests.vm.test_vm import FEWER, INSTALL, WAIT, WARM, done, said
+from tests.vm.test_vm import READY, WAIT, done, said
 from tests.vm.test_vm_keep import reserved
 from tests.vm.test_vm_memory import STORE
 
@@ -73,12 +73,7 @@ def test_a_node_becomes_a_dax_device_a_memory_tier_and_a_dax_device_again() -> N
 
 
 ONE_NODE = (
-    INSTALL
-    + FEWER
-    + """
-set -eux
-"""
-    + WARM
+    READY
     + """
 # udev has loaded what it may: kmem waits for the unit
 udevadm settle

@@ -78,7 +78,7 @@ def rework_file(text: str, items: Sequence[str], extra: Sequence[str] = (), drop
     """
     lines = text.split("\n")
     live = [n for n, line in enumerate(lines) if line.strip() and not _is_comment(line)]
-    for n in live[:-1] if '"' in text else ():
+    for n in live[:-1]:
         if lines[n].count('"') % 2:
             raise EmupmemError(
                 f"a quote is open at the end of line {n + 1} of the kernel's words: {lines[n].strip()[:60]}",
