@@ -231,7 +231,7 @@ def _bury(how: int) -> None:
 
 
 def processes() -> list[str]:
-    """The programs that run here, but for process 1."""
+    """The programs that run here, but for process 1. One that is dying has no words any more and is left out."""
     found = []
     for pid in sorted(int(n) for n in os.listdir("/proc") if n.isdigit()):
         try:
@@ -239,7 +239,7 @@ def processes() -> list[str]:
                 words = file.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
         except OSError:
             continue
-        if pid != 1:
+        if pid != 1 and words:
             found.append(words)
     return found
 
