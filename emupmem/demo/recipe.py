@@ -41,7 +41,8 @@ INSTALL_LOADER = "grub-install /dev/vda && update-grub"
 RUNNER = r"""#!/bin/bash
 mount /dev/vdb /job || exit 0
 stty -F /dev/ttyS1 raw -echo
-export HOME=/root USER=root LANG=C.UTF-8 TERM=dumb PYTHONPATH=/job/src PYTHONDONTWRITEBYTECODE=1
+export HOME=/root USER=root LANG=C.UTF-8 TERM=dumb PYTHONPATH=/job/src
+export PYTHONPYCACHEPREFIX=/var/cache/emupmem-demo
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 cd /root
 {
@@ -78,6 +79,8 @@ systemctl mask -q apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer f
 sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' \
     -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="console=ttyS0"/' /etc/default/grub
 chmod -x /etc/grub.d/20_linux_xen /etc/grub.d/30_*
+# An emulated processor translates programs anew wherever they lie: with the same addresses each time it need not.
+echo 'kernel.randomize_va_space = 0' >/etc/sysctl.d/emupmem-demo.conf
 # A small initramfs: GRUB reads it through the firmware, which is slow.
 sed -i 's/^MODULES=.*/MODULES=list/' /etc/initramfs-tools/initramfs.conf
 printf '%s\n' virtio_pci virtio_blk ext4 >>/etc/initramfs-tools/modules

@@ -9,11 +9,10 @@ status is the caller's. What is called otherwise (by systemd, runuser, timeout) 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import gc
 import importlib
 import os
-import pkgutil
 import signal
 import sys
 import time
@@ -44,17 +43,25 @@ emupmem() {
 PIDFD_OPEN, PIDFD_GETFD = 434, 438
 
 
+# The commands that most scripts call. What else is called is imported by the call.
+USUAL = ("cli.main", "cli.suggest", "cli.apply", "cli.verify", "cli.mount", "cli.trial", "cli.doctor")
+LOG = """[    0.000000] BIOS-provided physical RAM map:
+[    0.000000] BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable
+[    0.000000] NX (Execute Disable) protection: active
+"""
+
+
 def serve() -> None:
     """Wait for calls for ever."""
-    import emupmem
+    from emupmem.editor.lens import layout_of
+    from emupmem.parser.bootlog import parse_boot_log
 
-    # typer and pydantic, where it uses that, load these at the first call only
-    for name in ("typer._adapters", "rich.console", "rich.table", "augeas"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    for module in pkgutil.walk_packages(emupmem.__path__, "emupmem."):
-        if module.name != "emupmem.__main__":
-            importlib.import_module(module.name)
+    for name in USUAL:
+        importlib.import_module(f"emupmem.{name}")
+    # What is made at the first use: the patterns of a log, and augeas with its lens.
+    parse_boot_log(LOG)
+    layout_of("A=b\n")
+    gc.freeze()  # what lies there already is left alone: a page that is not touched is not copied either
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     seen: set[Path] = set()
     while True:
