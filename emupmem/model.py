@@ -419,7 +419,7 @@ class Device:
     mode: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DaxDevice:
     """A device of the dax bus: bytes; `start` None where the kernel hides it from us.
 
@@ -434,7 +434,7 @@ class DaxDevice:
     driver: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MemoryBlock:
     """A block of memory that can be taken offline: `state` is online or offline, `zones` what it is or could be in."""
 

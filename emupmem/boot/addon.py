@@ -9,10 +9,10 @@ looked for on the partition that the image itself was loaded from, whatever star
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 
 from emupmem.boot.signing import Key
 from emupmem.model import EmupmemError
+from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.system.pe import read_pe
 
@@ -27,7 +27,7 @@ SINCE = 254
 _END = ".addon.efi"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Addon:
     """An addon that is there: its file, the words in it. `release` is the only kernel that it is for, empty: all."""
 

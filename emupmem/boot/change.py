@@ -6,18 +6,18 @@ from __future__ import annotations
 import difflib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from emupmem.boot.loader import Loader, Standing, Steps
 from emupmem.device.unit import NO_CHANGE, UnitChange
 from emupmem.editor.quoting import items_of_word
 from emupmem.model import FileEdit, Plan
+from emupmem.record import record
 from emupmem.system.pe import read_pe
 
 Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Change:
     """What `by` does to come from `before` to `steps.wanted`, and the unit that mounts.
 
@@ -77,7 +77,7 @@ class Change:
         return next((w for w in self.trial if items_of_word(w)), "")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """What was done: names of the backup and the number of entries that carry the argument.
 

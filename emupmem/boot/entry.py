@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from emupmem.kernel.cmdline import COMMAND_LINE_MAX, is_cut, mangled, parse_command_line
 from emupmem.model import CommandLine
+from emupmem.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BootEntry:
     """One `linux` line: the kernel's path, its words after GRUB's unquoting, where it stands.
 

@@ -7,7 +7,6 @@ Source: the Boot Loader Specification (type 2: EFI/Linux/*.efi), systemd-stub(7)
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from emupmem.boot import efi
 from emupmem.boot.addon import FOLDER as ADDONS
@@ -18,6 +17,7 @@ from emupmem.boot.bls.files import BOOT_FOLDERS
 from emupmem.boot.entry import BootEntry
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import CommandLine
+from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.system.pe import PeFile
 
@@ -28,7 +28,7 @@ FALLBACK = "EFI/BOOT/BOOTX64.EFI"
 """What a firmware starts that knows of nothing else; there it may be an image as well."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UnifiedImage:
     """An image: its file, where its partition is mounted, what is in it, the addons that its stub reads."""
 

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from emupmem.boot import entry as boot_entry
 from emupmem.kernel.cmdline import WITHOUT_KMEM
 from emupmem.model import CommandLine, DeviceKind, KernelRelease, ModuleState, Presence
 from emupmem.parser.bootlog import kernel_release
+from emupmem.record import record
 from emupmem.system.host import Host
 
 # What will boot ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Target:
     """The kernel that boots by default: its release, image path, and version as far as it can be told."""
 

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from emupmem.boot.bls import text as bls_text
@@ -24,6 +23,7 @@ from emupmem.boot.loader import Loader, Standing, Steps, Wanted
 from emupmem.boot.systemd_boot import SystemdBoot
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError, FileEdit
+from emupmem.record import record
 from emupmem.system.host import Host
 
 _SHOW = ("kernelstub", "--print-config", "--log-file", "/dev/null")
@@ -33,7 +33,7 @@ _SHOWN = re.compile(r"^\s*Kernel Boot Options:\.*(.*)$", re.MULTILINE)
 _KEY = re.compile(r'"kernel_options"\s*:\s*')
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Settings:
     """The configuration: its text, what JSON makes of it, and `options`, a string or a list by its version."""
 

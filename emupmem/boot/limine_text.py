@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from emupmem.boot.bls import text as bls_text
 from emupmem.editor.text import MARK
 from emupmem.kernel.cmdline import parse_command_line
+from emupmem.record import record
 
 _ENTRY = re.compile(r"(/+)\+?[ \t]*(.*)")
 _OPTION = re.compile(r"([A-Za-z_]+):[ \t]*(.*)")
@@ -25,7 +25,7 @@ _KERNEL_ID = re.compile(r"kernel-id=(\S+)")
 _SNAPSHOTS = "Snapshots"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LimineEntry:
     """An entry of Limine's menu: its titles, the outermost first; `options` has the first value of each key.
 

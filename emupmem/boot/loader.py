@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from emupmem.boot import entry as boot_entry
 from emupmem.boot.bls import text
@@ -19,6 +19,7 @@ from emupmem.boot.foreign import PLACEHOLDER, Owner, Refused, RefusedRemoval
 from emupmem.editor import text as editor_text
 from emupmem.kernel.cmdline import WITHOUT_KMEM, parse_command_line
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
+from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
@@ -45,7 +46,7 @@ Check = Callable[[Host], tuple[str, ...]]
 """Raises EmupmemError for what apply must not touch, gives warnings for what could not be told."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Options:
     """How apply should go about it. `variable` is the one of GRUB's that is to hold the reservation."""
 
@@ -55,7 +56,7 @@ class Options:
     nokaslr: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Standing:
     """How the next start is set up.
 
@@ -87,7 +88,7 @@ class Standing:
         return self.default.command_line if self.default is not None else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NextStart:
     """What `verify` judges of the next start: our items in the source, what was made of it, the files of that.
 
@@ -104,7 +105,7 @@ class NextStart:
     whole: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Trial:
     """The entry of a trial boot: the file that makes it, the words it adds, where a confirm is to put them.
 
@@ -118,7 +119,7 @@ class Trial:
     variable: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wanted:
     """What the next start should be told: exactly our `items`, words to `add` and to `drop` beside them.
 
@@ -134,7 +135,7 @@ class Wanted:
     variable: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Steps:
     """A change as data: files to write, then programs to run; `wanted` is what they come to.
 

@@ -7,10 +7,10 @@ import base64
 import binascii
 import configparser
 import re
-from dataclasses import dataclass
 
 from emupmem.boot import efi
 from emupmem.model import EmupmemError
+from emupmem.record import record
 from emupmem.system.host import Host
 
 UKI_CONFS = ("/etc/kernel/uki.conf", "/run/kernel/uki.conf", "/usr/lib/kernel/uki.conf")
@@ -30,7 +30,7 @@ TOOLS = {"systemd-sbsign": ("/usr/lib/systemd/systemd-sbsign",), "sbsign": ()}
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Key:
     """A private key and its certificate, both by file, and what signs with them."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from emupmem.device import boot_unit
 from emupmem.device.unit import FILE as UNIT_FILE
 from emupmem.editor import edits
 from emupmem.model import UNCHANGED, Command, EmupmemError, FileEdit
+from emupmem.record import record
 from emupmem.system import backups, files, lock
 from emupmem.system.backups import BACKUPS, stamp
 from emupmem.system.host import Host
@@ -136,7 +137,7 @@ def _changed(name: str) -> EmupmemError:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Former:
     """What a change may have to put back: contents, links and where they lead, and what was not there.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from emupmem.boot import detect
 from emupmem.boot.grub import environment
@@ -20,6 +19,7 @@ from emupmem.boot.grub.trial import (
 )
 from emupmem.kernel.cmdline import is_cut, parse_command_line
 from emupmem.model import Command, EmupmemError
+from emupmem.record import record
 from emupmem.system.host import Host
 
 PSTORE = "/var/lib/systemd/pstore"
@@ -28,7 +28,7 @@ KEXEC_MARK = "emupmem.trial=kexec,"
 for a confirm: there is no entry on the disk to tell a trial by. The kernel and init pass over it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class State:
     """How a trial stands. `words` are the added ones (`memmap=1G!4G`, `nokaslr`).
 

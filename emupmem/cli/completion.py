@@ -10,7 +10,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ import typer
 from emupmem.cli.main import COMMANDS, program_for, shown_commands
 from emupmem.cli.output import print_product
 from emupmem.model import EmupmemError
+from emupmem.record import record
 
 
 class Shell(StrEnum):
@@ -71,7 +71,7 @@ _OPTIONAL = {"--trial": ("--trial", "--trial=kexec")}
 """Options whose value may be left out: the words to offer."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Option:
     """An option as the shells need it; `kind` is empty where it takes no value."""
 
@@ -82,7 +82,7 @@ class _Option:
     repeats: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Known:
     """A command by its full name, as `nvdimm create` (empty: emupmem itself), with what may follow it."""
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature
@@ -18,6 +18,7 @@ from emupmem.cli.options import EPILOG
 from emupmem.cli.output import print_json, print_product, say, size_of, usage
 from emupmem.cli.session import Session
 from emupmem.model import EmupmemError
+from emupmem.record import record
 from emupmem.system import files, lock, processes
 from emupmem.system import machine as system_machine
 from emupmem.units import multiples_near
@@ -30,7 +31,7 @@ from emupmem.vm.guest import Guest
 from emupmem.vm.wish import Backing, DeviceOptions, DeviceWish, GuestDevice, Persistence
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Launch:
     """What was found and decided: the program, the guest's own arguments, and what is added to them."""
 
@@ -147,7 +148,7 @@ ReadConfig = Annotated[bool, typer.Option("--readconfig", help="Print a file for
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, its argv a list of words.")]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Asked:
     """The options of `args` and of `run`: the same for both."""
 

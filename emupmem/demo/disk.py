@@ -7,13 +7,13 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import emupmem
 from emupmem.demo import recipe
 from emupmem.demo.guest import DemoGuest
 from emupmem.model import Command, EmupmemError
+from emupmem.record import record
 from emupmem.system.machine import Machine
 
 HOUR = 3600.0
@@ -29,7 +29,7 @@ NEEDED = {
 """The programs, and Debian's packages of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Disk:
     """A folder with the disk and with the kernel that it boots."""
 

@@ -9,11 +9,11 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from emupmem.demo import recipe
 from emupmem.model import EmupmemError
+from emupmem.record import record
 from emupmem.system.machine import Machine
 
 # QEMU 7.2 emulates cmpxchg16b wrongly with several threads; the other features only cost time when emulated.
@@ -25,7 +25,7 @@ LAST = 20
 """Lines of the console that are told where the guest is lost."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DemoGuest:
     """The guest's own disk, and the one with what it shall do."""
 

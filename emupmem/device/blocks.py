@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from emupmem.device.nature import EMULATED
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import UNCHANGED, Command, EmupmemError, MemmapItem
+from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 from emupmem.system.sysfs import Region
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mounted:
     """A line of /proc/self/mountinfo: `number` is MAJOR:MINOR, `root` the part of the file system."""
 
@@ -33,7 +33,7 @@ class Mounted:
         return "dax=always" in self.options or "dax" in self.options
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pmem:
     """A pmem block device (bytes). `item` is the reservation that it came from, None where it is not ours.
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from emupmem.device import keep as device_keep
 from emupmem.device import unit
@@ -23,6 +22,7 @@ from emupmem.device.decide import (
 from emupmem.device.installed import unit_program
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import DeviceKind, EmupmemError
+from emupmem.record import record
 from emupmem.system import accounts, files
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
@@ -48,7 +48,7 @@ def is_at_boot(machine: Host, folder: str) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MountWish:
     """One --mount of apply: the folder, and what belongs to it."""
 

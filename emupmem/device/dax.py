@@ -15,9 +15,9 @@ import os
 import resource
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from emupmem.model import EmupmemError
+from emupmem.record import record
 
 HUGE = 2 << 20
 PAGE = 4096
@@ -30,7 +30,7 @@ _AT_EMPTY_PATH = 0x1000
 _STATX_SIZE, _ATTRIBUTES, _ATTRIBUTES_MASK = 256, 8, 56  # struct statx: its size and two offsets in it
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DaxProof:
     """What was seen of one mount; None stands for "could not be seen", `why` says why.
 

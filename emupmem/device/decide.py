@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from emupmem.device.blocks import Mounted, Pmem
 from emupmem.device.proof import SeenMount
 from emupmem.model import GIB, MIB, Check, Command, EmupmemError
+from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.units import human
 
@@ -41,7 +41,7 @@ _TOO_HIGH = ("/", *(f"/{n}" for n in _TOP), *(f"/var/{n}" for n in _VAR))
 Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MountRequest:
     """What the user asks; None and empty leave the choice to us. `owner` is USER[:GROUP], `mode` octal.
 
@@ -57,7 +57,7 @@ class MountRequest:
     keep: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Folder:
     """What was seen of a folder: where it leads to, its state (see Host.folder_state), who may swap it."""
 
@@ -66,7 +66,7 @@ class Folder:
     loose_parent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MountSteps:
     """What to do: commands in order; `make` the folder first. Nothing at all where it is as asked already."""
 
@@ -78,7 +78,7 @@ class MountSteps:
     kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MountOutcome:
     """What was done and seen: the five rungs of the proof, and the mount as verify sees it."""
 

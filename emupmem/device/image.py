@@ -16,7 +16,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from emupmem.device.blocks import Pmem, devices, mounted_at, mounts
@@ -49,6 +48,7 @@ from emupmem.device.chunks import (
 )
 from emupmem.device.freeze import frozen
 from emupmem.model import MIB, Busy, EmupmemError
+from emupmem.record import record
 from emupmem.system import log
 from emupmem.system.errors import os_failures
 from emupmem.system.files import refuse_kernel_folder, sync_folder
@@ -56,7 +56,7 @@ from emupmem.system.machine import Machine
 from emupmem.units import human
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Snapshot:
     """What was saved or restored: bytes, seconds; `checksum` is empty where it was not verified."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
 
 from emupmem.device import keep, unit
 from emupmem.device.blocks import Mounted, devices, mounts, signature
@@ -32,6 +31,7 @@ from emupmem.device.decide import (
 from emupmem.device.proof import mount_rungs, see_mount
 from emupmem.kernel.release import kernel_version
 from emupmem.model import UNCHANGED, Command, EmupmemError
+from emupmem.record import record
 from emupmem.system import accounts, files, lock, processes
 from emupmem.system.lock import interrupts
 from emupmem.system.machine import Machine
@@ -39,7 +39,7 @@ from emupmem.system.machine import Machine
 # Doing ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Prepared:
     """A request that was found good: the steps, and the ids and the mode that its words mean."""
 

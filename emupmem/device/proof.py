@@ -6,12 +6,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from emupmem.device import dax, installed, keep, unit
 from emupmem.device.blocks import Mounted, Pmem, devices, mounts, signature
 from emupmem.device.nature import ASYNCHRONOUS, VOLATILE, nature
 from emupmem.model import Check, EmupmemError
+from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 
@@ -216,7 +216,7 @@ def _huge_pages(mount: SeenMount) -> Check:
     return Check("huge-pages", "fail", expected, f"{counted}: 4 KiB each", hint)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SeenMount:
     """A mount that the boot unit asks for (`at_boot`) or that is there besides; None: could not be seen.
 

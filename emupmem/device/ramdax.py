@@ -12,10 +12,10 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from emupmem.model import KIB, MIB, UNCHANGED, Command, EmupmemError, NamespaceMode
+from emupmem.record import record
 from emupmem.system import files, lock
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
@@ -37,7 +37,7 @@ ATTR{{driver_override}}="{DRIVER}", ATTR{{[drivers/platform:{DRIVER}]bind}}="{DE
 """
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Write:
     """A text for a file of sysfs, as data until it is done."""
 
@@ -51,7 +51,7 @@ class Write:
 Step = Write | Command
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RamNamespace:
     """A namespace with a size: bytes usable, bytes of the range it takes, its device under /dev."""
 
@@ -64,7 +64,7 @@ class RamNamespace:
     region: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RamdaxRegion:
     """A range that ramdax has: bytes; `free` is the largest namespace that could be made."""
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from emupmem.kernel.cmdline import format_item, parse_memmap_value
 from emupmem.model import DeviceKind, EmupmemError, Reservation
+from emupmem.record import record
 from emupmem.units import tight
 
 NAME = "emupmem.service"
@@ -78,7 +78,7 @@ WantedBy=multi-user.target
 """
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BootMount:
     """What to mount at every boot. The device is known by its physical range (bytes), never by its name.
 
@@ -105,7 +105,7 @@ class BootMount:
         return f"{self.dir} is not mounted"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BootDevice:
     """What a range is to be at every boot, known by its physical addresses (bytes).
 
@@ -131,7 +131,7 @@ AtBoot = BootMount | BootDevice
 _KINDS = (DeviceKind.DEVDAX, DeviceKind.DAX, DeviceKind.MEMORY)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UnitChange:
     """The unit file before and after; None where there is none. `linked` says whether it is enabled already."""
 

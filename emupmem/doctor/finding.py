@@ -16,10 +16,11 @@ from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import CommandLine, EmupmemError
 from emupmem.planner import survey
 from emupmem.planner.situation import Situation
+from emupmem.record import record
 from emupmem.system.host import Host
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finding:
     """One line of the doctor: what was looked at, how it is, what was seen, what to do."""
 
@@ -29,7 +30,7 @@ class Finding:
     fix: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EarlyMount(Finding):
     """Something is mounted from the initramfs that needs the drivers there."""
 

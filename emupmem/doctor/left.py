@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from emupmem.boot import detect, trial
 from emupmem.device import installed, keep, ramdax, unit
 from emupmem.model import EmupmemError
+from emupmem.record import record
 from emupmem.system.backups import BACKUPS
 from emupmem.system.host import Host
 
@@ -15,7 +14,7 @@ PACKAGED = "/usr/bin/emupmem"
 """Where a package has the program."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Left:
     """`lines`, each something that stays; `unsaved`, folders whose content only the program can save."""
 

@@ -26,7 +26,6 @@ import selectors
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -54,6 +53,7 @@ from emupmem.editor.cage_root import (
     second_process,
 )
 from emupmem.editor.cage_rules import LANDLOCK_RESTRICT_SELF, landlock_abi, landlock_rules, seccomp
+from emupmem.record import record
 
 MOST_OUTPUT = 32 << 20
 """Bytes that sh may print, as much as the values of any real file take a thousand times over."""
@@ -68,7 +68,7 @@ _PAUSE = 0.05
 WAYS: tuple[Way, ...] = tuple(Way)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Job:
     """A script for sh. `files` are open memory files, which it finds as /dev/fd/N."""
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from enum import Enum
+
+from emupmem.record import record
 
 
 class Way(Enum):
@@ -19,7 +20,7 @@ class CageError(Exception):
     """The cage could not be built; sh was not started."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CagePlan:
     """What the child needs to know; nothing is looked up after the fork that can be known before."""
 

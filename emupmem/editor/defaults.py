@@ -22,7 +22,6 @@ machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import AnyStr
 
 from emupmem.editor import shell
@@ -41,11 +40,12 @@ from emupmem.editor.text import (
     printable,
 )
 from emupmem.model import EmupmemError
+from emupmem.record import record
 
 # --- what callers see ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Variable:
     """One of the two variables as the shell sees it after sourcing the file.
 
@@ -65,7 +65,7 @@ class Variable:
         return self.value is not None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GrubFile:
     """A readable GRUB defaults file. `by_lens` is False when augeas could not parse it.
 
@@ -83,7 +83,7 @@ class GrubFile:
         return {LINUX: self.linux, DEFAULT: self.default}[name]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Effective:
     """What a variable is after all files, and who had the last word.
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import AnyStr
 
@@ -23,6 +22,7 @@ from emupmem.editor.quoting import (
 from emupmem.editor.shell import Sourced
 from emupmem.editor.text import MARK, VARIABLES, external, internal
 from emupmem.kernel.cmdline import RESERVATION
+from emupmem.record import record
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:=/+@%-]*")  # needs no quotes in sh; no tilde, sh expands it
 
@@ -128,7 +128,7 @@ def _appended(raw: str, words: str) -> str:
 # --- edits of a whole text -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WantedWords:
     """What a variable shall hold: these items of ours, words added at the end, words taken out."""
 
@@ -137,7 +137,7 @@ class WantedWords:
     drop: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Placing:
     """The edit of `set_items`, as pure functions from text to text."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, cast
 
 from emupmem.editor.text import VARIABLES
 from emupmem.model import EmupmemError
+from emupmem.record import record
 
 _INDEX = re.compile(r"\[[0-9]+\]")
 
@@ -18,7 +18,7 @@ _INDEX = re.compile(r"\[[0-9]+\]")
 # --- where the values stand ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Assignment:
     """An assignment of one of the two variables: offsets of the raw value; `top` outside if and case."""
 
@@ -29,7 +29,7 @@ class Assignment:
     line: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """Where the two variables are assigned, in order; `nodes` is the lens's tree, None if it failed."""
 

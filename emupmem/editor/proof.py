@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from emupmem.editor.edits import WantedWords
 from emupmem.editor.lens import Layout, layout_of, line_of
@@ -12,9 +11,10 @@ from emupmem.editor.quoting import OddValueError, items_of, without_items, words
 from emupmem.editor.shell import Judge, Sourced
 from emupmem.editor.text import MARK, VARIABLES, printable
 from emupmem.model import UNCHANGED, EmupmemError
+from emupmem.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Proof:
     """What `prove` found. `carried` names other variables that take our words over from ours."""
 
@@ -25,7 +25,7 @@ class Proof:
 # --- the proof -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EditCase:
     """What is to be proven of an edited text; `again` is the edit, which must change nothing more."""
 

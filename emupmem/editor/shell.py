@@ -8,11 +8,11 @@ import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from emupmem.editor.text import VARIABLES, printable
 from emupmem.model import EmupmemError
+from emupmem.record import record
 
 SH_SECONDS = 10.0
 SH = "/bin/sh"
@@ -20,7 +20,7 @@ SH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NO_PROGRAMS = "/nonexistent"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Sourced:
     """What `sh` made of texts sourced in order, one character per byte.
 

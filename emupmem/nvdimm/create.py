@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from emupmem.device import ramdax
 from emupmem.device.blocks import signature
@@ -24,6 +23,7 @@ from emupmem.nvdimm.view import (
     ndctl_words,
     order_of,
 )
+from emupmem.record import record
 from emupmem.system import processes
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
@@ -39,7 +39,7 @@ LEAST = 16 * MIB
 """Neither a page map nor a sector table fits into less."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NamespacePlan:
     """Commands in order; `question` is empty where nothing is lost. `takes` is what goes, None if nothing."""
 

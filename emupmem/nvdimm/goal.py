@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from emupmem.device.nature import EMULATED
 from emupmem.model import Command, EmupmemError
@@ -20,11 +20,12 @@ from emupmem.nvdimm.view import (
     look_at_nvdimms,
     require_ndctl,
 )
+from emupmem.record import record
 from emupmem.system.machine import Machine
 from emupmem.units import human
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GoalPlan:
     """What the modules need: `state` is `needed`, `pending` (a reboot is due), `regions` or `done`.
 

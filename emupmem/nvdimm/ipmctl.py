@@ -12,10 +12,10 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fractions import Fraction
 
 from emupmem.model import GIB, KIB, MIB, TIB, Command, EmupmemError
+from emupmem.record import record
 
 DIMM_FIELDS = (
     "Capacity",
@@ -61,7 +61,7 @@ _WRONG = re.compile(
 Record = dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PmemModule:
     """A PMem module: bytes, None where ipmctl did not tell."""
 
@@ -80,7 +80,7 @@ class PmemModule:
         return self.health.lower() not in ("non-functional", "unmanageable", "fatal")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InterleaveSet:
     """An interleave set, which ndctl calls a region: bytes."""
 
@@ -93,7 +93,7 @@ class InterleaveSet:
     dimms: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Goal:
     """What the firmware shall make of one module at the next boot: bytes."""
 
@@ -108,7 +108,7 @@ class Goal:
         return self.status.lower().startswith("failed")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WantedGoal:
     """What the user asks of the modules: a mode of MODES, the share of RAM in per cent, one socket or all."""
 

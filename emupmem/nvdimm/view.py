@@ -14,13 +14,14 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from emupmem.device.blocks import mounts, reserved_regions
 from emupmem.device.nature import nature
 from emupmem.model import KIB, MIB, Command, EmupmemError, NamespaceMode
 from emupmem.nvdimm import cxl, ipmctl
+from emupmem.record import record
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 
@@ -36,7 +37,7 @@ LABEL_LESS = "4"
 SECONDS = 300
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mount:
     """Where a device is mounted."""
 
@@ -45,7 +46,7 @@ class Mount:
     dax: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Namespace:
     """A namespace: bytes usable, its device (`/dev/pmem0`, empty where it has none), its mounts.
 
@@ -66,7 +67,7 @@ class Namespace:
     bad_blocks: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NvdimmRegion:
     """A region: bytes; `free` is the largest namespace that can be made in one piece.
 
@@ -104,7 +105,7 @@ class NvdimmRegion:
         return self.free // self.step(align) * self.step(align)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Dimm:
     """A module as the kernel names it (`nmem0`); `optane` what ipmctl knows of it, None where it is no such.
 
@@ -121,7 +122,7 @@ class Dimm:
     faults: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class View:
     """All that is there. `goal` waits for a reboot; `warnings` tell what could not be asked."""
 

@@ -9,12 +9,12 @@ import json
 import tarfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from emupmem.editor.shell import Sourced
 from emupmem.editor.text import VARIABLES
 from emupmem.model import MIB, EmupmemError, NodeRange
+from emupmem.record import record
 from emupmem.report import untar
 from emupmem.system.sysfs import Region
 
@@ -32,7 +32,7 @@ LARGEST_ARCHIVE = 128 * MIB
 MOST_MEMBERS = 20_000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Archive:
     """What an archive holds: `facts` of the marker, and the content of each other member by its name."""
 

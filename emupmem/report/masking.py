@@ -8,9 +8,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from emupmem.record import record
 from emupmem.report.archive import DOCTOR, MARKER, TREE, Archive, as_json
 from emupmem.system.host import Host
 
@@ -249,7 +249,7 @@ def _pattern(text: str, flags: int = 0) -> re.Pattern[str]:
     return _PATTERNS[key]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Masked:
     """An archive without secrets; how many places of each kind were masked in each member, and how many values."""
 

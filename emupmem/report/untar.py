@@ -10,7 +10,8 @@ https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html), and everyt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from emupmem.record import record
 
 BLOCK = 512
 _LONGEST_HEADER = 64 * 1024
@@ -21,7 +22,7 @@ class BadTarError(Exception):
     """This is no tar archive, or not one that was written to its end."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Member:
     """A member before its content: `plain` is False for links, folders, devices and unknown dialects."""
 

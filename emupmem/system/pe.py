@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import BinaryIO
+
+from emupmem.record import record
 
 TEXTS = (".cmdline", ".uname", ".osrel", ".sdmagic")
 """The sections that are read, where they are there."""
@@ -27,7 +28,7 @@ _CERTIFICATES = 4
 """The number of the data directory that holds signatures."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PeFile:
     """What is in such a file: `texts` by section, where a kernel begins in it (0: none), whether it is `signed`."""
 

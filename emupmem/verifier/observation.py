@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from emupmem.boot import entry
 from emupmem.device.proof import SeenMount
 from emupmem.model import (
@@ -20,9 +18,10 @@ from emupmem.model import (
     MemoryBlock,
     ModuleState,
 )
+from emupmem.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SeenRegion:
     """A libnvdimm region and the device of its namespace (bytes; None where not shown to us).
 
@@ -42,7 +41,7 @@ class SeenRegion:
     char: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SeenSoft:
     """A reservation of soft reserved memory and what became of it.
 
@@ -61,7 +60,7 @@ class SeenSoft:
     modules: tuple[ModuleState, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SeenTrial:
     """A trial boot: its added words, and how it stands (see `trial.State`)."""
 
@@ -73,7 +72,7 @@ class SeenTrial:
     kexec: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Observation:
     """What was seen of one machine; None stands for "could not be seen".
 
@@ -112,7 +111,7 @@ class Observation:
         return dict(self.unseen).get(what, "could not be read")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Verdict:
     """The ladder, the devices that the reservations became, and the short answer."""
 

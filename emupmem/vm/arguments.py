@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from emupmem.model import MIB, EmupmemError
+from emupmem.record import record
 from emupmem.vm import size as vm_size
 from emupmem.vm.guest import DEFAULT_RAM, Guest
 from emupmem.vm.options import escaped, join_continued
@@ -35,7 +35,7 @@ NOT_RAW = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix
 """How the files of disk images begin that are no plain row of bytes (block/*.c of QEMU)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DevicePlan:
     """The arguments to add, as groups (option, properties), and what a person should know of them."""
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import zip_longest
 
 from emupmem.model import MIB, EmupmemError
+from emupmem.record import open_record, record
 from emupmem.vm.options import LOOKED_AT, Pairs, count_of, every_option, qemu_size, split_option
 
 DEFAULT_RAM = 128 * MIB
@@ -23,7 +24,7 @@ MOST_PROCESSORS = 1 << 16
 Reader = Callable[[str], str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Guest:
     """What the arguments of a virtual machine say of its memory: bytes; None where they say nothing.
 
@@ -48,7 +49,7 @@ class Guest:
     accelerator: str = ""
 
 
-@dataclass(slots=True)
+@open_record
 class _Seen:
     """What was read so far: a later word wins over an earlier one, as in QEMU."""
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from emupmem.record import record
 
 
 class GuestDevice(StrEnum):
@@ -32,7 +33,7 @@ class Backing(StrEnum):
     BLOCK = "a block device, through the page cache"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Backend:
     """What is behind a virtual device, as it was found: bytes, None where it is not there yet.
 
@@ -53,7 +54,7 @@ class Backend:
     old_labels: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceWish:
     """One device: what is behind it and how it shall be. `size` in bytes, `node` of the guest."""
 
@@ -63,7 +64,7 @@ class DeviceWish:
     label: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceOptions:
     """What holds for all devices. `share` False keeps what the guest writes from the file."""
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from emupmem.boot.entry import BootEntry, joined
 from emupmem.model import EmupmemError
+from emupmem.record import open_record
 
 LINUX = ("linux", "linux16", "linuxefi")
 MOST_BYTES = 4 << 20
 _DEEPEST = 64  # blocks in blocks; no menu is like that, and each level makes every entry's path longer
 
 
-@dataclass(slots=True)
+@open_record
 class _Block:
     kind: str
     title: str = ""
