@@ -71,8 +71,8 @@ def _check_amount(source: str, filename: str) -> None:
         if line[:1] == "#":
             words += 1
         else:
-            words += sum(1 for _ in _WORD.finditer(line))
-            joints += sum(1 for _ in _JOINT.finditer(line))
+            words += len(_WORD.findall(line))
+            joints += len(_JOINT.findall(line))
     for number, most, what in ((words, MOST_WORDS, "words"), (joints, MOST_JOINTS, "of | & { then do in")):
         if number > most:
             raise EmupmemError(

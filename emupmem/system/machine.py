@@ -8,6 +8,7 @@ another machine, where symbolic links are resolved inside the tree and nothing i
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import stat
@@ -45,6 +46,32 @@ def _parts(name: str) -> list[str]:
     return [p for p in reversed(name.split("/")) if p not in ("", ".")]
 
 
+def _resolved(top: str, name: str) -> str:
+    """The place of the file `name` of the tree `top`, links followed inside it. Raises EmupmemError for a loop."""
+    parts = _parts(name)
+    place, links = top, 0
+    while parts:
+        part = parts.pop()
+        if part == "..":
+            place = place.rpartition("/")[0] if place != top else top
+            continue
+        step = f"{place}/{part}"
+        try:
+            target = os.readlink(step)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR) and ".." not in parts:
+                return "/".join([step, *reversed(parts)])  # nothing is below it, so no link either
+            place = step
+            continue
+        links += 1
+        if links > 40:
+            raise EmupmemError(f"{name}: too many symbolic links")
+        if target.startswith("/"):
+            place = top
+        parts += _parts(target)
+    return place or "/"
+
+
 class Machine(Host):
     """The files and programs of one machine, below `root`."""
 
@@ -68,27 +95,7 @@ class Machine(Host):
 
     def _place(self, name: str) -> str:
         """`path` as a string: hundreds of names are looked up for one answer, and a Path costs more than that."""
-        top = str(self.root).rstrip("/")
-        parts = _parts(name)
-        done: list[str] = []
-        links = 0
-        while parts:
-            part = parts.pop()
-            if part == "..":
-                done = done[:-1]
-                continue
-            try:
-                target = os.readlink("/".join([top, *done, part]))
-            except OSError:
-                done.append(part)
-                continue
-            links += 1
-            if links > 40:
-                raise EmupmemError(f"{name}: too many symbolic links")
-            if target.startswith("/"):
-                done = []
-            parts += _parts(target)
-        return "/".join([top, *done]) or "/"
+        return _resolved(str(self.root).rstrip("/"), name)
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -146,7 +153,7 @@ class Machine(Host):
         return f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
 
     def real(self, name: str) -> str:
-        return "/" + str(self.path(name).relative_to(self.root)).removeprefix(".")
+        return self._place(name).removeprefix(str(self.root).rstrip("/")) or "/"
 
     def loose(self, name: str) -> bool:
         try:

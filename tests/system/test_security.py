@@ -218,3 +218,24 @@ def test_two_slashes_at_the_start_of_a_name_are_one(tmp_path: Path, root: str) -
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/link").symlink_to("//nowhere/file")
     assert Machine(tmp_path / "tree").real("/link") == "/nowhere/file"
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("/", "/"),
+        ("/.hidden", "/.hidden"),
+        ("/a/../../b", "/b"),
+        ("/gone/../link", "/a/b"),
+        ("/link/../c", "/a/c"),
+        ("/file/below/../../link", "/a/b"),
+        ("/gone/./below//it", "/gone/below/it"),
+    ],
+)
+def test_names_are_followed_inside_the_tree(tmp_path: Path, name: str, place: str) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("/a/b")
+    machine = Machine(tmp_path)
+    assert machine.real(name) == place
+    assert machine.path(name) == tmp_path / place[1:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from emupmem.boot.entry import BootEntry, joined
@@ -33,6 +34,12 @@ _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\d+|[?#*@]|\{(?:[A-Za-z_]\w*|\d+|[?#*
 EATEN = "\ufffd"
 """Stands in a `memmap=` word for a `$…` that GRUB takes for a variable of its own."""
 
+_PLAIN = {
+    quote: re.compile(pattern)
+    for quote, pattern in (("", r"""[^'"\\$# \t]+"""), ("'", "[^']+"), ('"', r'[^"\\$]+'))
+}
+"""What stands for itself, outside of quotes and in each kind of them."""
+
 
 def split_words(line: str, expand: bool = False) -> list[str]:
     """Words of one GRUB script line, quotes and backslashes resolved.
@@ -40,13 +47,18 @@ def split_words(line: str, expand: bool = False) -> list[str]:
     `$variables` are left as they are, or with `expand` taken out, as GRUB does where they are not set.
     """
     words: list[str] = []
-    word: list[str] | None = None  # characters: a string that grows by one copies itself each time
+    word: list[str] | None = None  # pieces: a string that grows by one copies itself each time
     i, quote = 0, ""
     while i < len(line):
+        if run := _PLAIN[quote].match(line, i):
+            i = run.end()
+            word = word if word is not None else []
+            word.append(run[0])
+            continue
         c = line[i]
         if expand and c == "$" and quote != "'" and (variable := _VARIABLE.match(line, i)):
             i = variable.end()
-            if word is not None and "".join(word[:7]) == "memmap=":
+            if word is not None and "".join(piece[:7] for piece in word[:7]).startswith("memmap="):
                 word.append(EATEN)
             continue
         kept = ""
@@ -85,6 +97,7 @@ def split_words(line: str, expand: bool = False) -> list[str]:
     return words
 
 
+@lru_cache(maxsize=4)
 def entries(text: str) -> tuple[BootEntry, ...]:
     """Every `linux` line of a grub.cfg, in order. Raises EmupmemError for a text that no generator makes."""
     if len(text) > MOST_BYTES:
