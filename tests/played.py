@@ -7,6 +7,7 @@ program is started: a process and a session of its own, its own words, environme
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -77,6 +78,7 @@ def _play(
 def _begin(
     code: CodeType, argv: Sequence[str], environment: Mapping[str, str], keep: Collection[int]
 ) -> None:
+    gc.disable()  # it would touch, and so copy, all that the parent holds
     # One of these tells subprocess that the program runs.
     start = _FIRST
     for number in sorted(n for n in keep if n >= _FIRST):

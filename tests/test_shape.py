@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import ast
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests import PROJECT
-from tests.test_structure import tree_of
+from tests.test_structure import seen_in
 
 PACKAGE = PROJECT / "emupmem"
 IMPURE = {"os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "signal", "platform", "mmap", "ctypes"}
@@ -57,35 +55,34 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
-@cache
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
 def imports(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            found |= {name.name.partition(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.partition(".")[0])
-    return found
+    """The packages that a module imports from."""
+    found = [(one.module,) if one.module else one.names for one in seen_in(path).imports]
+    return {name.partition(".")[0] for names in found for name in names}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
-def test_only_the_machine_touches_the_machine(path: Path) -> None:
-    assert imports(path) & IMPURE <= MAY.get(name_of(path), set())
+def test_only_the_machine_touches_the_machine() -> None:
+    assert {
+        name_of(p): left for p in MODULES if (left := imports(p) & IMPURE - MAY.get(name_of(p), set()))
+    } == {}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
-def test_no_click_and_no_shell(path: Path) -> None:
-    assert "click" not in imports(path)
-    text = path.read_text()
-    assert "shell=True" not in text
-    assert "os.system" not in text
+def test_no_click_and_no_shell() -> None:
+    for path in MODULES:
+        assert "click" not in imports(path), path
+        text = path.read_text()
+        assert "shell=True" not in text, path
+        assert "os.system" not in text, path
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
-def test_every_file_names_its_license(path: Path) -> None:
-    modules = name_of(path).startswith("collection/plugins/")  # as Ansible's own are
-    terms = "GPL-3.0-or-later" if modules else "Apache-2.0"
-    assert path.read_text().startswith(f"# SPDX-License-Identifier: {terms}\n")
+def test_every_file_names_its_license() -> None:
+    for path in MODULES:
+        modules = name_of(path).startswith("collection/plugins/")  # as Ansible's own are
+        terms = "GPL-3.0-or-later" if modules else "Apache-2.0"
+        assert path.read_text().startswith(f"# SPDX-License-Identifier: {terms}\n"), path
 
 
 def test_pure_stages_do_not_import_the_machine() -> None:
@@ -94,10 +91,9 @@ def test_pure_stages_do_not_import_the_machine() -> None:
         PACKAGE / f"{name}.py" for name in ("model", "units", "boot/grub/menu", "boot/bls/text", "boot/entry")
     ]
     for path in (*pure, *(p for folder in folders for p in (PACKAGE / folder).glob("*.py"))):
-        tree = tree_of(path)
-        modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        modules = {one.module for one in seen_in(path).imports}
         if path.stem not in ("survey", "observe"):  # these look, and call the stage
-            assert not any((m or "").startswith("emupmem.system") for m in modules), path
+            assert not any(m.startswith("emupmem.system") for m in modules), path
         assert "emupmem.cli.main" not in modules
 
 
@@ -123,9 +119,8 @@ def test_suggest_from_a_log_loads_neither_augeas_nor_the_transaction(tmp_path: P
 def test_the_command_line_imports_late_only_with_a_reason() -> None:
     for path in sorted((PACKAGE / "cli").glob("*.py")):
         lines = path.read_text().splitlines()
-        functions = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.FunctionDef)]
-        late = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)]
-        assert not [lines[n.lineno - 1] for n in late if "#" not in lines[n.lineno - 1]], path
+        late = [lines[one.line - 1] for one in seen_in(path).imports if one.late]
+        assert not [line for line in late if "#" not in line], path
 
 
 @pytest.mark.parametrize("option", ["--version", "--help"])

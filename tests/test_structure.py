@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -37,52 +38,88 @@ COLLECTION = "collection"
 """No package: what Ansible copies to other machines. It may not be too long either."""
 
 
+class Import(NamedTuple):
+    """One `import a` (no module) or `from module import a`, and whether it is in a function."""
+
+    module: str
+    names: tuple[str, ...]
+    line: int
+    late: bool
+
+
+class Seen(NamedTuple):
+    """What the rules need of a module: a tree that is kept makes every later test of the process slower."""
+
+    imports: tuple[Import, ...]
+    classes: tuple[tuple[str, int], ...]
+    top: tuple[str, ...]
+
+
 @cache
-def tree_of(path: Path) -> ast.Module:
-    """A module, parsed once for all that look at it."""
-    return ast.parse(path.read_text())
+def seen_in(path: Path) -> Seen:
+    """A module, parsed once for all that look at it: its imports, its classes with their lines, its own names."""
+    tree = ast.parse(path.read_text())
+    imports: list[Import] = []
+    classes: list[tuple[str, int]] = []
+    for node, late in statements(tree, False):
+        if isinstance(node, ast.Import):
+            imports.append(Import("", tuple(n.name for n in node.names), node.lineno, late))
+        elif isinstance(node, ast.ImportFrom):
+            imports.append(Import(node.module or "", tuple(n.name for n in node.names), node.lineno, late))
+        elif isinstance(node, ast.ClassDef):
+            classes.append((node.name, (node.end_lineno or 0) - node.lineno + 1))
+    top = tuple(n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef))
+    return Seen(tuple(imports), tuple(classes), top)
 
 
-def modules(root: Path) -> dict[str, ast.Module]:
-    """The trees of all modules by name, as `boot.grub.menu`, of the package in this folder."""
+def statements(node: ast.AST, late: bool) -> Iterator[tuple[ast.AST, bool]]:
+    """All statements below a node, and whether a function holds them."""
+    inside = late or isinstance(node, ast.FunctionDef)
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield child, inside
+            yield from statements(child, inside)
+
+
+def modules(root: Path) -> dict[str, Seen]:
+    """All modules by name, as `boot.grub.menu`, of the package in this folder."""
     found = (p for p in sorted(root.rglob("*.py")) if p.relative_to(root).parts[0] != COLLECTION)
     paths = {p: p.relative_to(root).with_suffix("") for p in found}
-    return {".".join(n.parts).removesuffix(".__init__"): tree_of(p) for p, n in paths.items()}
+    return {".".join(n.parts).removesuffix(".__init__"): seen_in(p) for p, n in paths.items()}
 
 
-def imported(trees: Mapping[str, ast.Module], name: str) -> set[str]:
+def imported(there: Mapping[str, Seen], name: str) -> set[str]:
     """The modules of the package that one of them imports, in functions and for types too."""
     found: set[str] = set()
-    for node in ast.walk(trees[name]):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "emupmem":
-            base = (node.module or "").removeprefix("emupmem").removeprefix(".")
-            names = [f"{base}.{n.name}".removeprefix(".") for n in node.names]
-            found |= {n if n in trees else base for n in names}
-        elif isinstance(node, ast.Import):
-            found |= {n.name.removeprefix("emupmem.") for n in node.names if n.name.startswith("emupmem.")}
-    return found & set(trees) - {name}
+    for one in there[name].imports:
+        if one.module.split(".")[0] == "emupmem":
+            base = one.module.removeprefix("emupmem").removeprefix(".")
+            names = [f"{base}.{n}".removeprefix(".") for n in one.names]
+            found |= {n if n in there else base for n in names}
+        elif not one.module:
+            found |= {n.removeprefix("emupmem.") for n in one.names if n.startswith("emupmem.")}
+    return found & set(there) - {name}
 
 
-def circle(trees: Mapping[str, ast.Module]) -> list[str]:
+def circle(there: Mapping[str, Seen]) -> list[str]:
     """Modules that import each other in a circle, empty where there is none."""
     try:
-        TopologicalSorter({name: imported(trees, name) for name in trees}).prepare()
+        TopologicalSorter({name: imported(there, name) for name in there}).prepare()
     except CycleError as exc:
         return list(exc.args[1])
     return []
 
 
-def upwards(trees: Mapping[str, ast.Module]) -> list[tuple[str, str]]:
+def upwards(there: Mapping[str, Seen]) -> list[tuple[str, str]]:
     """(module, what it imports) where the packages are in the wrong order."""
     rank = {name: at for at, name in enumerate(ORDER)}
-    pairs = [(a, b) for a in trees for b in imported(trees, a) if a.split(".")[0] in rank]
+    pairs = [(a, b) for a in there for b in imported(there, a) if a.split(".")[0] in rank]
     return [(a, b) for a, b in pairs if rank.get(b.split(".")[0], 0) > rank[a.split(".")[0]]]
 
 
-def twice(trees: Mapping[str, ast.Module]) -> set[str]:
+def twice(there: Mapping[str, Seen]) -> set[str]:
     """Public functions and classes that two modules define."""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    names = Counter(n.name for tree in trees.values() for n in tree.body if isinstance(n, kinds))
+    names = Counter(name for seen in there.values() for name in seen.top)
     return {name for name, count in names.items() if count > 1 and not name.startswith("_")}
 
 
@@ -92,11 +129,9 @@ def too_long(root: Path) -> Iterator[str]:
         text, name = path.read_text(), str(path.relative_to(root))
         if len(text.splitlines()) > LINES:
             yield name
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.ClassDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                if lines > CLASS_LINES:
-                    yield f"{name}:{node.name}"
+        for kind, lines in seen_in(path).classes:
+            if lines > CLASS_LINES:
+                yield f"{name}:{kind}"
 
 
 HERE = PROJECT / "emupmem"
@@ -135,10 +170,10 @@ def toy(tmp_path: Path) -> Path:
 
 
 def test_a_breach_of_each_rule_is_found(toy: Path) -> None:
-    trees = modules(toy)
-    assert set(circle(trees)) == {"kernel.a", "boot.b"}
-    assert upwards(trees) == [("kernel.a", "boot.b")]
-    assert twice(trees) == {"same"}
+    there = modules(toy)
+    assert set(circle(there)) == {"kernel.a", "boot.b"}
+    assert upwards(there) == [("kernel.a", "boot.b")]
+    assert twice(there) == {"same"}
     assert list(too_long(toy)) == ["cli/long.py", "cli/long.py:Long"]
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,7 @@ def fixture(name: str) -> bytes:
     return (FOLDER / name).read_bytes()
 
 
+@cache
 def by_sh(text: bytes) -> dict[str, str | None]:
     """Source a text of our own with sh, apart from the code under test; byte for byte as latin-1."""
     show = "".join(f'; printf \'%s\\0%s\\0\' "${{{v}+1}}" "${{{v}-}}"' for v in VARIABLES)
@@ -66,6 +68,17 @@ def by_sh(text: bytes) -> dict[str, str | None]:
         )
     fields = run.stdout.decode("latin-1").split("\0")
     return {v: fields[2 * n + 1] if fields[2 * n] else None for n, v in enumerate(VARIABLES)}
+
+
+asked_once = cache(editor_shell.run_sh)
+
+
+@pytest.fixture(autouse=True)
+def one_answer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sh is asked once of a text in a file of FOLDER, and of what becomes of it: all but one say the same each time."""
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+    if name in NAMES and name != "changes-by-itself":
+        monkeypatch.setattr(editor_shell, "run_sh", lambda texts: asked_once(tuple(texts)))
 
 
 def foreign(value: str | None) -> list[str]:
