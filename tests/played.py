@@ -58,6 +58,25 @@ def _code(file: str) -> CodeType | None:
         return None
 
 
+_EMUPMEM = compile("from emupmem.__main__ import start\nstart()", "emupmem", "exec")
+
+
+def emupmem(*words: str) -> subprocess.CompletedProcess[str]:
+    """`emupmem` with these words, in a process of its own."""
+    argv = ["emupmem", *words]
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: _play(_EMUPMEM, argv, dict(os.environ), ()),  # noqa: PLW1509
+        restore_signals=False,
+    ) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
 @cache
 def _compiled(text: str, name: str) -> CodeType:
     return compile(f"\n{text}", name, "exec")

@@ -6,9 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -491,28 +488,25 @@ def test_a_signal_at_any_step_leaves_the_old_or_the_new(machine: FakeMachine, nu
     unchanged(machine, before)
 
 
-CHILD = """
-    import os, signal, sys
-    from emupmem.boot.loader import Options
-    from emupmem.boot.prepare import prepare_apply, prepare_remove
-    from emupmem.boot.transaction import carry_out_change
-    from emupmem.planner import survey
-    from emupmem.model import GIB, Request
-    from tests.fake import LOG, FakeMachine
-    machine = FakeMachine(sys.argv[1])
-    prepared = prepare_remove(machine) if sys.argv[3] == "remove" else prepare_apply(
-        machine, survey.of_log(LOG.encode(), "test"), Request(GIB), Options())
-    def tell(step):
-        if step == sys.argv[2]:
-            os.kill(os.getpid(), signal.SIGKILL)
-    carry_out_change(machine, prepared, tell)
-"""
-
-
 def killed(machine: FakeMachine, step: str, what: str) -> None:
-    argv = [sys.executable, "-c", textwrap.dedent(CHILD), str(machine.root), step, what]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done
+    """Let a process of its own begin, and kill it at that step."""
+
+    def tell(now: str) -> None:
+        if now == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        try:
+            prepared = (
+                prepare_remove(machine)
+                if what == "remove"
+                else prepare_apply(machine, FOUND, Request(GIB), Options())
+            )
+            carry_out_change(machine, prepared, tell)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 STEPS = ["locked", "backup", "set aside", "written", "generated", "done"]

@@ -207,9 +207,9 @@ def test_many_blank_lines_are_read_at_once() -> None:
 
 
 def test_blocks_in_blocks_do_not_take_the_square_of_their_number() -> None:
-    text = "submenu a {\n" * 30_000 + "linux /vmlinuz ro\n" * 30_000 + "}\n" * 30_000
+    text = "submenu a {\n" * 10_000 + "linux /vmlinuz ro\n" * 10_000 + "}\n" * 10_000
     found = menu.entries(text + "menuentry b {\nlinux /vmlinuz ro\n}\n")
-    assert len(found) == 30_001
+    assert len(found) == 10_001
     assert len(found[0].titles) == 64
     assert found[-1].titles == ("b",)
 

@@ -179,13 +179,26 @@ def test_nothing_is_shown_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 # Whole commands on real terminals -------------------------------------------------------------------------------
 
 
-def on_terminal(columns: int, words: list[str], **environment: str) -> str:
-    """What a person sees who types it in a terminal of that width."""
+EACH = """
+import os, sys
+from emupmem.__main__ import start
+import emupmem.cli.main, emupmem.cli.manual, emupmem.cli.suggest  # what they share is imported once
+for words in ARGVS:
+    child = os.fork()
+    if not child:
+        sys.argv = ["emupmem", *words]
+        start()
+    os.waitpid(child, 0)
+    os.write(1, b"\\0")
+"""
+
+
+def on_terminal(columns: int, argvs: list[list[str]], **environment: str) -> list[str]:
+    """What a person sees who types each of these in a terminal of that width."""
     main, other = pty.openpty()
     known = {"PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8", **environment}
-    os.environ.get("PYTHONPATH")
     subprocess.run(["stty", "-F", os.ttyname(other), "cols", str(columns), "rows", "50"], check=True)
-    argv = [sys.executable, "-m", "emupmem", *words]
+    argv = [sys.executable, "-c", EACH.replace("ARGVS", repr(argvs))]
     child = subprocess.Popen(argv, stdin=other, stdout=other, stderr=other, env=known, cwd=PROJECT)
     os.close(other)
     seen = b""
@@ -199,8 +212,10 @@ def on_terminal(columns: int, words: list[str], **environment: str) -> str:
             break
         seen += data
     os.close(main)
-    child.wait()
-    return seen.decode()
+    assert child.wait() == 0
+    *texts, rest = seen.decode().split("\0")
+    assert (len(texts), rest) == (len(argvs), "")
+    return texts
 
 
 COMMANDS: list[list[str]] = [
@@ -216,8 +231,8 @@ COMMANDS: list[list[str]] = [
 @pytest.mark.parametrize("columns", [80, 200])
 def test_lines_fit_the_terminal(columns: int, log: str) -> None:
     widest = 0
-    for words in COMMANDS:
-        text = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(columns, [*words, "--from", log]))
+    for shown in on_terminal(columns, [[*words, "--from", log] for words in COMMANDS]):
+        text = re.sub(r"\x1b\[[0-9;]*m", "", shown)
         for line in text.splitlines():
             assert len(line) <= columns or line.startswith("Next:") or log in line, line
             widest = max(widest, len(line))
@@ -225,9 +240,10 @@ def test_lines_fit_the_terminal(columns: int, log: str) -> None:
 
 
 def test_without_utf_8_nothing_is_broken(log: str) -> None:
-    for words in (*COMMANDS, ["help"], ["--help"]):
-        known = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PAGER": "cat"}
-        text = on_terminal(80, [*words, *(["--from", log] if words[0] == "suggest" else [])], **known)
+    known = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PAGER": "cat"}
+    argvs = [*([*words, "--from", log] for words in COMMANDS), ["help"], ["--help"]]
+    for words, text in zip(argvs, on_terminal(80, argvs, **known), strict=True):
+        assert text, words
         assert text.isascii(), words
         assert "?" not in text.replace("?]", ""), words
 

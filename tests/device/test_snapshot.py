@@ -82,6 +82,7 @@ class Disk:
         return restore_image(self.machine, self.file, name, opener=self.open, **more)
 
 
+@functools.lru_cache(maxsize=4)
 def content(seed: int, size: int) -> bytes:
     """Some blocks of noise, some of zeros, some with one byte in them."""
     made = random.Random(seed)

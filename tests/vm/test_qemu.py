@@ -39,6 +39,7 @@ from emupmem.vm.guest import Guest, read_guest
 from emupmem.vm.options import escaped, qemu_size, split_option
 from emupmem.vm.size import choose_size
 from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice, Persistence
+from tests import played
 from tests.cli.runner import Run
 from tests.device.pmem import PmemMachine, add_device, device_stand_ins, mounted, reserve
 from tests.fake import build, put
@@ -592,9 +593,8 @@ def test_run_prints_too(run: Run, stand_in: str, tmp_path: Path, form: str) -> N
     assert list(tmp_path.glob("*.img")) == []
 
 
-def emupmem_qemu(*argv: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "emupmem", "qemu", *argv]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **more)
+def emupmem_qemu(*argv: str) -> subprocess.CompletedProcess[str]:
+    return played.emupmem("qemu", *argv)
 
 
 def test_run_becomes_qemu(stand_in: str, tmp_path: Path) -> None:
