@@ -269,7 +269,7 @@ def _lines_put_back(current: str, before: str, after: str) -> list[str] | None:
     for i1, i2, j1, j2 in _changed_blocks(old, new):
         if j1 == j2 and j1:  # nothing of ours to look for: the line before marks the place
             i1, j1 = i1 - 1, j1 - 1  # noqa: PLW2901
-        places = [n for n in range(len(lines)) if j1 < j2 and lines[n : n + j2 - j1] == new[j1:j2]]
+        places = _places_of(new[j1:j2], lines)
         if len(places) != 1:
             return None
         moves.append((places[0], j2 - j1, old[i1:i2]))
@@ -281,6 +281,23 @@ def _lines_put_back(current: str, before: str, after: str) -> list[str] | None:
     if any(not line.endswith("\n") for line in lines[:-1]):
         return None
     return lines
+
+
+def _places_of(block: Sequence[str], lines: Sequence[str]) -> list[int]:
+    """The lines with which a block of them begins; the third place and all others are not looked for."""
+    if not block:
+        return []
+    if not block[-1].endswith("\n"):  # only the last line of all is like that
+        start = len(lines) - len(block)
+        return [start] if start >= 0 and list(lines[start:]) == list(block) else []
+    # in one string: `find` does not take the square of equal lines
+    text, sought = "\n" + "".join(lines), "\n" + "".join(block)
+    found: list[int] = []
+    at = text.find(sought)
+    while at >= 0 and len(found) < 2:
+        found.append(text.count("\n", 0, at))
+        at = text.find(sought, at + 1)
+    return found
 
 
 _MOST_PAIRS = 4_000_000

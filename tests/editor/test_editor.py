@@ -30,6 +30,7 @@ from emupmem.editor import shell as editor_shell
 from emupmem.editor.text import DEFAULT, LINUX, MARK, VARIABLES
 from emupmem.model import EmupmemError
 from tests import FIXTURES, examples
+from tests.fuzz import work
 from tests.judge import here
 
 FOLDER = FIXTURES / "grub"
@@ -815,11 +816,21 @@ def test_expansions_in_expansions_are_refused_and_no_crash(opening: str) -> None
         quoting.chars_of(opening * 2000 + "'")
 
 
-@pytest.mark.slow
 def test_undo_in_a_file_of_equal_lines_does_not_take_the_square_of_them() -> None:
     before = "a=1\n" + "\n" * 60_000 + "b=1\n"
     after = before.replace("=1", "=2")
-    assert edits.undo_lines(after + "# new\n", before, after) == before + "# new\n"
+
+    def undone() -> None:
+        assert edits.undo_lines(after + "# new\n", before, after) == before + "# new\n"
+
+    work.within(100, undone)  # the square of them is more than a thousand
+
+
+def test_a_block_of_equal_lines_that_fits_at_two_places_is_not_put_back() -> None:
+    before, after = "a\n" * 3 + "b\n", "a\n" * 5 + "b\n"
+    assert edits.undo_lines(after + "# new\n", before, after) is None
+    assert edits.undo_lines("x\n" + "y", "x\n", "x\ny") is not None
+    assert edits.undo_lines("y\n" + "x\n", "x\n", "x\ny") is None, "only its last line has no end"
 
 
 # --- random texts ------------------------------------------------------------------------------------
