@@ -8,8 +8,10 @@ first write puts everything back. A run that was killed leaves what the next `ap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 from emupmem.boot import detect
 from emupmem.boot import trial as boot_trial
@@ -34,6 +36,20 @@ from emupmem.planner.kernels import words_beside
 from emupmem.planner.plan import plan, satisfied
 from emupmem.planner.situation import STEPS, Situation
 from emupmem.system.host import Host
+from emupmem.system.machine import asked_once
+
+P = ParamSpec("P")
+
+
+def _asks_once(plan: Callable[Concatenate[Host, P], Change]) -> Callable[Concatenate[Host, P], Change]:
+    """For what plans: bootctl and others were asked the same six times over."""
+
+    @wraps(plan)
+    def planned(machine: Host, /, *words: P.args, **named: P.kwargs) -> Change:
+        with asked_once(machine):
+            return plan(machine, *words, **named)
+
+    return planned
 
 
 def next_line(machine: Host) -> CommandLine:
@@ -65,6 +81,7 @@ def _remembered(machine: Host, now: Standing, wanted: Wanted) -> tuple[str, ...]
     return after if after != recorded else None
 
 
+@_asks_once
 def prepare_apply(
     machine: Host,
     found: survey.Survey,
@@ -164,6 +181,7 @@ def _unit_of(
     return boot_unit.unit_change(machine, ranges, pairs, soft, devices, plain)
 
 
+@_asks_once
 def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
     """The change that gives reserved memory back: all of it, or the named items.
 
@@ -284,6 +302,7 @@ def _as_asked(situation: Situation, request: Request, present: Sequence[Reservat
     return satisfied(bare, request, present)
 
 
+@_asks_once
 def prepare_trial(
     machine: Host, found: survey.Survey, request: Request, options: Options, entry: bool = True
 ) -> Change:
@@ -312,6 +331,7 @@ def prepare_trial(
     return change_of(machine, by, now, steps, wanted.plan, found.notes)
 
 
+@_asks_once
 def prepare_confirm(machine: Host) -> Change:
     """The change that makes the reservation of a trial permanent and takes the entry away.
 
@@ -357,6 +377,7 @@ def _is_to_abandon(change: Change) -> bool:
     return bool(change.before.trial or change.before.chosen or change.steps.unfinished)
 
 
+@_asks_once
 def prepare_abandon(machine: Host) -> Change:
     """The change that takes the entry of a trial away again. Raises EmupmemError where there is none."""
     change = _settled(machine)

@@ -27,11 +27,13 @@ class Host(ABC):
     """What can be seen of one machine. Names are absolute, as the machine itself sees its files.
 
     `live` says that it is the one we run on, `replay` what sh once made of its GRUB defaults where they are not to
-    be sourced. What a kind of host cannot know is answered as if it were not there.
+    be sourced, `answers` what programs said, while each is asked once. What a kind of host cannot know is answered
+    as if it were not there.
     """
 
     live: bool = False
     replay: Judge | None = None
+    answers: dict[tuple[str, ...], Completed | None] | None = None
 
     @property
     def running(self) -> bool:

@@ -75,9 +75,8 @@ def _resolved(top: str, name: str) -> str:
 class Machine(Host):
     """The files and programs of one machine, below `root`."""
 
-    # The lock, while we hold it (programs that we start hold it too); what programs said, while each is asked once.
+    # The lock, while we hold it (programs that we start hold it too).
     held: int | None = None
-    answers: dict[tuple[str, ...], Completed | None] | None = None
 
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
@@ -305,8 +304,11 @@ class Machine(Host):
 
 
 @contextlib.contextmanager
-def asked_once(machine: Machine) -> Iterator[None]:
+def asked_once(machine: Host) -> Iterator[None]:
     """For what changes nothing: in here no program is asked the same again."""
+    if machine.answers is not None:  # it is so already
+        yield
+        return
     machine.answers = {}
     try:
         yield

@@ -24,11 +24,12 @@ from emupmem.boot import systemd_boot as boot_systemd_boot
 from emupmem.boot.bls import text as bls_text
 from emupmem.device import boot_unit, unit
 from emupmem.kernel.cmdline import WITHOUT_KMEM, kaslr_avoided, parse_command_line
-from emupmem.model import GIB, DeviceKind, EmupmemError, Request
+from emupmem.model import GIB, Command, DeviceKind, EmupmemError, Request
 from emupmem.planner import survey
 from emupmem.planner.situation import Situation
 from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
+from emupmem.system.programs import Completed
 from emupmem.verifier import ladder, observe
 from tests import fake, played
 from tests.boot import generators
@@ -554,6 +555,21 @@ def test_replace_add_and_a_different_size(here: FakeMachine) -> None:
     assert [i.text for i in prepare.next_line(here).reservations] == ["1G!6G"]
     with pytest.raises(EmupmemError, match=r"there is no reservation 9G!4G"):
         prepare.prepare_remove(here, ["9G!4G"])
+
+
+def test_a_plan_asks_no_program_the_same_twice(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, asked = survey_of(here), []
+
+    def run(command: Command, *more: object) -> Completed:
+        asked.append(command.argv)
+        return FakeMachine.run(here, command, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(here, "run", run)
+    prepared = prepare.prepare_apply(here, found, Request(GIB), loader.Options())
+    assert len(asked) == len(set(asked))
+    asked.clear()
+    transaction.carry_out_change(here, prepared)
+    assert asked, "what has changed is asked again"
 
 
 def test_kinds_together(here: FakeMachine) -> None:
