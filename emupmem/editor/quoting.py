@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from emupmem.kernel.cmdline import RESERVATION
-from emupmem.record import record
 
 BLANKS = " \t\n\r\v\f"
 _OPAQUE = "\uffff"  # stands for an expansion: never a blank, never part of a word of ours
@@ -28,9 +28,8 @@ def items_of(value: str) -> tuple[str, ...]:
 # --- the scanner of shell quoting --------------------------------------------------------------------
 
 
-@record
-class ValueChar:
-    """One character of a value and the slice of the raw text that writes it."""
+class ValueChar(NamedTuple):
+    """One character of a value and the slice of the raw text that writes it; made for each character, so a tuple."""
 
     start: int
     end: int
