@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -329,13 +330,18 @@ def test_lines_are_counted() -> None:
 
 
 def _noise(size: int, seed: int = 1) -> bytes:
+    block = _block(seed)
+    return block * (size // len(block) + 1)
+
+
+@functools.cache
+def _block(seed: int) -> bytes:
     rnd = random.Random(seed)
     words = b"systemd usb audit: type=1400 session opened for root eth0: link up [mem ok] - 00 BIOS".split()
-    block = b"".join(
+    return b"".join(
         b"Nov 22 10:00:%02d host kernel: [%12.6f] %s\n" % (i % 60, i / 7, b" ".join(rnd.choices(words, k=9)))
         for i in range(2000)
     )
-    return block * (size // len(block) + 1)
 
 
 @pytest.mark.parametrize("seekable", [True, False])
