@@ -33,6 +33,15 @@ CMDLINE = (
     "cryptomgr.notests apparmor=0 audit=0 ipv6.disable=1 random.trust_cpu=on"
 )
 
+# What the inner guest does: it tells of its NVDIMM and writes to it.
+INNER = """
+set -e
+until [ -b /dev/pmem0 ]; do sleep 1; done
+echo size $(cat /sys/block/pmem0/size)
+echo domain $(cat /sys/bus/nd/devices/region0/persistence_domain)
+printf 'inner guest.' | dd of=/dev/pmem0 bs=4096 conv=notrunc,fsync 2>/dev/null
+"""
+
 
 def nested_guest(suite: str, script: str, modules: tuple[str, ...], target: Path) -> Path:
     """Put QEMU, a kernel of the suite and an initramfs that runs a busybox script into `target`.

@@ -17,7 +17,7 @@ from emupmem.vm.size import choose_size
 from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice
 from tests.vm.image import image
 from tests.vm.machine import Machine
-from tests.vm.nested import nested_guest
+from tests.vm.nested import INNER, nested_guest
 from tests.vm.test_vm import FEWER
 
 WORDS = """
@@ -224,15 +224,6 @@ refuses 'the goal would destroy' emupmem nvdimm goal --mode memory --yes
 rm /usr/local/sbin/ipmctl
 """
 )
-
-
-INNER = """
-set -e
-until [ -b /dev/pmem0 ]; do sleep 1; done
-echo size $(cat /sys/block/pmem0/size)
-echo domain $(cat /sys/bus/nd/devices/region0/persistence_domain)
-printf 'inner guest.' | dd of=/dev/pmem0 bs=4096 conv=notrunc,fsync 2>/dev/null
-"""
 
 
 def modules(folder: Path) -> list[str]:
