@@ -184,7 +184,7 @@ def _file_windows(
     except OSError as exc:
         raise EmupmemError(f"{name} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc
     try:
-        with mapped_file(descriptor, offsets or _data_of(descriptor, name), align) as windows:
+        with mapped_file(descriptor, name, offsets or _data_of(descriptor, name), align) as windows:
             yield windows
     finally:
         os.close(descriptor)

@@ -147,7 +147,9 @@ def _check_place(addresses: tuple[int, ...], node: int) -> None:
 
 
 @contextmanager
-def mapped_file(descriptor: int, offsets: tuple[int, ...], align: int) -> Iterator[tuple[int, ...]]:
+def mapped_file(
+    descriptor: int, name: str, offsets: tuple[int, ...], align: int
+) -> Iterator[tuple[int, ...]]:
     """A file or a DAX device, mapped for reading only, a multiple of `align` bytes: the addresses of its windows.
 
     Raises EmupmemError.
@@ -155,7 +157,7 @@ def mapped_file(descriptor: int, offsets: tuple[int, ...], align: int) -> Iterat
     size = -(-(max(offsets) + WINDOW) // align) * align
     start = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
     if start == ctypes.c_void_p(-1).value:
-        raise EmupmemError(f"it cannot be mapped: {_why()}", "sudo dmesg may show why")
+        raise EmupmemError(f"{name} cannot be mapped: {_why()}", "sudo dmesg may show why")
     try:
         yield tuple(start + at for at in offsets)
     finally:

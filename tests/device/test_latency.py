@@ -182,6 +182,19 @@ def test_what_only_root_may_read_is_said(here: FakeMachine, monkeypatch: pytest.
     assert caught.value.hint == "run it with sudo"
 
 
+def test_what_cannot_be_mapped_is_named() -> None:
+    descriptor = os.open("/", os.O_RDONLY)
+    try:
+        with (
+            pytest.raises(EmupmemError, match="the folder cannot be mapped: ") as caught,
+            latency.mapped_file(descriptor, "the folder", (0,), latency.WINDOW),
+        ):
+            pass
+    finally:
+        os.close(descriptor)
+    assert caught.value.hint == "sudo dmesg may show why"
+
+
 class _Forbidding:
     """A C library where nothing may be made executable."""
 

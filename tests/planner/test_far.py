@@ -49,6 +49,8 @@ THREE = (*TWO[:1], NodeRange(1, 12 * GIB, 16 * GIB), NodeRange(2, 16 * GIB, 21 *
         # as far as each other: the one without processors, else the first
         (machine_of(THREE, (10, 20, 20), (20, 10, 20), (20, 20, 10), processors=(0, 1)), "memmap=1G!16G"),
         (machine_of(THREE, (10, 20, 20), (20, 10, 20), (20, 20, 10)), "memmap=1G!12G"),
+        # room for memory to be plugged in is no memory
+        (machine_of((*TWO, NodeRange(2, 64 * GIB, 128 * GIB)), (10, 20), (20, 10)), "memmap=1G!12G"),
         # a node without memory is none to reserve on
         (machine_of(TWO, (10, 20, 90), (20, 10, 90), (90, 90, 10)), "memmap=1G!12G"),
     ],
