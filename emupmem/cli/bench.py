@@ -45,7 +45,7 @@ def bench(
         width = max(len(one.target) for one in found.results)
         first = found.results[0].target
         for one in found.results:
-            more = f", {one.times:.2f} times {first}" if one.target != first else ", where the processor is"
+            more = f", {one.times:.2f} times {first}" if one.target != first else ""
             between = f"half of the windows {one.low:.0f} to {one.high:.0f}"
             tell(f"{one.target:{width}}  {one.ns:6.1f} ns a load ({between}){more}")
         tell(

@@ -56,7 +56,7 @@ class Latency:
 
 @record
 class Measured:
-    """All that was measured by one processor, the memory of its own node first."""
+    """All that was measured by one processor; first the memory of its own node, or where that has none of the first."""
 
     processor: int
     node: int
@@ -81,14 +81,15 @@ def measure(machine: Machine, targets: Sequence[str]) -> Measured:
     """
     with one_processor() as processor, ExitStack() as stack:
         nodes = node_numbers(machine, "has_memory")
-        home = _node_of(machine, processor)
-        if nodes and home not in nodes:
-            home = nodes[0]
+        own = _node_of(machine, processor)
+        home = own if own in (nodes or [own]) else nodes[0]
         wanted = list(dict.fromkeys([f"node{home}", *(targets or [f"node{n}" for n in nodes])]))
         sources = [_source(machine, target, nodes) for target in wanted]
         opened = [(source, stack.enter_context(source.windows)) for source in sources]
         results = _results(opened)
         notes = _notes(machine, home, nodes, sources)
+        if own != home:
+            notes = (f"node {own}, where processor {processor} is, has no memory of its own", *notes)
     return Measured(processor, home, results, notes)
 
 

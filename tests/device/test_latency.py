@@ -62,6 +62,15 @@ def test_without_a_target_each_node_is_measured(run: Run, here: FakeMachine) -> 
     assert "! this is a virtual machine" in shown.err
 
 
+def test_a_processor_whose_node_has_no_memory(run: Run, here: FakeMachine) -> None:
+    processor = min(os.sched_getaffinity(0))
+    put(here, f"/sys/devices/system/cpu/cpu{processor}/node7/x", "")
+    put(here, f"{NODE}/has_memory", "0\n")
+    found = run("bench", "--json").json
+    assert [r["target"] for r in found["results"]] == ["node0"]
+    assert found["notes"][0] == f"node 7, where processor {processor} is, has no memory of its own"
+
+
 def dax_device(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, driver: str = "device_dax") -> Path:
     """A DAX device of 4 MiB, which is a file."""
     bus = "/sys/bus/dax"
