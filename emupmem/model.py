@@ -306,7 +306,10 @@ class BootLog:
 
 @record
 class Request:
-    """What the user asks of the planner. Sizes in bytes; `size` None lets the planner choose."""
+    """What the user asks of the planner. Sizes in bytes; `size` None lets the planner choose.
+
+    `far` asks for the node that is farthest from the processors, which becomes `numa_node`.
+    """
 
     size: int | None = None
     count: int = 1
@@ -314,6 +317,7 @@ class Request:
     min_free: int = 2 * GIB
     numa_node: int | None = None
     kind: DeviceKind = DeviceKind.PMEM
+    far: bool = False
 
 
 @record

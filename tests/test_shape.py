@@ -26,6 +26,7 @@ SYSTEM = (
     "streams",
     "errors",
     "sysfs",
+    "latency",
 )
 MAY = {
     **{f"system/{name}.py": IMPURE for name in SYSTEM},  # files, programs and locks
@@ -40,6 +41,7 @@ MAY = {
     "device/freeze.py": {"os", "fcntl"},
     "device/checksum.py": {"os"},
     "device/dax.py": {"os", "mmap", "ctypes"},  # one nameless file, mapped and touched
+    "device/latency.py": {"os"},  # opens what is measured, for reading only
     "demo/disk.py": {"shutil", "tempfile"},  # makes and keeps the disk of a guest
     "demo/guest.py": {"os", "subprocess", "tempfile"},  # runs QEMU, and listens to it
     "cli/demo.py": {"tempfile"},  # a copy of that disk for each run

@@ -15,6 +15,7 @@ from emupmem.cli.options import (
     As,
     Count,
     DryRun,
+    Far,
     FileSystem,
     From,
     Fs,
@@ -46,6 +47,7 @@ def apply(
     offset: Offset = None,
     min_free: MinFree = "2G",
     numa_node: Node = None,
+    far: Far = False,
     as_: As = DeviceKind.PMEM,
     variable: Annotated[
         VariableOption,
@@ -112,7 +114,7 @@ def apply(
         if trial is not None and as_ in (DeviceKind.MEMORY, DeviceKind.DEVDAX):
             same = "--as dax --trial" if as_.soft else "--trial alone"
             usage("a trial sets nothing up at boot", f"{same} tries the same range")
-        request = request_of(size, count, offset, min_free, numa_node, as_)
+        request = request_of(size, count, offset, min_free, numa_node, as_, far)
         machine = session.machine = machine_at(root, from_, changes=not session.only_shows)
         try:
             warnings = obstacles.refuse_machine(machine, as_)

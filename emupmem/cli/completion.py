@@ -58,6 +58,7 @@ _KINDS = {
     "--wait": "=0 10 60",
     "--socket": "=0 1",
     "--memory-percent": "=0 25 50 75 100",
+    "bench TARGET": "memory",
     "remove ITEM": "item",
     "mount DEVICE": "pmem",
     "mount DIR": "folder",

@@ -130,6 +130,11 @@ COMMANDS = {
         "collect",
         "Write one archive for suggest --from and doctor --from on another machine, secrets masked.",
     ),
+    "bench": Place(
+        "bench",
+        "bench",
+        "Measure how many ns a load takes: local memory beside nodes, DAX devices and files on a DAX mount.",
+    ),
     "namespaces": Place(
         "namespaces",
         "",

@@ -51,6 +51,13 @@ MinFree = Annotated[
 Node = Annotated[
     int | None, typer.Option("--numa-node", metavar="N", min=0, help="Reserve on this NUMA node only.")
 ]
+Far = Annotated[
+    bool,
+    typer.Option(
+        "--far",
+        help="Reserve on the NUMA node that is farthest from the processors of the first; emupmem bench measures it.",
+    ),
+]
 As = Annotated[
     DeviceKind,
     typer.Option(

@@ -12,7 +12,7 @@ import typer
 
 from emupmem.boot.foreign import Refused
 from emupmem.cli import render
-from emupmem.cli.options import As, Count, From, Json, MinFree, Node, Offset, Size, Source, SourceOption
+from emupmem.cli.options import As, Count, Far, From, Json, MinFree, Node, Offset, Size, Source, SourceOption
 from emupmem.cli.output import one_line, print_json, say, tell, usage
 from emupmem.cli.session import Session, require_root
 from emupmem.cli.terminal import Printer
@@ -69,6 +69,7 @@ def suggest(
     offset: Offset = None,
     min_free: MinFree = "2G",
     numa_node: Node = None,
+    far: Far = False,
     as_: As = DeviceKind.PMEM,
     from_: From = None,
     source: SourceOption = Source.AUTO,
@@ -87,7 +88,7 @@ def suggest(
     result |= {"taken": [], "refused": None, "loader": ""}
     machine = system_machine.Machine()
     with Session(result, as_json).errors(), system_machine.asked_once(machine):
-        request = request_of(size, count, offset, min_free, numa_node, as_)
+        request = request_of(size, count, offset, min_free, numa_node, as_, far)
         found = survey(from_, source, machine if from_ is None else None)
         if from_ is None:
             found = asked(found, machine, as_)
@@ -152,7 +153,7 @@ def suggest(
         else:
             replaces = ["--replace"] if found.reserved else []
             command = _next_command(
-                made.reservations[0].size, count, offset, min_free, numa_node, as_, replaces, from_
+                made.reservations[0].size, count, offset, min_free, numa_node, as_, far, replaces, from_
             )
             tell(f"\nNext:  {command}")
             tell(f"       (adds {shlex.join(words)} to the kernel command line)")
@@ -172,8 +173,16 @@ def _write_picture(file: str, situation: Situation, made: Plan | None) -> None:
 
 
 def request_of(
-    size: str | None, count: int, offset: str | None, min_free: str, node: int | None, kind: DeviceKind
+    size: str | None,
+    count: int,
+    offset: str | None,
+    min_free: str,
+    node: int | None,
+    kind: DeviceKind,
+    far: bool,
 ) -> Request:
+    if far and node is not None:
+        usage("--far and --numa-node exclude each other")
     try:
         request = Request(
             parse_size(size) if size is not None else None,
@@ -182,6 +191,7 @@ def request_of(
             parse_size(min_free, "--min-free"),
             node,
             kind,
+            far,
         )
         plan.check_values(request)
     except EmupmemError as exc:
@@ -264,6 +274,7 @@ def _next_command(
     min_free: str,
     node: int | None,
     kind: DeviceKind,
+    far: bool,
     more: list[str],
     from_: str | None,
 ) -> str:
@@ -272,6 +283,7 @@ def _next_command(
     words += ["--offset", offset] if offset is not None else []
     words += ["--min-free", min_free] if min_free != "2G" else []
     words += ["--numa-node", str(node)] if node is not None else []
+    words += ["--far"] if far else []
     words += ["--as", kind.value] if kind is not DeviceKind.PMEM else []
     words += more
     if from_ is not None:

@@ -33,7 +33,7 @@ def node_warnings(situation: Situation, chosen: Sequence[Reservation]) -> list[s
     return told
 
 
-def _ram_of(situation: Situation, node: int) -> list[Place]:
+def ram_of_node(situation: Situation, node: int) -> list[Place]:
     """The RAM of a node, in its pieces."""
     own = union_of((n.start, n.end) for n in situation.nodes if n.node == node)
     return list(intersect(((s.start, s.end, 0, None) for s in situation.firmware.ram), own))
@@ -41,7 +41,7 @@ def _ram_of(situation: Situation, node: int) -> list[Place]:
 
 def _rest(situation: Situation, chosen: Sequence[Reservation], node: int) -> tuple[int, int]:
     """(RAM of a node in bytes, what of it is neither chosen nor reserved already)."""
-    places = _ram_of(situation, node)
+    places = ram_of_node(situation, node)
     line = situation.command_line
     kept = [(i.start, i.start + i.size) for i in line.reservations] if line is not None else []
     gone = list(intersect(places, union_of([*kept, *((r.start, r.end) for r in chosen)])))
@@ -51,7 +51,7 @@ def _rest(situation: Situation, chosen: Sequence[Reservation], node: int) -> tup
 
 def _whole(situation: Situation, node: int, ram: int) -> str:
     """How to ask for all of a node, empty where it cannot be had in one piece."""
-    places = _ram_of(situation, node)
+    places = ram_of_node(situation, node)
     step = situation.steps(DeviceKind.MEMORY)[-1]
     whole = len(places) == 1 and places[0][0] >= LOW_LIMIT and not places[0][0] % step and not ram % step
     return f" (--numa-node {node} --size {tight(ram)})" if whole else ""

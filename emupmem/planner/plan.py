@@ -29,6 +29,7 @@ from emupmem.model import (
     Request,
     Reservation,
 )
+from emupmem.planner.far import far_warnings, with_node
 from emupmem.planner.kernel_map import prove_plan
 from emupmem.planner.kernels import kaslr, kernel_problem, kernel_warnings, soft_kaslr
 from emupmem.planner.nodes import node_warnings
@@ -69,6 +70,7 @@ def plan(situation: Situation, request: Request) -> Plan:
     problem = kernel_problem(situation.kernel, request.kind)
     if problem is not None:
         raise problem
+    request = with_node(situation, request)
     _check_request(situation, request)
     field = field_of(situation, request)
     budget = _budget(situation)
@@ -87,6 +89,7 @@ def plan(situation: Situation, request: Request) -> Plan:
         *_ram_warnings(budget, left),
         *kaslr_warning,
         *node_warnings(situation, chosen),
+        *far_warnings(situation, request),
     )
     memmap = format_memmap(chosen)
     prove_plan(situation, memmap, chosen)
@@ -96,6 +99,7 @@ def plan(situation: Situation, request: Request) -> Plan:
 
 def offers(situation: Situation, request: Request) -> tuple[Offer, ...]:
     """For each usable range of the map the most that one device in it could have, with the reason."""
+    request = with_node(situation, request)
     field = field_of(situation, request)
     budget = _budget(situation)
     step = field.steps[-1]
@@ -118,6 +122,7 @@ def offers(situation: Situation, request: Request) -> tuple[Offer, ...]:
 
 def rejected(situation: Situation, request: Request, made: Plan | None) -> tuple[Rejected, ...]:
     """Every range of the map that was not chosen, with a reason that a person understands."""
+    request = with_node(situation, request)
     chosen = sorted((r.start, r.end) for r in made.reservations) if made else []
     size = made.reservations[0].size if made else request.size
     field = field_of(situation, request)
@@ -142,6 +147,7 @@ def satisfied(situation: Situation, request: Request, existing: Sequence[Reserva
     """Whether reservations that are there already are what is asked, and keep every rule still."""
     if len(existing) != request.count or request.size is None:
         return False
+    request = with_node(situation, request)
     field = field_of(situation, request)
     if any(r.size != request.size or r.kind != request.kind or r.start % field.steps[-1] for r in existing):
         return False
@@ -295,7 +301,8 @@ def _roomless_hint(situation: Situation, request: Request, field: Field, budget:
     if not high_places(situation):
         return "all of its RAM is below 4 GiB, where the kernel, DMA and the initrd need it"
     if not field.places and request.numa_node is not None:
-        return f"nothing above 4 GiB is free on node {request.numa_node}; omit --numa-node"
+        option = "--far" if request.far else "--numa-node"
+        return f"nothing above 4 GiB is free on node {request.numa_node}; omit {option}"
     if not field.places:
         return "none of its RAM above 4 GiB is free for it"
     if request.offset is not None and not any(p[0] <= request.offset < p[1] for p in field.places):

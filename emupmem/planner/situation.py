@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from emupmem.kernel.distance import NodeDistances
 from emupmem.model import (
     GIB,
     MIB,
@@ -42,7 +43,8 @@ class Situation:
     `command_line` holds every word that will be on the command line beside the new reservation,
     reservations that stay included. `hugepages` are the bytes of huge pages that the machine has
     now, however it got them (sysctl): the next boot will have as many. `efi` and `kernel` are None
-    where unknown. `block` is the size of a memory block in bytes, 0 where unknown.
+    where unknown. `block` is the size of a memory block in bytes, 0 where unknown. `distances` are those
+    of the nodes that the running kernel has, none where only a log is known.
     """
 
     firmware: FirmwareMap
@@ -54,6 +56,7 @@ class Situation:
     hugepages: int = 0
     losses: tuple[Loss, ...] = ()
     block: int = 0
+    distances: tuple[NodeDistances, ...] = ()
 
     def steps(self, kind: DeviceKind) -> tuple[int, ...]:
         """The steps of alignment for a kind, best first: kmem adds whole blocks only (dax_kmem_range of kmem.c)."""

@@ -27,7 +27,7 @@ from emupmem.planner.places import disagreements, high_losses, subtract, union_o
 from emupmem.planner.situation import Situation
 from emupmem.record import record
 from emupmem.system.host import Host
-from emupmem.system.sysfs import read_block_size
+from emupmem.system.sysfs import read_block_size, read_node_distances
 from emupmem.units import span_text
 
 # editor (augeas, sh) and verifier are imported where they are needed: suggest --from needs neither.
@@ -140,6 +140,7 @@ def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = 
         machine.huge_page_bytes(),
         tuple(loss for _, log in logs for loss in _losses(log, booted)),
         read_block_size(machine),
+        read_node_distances(machine),
     )
     notes = [*broken, *(why for _, why in unseen if machine.is_root)]
     notes += [

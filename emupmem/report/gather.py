@@ -98,6 +98,7 @@ _ND_MORE = ("align", "holder", "holder_class", "nstype", "force_raw", "mappings"
 _SILENT = ("ipmctl", "grubby", "sdbootutil", "kernelstub", "sdboot-manage")
 """Programs that would set to work when asked for their version, or have no such option."""
 
+_NODES = "/sys/devices/system/node"
 MOST_BLOCKS = 512
 """Memory blocks of a range that are taken along."""
 
@@ -176,6 +177,7 @@ def gather(machine: Host, findings: Sequence[finding.Finding]) -> Archive:
     _gather_kernel(basket, kernel)
     _gather_memory(basket)
     _gather_devices(basket)
+    _gather_nodes(basket)
     _gather_soft(basket)
     _gather_mounts(basket)
     images = {e.kernel for e in menu.entries(readable_menu(machine))}
@@ -249,6 +251,15 @@ def _gather_devices(basket: _Basket) -> None:
                 basket.text(f"{bus}/{name}/{attribute}", value)
 
 
+def _gather_nodes(basket: _Basket) -> None:
+    """How far the NUMA nodes are from each other."""
+    machine = basket.machine
+    nodes = [n for n in machine.names(_NODES) if re.fullmatch(r"node\d{1,4}", n)]
+    for name in (f"{_NODES}/has_cpu", *(f"{_NODES}/{n}/distance" for n in nodes)):
+        if value := machine.peek(name):
+            basket.text(name, value)
+
+
 def _gather_soft(basket: _Basket) -> None:
     """What became of soft reserved memory: its devices and their drivers, its blocks, its nodes, the tiers."""
     machine = basket.machine
@@ -268,8 +279,8 @@ def _gather_soft(basket: _Basket) -> None:
     for item in line.soft:
         for block in read_memory_blocks(machine, item.span)[:MOST_BLOCKS]:
             wanted += [f"{memory}/{block.name}/{n}" for n in ("state", "valid_zones")]
-    nodes, tiers = "/sys/devices/system/node", "/sys/devices/virtual/memory_tiering"
-    wanted += [f"{nodes}/{n}/meminfo" for n in machine.names(nodes) if re.fullmatch(r"node\d+", n)]
+    tiers = "/sys/devices/virtual/memory_tiering"
+    wanted += [f"{_NODES}/{n}/meminfo" for n in machine.names(_NODES) if re.fullmatch(r"node\d+", n)]
     wanted += [f"{tiers}/{n}/nodelist" for n in machine.names(tiers)]
     for name in wanted:
         if value := machine.peek(name):

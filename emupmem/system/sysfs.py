@@ -10,6 +10,7 @@ import re
 import struct
 from pathlib import Path
 
+from emupmem.kernel.distance import NodeDistances
 from emupmem.model import DaxDevice, MemoryBlock, NodeRange, Span
 from emupmem.record import record
 from emupmem.system.pe import read_pe
@@ -124,6 +125,29 @@ def read_nodes(machine: FileReader) -> tuple[NodeRange, ...]:
         else:
             out.append(NodeRange(node, start, start + block))
     return tuple(out)
+
+
+def node_numbers(machine: Reader, which: str) -> tuple[int, ...]:
+    """The NUMA nodes of a list, `has_memory` or `has_cpu`, written as 0-1,4; none where the kernel has no such list."""
+    text = machine.peek(f"/sys/devices/system/node/{which}")
+    if not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
+        return ()
+    ends = [part.partition("-") for part in text.split(",")]
+    return tuple(n for low, _, high in ends for n in range(int(low), int(high or low) + 1))
+
+
+def read_node_distances(machine: Reader) -> tuple[NodeDistances, ...]:
+    """How far the nodes are that are online, as the firmware's table (SLIT) says or the kernel without one."""
+    base = "/sys/devices/system/node"
+    numbers = sorted(int(n[4:]) for n in machine.names(base) if re.fullmatch(r"node\d{1,4}", n))
+    with_processors = node_numbers(machine, "has_cpu")
+    found = []
+    for node in numbers:
+        words = machine.peek(f"{base}/node{node}/distance").split()
+        if len(words) == len(numbers) and all(re.fullmatch(r"\d{1,4}", w) for w in words):
+            to = dict(zip(numbers, map(int, words), strict=True))
+            found.append(NodeDistances(node, node in with_processors, tuple(to.items())))
+    return tuple(found)
 
 
 def read_regions(machine: FileReader) -> tuple[Region, ...]:

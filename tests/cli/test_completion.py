@@ -51,6 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(machine, "/sys/bus/nd/devices/namespace0.0/mode", "fsdax\n")
     put(machine, "/sys/bus/nd/devices/namespace0.1/size", "0\n")
     put(machine, "/sys/devices/system/node/node1/meminfo", "")
+    put(machine, "/dev/dax0.0", "")
     put(machine, "/here/boot.log", "")
     return machine.root
 
@@ -101,6 +102,8 @@ SIZES = ["512M", "1G", "2G", "4G", "8G", "16G", "17G"]
         (("apply", "--fs", ""), ["ext4", "xfs"]),
         (("apply", "--owner", ""), ["root", "alice"]),
         (("apply", "--numa-node", ""), ["1"]),
+        (("bench", ""), ["node1", "/dev/dax0.0", "@files"]),
+        (("bench", "node1", "/dev/d"), ["/dev/dax0.0", "@files"]),
         (("remove", ""), ["1G!4G", "512M!8G", "2G!12G"]),
         (("remove", "1G!4G", "2"), ["2G!12G"]),
         (("mount", ""), ["/dev/pmem0", "/dev/pmem1"]),

@@ -33,13 +33,17 @@ CMDLINE = (
     "cryptomgr.notests apparmor=0 audit=0 ipv6.disable=1 random.trust_cpu=on"
 )
 
+# QEMU that starts, opens what it is given, and waits: `started OUTPUT` waits for it, `$user` is its process.
+IDLE = """
+idle="-accel tcg -nodefaults -display none -S -monitor stdio"
+mkfifo /run/monitor
+exec 3<> /run/monitor
+started() { until grep -q 'QEMU .* monitor' $1; do kill -0 $user; sleep 1; done; }
+"""
 
-def nested_guest(suite: str, script: str, modules: tuple[str, ...], target: Path) -> Path:
-    """Put QEMU, a kernel of the suite and an initramfs that runs a busybox script into `target`.
 
-    There, `qemu` is the program, `arguments` its arguments for that guest: console and output of the script
-    go to the files `console` and `output` of the working directory.
-    """
+def qemu_folder(target: Path) -> Path:
+    """Put QEMU with all that it loads into `target`: there, `qemu` is the program."""
     program = shutil.which(PROGRAM)
     if program is None:
         raise FileNotFoundError(f"{PROGRAM} is not installed (tests/vm/deps.sh)")
@@ -58,6 +62,16 @@ def nested_guest(suite: str, script: str, modules: tuple[str, ...], target: Path
     shutil.copy(program, target / "program")
     (target / "qemu").write_text(WRAPPER)
     (target / "qemu").chmod(0o755)
+    return target
+
+
+def nested_guest(suite: str, script: str, modules: tuple[str, ...], target: Path) -> Path:
+    """Put QEMU, a kernel of the suite and an initramfs that runs a busybox script into `target`.
+
+    There, `qemu` is the program, `arguments` its arguments for that guest: console and output of the script
+    go to the files `console` and `output` of the working directory.
+    """
+    qemu_folder(target)
     made = image(suite)
     shutil.copy(made.kernel, target / "vmlinuz")
     shutil.copy(initramfs(made, target.parent, script, modules), target / "initramfs")

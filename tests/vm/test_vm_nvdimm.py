@@ -17,7 +17,7 @@ from emupmem.vm.size import choose_size
 from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice
 from tests.vm.image import image
 from tests.vm.machine import Machine
-from tests.vm.nested import nested_guest
+from tests.vm.nested import IDLE, nested_guest
 from tests.vm.test_vm import FEWER
 
 WORDS = """
@@ -122,8 +122,26 @@ case "$*" in
 esac
 """
 
+# What the guest inside the guest does: it tells of its two NVDIMMs and writes to them.
+INNER = """
+set -e
+until [ -b /dev/pmem0 ] && [ -b /dev/pmem1 ]; do sleep 1; done
+for name in pmem0 pmem1; do
+    echo size $(cat /sys/block/$name/size)
+    printf 'inner guest.' | dd of=/dev/$name bs=4096 conv=notrunc,fsync 2>/dev/null
+done
+echo domain $(cat /sys/bus/nd/devices/region0/persistence_domain)
+"""
+
+# The first bytes of a DAX device, which nobody can read but through a mapping.
+HEAD = """
+import mmap, os, sys
+print(mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 4096, prot=mmap.PROT_READ)[:12].decode())
+"""
+
 SECOND = (
     WORDS
+    + IDLE
     + """
 # with a reserved range beside them; what was made is still there, by whichever number now
 modprobe virtio_pmem
@@ -155,7 +173,6 @@ emupmem mount $fsdax /mnt/pmem0 --json > /job/out/kept.json
 
 # real devices behind a virtual machine: what each can promise, and that QEMU takes it
 given="--qemu /job/nested/qemu"
-idle="-accel tcg -nodefaults -display none -S -monitor stdio"
 emupmem qemu args $given --pmem 16M --backend /mnt/pmem0 --json > /job/out/daxfile.json
 refuses "$fsdax is mounted on /mnt/pmem0" emupmem qemu run $given --backend $fsdax
 emupmem umount /mnt/pmem0
@@ -169,9 +186,6 @@ ln -s $devdax /run/renamed
 emupmem qemu args $given --pmem 32M --backend /run/renamed
 ln -s /dev/null /run/dax0.3
 refuses '/run/dax0.3 is not a DAX device' emupmem qemu args $given --pmem 32M --backend /run/dax0.3
-mkfifo /run/monitor
-exec 3<> /run/monitor
-started() { until grep -q 'QEMU .* monitor' $1; do kill -0 $user; sleep 1; done; }
 /usr/local/bin/emupmem qemu run $given --pmem 16M --backend $raw -- $idle < /run/monitor > /job/out/raw 2>&1 &
 user=$!
 started /job/out/raw
@@ -185,13 +199,25 @@ grep "$devdax" /proc/$user/maps
 echo quit >&3
 wait $user
 
-# the whole chain: a reserved range, DAX on it, a file there, a guest that has it as its NVDIMM
+# the whole chain: a reserved range, DAX on it, a file there, a guest that has it as its NVDIMM; a DAX device beside it
 emupmem mount $ram /mnt/chain
 cd /job/out
-eval emupmem qemu run $given --pmem 64M --backend /mnt/chain --persistence cpu -- $(cat /job/nested/arguments)
+eval emupmem qemu run $given --pmem 64M --backend /mnt/chain --pmem 32M --backend $devdax --persistence cpu \
+    -- $(cat /job/nested/arguments)
 cd /
+python3 /job/head.py $devdax > /job/out/chained
 ls -l /mnt/chain
 head -c 12 /mnt/chain/vnvdimm0.img > /job/out/chain
+
+# latency of a file there; what has no data in it is nothing to measure
+head -c 8M /dev/urandom > /mnt/chain/sample
+sha256sum /mnt/chain/sample > /run/sum
+emupmem bench /mnt/chain/sample $devdax --json > /job/out/bench.json
+sha256sum -c /run/sum
+fallocate -l 8M /mnt/chain/empty
+refuses 'has less than 2 MiB of data' emupmem bench /mnt/chain/empty
+refuses "$ram is a block device" emupmem bench $ram
+refuses 'is not on a DAX mount' emupmem bench /etc/passwd
 emupmem umount /mnt/chain
 refuses "$ram holds ext4" emupmem nvdimm create --region $range --mode devdax --yes
 wipefs -qa $ram
@@ -226,15 +252,6 @@ rm /usr/local/sbin/ipmctl
 )
 
 
-INNER = """
-set -e
-until [ -b /dev/pmem0 ]; do sleep 1; done
-echo size $(cat /sys/block/pmem0/size)
-echo domain $(cat /sys/bus/nd/devices/region0/persistence_domain)
-printf 'inner guest.' | dd of=/dev/pmem0 bs=4096 conv=notrunc,fsync 2>/dev/null
-"""
-
-
 def modules(folder: Path) -> list[str]:
     """emupmem's arguments of QEMU for two NVDIMMs with labels, one on each node."""
     guest = read_guest(("-m", "6G", "-numa", "node,memdev=ram0", "-numa", "node,memdev=ram1"))
@@ -267,7 +284,9 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
         first = guest.boot(FIRST)
         assert first.status == 0, first.output
         guest.qemu_args += tuple(by_virtio(tmp_path, guest.qemu_args))
-        second = guest.boot(SECOND, {"pick.py": PICK, "ipmctl": IPMCTL, "nested": nested}, last=True)
+        second = guest.boot(
+            SECOND, {"pick.py": PICK, "head.py": HEAD, "ipmctl": IPMCTL, "nested": nested}, last=True
+        )
         assert second.status == 0, second.output
     said = {
         n: json.loads(data) for r in (first, second) for n, data in r.files.items() if n.endswith(".json")
@@ -338,13 +357,20 @@ def check_backends(files: Mapping[str, bytes]) -> None:
     assert "pmem=on" in " ".join(file["argv"])
     assert "through the page cache" in files["raw"].decode()
     assert "a crash of this machine and power loss" in files["devdax"].decode()
-    said = dict(
-        line.split()
-        for line in files["output"].decode().splitlines()
-        if line.startswith(("size ", "domain "))
-    )
-    assert (said["size"], said["domain"]) == (str(64 * MIB // 512), "cpu_cache")
+    lines = files["output"].decode().splitlines()
+    assert {x for x in lines if x.startswith("size ")} == {f"size {n * MIB // 512}" for n in (64, 32)}
+    assert "domain cpu_cache" in lines
     assert files["chain"] == b"inner guest."
+    assert files["chained"] == b"inner guest.\n"
+    measured = json.loads(files["bench.json"])
+    local, sample, device = measured["results"]
+    assert (local["target"], local["node"]) == ("node0", 0)
+    (node,) = (r["numa_node"] for r in json.loads(files["after.json"])["regions"] if r["emulated"])
+    assert (sample["target"], sample["node"], sample["loads"]) == ("/mnt/chain/sample", node, 8 * MIB // 256)
+    assert device["node"] in (0, 1)
+    assert ("/mnt/chain/sample is RAM of node 0, as fast as the rest of it" in measured["notes"]) is (
+        node == 0
+    )
 
 
 def regions(view: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -9,10 +9,11 @@ from emupmem.kernel.cmdline import WITHOUT_KMEM, format_memmap
 from emupmem.model import GIB, MIB, DeviceKind, Reservation
 from tests.vm.image import image
 from tests.vm.kernel import boot_kernel
-from tests.vm.machine import Machine
+from tests.vm.machine import Content, Machine
 from tests.vm.test_vm import READY, WAIT, done, said
 from tests.vm.test_vm_keep import reserved
 from tests.vm.test_vm_memory import STORE
+from tests.vm.tools import PMDK, USE, tools
 
 ITEM = format_memmap([Reservation(4 * GIB, 1536 * MIB, GIB, kind=DeviceKind.MEMORY)])
 """All of the second node, which lies at 4 GiB."""
@@ -72,8 +73,29 @@ def test_a_node_becomes_a_dax_device_a_memory_tier_and_a_dax_device_again() -> N
     assert "memory_tier4/nodelist:0" in shown
 
 
+# What a program does with a pool, by libpmemobj itself: a pool is mapped where its handle points to.
+POOL = """
+import ctypes, sys
+class Oid(ctypes.Structure):
+    _fields_ = [("pool", ctypes.c_uint64), ("offset", ctypes.c_uint64)]
+pmem = ctypes.CDLL("libpmemobj.so.1")
+pmem.pmemobj_open.restype, pmem.pmemobj_root.restype = ctypes.c_void_p, Oid
+pmem.pmemobj_errormsg.restype = ctypes.c_char_p
+pool = pmem.pmemobj_open(sys.argv[1].encode(), b"app")
+assert pool, pmem.pmemobj_errormsg()
+pool = ctypes.c_void_p(pool)
+where = pool.value + pmem.pmemobj_root(pool, ctypes.c_size_t(64)).offset
+if sys.argv[2] == "first":
+    ctypes.memmove(where, b"kept in the pool", 16)
+    pmem.pmemobj_persist(pool, ctypes.c_void_p(where), ctypes.c_size_t(16))
+else:
+    print(ctypes.string_at(where, 16).decode())
+pmem.pmemobj_close(pool)
+"""
+
 ONE_NODE = (
     READY
+    + USE
     + """
 # udev has loaded what it may: kmem waits for the unit
 udevadm settle
@@ -93,6 +115,15 @@ sed -i '/512M/s/ memory/ dax/' /etc/systemd/system/emupmem.service
 systemctl daemon-reload
 systemctl restart emupmem.service
 emupmem verify --json > /job/out/dax.json
+# a pool of PMDK, as the manual has it; what a program stores in it is there when it is opened again
+for device in /sys/bus/dax/devices/*; do
+    case $(readlink -f $device) in *ndbus*) pmem=/dev/${device##*/} ;; *hmem*) soft=/dev/${device##*/} ;; esac
+done
+with_tools pmempool create --layout=app obj $pmem
+for turn in first second; do with_tools python3 /job/pool.py $pmem $turn; done > /job/out/pool
+with_tools pmempool check $pmem
+with_tools pmempool info $soft && exit 9 || [ $? = 139 ]
+with_tools pmempool rm $pmem
 for device in /dev/dax*; do python3 /job/store.py $device; done > /job/out/stored
 emupmem doctor --json > /job/out/doctor.json
 """
@@ -111,7 +142,8 @@ def test_the_unit_on_one_node(suite: str) -> None:
     made = image(suite, "bios")
     words = f"memmap=512M%4G-1+0xefffffff,256M!5G {WITHOUT_KMEM}"
     with Machine(made, qemu_args=reserved(made, words)) as guest:
-        result = done(guest.boot(ONE_NODE, {"store.py": STORE}, last=True))
+        files: dict[str, Content] = {"store.py": STORE, "pool.py": POOL, "tools": tools(suite, *PMDK)}
+        result = done(guest.boot(ONE_NODE, files, last=True))
     memory, dax = said(result, "memory.json"), said(result, "dax.json")
     assert memory["ok"], memory
     found = {c["name"]: c["found"] for c in memory["checks"]}
@@ -124,4 +156,5 @@ def test_the_unit_on_one_node(suite: str) -> None:
     assert "devdax: programs map the device itself" in {c["name"]: c["found"] for c in dax["checks"]}["dax"]
     assert b"emulated, volatile \xc2\xb7 mapped, stored and read back" in result.files["journal"]
     assert result.files["stored"].decode().split() == ["STORED", "STORED"]
+    assert result.files["pool"] == b"kept in the pool\n"
     assert not [f for f in said(result, "doctor.json")["findings"] if f["status"] in ("fail", "stop")]

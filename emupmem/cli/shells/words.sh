@@ -118,6 +118,13 @@ nodes() {
 	done
 }
 
+memory() { # what bench measures by name
+	nodes | while read -r node; do echo "node$node"; done
+	for device in "$root"/dev/dax[0-9]*; do
+		[ -e "$device" ] && echo "/dev/${device##*/}"
+	done
+}
+
 users() {
 	while IFS=: read -r name _ number _; do
 		[ "${number:-0}" = 0 ] || [ "$number" -ge 1000 ] && [ "$number" -lt 60000 ] && echo "$name"
@@ -136,6 +143,7 @@ values() { # KIND
 	guest) up_to $((16 * gib)) ;;
 	free) up_to "$(free_on_bus | largest)" ;;
 	pmem) pmem ;;
+	memory) memory; echo @files ;;
 	pmem-or-folder) pmem; mounted ;;
 	mounted) mounted ;;
 	item) reservations ;;

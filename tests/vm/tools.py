@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs of a suite that few tests need, with the libraries that no image has: for a folder on the job disk."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.vm import image
+from tests.vm.machine import run
+
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+USE = f"""
+with_tools() {{ env PATH=/job/tools/usr/bin:$PATH LD_LIBRARY_PATH=/job/tools/{LIBRARIES} "$@"; }}
+"""
+"""What a script begins with that has them in /job/tools: `with_tools numactl …` runs one of them."""
+PMDK = ("pmdk-tools", "libpmemobj1"), ("usr/bin/pmempool", f"{LIBRARIES}/libpmem*.so.1")
+NUMACTL = ("numactl",), ("usr/bin/numactl", f"{LIBRARIES}/libnuma.so.1")
+
+
+def tools(suite: str, packages: Sequence[str], files: Sequence[str]) -> Path:
+    """Return a folder with these files (patterns) of these packages, made where the cache has none.
+
+    Raises RuntimeError with the output of the tool that failed.
+    """
+    key = hashlib.sha256(repr((suite, packages, files)).encode()).hexdigest()[:12]
+    folder = image.cache() / "tools"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f"{suite}-{key}"
+    with image._lock(folder / "lock"):
+        if not made.is_dir():
+            _make(made, suite, packages, files)
+    return made
+
+
+def _make(made: Path, suite: str, packages: Sequence[str], files: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="emupmem-tools-") as name:
+        tree, half = Path(name) / "tree", made.with_suffix(".new")
+        environment = [f"{n}={v}" for n, v in image._environment().items()]
+        argv = [
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=extract",
+            f"--include={','.join(packages)}",
+            "--quiet",
+        ]
+        argv += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Languages "none"']
+        argv += ['--aptopt=APT::Install-Recommends "false"', suite, str(tree), image.mirror()]
+        run(["env", "-i", *environment, *argv])
+        shutil.rmtree(half, ignore_errors=True)
+        for pattern in files:
+            found = sorted(tree.glob(pattern))
+            if not found:
+                raise RuntimeError(f"no {pattern} in {' '.join(packages)} of {suite}")
+            for file in found:
+                target = half / file.relative_to(tree)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target)
+        half.rename(made)
