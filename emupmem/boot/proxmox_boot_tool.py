@@ -18,7 +18,7 @@ from emupmem.boot.bls import text as bls_text
 from emupmem.boot.bls.menu import natural_order, told_names
 from emupmem.boot.bls.sources import KERNEL_CMDLINE, made_by_us
 from emupmem.boot.entry import BootEntry
-from emupmem.boot.foreign import PROXMOX, PROXMOX_ESPS, PROXMOX_REFRESH, PROXMOX_TREE, Refused, RefusedRemoval
+from emupmem.boot.foreign import PROXMOX, PROXMOX_ESPS, PROXMOX_TREE, Refused, RefusedRemoval
 from emupmem.boot.loader import Loader, NextStart, Standing, Steps, Wanted
 from emupmem.boot.partitions import Kind, Partition, read_partitions
 from emupmem.kernel.cmdline import parse_command_line
@@ -41,7 +41,11 @@ _NOTES = {
     Kind.GRUB: "GRUB starts from {uuid}, with the words of /etc/default/grub: they stay as they are",
     Kind.UNPREPARED: "{uuid} is not set up for systemd-boot: proxmox-boot-tool passes over it",
 }
-_REFRESH = Command(PROXMOX_REFRESH, "write the boot entries onto the partitions")
+_REFRESH = Command(
+    ("proxmox-boot-tool", "refresh", "--hook", "zz-proxmox-boot"),
+    "write the boot entries onto the partitions",
+)
+"""Without --hook it would also tell apt anew which kernels to keep."""
 
 
 class ProxmoxBootTool(Loader):
@@ -148,15 +152,15 @@ class ProxmoxBootTool(Loader):
         if gone := {_partition_of(e) for e in before.entries} - {_partition_of(e) for e in kept}:
             raise EmupmemError(f"the boot entries are not as planned: those on {min(gone)} are gone")
         words = before.source.words if before.source is not None else ()
-        entries = tuple(dataclasses.replace(e, words=words) for e in kept)
+        entries = tuple(dataclasses.replace(e, words=words, kernel=_kernel(e.version)) for e in kept)
         return super().prove(machine, dataclasses.replace(before, entries=entries), steps)
 
     def prove_undone(self, machine: Host, before: Standing) -> None:
         after = self.standing(machine)
         _prove_whole(after)
         words = before.source.words if before.source is not None else ()
-        if wrong := next((e.ids[0] for e in after.entries if e.words != words), ""):
-            raise EmupmemError(f"{wrong} does not have its former words")
+        if wrong := sorted({_partition_of(e) for e in after.entries if e.words != words}):
+            raise EmupmemError(f"the entries on {' and '.join(wrong)} do not have their former words")
 
 
 def _prove_whole(standing: Standing) -> None:
@@ -212,10 +216,15 @@ def _entry(place: str, name: str, text: str) -> BootEntry:
     """An entry on a partition; one that is not written to its end has no kernel."""
     version = name.removeprefix("proxmox-")
     whole = bls_text.value(text, "linux") and bls_text.value(text, "initrd")
-    kernel = f"/boot/vmlinuz-{version}" if whole else ""  # that of which the partition has a copy
+    kernel = _kernel(version) if whole else ""
     words = parse_command_line(bls_text.options(text)).words
     title = bls_text.value(text, "title") or name
     return BootEntry((title,), (f"{place}/{name}",), (0,), kernel, words, 1, False, True, version)
+
+
+def _kernel(version: str) -> str:
+    """The kernel of which a partition has a copy."""
+    return f"/boot/vmlinuz-{version}"
 
 
 def _partition_of(entry: BootEntry) -> str:
@@ -234,8 +243,7 @@ def _entries_to_be(machine: Host, line: CommandLine) -> tuple[BootEntry, ...]:
     pinned = machine.peek(_PIN).split("\n")[0]
     order = sorted(versions, key=lambda v: (v == pinned, natural_order(v)), reverse=True)
     return tuple(
-        BootEntry((v,), (f"proxmox-{v}",), (0,), f"/boot/vmlinuz-{v}", line.words, 1, False, True, v)
-        for v in order
+        BootEntry((v,), (f"proxmox-{v}",), (0,), _kernel(v), line.words, 1, False, True, v) for v in order
     )
 
 

@@ -340,7 +340,7 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
     wrote = machine.live and bool(steps.undo) and _programs_wrote(machine, change, former)
     for step in steps.undo if wrote else ():
         attempt(partial(_run, machine, step, Interrupts()), again if steps.owned else failed)
-    if wrote and not failed and not again:
+    if wrote and not again:
         attempt(partial(by.prove_undone, machine, change.before))
     for name in (*steps.menus, *steps.owned, *steps.rewritten, WORDS_RECORD):
         attempt(partial(_put_back, machine, former, name))

@@ -187,9 +187,7 @@ def gather(machine: Host, findings: Sequence[finding.Finding]) -> Archive:
         "emupmem": __version__,
         "root": machine.is_root,
         "architecture": machine.architecture,
-        "there": sorted(
-            n for n in (*_THERE, *partitions.devices(machine), *images, starts) if machine.exists(n)
-        ),
+        "there": sorted(n for n in (*_THERE, *images, starts) if machine.exists(n)),
         "modified": {n: machine.modified(n) for n in (*GRUB_CFGS, *sources.SOURCES) if machine.exists(n)},
         "banners": {kernel.image: machine.kernel_banner(kernel.image)} if kernel is not None else {},
         "nodes": [asdict(n) for n in machine.nodes()],
@@ -337,8 +335,8 @@ def _outputs(basket: _Basket, needs_drivers: bool) -> dict[str, dict[str, Any]]:
     lists = doctor_kernel.listing(basket.machine) if needs_drivers else ()
     starts = installed.present_program(basket.machine)
     more = (*((lists,) if lists else ()), *((installed.version_call(starts),) if starts else ()))
-    shut = partitions.shut_devices(basket.machine) if basket.machine.is_root else ()
-    more += (partitions.look_command(shut),) if shut else ()
+    by_proxmox = basket.machine.is_root and basket.machine.exists(foreign.PROXMOX_ESPS)
+    more += (partitions.LOOK,) if by_proxmox else ()
     for argv in (DMESG, JOURNAL, *PROGRAMS, *more):
         if argv == JOURNAL and complete:
             continue

@@ -252,6 +252,9 @@ PROXMOX_BOOT_TOOL = r"""
 import os, pathlib, re, shutil, signal, sys
 root = pathlib.Path(ROOT)
 fail = (root / "fail").read_text() if (root / "fail").exists() else ""
+if fail.endswith(" once"):
+    (root / "fail").unlink()
+    fail = fail.removesuffix(" once")
 uuids = root / "etc/kernel/proxmox-boot-uuids"
 
 def warn(text):
@@ -295,7 +298,7 @@ def boot():
         line = re.sub(r"\binitrd=[0-9a-zA-Z\\\/.-]*\s*", "", (root / "proc/cmdline").read_text().rstrip("\n"))
     line = line.replace("memmap", "memmmap") if fail == "wrong" else line
     grub = False
-    for number, uuid in enumerate(x for x in uuids.read_text().split("\n") if x):
+    for number, uuid in enumerate(x for x in uuids.read_text().split("\n")[:-1] if x):
         path = "/dev/disk/by-uuid/" + uuid
         if not re.search("[0-9a-fA-F]{4}-[0-9a-fA-F]{4}", uuid):
             warn("WARN: %s does not look like a VFAT-UUID - skipping" % uuid)
@@ -341,7 +344,9 @@ def boot():
         default = "default proxmox-%s" % (pinned + ".conf" if pinned else "*")
         text = config.read_text()
         found = re.search("^default .*$", text, re.MULTILINE)
-        config.write_text(text.replace(found[0], default) if found else text + default + "\n")
+        fresh = config.with_name("sedXXXXXX")  # of sed -i
+        fresh.write_text(text.replace(found[0], default) if found else text + default + "\n")
+        os.replace(fresh, config)
         for folder in (esp / "EFI/proxmox").iterdir():
             if folder.is_dir() and not any(folder.name in v for v in kept()):
                 shutil.rmtree(folder)
@@ -358,18 +363,21 @@ if fail == "end":
     sys.exit(1)
 """
 
-# unshare and mount as far as partitions are looked at by them, on the same machine: sh does the rest.
+# unshare, mount and findmnt as far as partitions are looked at by them, on the same machine: sh does the rest. The
+# file /mounts says where a device is mounted; what is mounted cannot be mounted read-only as well.
 UNSHARE = r"""#!/bin/sh
 root="$(cd "${0%/*}/.." && pwd)"
-[ "$1 $2 $3 $4 $5" = "--mount --propagation private sh -c" ] || exit 64
-script="$6"
-shift 7
+[ "$1 $2 $3 $4 $5 $#" = "--mount --propagation private sh -c 6" ] || exit 64
 mount() {
   [ "$1 $2 $3 $4 $6" = "-t vfat -o ro,nosuid,nodev,noexec /mnt" ] || exit 64
-  read -r there < "$root$5"
+  there="$(command cat "$root$5")"
+  [ -z "$(findmnt "$5")" ] || { echo "mount: /mnt: $5 already mounted or mount point busy." >&2; return 32; }
   [ -d "$root/$there" ] || { echo "mount: /mnt: wrong fs type, bad superblock on $5" >&2; return 32; }
 }
+findmnt() { for last; do :; done; [ ! -e "$root/mounts" ] || sed -n "s|^$last ||p" "$root/mounts"; }
 umount() { [ "$1" = /mnt ] || exit 64; }
-cd() { if [ "$1" = /mnt ]; then command cd "$root/$there"; else command cd "$1"; fi; }
-eval "$script"
+cd() { if [ "$1" = /mnt ]; then command cd "$root/$there"; else command cd "$root$1"; fi; }
+cat() { command cat "$root$1"; }
+test() { command test "$1" "$root$2"; }
+eval "$6"
 """

@@ -432,6 +432,7 @@ def proxmox(
     put(machine, "/etc/kernel/proxmox-boot-uuids", "".join(f"{u}\n" for u in uuids))
     if cmdline is not None:
         put(machine, "/etc/kernel/cmdline", cmdline)
+    put(machine, "/boot/grub/grubenv", "# GRUB Environment Block\n")
     put(machine, "/packages", f"{RELEASE} 6.8.12-1-pve\n")
     for release in (RELEASE, "6.8.12-1-pve"):
         put(machine, f"/boot/vmlinuz-{release}", kernel.image(release))
