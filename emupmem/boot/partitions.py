@@ -38,7 +38,7 @@ cat {PROXMOX_ESPS} | while IFS= read -r uuid; do
   fi
   echo open
   [ -e EFI/proxmox/grubx64.efi ] && echo grub
-  [ -d EFI/proxmox ] && echo folder
+  [ -d EFI/proxmox ] && [ -f loader/loader.conf ] && echo ready
   for name in loader/entries/proxmox-*.conf; do [ -f "$name" ] && echo "entry $name"; done
   grep -aHs '' loader/loader.conf loader/entries/proxmox-*.conf
   cd /
@@ -96,11 +96,11 @@ def _partition(uuid: str, said: str) -> Partition:
         return Partition(uuid, Kind.UNREADABLE, why=why) if "shut" in lines else Partition(uuid, Kind.MISSING)
     if "grub" in lines:
         return Partition(uuid, Kind.GRUB)
-    texts = _texts(lines)
-    if "folder" not in lines or _CONFIG not in texts:
+    if "ready" not in lines:
         return Partition(uuid, Kind.UNPREPARED)
+    texts = _texts(lines)
     entries = [(found[1], t) for n, t in sorted(texts.items()) if (found := _ENTRY.fullmatch(n))]
-    return Partition(uuid, Kind.SYSTEMD_BOOT, texts[_CONFIG], tuple(entries))
+    return Partition(uuid, Kind.SYSTEMD_BOOT, texts.get(_CONFIG, ""), tuple(entries))
 
 
 def _texts(lines: list[str]) -> dict[str, str]:

@@ -249,7 +249,7 @@ printf 'grub_users $grub_users\ngrub_arg --unrestricted\ngrub_class fedora\n' >>
 # with their entries: kept are the running one, the two latest, those added by hand, the pinned ones; entries of other
 # names stay; `default` of loader.conf is set to proxmox-* or to the pinned kernel; apt's 76pveconf is made anew.
 PROXMOX_BOOT_TOOL = r"""
-import os, pathlib, re, shutil, signal, sys
+import ctypes, os, pathlib, re, shutil, signal, sys
 root = pathlib.Path(ROOT)
 fail = (root / "fail").read_text() if (root / "fail").exists() else ""
 if fail.endswith(" once"):
@@ -351,6 +351,7 @@ def boot():
             if folder.is_dir() and not any(folder.name in v for v in kept()):
                 shutil.rmtree(folder)
                 (esp / "loader/entries" / f"proxmox-{folder.name}.conf").unlink(missing_ok=True)
+        ctypes.CDLL(None).syncfs(os.open(esp, os.O_RDONLY))  # as umount does
 
 if fail == "start":
     sys.exit("Hook script 'functions' not found")

@@ -86,7 +86,6 @@ STARTS: dict[str, Callable[[Path], FakeMachine]] = {
     "kernelstub": test_loader.pop,
     "sdboot-manage": test_loader.cachyos,
     "proxmox-boot-tool": test_loader.proxmox,
-    "proxmox-boot-tool-without-cmdline": lambda root: test_loader.proxmox(root, None),
     "limine": test_limine.limine,
     "refind": test_refind.refind,
     "rpm-ostree": ostree,
