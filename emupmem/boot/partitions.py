@@ -51,7 +51,7 @@ LOOK = ("unshare", "--mount", "--propagation", "private", "sh", "-c", _SCRIPT)
 """Tells what is on each partition, a line each; the lines of files with the file's name and a colon before them."""
 
 
-class Kind(StrEnum):
+class PartitionState(StrEnum):
     """What proxmox-boot-tool does with a partition."""
 
     MISSING = "missing"
@@ -66,7 +66,7 @@ class Partition:
     """One line of the list. `entries` are the texts of proxmox-boot-tool's own entries, by name without .conf."""
 
     uuid: str
-    kind: Kind
+    state: PartitionState
     config: str = ""
     entries: tuple[tuple[str, str], ...] = ()
     why: str = ""
@@ -93,14 +93,18 @@ def _partition(uuid: str, said: str) -> Partition:
     lines = said.strip("\n").split("\n")
     if "open" not in lines:
         why = next((x for x in lines if x.startswith("mount:")), "it cannot be mounted")
-        return Partition(uuid, Kind.UNREADABLE, why=why) if "shut" in lines else Partition(uuid, Kind.MISSING)
+        return (
+            Partition(uuid, PartitionState.UNREADABLE, why=why)
+            if "shut" in lines
+            else Partition(uuid, PartitionState.MISSING)
+        )
     if "grub" in lines:
-        return Partition(uuid, Kind.GRUB)
+        return Partition(uuid, PartitionState.GRUB)
     if "ready" not in lines:
-        return Partition(uuid, Kind.UNPREPARED)
+        return Partition(uuid, PartitionState.UNPREPARED)
     texts = _texts(lines)
     entries = [(found[1], t) for n, t in sorted(texts.items()) if (found := _ENTRY.fullmatch(n))]
-    return Partition(uuid, Kind.SYSTEMD_BOOT, texts.get(_CONFIG, ""), tuple(entries))
+    return Partition(uuid, PartitionState.SYSTEMD_BOOT, texts.get(_CONFIG, ""), tuple(entries))
 
 
 def _texts(lines: list[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from emupmem.boot.bls.sources import KERNEL_CMDLINE, made_by_us
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import PROXMOX, PROXMOX_ESPS, PROXMOX_TREE, Refused, RefusedRemoval
 from emupmem.boot.loader import Loader, NextStart, Standing, Steps, Wanted
-from emupmem.boot.partitions import Kind, Partition, read_partitions
+from emupmem.boot.partitions import Partition, PartitionState, read_partitions
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
 from emupmem.system.host import Host
@@ -36,10 +36,10 @@ _TREE_NOTE = (
     "run emupmem on it"
 )
 _NOTES = {
-    Kind.MISSING: "{uuid} is not here: proxmox-boot-tool passes over it (proxmox-boot-tool clean forgets it)",
-    Kind.UNREADABLE: "{uuid} cannot be looked at: {why}",
-    Kind.GRUB: "GRUB starts from {uuid}, with the words of /etc/default/grub: they stay as they are",
-    Kind.UNPREPARED: "{uuid} is not set up for systemd-boot: proxmox-boot-tool passes over it",
+    PartitionState.MISSING: "{uuid} is not here: proxmox-boot-tool passes over it (proxmox-boot-tool clean forgets it)",
+    PartitionState.UNREADABLE: "{uuid} cannot be looked at: {why}",
+    PartitionState.GRUB: "GRUB starts from {uuid}, with the words of /etc/default/grub: they stay as they are",
+    PartitionState.UNPREPARED: "{uuid} is not set up for systemd-boot: proxmox-boot-tool passes over it",
 }
 _REFRESH = Command(
     ("proxmox-boot-tool", "refresh", "--hook", "zz-proxmox-boot"),
@@ -260,4 +260,4 @@ def _default(machine: Host, found: Sequence[Partition]) -> BootEntry | None:
 
 
 def _notes(found: Sequence[Partition]) -> tuple[str, ...]:
-    return tuple(_NOTES[p.kind].format(uuid=p.uuid, why=p.why) for p in found if p.kind in _NOTES)
+    return tuple(_NOTES[p.state].format(uuid=p.uuid, why=p.why) for p in found if p.state in _NOTES)

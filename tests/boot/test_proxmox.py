@@ -13,7 +13,7 @@ import pytest
 
 from emupmem.boot import detect, loader, obstacles, prepare, proxmox_boot_tool
 from emupmem.boot.loader import Owned
-from emupmem.boot.partitions import Kind, read_partitions
+from emupmem.boot.partitions import PartitionState, read_partitions
 from emupmem.boot.proxmox_boot_tool import ProxmoxBootTool
 from emupmem.doctor import look
 from emupmem.model import GIB, EmupmemError, Request
@@ -193,20 +193,20 @@ def bare(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "said"),
+    ("make", "state", "said"),
     [
-        (lacks, Kind.MISSING, "9999-9999 is not here: proxmox-boot-tool passes over it"),
-        (broken, Kind.UNREADABLE, "5678-EF01 cannot be looked at: mount: /mnt: wrong fs type"),
-        (grub, Kind.GRUB, "GRUB starts from 5678-EF01, with the words of /etc/default/grub"),
-        (bare, Kind.UNPREPARED, "5678-EF01 is not set up for systemd-boot"),
+        (lacks, PartitionState.MISSING, "9999-9999 is not here: proxmox-boot-tool passes over it"),
+        (broken, PartitionState.UNREADABLE, "5678-EF01 cannot be looked at: mount: /mnt: wrong fs type"),
+        (grub, PartitionState.GRUB, "GRUB starts from 5678-EF01, with the words of /etc/default/grub"),
+        (bare, PartitionState.UNPREPARED, "5678-EF01 is not set up for systemd-boot"),
     ],
 )
 def test_what_proxmox_boot_tool_passes_over_is_said(
-    make: Callable[[Machine], None], kind: Kind, said: str, tmp_path: Path
+    make: Callable[[Machine], None], state: PartitionState, said: str, tmp_path: Path
 ) -> None:
     machine = proxmox(tmp_path)
     make(machine)
-    assert read_partitions(machine)[1].kind is kind
+    assert read_partitions(machine)[1].state is state
     prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
     assert any(said in w for w in prepared.warnings)
     assert said in detect.of(machine).seen(machine, "systemd-boot")
@@ -221,9 +221,11 @@ def test_what_proxmox_boot_tool_passes_over_is_said(
 def test_lines_of_the_list_are_read_as_it_reads_them(tmp_path: Path) -> None:
     machine = proxmox(tmp_path)
     lacks(machine)
-    found = {p.uuid: p.kind for p in read_partitions(machine)}
-    gone = dict.fromkeys(("9999-9999", "no uuid", "../1234-ABCD"), Kind.MISSING)
-    assert found == {"1234-ABCD": Kind.SYSTEMD_BOOT, **gone}, "a last line without its end does not count"
+    found = {p.uuid: p.state for p in read_partitions(machine)}
+    gone = dict.fromkeys(("9999-9999", "no uuid", "../1234-ABCD"), PartitionState.MISSING)
+    assert found == {"1234-ABCD": PartitionState.SYSTEMD_BOOT, **gone}, (
+        "a last line without its end does not count"
+    )
 
 
 def test_after_a_partition_of_grubs_it_takes_all_for_such(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_a_partition_that_is_mounted_is_read_where_it_is(tmp_path: Path) -> None
     machine = proxmox(tmp_path)
     put(machine, "/mounts", "/dev/disk/by-uuid/5678-EF01 /esps/b\n")
     before = read_partitions(machine)
-    assert [p.kind for p in before] == [Kind.SYSTEMD_BOOT] * 2
+    assert [p.state for p in before] == [PartitionState.SYSTEMD_BOOT] * 2
     (machine.root / "mounts").unlink()
     assert read_partitions(machine) == before
 
