@@ -238,8 +238,8 @@ printf 'grub_users $grub_users\ngrub_arg --unrestricted\ngrub_class fedora\n' >>
 
 # After proxmox-boot-tool and the hooks proxmox-auto-removal and zz-proxmox-boot of proxmox-kernel-helper 8.1.0
 # (7007b33, November 2023), `refresh` and `refresh --hook`, on a machine in a folder: /dev/disk/by-uuid leads to a
-# file that names the folder which is the partition, and that is all there is of mount. Left out are all other
-# actions, the GRUB menus that it makes on a partition (a note in a file `grub/made` is all), dpkg (the installed
+# file that names the folder which is the partition; in a guest to the partition, which is mounted. Left out are all
+# other actions, the GRUB menus that it makes on a partition (a note in a file `grub/made` is all), dpkg (the installed
 # kernels stand in /packages), uname (/proc/sys/kernel/osrelease), systemd-boot's own hooks that it switches off, and
 # containers. Its habits: only the first line of /etc/kernel/cmdline counts, and without root= in it the hook ends
 # with 1; without that file the words are those of this boot, but for initrd=; a line that is no UUID of FAT, a
@@ -249,8 +249,11 @@ printf 'grub_users $grub_users\ngrub_arg --unrestricted\ngrub_class fedora\n' >>
 # with their entries: kept are the running one, the two latest, those added by hand, the pinned ones; entries of other
 # names stay; `default` of loader.conf is set to proxmox-* or to the pinned kernel; apt's 76pveconf is made anew.
 PROXMOX_BOOT_TOOL = r"""
-import ctypes, os, pathlib, re, shutil, signal, sys
+import ctypes, os, pathlib, re, shutil, signal, subprocess, sys
 root = pathlib.Path(ROOT)
+if ROOT == "/" and "PVE_EFIBOOT_UNSHARED" not in os.environ:
+    os.environ["PVE_EFIBOOT_UNSHARED"] = "1"
+    os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", sys.executable, *sys.argv])
 fail = (root / "fail").read_text() if (root / "fail").exists() else ""
 if fail.endswith(" once"):
     (root / "fail").unlink()
@@ -266,6 +269,13 @@ def first_line(name):
 
 def order(version):
     return [(0, int(x)) if x.isdigit() else (1, x) for x in re.split("[-.]", version)]
+
+def opened(device):
+    if not device.is_block_device():
+        return root / device.read_text().strip()
+    place = pathlib.Path("/var/tmp/espmounts") / device.name
+    place.mkdir(parents=True, exist_ok=True)
+    return place if subprocess.run(["mount", device, place]).returncode == 0 else place / "none"
 
 def kept():
     installed = sorted((root / "packages").read_text().split(), key=order, reverse=True)
@@ -307,7 +317,7 @@ def boot():
         if not device.exists():
             warn("WARN: %s does not exist - clean the list! - skipping" % path)
             continue
-        esp = root / device.read_text().strip()
+        esp = opened(device)
         if not esp.is_dir() or (fail == "skip" and number):
             warn("mount of %s failed - skipping" % path)
             continue
@@ -351,7 +361,12 @@ def boot():
             if folder.is_dir() and not any(folder.name in v for v in kept()):
                 shutil.rmtree(folder)
                 (esp / "loader/entries" / f"proxmox-{folder.name}.conf").unlink(missing_ok=True)
-        ctypes.CDLL(None).syncfs(os.open(esp, os.O_RDONLY))  # as umount does
+        descriptor = os.open(esp, os.O_RDONLY)
+        ctypes.CDLL(None).syncfs(descriptor)  # as umount does
+        os.close(descriptor)
+        if device.is_block_device():
+            subprocess.run(["umount", esp], check=True)
+            esp.rmdir()
 
 if fail == "start":
     sys.exit("Hook script 'functions' not found")

@@ -20,6 +20,7 @@ from emupmem.model import GIB, EmupmemError, Request
 from emupmem.system.machine import Machine
 from emupmem.verifier import ladder, observe
 from tests import fake
+from tests.boot import generators
 from tests.boot.test_generators import changed, tree
 from tests.boot.test_loader import PROXMOX_LINE, apply, is_changed_by, proxmox, remove, survey_of
 from tests.cli.runner import Run
@@ -164,6 +165,22 @@ def test_a_refresh_that_goes_on_failing_is_told_with_the_partitions(tmp_path: Pa
     with pytest.raises(EmupmemError, match="not as planned") as caught:
         apply(machine)
     assert machine.read(CMDLINE) == f"{PROXMOX_LINE}\n".encode()
+
+
+def test_where_the_partitions_cannot_be_read_again_refresh_is_run_once_more(tmp_path: Path) -> None:
+    machine = proxmox(tmp_path)
+    before = tree(machine)
+    tool = machine.root / "sbin/proxmox-boot-tool"
+    tool.rename(machine.root / "sbin/real")
+    fake.script(
+        machine, "proxmox-boot-tool", '#!/bin/sh\nrm -f "${0%/*}/unshare"\nexec "${0%/*}/real" "$@"\n'
+    )
+    with pytest.raises(EmupmemError, match="cannot be looked at") as caught:
+        apply(machine)
+    assert "not all could be put back: the partitions of" in caught.value.hint
+    (machine.root / "sbin/real").rename(tool)
+    fake.script(machine, "unshare", generators.UNSHARE)
+    assert tree(machine) == before
 
 
 def test_a_partition_that_refresh_passes_over_is_the_end_of_it(tmp_path: Path) -> None:
