@@ -17,6 +17,7 @@ from emupmem.boot.limine import TOOL as LIMINE_TOOL
 from emupmem.boot.limine import Limine
 from emupmem.boot.loader import Loader, Owned
 from emupmem.boot.programs import has_program
+from emupmem.boot.proxmox_boot_tool import ProxmoxBootTool
 from emupmem.boot.refind import Refind, is_for_options
 from emupmem.boot.rpm_ostree import RpmOstree
 from emupmem.boot.sdboot_manage import SdbootManage
@@ -27,6 +28,8 @@ from emupmem.system.host import Host
 _GENERATORS: dict[foreign.Owner, Callable[[], Loader]] = {
     foreign.KERNELSTUB: Kernelstub,
     foreign.SDBOOT_MANAGE: SdbootManage,
+    foreign.PROXMOX: ProxmoxBootTool,
+    foreign.PROXMOX_TREE: ProxmoxBootTool,
 }
 """Owners of the boot entries whose own source of them is changed, where their program is installed."""
 

@@ -152,7 +152,7 @@ PROXMOX_TREE = Owner(
     "proxmox-boot-tool writes the boot entries of this tree, onto partitions that are not in it",
     (
         "run emupmem on that machine; where systemd-boot starts it (UEFI): add {words} to the end of the first "
-        "line of /etc/kernel/cmdline",
+        "line of /etc/kernel/cmdline, which is to be the whole kernel command line",
         "proxmox-boot-tool refresh",
     ),
     (

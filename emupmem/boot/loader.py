@@ -32,6 +32,7 @@ PROGRAMS = (
     "bootctl",
     "kernelstub",
     "sdboot-manage",
+    "proxmox-boot-tool",
     "limine-entry-tool",
     "ukify",
     "mkinitcpio",
@@ -362,6 +363,9 @@ class Loader(ABC):
         if wrong:
             raise EmupmemError(f"the boot entries are not as planned: {wrong}")
         return sum(1 for e in after.entries if e.ours and e.command_line.reservations)
+
+    def prove_undone(self, machine: Host, before: Standing) -> None:  # noqa: B027 (most put files back, which is sure)
+        """Raise EmupmemError where what undid a change did not make all as it was."""
 
     def judged(self, standing: Standing, wanted: Wanted) -> Standing:
         """The part of it that a change can answer for."""

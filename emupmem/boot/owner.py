@@ -15,6 +15,7 @@ from emupmem.boot.bls import entries as bls_entries
 from emupmem.boot.bls import files, text
 from emupmem.boot.bls.files import unified_images
 from emupmem.boot.bls.menu import menu_names
+from emupmem.boot.bls.sources import KERNEL_CMDLINE
 from emupmem.boot.foreign import Owner
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
@@ -43,7 +44,10 @@ def by_grub(machine: Host) -> bool:
     if not words or not words[0].startswith("BOOT_IMAGE="):
         return False
     # A command line that was once copied from /proc/cmdline into the entries of another loader has it as well.
-    return not any("BOOT_IMAGE=" in machine.peek(n) for n in (*files.entry_files(machine), *_others(machine)))
+    by_other = machine.exists(foreign.PROXMOX_ESPS) and "systemd-boot" in efi.loader_name(machine).lower()
+    of_proxmox = (KERNEL_CMDLINE,) if by_other else ()
+    others = (*files.entry_files(machine), *_others(machine), *of_proxmox)
+    return not any("BOOT_IMAGE=" in machine.peek(n) for n in others)
 
 
 def _of_boot(machine: Host) -> Owner | None:

@@ -341,6 +341,8 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
     wrote = machine.live and bool(steps.undo) and _programs_wrote(machine, change, former)
     for step in steps.undo if wrote else ():
         attempt(partial(_run, machine, step, Interrupts()), again if steps.owned else failed)
+    if wrote and not again:
+        attempt(partial(by.prove_undone, machine, change.before))
     for name in (*steps.menus, *steps.owned, *steps.rewritten, WORDS_RECORD):
         attempt(partial(_put_back, machine, former, name))
     if change.before.chosen:
@@ -364,14 +366,17 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
 
 
 def _programs_wrote(machine: Host, change: Change, former: _Former) -> bool:
-    """Whether the programs did something that their `undo` is to take back; so where that cannot be read."""
+    """Whether the programs did something that their `undo` is to take back.
+
+    Where that cannot be read: so, if `undo` only makes all anew of the files that were put back.
+    """
     owned = change.steps.owned
     try:
         if owned:
             return any(machine.read(n) != former.files[n] for n in owned)
         return bool(change.steps.undo) and change.by.standing(machine) != change.before
     except EmupmemError:
-        return bool(owned)
+        return bool(owned) or change.steps.undo == change.steps.commands
 
 
 def _put_edit_back(machine: Machine, steps: Steps, former: _Former, edit: FileEdit) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from emupmem import __version__
-from emupmem.boot import addon, efi, foreign, loader, obstacles, owner, rpm_ostree, signing
+from emupmem.boot import addon, efi, foreign, loader, obstacles, owner, partitions, rpm_ostree, signing
 from emupmem.boot import images as boot_images
 from emupmem.boot import kernel as boot_kernel
 from emupmem.boot.bls import entries, files, sources
@@ -74,6 +74,7 @@ _FILES = (
     GRUB_DEFAULT,
     UNIT_FILE,
     *(f"{folder}/kernel/install.conf" for folder in sources.CONFIG_FOLDERS),
+    foreign.PROXMOX_ESPS,
     foreign.LIMINE_DEFAULTS,
     foreign.LIMINE_TOOL_CONFIG,
     *foreign.LIMINE_CONFIGS,
@@ -95,7 +96,7 @@ _THERE = (
 
 _ND = ("devtype", "modalias", "mode", "size", "resource", "provider", "numa_node", "target_node", "state")
 _ND_MORE = ("align", "holder", "holder_class", "nstype", "force_raw", "mappings", "read_only", "sector_size")
-_SILENT = ("ipmctl", "grubby", "sdbootutil", "kernelstub", "sdboot-manage")
+_SILENT = ("ipmctl", "grubby", "sdbootutil", "kernelstub", "sdboot-manage", "proxmox-boot-tool")
 """Programs that would set to work when asked for their version, or have no such option."""
 
 _NODES = "/sys/devices/system/node"
@@ -345,6 +346,8 @@ def _outputs(basket: _Basket, needs_drivers: bool) -> dict[str, dict[str, Any]]:
     lists = doctor_kernel.listing(basket.machine) if needs_drivers else ()
     starts = installed.present_program(basket.machine)
     more = (*((lists,) if lists else ()), *((installed.version_call(starts),) if starts else ()))
+    by_proxmox = basket.machine.is_root and basket.machine.exists(foreign.PROXMOX_ESPS)
+    more += (partitions.LOOK,) if by_proxmox else ()
     for argv in (DMESG, JOURNAL, *PROGRAMS, *more):
         if argv == JOURNAL and complete:
             continue

@@ -235,3 +235,165 @@ printf 'title Fedora Linux (%s)\nversion %s\nlinux /vmlinuz-%s\ninitrd /initramf
   "$version" "$version" "$version" "$version" "${options[*]}" > "$entry"
 printf 'grub_users $grub_users\ngrub_arg --unrestricted\ngrub_class fedora\n' >> "$entry"
 """
+
+# After proxmox-boot-tool and the hooks proxmox-auto-removal and zz-proxmox-boot of proxmox-kernel-helper 8.1.0
+# (7007b33, November 2023), `refresh` and `refresh --hook`, on a machine in a folder: /dev/disk/by-uuid leads to a
+# file that names the folder which is the partition; in a guest to the partition, which is mounted. Left out are all
+# other actions, the GRUB menus that it makes on a partition (a note in a file `grub/made` is all), dpkg (the installed
+# kernels stand in /packages), uname (/proc/sys/kernel/osrelease), systemd-boot's own hooks that it switches off, and
+# containers. Its habits: only the first line of /etc/kernel/cmdline counts, and without root= in it the hook ends
+# with 1; without that file the words are those of this boot, but for initrd=; a line that is no UUID of FAT, a
+# partition that is not there, cannot be mounted or is not set up is passed over with a warning, and all ends with 0;
+# one that has EFI/proxmox/grubx64.efi is GRUB's, and so are then all that follow it (the variable is never reset);
+# kernels and initial disks are copied in place, then the entry is written in place; kernels that are not to be kept go
+# with their entries: kept are the running one, the two latest, those added by hand, the pinned ones; entries of other
+# names stay; `default` of loader.conf is set to proxmox-* or to the pinned kernel; apt's 76pveconf is made anew.
+PROXMOX_BOOT_TOOL = r"""
+import ctypes, os, pathlib, re, shutil, signal, subprocess, sys
+root = pathlib.Path(ROOT)
+if ROOT == "/" and "PVE_EFIBOOT_UNSHARED" not in os.environ:
+    os.environ["PVE_EFIBOOT_UNSHARED"] = "1"
+    os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", sys.executable, *sys.argv])
+fail = (root / "fail").read_text() if (root / "fail").exists() else ""
+if fail.endswith(" once"):
+    (root / "fail").unlink()
+    fail = fail.removesuffix(" once")
+uuids = root / "etc/kernel/proxmox-boot-uuids"
+
+def warn(text):
+    print(text, file=sys.stderr)
+
+def first_line(name):
+    file = root / name
+    return file.read_text().split("\n")[0] if file.exists() else ""
+
+def order(version):
+    return [(0, int(x)) if x.isdigit() else (1, x) for x in re.split("[-.]", version)]
+
+def opened(device):
+    if not device.is_block_device():
+        return root / device.read_text().strip()
+    place = pathlib.Path("/var/tmp/espmounts") / device.name
+    place.mkdir(parents=True, exist_ok=True)
+    return place if subprocess.run(["mount", device, place]).returncode == 0 else place / "none"
+
+def kept():
+    installed = sorted((root / "packages").read_text().split(), key=order, reverse=True)
+    running = (root / "proc/sys/kernel/osrelease").read_text().strip()
+    manual = root / "etc/kernel/proxmox-boot-manual-kernels"
+    names = {first_line("etc/kernel/proxmox-boot-pin"), first_line("etc/kernel/next-boot-pin"), *installed[:2]}
+    names |= {running} if (root / "boot" / ("vmlinuz-" + running)).exists() else set()
+    names |= set(manual.read_text().split()) if manual.exists() else set()
+    return sorted(names - {""})
+
+def auto_removal():
+    file = root / "etc/apt/apt.conf.d/76pveconf"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(file.name + ".dpkg-new")
+    new.write_text("APT::NeverAutoRemove\n{\n" + "".join('   "^proxmox-kernel-%s$";\n' % v for v in kept()) + "};\n")
+    os.replace(new, file)
+    file.chmod(0o444)
+
+def boot():
+    if not uuids.exists():
+        warn("No /etc/kernel/proxmox-boot-uuids found, skipping ESP sync.")
+        return
+    if (root / "etc/kernel/cmdline").is_file():
+        line = first_line("etc/kernel/cmdline")
+        if "root=" not in line:
+            warn("No root= parameter in /etc/kernel/cmdline found!")
+            sys.exit(1)
+    else:
+        warn("No /etc/kernel/cmdline found - falling back to /proc/cmdline")
+        line = re.sub(r"\binitrd=[0-9a-zA-Z\\\/.-]*\s*", "", (root / "proc/cmdline").read_text().rstrip("\n"))
+    line = line.replace("memmap", "memmmap") if fail == "wrong" else line
+    grub = False
+    for number, uuid in enumerate(x for x in uuids.read_text().split("\n")[:-1] if x):
+        path = "/dev/disk/by-uuid/" + uuid
+        if not re.search("[0-9a-fA-F]{4}-[0-9a-fA-F]{4}", uuid):
+            warn("WARN: %s does not look like a VFAT-UUID - skipping" % uuid)
+            continue
+        device = root / path[1:]
+        if not device.exists():
+            warn("WARN: %s does not exist - clean the list! - skipping" % path)
+            continue
+        esp = opened(device)
+        if not esp.is_dir() or (fail == "skip" and number):
+            warn("mount of %s failed - skipping" % path)
+            continue
+        grub |= (esp / "EFI/proxmox/grubx64.efi").exists()
+        if grub:
+            if not (esp / "grub").is_dir():
+                warn("%s contains no grub directory - skipping" % path)
+                continue
+            (esp / "grub/made").write_text((root / "etc/default/grub").read_text())
+            continue
+        config = esp / "loader/loader.conf"
+        if not config.is_file() or not (esp / "EFI/proxmox").is_dir():
+            warn("%s contains no loader.conf - skipping" % path)
+            continue
+        warn("Copying and configuring kernels on " + path)
+        for version in kept():
+            kernel, initrd = (root / "boot" / (x + version) for x in ("vmlinuz-", "initrd.img-"))
+            if not kernel.exists() or not initrd.exists():
+                warn("No linux-image or initrd-image of %s found - skipping" % version)
+                continue
+            folder = esp / "EFI/proxmox" / version
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(kernel, folder / kernel.name)
+            shutil.copyfile(initrd, folder / initrd.name)
+            here = "/EFI/proxmox/" + version
+            text = f"title    Proxmox Virtual Environment\nversion  {version}\noptions  {line}\n"
+            text += f"linux    {here}/{kernel.name}\ninitrd   {here}/{initrd.name}\n"
+            (esp / "loader/entries" / f"proxmox-{version}.conf").write_text(text)
+            if fail == "half":
+                sys.exit("cp: error writing: No space left on device")
+            if fail == "interrupt":
+                os.kill(os.getppid(), signal.SIGINT)
+        pinned = first_line("etc/kernel/next-boot-pin") or first_line("etc/kernel/proxmox-boot-pin")
+        default = "default proxmox-%s" % (pinned + ".conf" if pinned else "*")
+        text = config.read_text()
+        found = re.search("^default .*$", text, re.MULTILINE)
+        fresh = config.with_name("sedXXXXXX")  # of sed -i
+        fresh.write_text(text.replace(found[0], default) if found else text + default + "\n")
+        os.replace(fresh, config)
+        for folder in (esp / "EFI/proxmox").iterdir():
+            if folder.is_dir() and not any(folder.name in v for v in kept()):
+                shutil.rmtree(folder)
+                (esp / "loader/entries" / f"proxmox-{folder.name}.conf").unlink(missing_ok=True)
+        descriptor = os.open(esp, os.O_RDONLY)
+        ctypes.CDLL(None).syncfs(descriptor)  # as umount does
+        os.close(descriptor)
+        if device.is_block_device():
+            subprocess.run(["umount", esp], check=True)
+            esp.rmdir()
+
+if fail == "start":
+    sys.exit("Hook script 'functions' not found")
+if sys.argv[1:] == ["refresh"]:
+    auto_removal()
+elif sys.argv[1:] != ["refresh", "--hook", "zz-proxmox-boot"]:
+    sys.exit("Invalid/unknown command '%s'." % " ".join(sys.argv[1:]))
+boot()
+if fail == "end":
+    sys.exit(1)
+"""
+
+# unshare, mount and findmnt as far as partitions are looked at by them, on the same machine: sh does the rest. The
+# file /mounts says where a device is mounted; what is mounted cannot be mounted read-only as well.
+UNSHARE = r"""#!/bin/sh
+root="$(cd "${0%/*}/.." && pwd)"
+[ "$1 $2 $3 $4 $5 $#" = "--mount --propagation private sh -c 6" ] || exit 64
+mount() {
+  [ "$1 $2 $3 $4 $6" = "-t vfat -o ro,nosuid,nodev,noexec /mnt" ] || exit 64
+  there="$(command cat "$root$5")"
+  [ -z "$(findmnt "$5")" ] || { echo "mount: /mnt: $5 already mounted or mount point busy." >&2; return 32; }
+  [ -d "$root/$there" ] || { echo "mount: /mnt: wrong fs type, bad superblock on $5" >&2; return 32; }
+}
+findmnt() { for last; do :; done; [ ! -e "$root/mounts" ] || sed -n "s|^$last ||p" "$root/mounts"; }
+umount() { [ "$1" = /mnt ] || exit 64; }
+cd() { if [ "$1" = /mnt ]; then command cd "$root/$there"; else command cd "$root$1"; fi; }
+cat() { command cat "$root$1"; }
+test() { command test "$1" "$root$2"; }
+eval "$6"
+"""

@@ -152,6 +152,12 @@ def proxmox(machine: Machine) -> None:
     )
 
 
+def proxmox_without_line(machine: Machine) -> None:
+    proxmox(machine)
+    (machine.root / "etc/kernel/cmdline").unlink()
+    put(machine, "/usr/sbin/proxmox-boot-tool", "")
+
+
 def uki(machine: Machine) -> None:
     started_by(machine, "systemd-boot 257.5")
     efi(machine, "StubInfo", "systemd-stub 257.5")
@@ -242,7 +248,7 @@ LIVE: dict[str, tuple[Callable[[Machine], None], str, str]] = {
     ),
     "nixos": (nixos, "NixOS writes its boot entries from its configuration", NIX_WAY),
     "nixos with grub": (nixos_grub, "NixOS writes its boot entries from its configuration", NIX_WAY),
-    "proxmox": (
+    "proxmox without its tool": (
         proxmox,
         "proxmox-boot-tool writes the boot entries here",
         "add memmap=1G!4G to the end of the first line of /etc/kernel/cmdline; then proxmox-boot-tool refresh",
@@ -496,10 +502,11 @@ TREES: dict[str, tuple[Callable[[Machine], None], str, str]] = {
         "Limine",
         "to the whole command line, root= included, and memmap=1G!4G; then sudo limine",
     ),
-    "proxmox": (
-        proxmox,
+    "proxmox without a line": (
+        proxmox_without_line,
         "proxmox-boot-tool writes the boot entries of this tree",
-        "add memmap=1G!4G to the end of the first line of /etc/kernel/cmdline; then proxmox-boot-tool refresh",
+        "to the end of the first line of /etc/kernel/cmdline, which is to be the whole kernel command line; then "
+        "proxmox-boot-tool refresh",
     ),
     "uki": (uki, "a unified kernel image boots by default", UKI_WAY),
     "uki by default, by a pattern": (

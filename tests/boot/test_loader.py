@@ -19,6 +19,7 @@ import pytest
 
 from emupmem.boot import change, detect, grub_bls, loader, obstacles, prepare, rpm_ostree, transaction
 from emupmem.boot import kernelstub as boot_kernelstub
+from emupmem.boot import proxmox_boot_tool as boot_proxmox
 from emupmem.boot import sdboot_manage as boot_sdboot_manage
 from emupmem.boot import systemd_boot as boot_systemd_boot
 from emupmem.boot.bls import text as bls_text
@@ -416,6 +417,43 @@ def cachyos(root: Path, config: str = CACHY_CONFIG, fallback: bool = False) -> F
     return machine
 
 
+PROXMOX_LINE = "root=ZFS=rpool/ROOT/pve-1 boot=zfs quiet"
+PROXMOX_UUIDS = {"1234-ABCD": "esps/a", "5678-EF01": "esps/b"}
+
+
+def proxmox(
+    root: Path, cmdline: str | None = f"{PROXMOX_LINE}\n", uuids: Sequence[str] = tuple(PROXMOX_UUIDS)
+) -> FakeMachine:
+    """Proxmox on ZFS and UEFI with two partitions and two kernels: proxmox-boot-tool has run."""
+    machine = fake.build(root)
+    (machine.root / "sbin/update-grub2").unlink()
+    efi(machine, "LoaderInfo", "systemd-boot 252.12-1")
+    put(machine, "/sys/firmware/efi/fw_platform_size", "64\n")
+    put(machine, "/proc/cmdline", f"initrd=\\EFI\\proxmox\\{RELEASE}\\initrd.img-{RELEASE} {PROXMOX_LINE}\n")
+    put(machine, "/etc/kernel/proxmox-boot-uuids", "".join(f"{u}\n" for u in uuids))
+    if cmdline is not None:
+        put(machine, "/etc/kernel/cmdline", cmdline)
+    put(machine, "/boot/grub/grubenv", "# GRUB Environment Block\n")
+    put(machine, "/packages", f"{RELEASE} 6.8.12-1-pve\n")
+    for release in (RELEASE, "6.8.12-1-pve"):
+        put(machine, f"/boot/vmlinuz-{release}", kernel.image(release))
+        put(machine, f"/boot/initrd.img-{release}", f"initrd of {release}\n")
+    for number, (uuid, esp) in enumerate(PROXMOX_UUIDS.items()):
+        put(machine, f"/dev/sd{'ab'[number]}2", f"{esp}\n")
+        (machine.root / "dev/disk/by-uuid").mkdir(parents=True, exist_ok=True)
+        (machine.root / f"dev/disk/by-uuid/{uuid}").symlink_to(f"../../sd{'ab'[number]}2")
+        put(machine, f"/{esp}/loader/loader.conf", "timeout 3\ndefault proxmox-*\n")
+        (machine.root / esp / "loader/entries").mkdir()
+        (machine.root / esp / "EFI/proxmox").mkdir(parents=True)
+    put(machine, "/esps/a/loader/entries/memtest.conf", "title Memtest\nefi /memtest.efi\n")
+    script(machine, "unshare", generators.UNSHARE)
+    program(machine, "proxmox-boot-tool", generators.PROXMOX_BOOT_TOOL)
+    ran = machine.output("proxmox-boot-tool", "refresh")
+    assert ran is not None
+    assert ran.status == 0, ran
+    return machine
+
+
 MACHINES: dict[str, tuple[Callable[[Path], FakeMachine], type[loader.Loader]]] = {
     "systemd-boot": (systemd_boot, boot_systemd_boot.SystemdBoot),
     "grub-bls": (fedora, grub_bls.GrubBls),
@@ -445,12 +483,26 @@ MACHINES: dict[str, tuple[Callable[[Path], FakeMachine], type[loader.Loader]]] =
         lambda root: cachyos(root, CACHY_CONFIG.replace('REMOVE_EXISTING="no"', "")),
         boot_sdboot_manage.SdbootManage,
     ),
+    "proxmox-boot-tool": (proxmox, boot_proxmox.ProxmoxBootTool),
+    "proxmox-boot-tool-without-cmdline": (lambda root: proxmox(root, None), boot_proxmox.ProxmoxBootTool),
+    "proxmox-boot-tool-one-is-gone": (
+        lambda root: proxmox(root, uuids=("0000-0000", "1234-ABCD")),
+        boot_proxmox.ProxmoxBootTool,
+    ),
     "rpm-ostree": (ostree, rpm_ostree.RpmOstree),
     "rpm-ostree-old": (lambda root: ostree(root, "The kernel arguments are:\n"), rpm_ostree.RpmOstree),
 }
 
 
-BASIC = ("systemd-boot", "grub-bls", "sdbootutil", "kernelstub", "sdboot-manage", "rpm-ostree")
+BASIC = (
+    "systemd-boot",
+    "grub-bls",
+    "sdbootutil",
+    "kernelstub",
+    "sdboot-manage",
+    "proxmox-boot-tool",
+    "rpm-ostree",
+)
 """Those of the inner loop; the others are variations of them."""
 
 
@@ -493,6 +545,7 @@ def content(machine: FakeMachine) -> dict[str, bytes]:
         "etc/default",
         "boot/grub2",
         "etc/kernelstub",
+        "esps",
         "kargs",
     )
     files = [f for p in places for f in [machine.root / p, *(machine.root / p).rglob("*")] if f.is_file()]

@@ -36,6 +36,7 @@ PROOFS = {
     "rpm-ostree": ("boot/test_rpm_ostree.test_a_trial_pins_what_runs_and_says_that_nothing_is_forgotten",),
     "Pop!_OS": ("boot/test_generators.test_a_kernel_update_keeps_it_and_after_remove_nothing_of_it_is_left",),
     "CachyOS": ("boot/test_generators.test_a_new_kernel_gets_it_and_after_remove_none_does",),
+    "Proxmox": ("boot/test_proxmox.test_a_new_kernel_gets_it_and_after_remove_none_does",),
     "Limine": ("boot/test_limine.test_a_new_kernel_carries_it_and_after_remove_none_does",),
     "rEFInd": ("scenario/test_systemd_boot.test_the_real_mkrlconf_leaves_the_reservation_in_its_file",),
 }

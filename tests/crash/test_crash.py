@@ -323,8 +323,12 @@ def test_only_emupmem_is_killed_at_any_call_and_the_generator_goes_on(
 
 
 def counts(call: Call, root: Path) -> bool:
-    """Whether a call changes the disk: not what the firmware keeps, which changes as a whole or not."""
-    return call.inside(root) and not any(p.startswith(f"{root}/sys/") for p in call.paths)
+    """Whether a call changes the disk.
+
+    Not what the firmware keeps, which changes as a whole or not; and not the partitions of proxmox-boot-tool, which
+    are file systems of their own.
+    """
+    return call.inside(root) and not any(p.startswith((f"{root}/sys/", f"{root}/esps/")) for p in call.paths)
 
 
 def calls_of(case: Case, prepared: Change) -> list[Call]:

@@ -85,6 +85,7 @@ STARTS: dict[str, Callable[[Path], FakeMachine]] = {
     "sdbootutil": test_loader.opensuse,
     "kernelstub": test_loader.pop,
     "sdboot-manage": test_loader.cachyos,
+    "proxmox-boot-tool": test_loader.proxmox,
     "limine": test_limine.limine,
     "refind": test_refind.refind,
     "rpm-ostree": ostree,

@@ -100,6 +100,7 @@ LOADERS = (
     Scenario("sdbootutil", of_loader(test_loader.opensuse), apply, remove),
     Scenario("kernelstub", of_loader(test_loader.pop), apply, remove),
     Scenario("sdboot-manage", of_loader(test_loader.cachyos), apply, remove),
+    Scenario("proxmox-boot-tool", of_loader(test_loader.proxmox), apply, remove),
     Scenario("limine", of_loader(test_limine.limine), apply, remove),
     Scenario("refind", of_loader(test_refind.refind), apply, remove),
     Scenario("grub-bls-trial", of_loader(test_grub_bls.knows_trials), try_it, prepare_abandon),

@@ -6,9 +6,12 @@ from __future__ import annotations
 import pytest
 
 from emupmem.model import GIB
+from tests.boot import generators
 from tests.vm.image import image
 from tests.vm.machine import Machine
 from tests.vm.test_vm import INSTALL, WAIT, WARM, done, said
+
+TOOL = f"#!/usr/bin/python3\nROOT = '/'\n{generators.PROXMOX_BOOT_TOOL}"
 
 # What an update of the kernel's package, or of the initramfs, runs.
 HEAD = """
@@ -125,6 +128,35 @@ cmp "$entry" /root/entry
 alone
 """
 
+# Proxmox's way on the same partition, not mounted: the stand-in mounts it as proxmox-boot-tool does.
+PROXMOX = """
+cat > /usr/sbin/proxmox-boot-tool << 'END'
+TOOL
+END
+chmod +x /usr/sbin/proxmox-boot-tool
+mkdir /boot/efi/EFI/proxmox
+echo 'default proxmox-*' >> /boot/efi/loader/loader.conf
+uname -r > /packages
+{ findmnt -no UUID /boot/efi; echo 0000-0000; } > /etc/kernel/proxmox-boot-uuids
+sed -n 's/^options *//p' "$entry" > /etc/kernel/cmdline
+cp /etc/kernel/cmdline /root/cmdline
+umount /boot/efi
+proxmox-boot-tool refresh
+device=/dev/disk/by-uuid/$(head -n 1 /etc/kernel/proxmox-boot-uuids)
+esp() { unshare --mount sh -ec 'mount -o ro "$0" /mnt; "$@"' "$device" "$@"; }
+made="/mnt/loader/entries/proxmox-$(uname -r).conf"
+esp cat "$made" > /root/made.conf
+emupmem apply --size 1G --yes 2> /job/out/gone
+esp grep '^options .* memmap=1G!4G$' "$made"
+# where it is mounted it is looked at there
+mount /boot/efi
+emupmem remove --yes
+umount /boot/efi
+esp cat "$made" | cmp - /root/made.conf
+cmp /etc/kernel/cmdline /root/cmdline
+grep -E ' /mnt | /var/tmp' /proc/mounts && exit 9 || [ $? = 1 ]
+"""
+
 
 @pytest.mark.vm(image="trixie sdboot", boots=5, seconds=250)
 def test_systemd_boot_from_suggest_to_remove() -> None:
@@ -166,8 +198,9 @@ def test_systemd_boot_from_suggest_to_remove() -> None:
         assert found["devices"] == [{"dev": "/dev/pmem0", "start": 4 * GIB, "size": GIB}]
         assert said(second, "doctor.json")["ok"] is True
 
-        third = done(guest.boot(script(THIRD), last=True))
+        third = done(guest.boot(script(THIRD + PROXMOX.replace("TOOL", TOOL.strip())), last=True))
         assert [c["status"] for c in said(third, "verify.json")["checks"]] == ["ok"] * 3
+        assert b"0000-0000 is not here: proxmox-boot-tool passes over it" in third.files["gone"]
         lines = third.files["cmdline"].splitlines()
         assert lines[0] == b"# of this machine"
         assert b"memmap=1G!4G" in lines[-1].split()

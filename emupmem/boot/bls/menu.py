@@ -22,7 +22,7 @@ def menu_names(machine: Host) -> list[str]:
     (boot_entry_compare, config_select_default_entry, src/boot/boot.c).
     """
     names = [*unified_images(machine), *_entries(machine)]
-    for pattern in _patterns(machine):
+    for pattern in told_names(machine, _config(machine)):
         first = [n for n in names if fnmatchcase(n.lower(), pattern) or n.lower() == f"{pattern}.conf"]
         if first:
             return [*first, *(n for n in names if n not in first)]
@@ -31,19 +31,23 @@ def menu_names(machine: Host) -> list[str]:
 
 def told_default(machine: Host) -> str:
     """The name of what is told to boot by default, empty where that is left to the order of the menu."""
-    if not _patterns(machine):
+    if not told_names(machine, _config(machine)):
         return ""
     names = menu_names(machine)
     return names[0] if names and _is_told(machine, names[0]) else ""
 
 
 def _is_told(machine: Host, name: str) -> bool:
-    return any(fnmatchcase(name.lower(), p) or name.lower() == f"{p}.conf" for p in _patterns(machine))
+    patterns = told_names(machine, _config(machine))
+    return any(fnmatchcase(name.lower(), p) or name.lower() == f"{p}.conf" for p in patterns)
 
 
-def _patterns(machine: Host) -> list[str]:
-    """What is to boot by default, in lower case, the first to be found wins."""
-    config = next((t for f in files.BOOT_FOLDERS if (t := machine.peek(f"{f}/loader/loader.conf"))), "")
+def _config(machine: Host) -> str:
+    return next((t for f in files.BOOT_FOLDERS if (t := machine.peek(f"{f}/loader/loader.conf"))), "")
+
+
+def told_names(machine: Host, config: str) -> list[str]:
+    """What is to boot by default as patterns in lower case, the first to be found wins; `config` is loader.conf."""
     values = dict(bls_text.fields(config))
     told = [efi.efi_text(machine, efi.efi_variable("LoaderEntryDefault"))] if machine.running else []
     told += [values.get("preferred", ""), values.get("default", "")]
@@ -55,9 +59,11 @@ def _entries(machine: Host) -> list[str]:
     """The names of the entries, sorted as systemd-boot does."""
     found = [(n, files.entry_text(machine, n)) for n in files.entry_files(machine)]
     found = [(n, t) for n, t in found if not n.rpartition("/")[2].startswith("auto-")]
-    found.sort(key=lambda e: _natural(id_of(e[0])), reverse=True)
+    found.sort(key=lambda e: natural_order(id_of(e[0])), reverse=True)
     found.sort(
-        key=lambda e: _natural(bls_text.value(e[1], "version") if bls_text.value(e[1], "sort-key") else ""),
+        key=lambda e: natural_order(
+            bls_text.value(e[1], "version") if bls_text.value(e[1], "sort-key") else ""
+        ),
         reverse=True,
     )
     found.sort(key=_group)
@@ -81,7 +87,7 @@ def id_of(name: str) -> str:
     return re.sub(r"\+\d+(?:-\d+)?(?=\.(?:conf|efi)\Z)", "", name.rpartition("/")[2])
 
 
-def _natural(text: str) -> list[tuple[int, int, str]]:
+def natural_order(text: str) -> list[tuple[int, int, str]]:
     """Text in the order of versions: numbers by their value (strverscmp_improved, src/fundamental)."""
     ranks = {"-": 0, "^": 1, ".": 2}
     parts = re.findall(r"[0-9]+|[A-Za-z]+|[-^.]", text)
