@@ -2,7 +2,7 @@
 """The partitions that proxmox-boot-tool keeps in step: what is on each. They are looked at and never written to.
 
 Most are not mounted. Those are mounted read-only in a mount namespace of their own, which nobody else sees and which
-ends with the program that looks.
+ends with the program that looks. For that moment proxmox-boot-tool, which wants to write, could not mount them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class PartitionState(StrEnum):
     UNREADABLE = "unreadable"
     GRUB = "GRUB"
     UNPREPARED = "unprepared"
+    EMPTY = "empty"
     SYSTEMD_BOOT = "systemd-boot"
 
 
@@ -104,7 +105,8 @@ def _partition(uuid: str, said: str) -> Partition:
         return Partition(uuid, PartitionState.UNPREPARED)
     texts = _texts(lines)
     entries = [(found[1], t) for n, t in sorted(texts.items()) if (found := _ENTRY.fullmatch(n))]
-    return Partition(uuid, PartitionState.SYSTEMD_BOOT, texts.get(_CONFIG, ""), tuple(entries))
+    state = PartitionState.SYSTEMD_BOOT if entries else PartitionState.EMPTY
+    return Partition(uuid, state, texts.get(_CONFIG, ""), tuple(entries))
 
 
 def _texts(lines: list[str]) -> dict[str, str]:

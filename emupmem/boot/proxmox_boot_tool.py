@@ -39,6 +39,7 @@ _NOTES = {
     PartitionState.MISSING: "{uuid} is not here: proxmox-boot-tool passes over it (proxmox-boot-tool clean forgets it)",
     PartitionState.UNREADABLE: "{uuid} cannot be looked at: {why}",
     PartitionState.GRUB: "GRUB starts from {uuid}, with the words of /etc/default/grub: they stay as they are",
+    PartitionState.EMPTY: "{uuid} has no entries yet: proxmox-boot-tool refresh makes them",
     PartitionState.UNPREPARED: "{uuid} is not set up for systemd-boot: proxmox-boot-tool passes over it",
 }
 _REFRESH = Command(

@@ -209,6 +209,18 @@ def bare(machine: Machine) -> None:
     (machine.root / "esps/b/loader/loader.conf").unlink()
 
 
+def test_a_partition_without_entries_is_said_and_gets_them(tmp_path: Path) -> None:
+    machine = proxmox(tmp_path)
+    for name in machine.names("/esps/b/loader/entries"):
+        (machine.root / "esps/b/loader/entries" / name).unlink()
+    prepared = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), loader.Options())
+    assert any("5678-EF01 has no entries yet" in w for w in prepared.warnings)
+    apply(machine)
+    assert entry(machine, "esps/b", OLD) == LINE
+    remove(machine)
+    assert entry(machine, "esps/b", OLD) == PROXMOX_LINE
+
+
 @pytest.mark.parametrize(
     ("make", "state", "said"),
     [
