@@ -65,7 +65,7 @@ class Control:
             "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).with_name("callback")),
             "ANSIBLE_CONNECTION_PLUGINS": str(Path(__file__).with_name("connection")),
             "ANSIBLE_PIPELINING": "1",
-            "ANSIBLE_TIMEOUT": "600",
+            "ANSIBLE_TIMEOUT": "120",
             "ANSIBLE_SSH_ARGS": "-oControlMaster=auto -oControlPersist=600",
             "ANSIBLE_LOCALHOST_WARNING": "0",
             "ANSIBLE_INVENTORY_UNPARSED_WARNING": "0",

@@ -8,7 +8,7 @@ packages="python3-venv python3-dev gcc libc6-dev libaugeas-dev libxml2-dev pkg-c
 [ "${1:-}" = build ] ||
     packages="$packages qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring ovmf
               e2fsprogs dosfstools fdisk util-linux busybox-static kmod xz-utils zstd
-              cpio libvirt0 libxml2-utils mandoc zsh fish"
+              cpio libvirt0 libxml2-utils mandoc zsh fish openssh-client"
 
 # Where there are no Debian packages: what the build needs is looked for itself.
 if ! command -v dpkg-query >/dev/null; then

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emupmem.model import GIB, MIB
+from tests.fleet import sshd
+from tests.fleet.control import Control, Told
+from tests.fleet.sshd import ASK, START, Outside, Reached
 from tests.vm import package
 from tests.vm.image import SPARE, image
 from tests.vm.machine import Content, JobResult, Machine
@@ -129,17 +134,19 @@ runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/user.json
 emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
 emupmem apply --size SIZE COUNT --check && exit 9 || [ $? = 3 ]
 sha256sum -c /root/before
-emupmem apply --size SIZE COUNT --mount /mnt/pmem0 --owner dev --fs FS --yes --json > /job/out/apply.json
+PRESENT
 emupmem apply --size SIZE COUNT --mount /mnt/pmem0 --owner dev --fs FS --check
 systemd-analyze verify --man=no /etc/systemd/system/emupmem.service > /job/out/analyze 2>&1
 emupmem verify --json > /job/out/pending.json && exit 9 || [ $? = 3 ]
 cp /etc/default/grub /boot/grub/grub.cfg /job/out/
+RESTART
 """
 
 SECOND = """
 set -eux
 WARM
 WAIT
+RESTARTED
 cat /proc/cmdline
 # without another command there is a folder that the user can map
 grep -E ' /mnt/pmem0 .*dax=always' /proc/mounts
@@ -163,13 +170,28 @@ emupmem verify --wait 0 > /job/out/unloaded && exit 9 || [ $? = 3 ]
 modprobe nd_pmem
 
 EARLY
-emupmem remove --yes
+ABSENT
 sha256sum -c /root/before
 cmp /boot/grub/grub.cfg /root/grub.cfg.before
 [ ! -e /etc/systemd/system/emupmem.service ]
 emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
 PURGED
 """
+
+# Who does it: the program as people call it, or Ansible from outside, which also restarts the machine.
+BY_HAND = {
+    "PRESENT": "emupmem apply --size SIZE COUNT --mount /mnt/pmem0 --owner dev --fs FS --yes --json"
+    " > /job/out/apply.json",
+    "RESTARTED": "",
+    "RESTART": "",
+    "ABSENT": "emupmem remove --yes",
+}
+BY_ANSIBLE = {
+    "PRESENT": f"{START}{ASK}ask present",
+    "RESTARTED": f"{ASK}answered restart",
+    "RESTART": "ask restart",
+    "ABSENT": "ask absent",
+}
 
 THIRD = """
 set -eux
@@ -179,13 +201,40 @@ emupmem verify --json > /job/out/verify.json
 """
 
 
+def part_of(results: list[JobResult], number: int, name: str) -> JobResult:
+    """One of some boots, with those files of all that are in its own folder."""
+    files = {n.removeprefix(f"{name}/"): c for n, c in results[-1].files.items() if n.startswith(f"{name}/")}
+    return replace(results[number], files=files)
+
+
+def ansible_steps(
+    reached: Reached, told: dict[str, dict[str, Any]], size: str, count: int, fs: str
+) -> dict[str, Callable[[], None]]:
+    """What scripts ask for, by name; what the modules say of it comes into `told`."""
+    control = Control(reached.folder / "control", reached.inventory("guest"))
+
+    def play(**tasks: dict[str, Any]) -> None:
+        names = {"present": "emupmem.emupmem.reservation", "absent": "emupmem.emupmem.reservation"}
+        names |= {"verify": "emupmem.emupmem.verify", "restart": "ansible.builtin.reboot"}
+        played: Told = control.play([{"name": n, names[n]: options} for n, options in tasks.items()])
+        assert played.status == 0, json.dumps(list(played.results.values()), default=str)
+        told.update({name: played.of(name)["guest"] for name in tasks})
+
+    wanted = {"size": size, "count": count, "mount": ["/mnt/pmem0"], "owner": "dev", "fs": fs}
+    return {
+        "present": lambda: play(present=wanted),
+        "restart": lambda: play(restart={"reboot_timeout": 3000}, verify={}),
+        "absent": lambda: play(absent={"state": "absent"}),
+    }
+
+
 @pytest.mark.parametrize(
     ("suite", "firmware", "memory", "size", "count", "fs", "memmap", "words"),
     [
         # the example of every guide to emulated persistent memory, to the byte
         pytest.param(
             *("bookworm", "bios", "20G", "16G", 1, "ext4", "memmap=16G!4G", "persistent (type 12)"),
-            marks=pytest.mark.vm(image="bookworm bios", boots=3, seconds=180),
+            marks=pytest.mark.vm(image="bookworm bios", boots=3, seconds=250),
         ),
         pytest.param(
             *("trixie", "uefi", "6G", "1G", 2, "xfs", "memmap=1G!4G,1G!5G", "persistent (type 12)"),
@@ -193,7 +242,7 @@ emupmem verify --json > /job/out/verify.json
         ),
         pytest.param(
             *("forky", "bios", "6G", "1G", 1, "ext4", "memmap=1G!4G", "persistent RAM (type 12)"),
-            marks=pytest.mark.vm(image="forky bios", boots=2, seconds=280),
+            marks=pytest.mark.vm(image="forky bios", boots=2, seconds=350),
         ),
     ],
 )
@@ -208,13 +257,22 @@ def test_suggest_apply_reboot_verify_mount_remove(
     words: str,
     tmp_path: Path,
 ) -> None:
-    """Debian 13 and testing with the package, which is also upgraded, removed and purged there."""
+    """Debian 13 and testing with the package, which is also upgraded, removed and purged there.
+
+    Debian 12 and testing are told and restarted by Ansible.
+    """
     other = {"ext4": "xfs", "xfs": "ext4"}[fs]
     packaged = suite != "bookworm"  # whose libraries are too old for the package
     if packaged and (why := package.lacking()):
         pytest.skip(why)
 
-    def script(text: str) -> str:
+    by_ansible = suite != "trixie"
+    if by_ansible and (why := sshd.lacking()):
+        pytest.skip(why)
+
+    def script(text: str, part: str) -> str:
+        for name, words in (BY_ANSIBLE if by_ansible else BY_HAND).items():
+            text = text.replace(name, words)
         text = (
             text.replace("OTHER", other)
             .replace("INSTALL", PACKAGED if packaged else INSTALL)
@@ -225,26 +283,37 @@ def test_suggest_apply_reboot_verify_mount_remove(
             .replace("WAIT", WAIT)
             .replace("PROBE", "" if suite == "bookworm" else PROBE)
             .replace("FS", fs)
+            .replace("/job/out/", f"/job/out/{part}/")
         )
-        return text.replace("SIZE", size).replace("COUNT", f"--count {count}")
+        text = text.replace("SIZE", size).replace("COUNT", f"--count {count}")
+        return f"mkdir -p /job/out/{part}\n{text}"
 
     files: dict[str, Content] = {"program.py": PROGRAM}
     if packaged:
         deb = package.package()
         files |= {"emupmem.deb": deb, "emupmem-newer.deb": package.newer(deb, tmp_path)}
-    with Machine(image(suite, firmware), memory=memory) as guest:
-        first = done(guest.boot(script(FIRST), files))
+    made, told = image(suite, firmware), dict[str, dict[str, Any]]()
+    reached = Reached(made, tmp_path / "reached") if by_ansible else None
+    outside = (
+        Outside(reached, ansible_steps(reached, told, size=size, count=count, fs=fs)) if reached else None
+    )
+    files |= reached.files if reached else {}
+    with Machine(made, memory=memory, qemu_args=reached.arguments if reached else ()) as guest:
+        scripts = [script(FIRST, "first"), script(SECOND, "second")]
+        results = guest.boots(scripts, files, live=outside, last=suite != "bookworm")
+        first, second = (part_of(results, n, name) for n, name in enumerate(("first", "second")))
+        assert first.status is None if by_ansible else first.status == 0, first.output
+        done(second)
         assert b"emupmem.service" not in first.files["analyze"], "systemd has nothing to say about the unit"
-        assert said(first, "apply.json")["mounts"][0]["dir"] == "/mnt/pmem0"
+        applied = told["present"] if by_ansible else said(first, "apply.json")
+        assert applied["mounts"][0]["dir"] == "/mnt/pmem0"
         assert said(first, "suggest.json")["plan"]["memmap"] == memmap
         assert said(first, "suggest.json")["source"] == "dmesg, agrees with /sys/firmware/memmap"
         assert said(first, "user.json")["plan"]["memmap"] == memmap
-        assert said(first, "apply.json")["memmap"] == memmap
-        assert said(first, "apply.json")["reboot_required"] is True
+        assert (applied["memmap"], applied["reboot_required"]) == (memmap, True)
         assert said(first, "pending.json")["pending"] is True
         assert first.files["grub.cfg"].count(memmap.encode()) >= 2
 
-        second = done(guest.boot(script(SECOND), files, last=suite != "bookworm"))
         assert "/dev/pmem0 is mounted at /mnt/pmem0" in second.files["journal"].decode()
         assert second.files["owner"] == b"dev:dev 755\n"
         faults = int(second.files["faults"].split()[1])
@@ -268,13 +337,21 @@ def test_suggest_apply_reboot_verify_mount_remove(
         assert b"region0 has no block device; nd_pmem is not loaded" in second.files["unloaded"]
         assert b"modprobe nd_pmem" in second.files["unloaded"]
 
+        if by_ansible:
+            assert told["restart"]["rebooted"] is True
+            seen = [
+                [(c["name"], c["status"]) for c in checks]
+                for checks in (told["verify"]["checks"], found["checks"])
+            ]
+            assert seen[0] == seen[1]
+            assert (told["absent"]["changed"], told["absent"]["reboot_required"]) == (True, True)
         if packaged:
             assert second.files["left"] == b"", "nothing of the package is left"
         if suite == "forky":
-            told = " ".join(second.files["removed"].decode().split())  # apt gives dpkg a terminal
-            assert "memmap=1G!4G in GRUB_CMDLINE_LINUX: the memory stays reserved" in told
-            assert "/etc/systemd/system/emupmem.service, which no longer mounts /mnt/pmem0" in told
-            assert "install emupmem again, sudo emupmem remove, then remove the package" in told
+            removed = " ".join(second.files["removed"].decode().split())  # apt gives dpkg a terminal
+            assert "memmap=1G!4G in GRUB_CMDLINE_LINUX: the memory stays reserved" in removed
+            assert "/etc/systemd/system/emupmem.service, which no longer mounts /mnt/pmem0" in removed
+            assert "install emupmem again, sudo emupmem remove, then remove the package" in removed
         if packaged:
             return  # GRUB's menu is the old one to the byte: it started the first boot
         third = done(guest.boot(THIRD, last=True))

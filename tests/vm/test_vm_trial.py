@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trial boots through a real GRUB: a good one, one that panics, one whose power is cut."""
+"""Trial boots through a real GRUB: a good one, one that panics, one whose power is cut; two of them by Ansible."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import io
 import json
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from emupmem.model import GIB
 from emupmem.report import archive as report_archive
 from emupmem.report import collected
+from tests.fleet import sshd
+from tests.fleet.control import Control, Told
+from tests.fleet.sshd import ASK, START, Outside, Reached
 from tests.vm.image import ROOT_UUID, image
 from tests.vm.machine import Machine
-from tests.vm.test_vm import FEWER, done, said
+from tests.vm.test_vm import FEWER, INSTALL, done, said
 
 BEGIN = (
     FEWER
@@ -37,32 +41,43 @@ echo 'NOW CUT' 'THE POWER'
 sleep 1000
 """
 
-# The machine came back by itself. The next trial is tampered with: its kernel panics.
-PANICS = """
+# The machine came back by itself. The next trial is Ansible's, which restarts the machine; it is tampered with when
+# the machine goes down: its kernel panics.
+PANICS = f"""
 set -eux
+{INSTALL}{START}{ASK}
+"""
+PANICS += """
 grep memmap= /proc/cmdline && exit 9 || [ $? = 1 ]
 emupmem verify --json > /job/out/cut.json && exit 9 || [ $? = 3 ]
 emupmem abandon --yes
 update-grub2 2> /dev/null
 grep -i trial /boot/grub/grub.cfg && exit 9 || [ $? = 1 ]
-emupmem apply --size 1G --trial --yes
-sed -i 's/memmap=1G!4G$/& panic=1 rdinit=\\/nonexistent/' /boot/grub/grub.cfg
-grep -c 'rdinit=/nonexistent' /boot/grub/grub.cfg
-sync
+cat > /run/systemd/system/tamper.service <<'END'
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=true
+ExecStop=sed -i 's|memmap=1G!4G$|& panic=1 rdinit=/nonexistent|' /boot/grub/grub.cfg
+ExecStop=sync
+END
+systemctl start tamper.service
+ask bad
 """
 
-GOOD = """
+# It came back again: the role has seen that, and taken the trial away. The next one is good.
+GOOD = f"""
 set -eux
 grep memmap= /proc/cmdline && exit 9 || [ $? = 1 ]
-emupmem verify --json > /job/out/panic.json && exit 9 || [ $? = 3 ]
-emupmem apply --size 1G --trial --yes
+{ASK}answered bad
+grep -c 'rdinit=/nonexistent' /boot/grub/grub.cfg && exit 9 || [ $? = 1 ]
+ask good
 """
 
-CONFIRM = """
+CONFIRM = f"""
 set -eux
 grep memmap=1G!4G /proc/cmdline
-emupmem verify --json > /job/out/trial.json
-emupmem confirm --yes
+{ASK}answered good
 [ ! -e /etc/grub.d/42_emupmem_trial ]
 emupmem verify
 """
@@ -137,9 +152,47 @@ def same_elsewhere(archive: bytes, there: list[dict[str, str]]) -> None:
     assert [s for s in (ROOT_UUID, "QEMU Standard PC", "Hostname set to <guest>") if s.encode() in text] == []
 
 
-@pytest.mark.vm(image="trixie uefi", boots=8, seconds=390)
-def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed() -> None:
-    with Machine(image("trixie", "uefi")) as guest:
+def failed(told: Told, came_back: str) -> None:
+    """The role found the machine without what was tried, took the trial away, and says so."""
+    assert told.status == 2, told
+    assert told.of("Restart the host")["guest"]["rebooted"] is True
+    seen = told.of("Look at every step")["guest"]
+    assert seen["trial"] == "over", seen
+    assert came_back in seen["checks"][0]["found"]
+    gone = told.of("Take a trial away that did not come")["guest"]
+    assert (gone["changed"], gone["trial"]) == (True, "over"), gone
+    end = told.of("Stop where the host came back without it")["guest"]
+    assert end["_kind"] == "failed"
+    assert "came back without memmap=1G!4G" in end["msg"]
+    assert "The trial was taken away, the configuration is the old one." in end["msg"]
+
+
+def went_well(told: Told) -> None:
+    """The role restarted the machine, saw the trial, and made it permanent."""
+    assert told.status == 0, told
+    assert told.of("Restart the host")["guest"]["rebooted"] is True
+    tried = told.of("Look at every step")["guest"]
+    assert (tried["ok"], tried["trial"]) == (True, "running"), tried
+    assert "this boot is the trial" in tried["checks"][0]["found"]
+    assert [c["status"] for c in tried["checks"]] == ["ok"] * 6, tried
+    assert told.of("Make the trial permanent")["guest"]["changed"] is True
+    assert told.of("Prove it")["guest"]["ok"] is True
+
+
+@pytest.mark.vm(image="trixie uefi", boots=8, seconds=520)
+def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed(tmp_path: Path) -> None:
+    if why := sshd.lacking():
+        pytest.skip(why)
+    made = image("trixie", "uefi")
+    reached, plays = Reached(made, tmp_path), dict[str, Told]()
+    control = Control(tmp_path / "control", reached.inventory("guest"))
+
+    def role(name: str) -> None:
+        wanted = {"emupmem_size": "1G", "emupmem_reboot_timeout": 3000}
+        plays[name] = control.play([], roles=[{"role": "emupmem.emupmem.emupmem", "vars": wanted}])
+
+    outside = Outside(reached, {"bad": lambda: role("bad"), "good": lambda: role("good")})
+    with Machine(made, qemu_args=reached.arguments) as guest:
         begun = done(guest.boot(BEGIN))
         assert said(begun, "apply.json")["reboot_required"] is True
         (check,) = said(begun, "verify.json")["checks"]
@@ -149,17 +202,16 @@ def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed() ->
         assert cut.status is None
 
         # warm restarts in one run of the machine: after the panic it comes back without any help
-        results = guest.boots([PANICS, GOOD, CONFIRM, LAST, BY_KEXEC, BACK], last=True)
+        scripts = [PANICS, GOOD, CONFIRM, LAST, BY_KEXEC, BACK]
+        results = guest.boots(scripts, reached.files, live=outside, last=True)
         ends = [result.status for result in results]
-        assert ends == [0, 0, 0, None, None, 0], "\n".join(r.output for r in results)
+        assert ends == [None, None, 0, None, None, 0], "\n".join(r.output for r in results)
         last = results[-1]
         came_back = "the machine came back without memmap=1G!4G"
         assert came_back in said(last, "cut.json")["checks"][0]["found"]
-        assert came_back in said(last, "panic.json")["checks"][0]["found"]
-        tried = said(last, "trial.json")
-        assert tried["ok"] is True
-        assert "this boot is the trial" in tried["checks"][0]["found"]
-        assert [c["status"] for c in tried["checks"]] == ["ok"] * 6, tried
+        assert "Kernel panic" in last.console
+        failed(plays["bad"], came_back)
+        went_well(plays["good"])
         assert [c["status"] for c in said(last, "last.json")["checks"]] == ["ok"] * 7
 
         told, _, kind = last.files["bykexec"].decode().rstrip().rpartition("\n")
