@@ -22,6 +22,7 @@ machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import field
 from typing import AnyStr
 
 from emupmem.editor import shell
@@ -50,15 +51,19 @@ class Variable:
     """One of the two variables as the shell sees it after sourcing the file.
 
     `value` is None when unset; `items` are ours (`1G!4G`); `words` are split as GRUB and the kernel do
-    (`acpi_osi='!Windows 2012'` is one word, quotes kept); `line` is where the last assignment starts,
-    0 when none was found.
+    (`acpi_osi='!Windows 2012'` is one word, quotes kept); `line` is where the last assignment in `source` starts,
+    0 when none was found: the lens takes a twentieth of a second, and is asked when somebody wants to know.
     """
 
     name: str
     value: str | None
-    line: int
     items: tuple[str, ...]
     words: tuple[str, ...]
+    source: str = field(repr=False)
+
+    @property
+    def line(self) -> int:
+        return line_of(self.name, self.source)
 
     @property
     def is_set(self) -> bool:
@@ -75,8 +80,11 @@ class GrubFile:
     filename: str
     linux: Variable
     default: Variable
-    by_lens: bool
     warnings: tuple[str, ...] = ()
+
+    @property
+    def by_lens(self) -> bool:
+        return layout_of(self.linux.source).nodes is not None
 
     def variable(self, name: str) -> Variable:
         """Give one of the two variables by its name; KeyError for another name."""
@@ -87,13 +95,18 @@ class GrubFile:
 class Effective:
     """What a variable is after all files, and who had the last word.
 
-    `filename` and `line` name the deciding assignment (empty and 0: nobody assigns it).
+    `filename` and `line` name the deciding assignment, of `name` in `source` (empty and 0: nobody assigns it).
     """
 
     value: str | None
     filename: str
-    line: int
     items: tuple[str, ...]
+    name: str = ""
+    source: str = field(default="", repr=False)
+
+    @property
+    def line(self) -> int:
+        return line_of(self.name, self.source) if self.filename else 0
 
 
 def read_grub_file(text: AnyStr, filename: str = "/etc/default/grub", *, sh: Judge | None = None) -> GrubFile:
@@ -112,7 +125,7 @@ def read_grub_file(text: AnyStr, filename: str = "/etc/default/grub", *, sh: Jud
         for v in (first, second)
         if v.value is not None and "\n" in v.value
     ]
-    return GrubFile(filename, first, second, layout_of(source).nodes is not None, tuple(warnings))
+    return GrubFile(filename, first, second, tuple(warnings))
 
 
 def set_items(
@@ -140,6 +153,8 @@ def set_items(
     if items or extra_words:
         _check_quotes(variable, before.values[-1][variable], filename, source)
     edit = Placing.of(variable, items, extra_words, drop_words, before)
+    if edit.is_there(source, before):
+        return text
     case = EditCase(source, before, edit.wishes(), filename, judge, edit.in_place)
     changed = first_proven(case, (edit.in_place, edit.appended))
     return text if changed == source else external(changed, text)
@@ -244,19 +259,20 @@ def _judged(source: str, filename: str, judge: Judge) -> Sourced:
 
 def _variable(name: str, value: str | None, source: str) -> Variable:
     shown = None if value is None else printable(value)
-    words = words_of(shown or "")
-    return Variable(name, shown, line_of(name, source), items_of(shown or ""), words)
+    return Variable(name, shown, items_of(shown or ""), words_of(shown or ""), source)
 
 
 def _last_word(name: str, names: Sequence[str], sources: Sequence[str], result: Sourced) -> Effective:
     value: str | None = None
     who = -1
     for index, values in enumerate(result.values):
-        if values[name] != value or any(a.top for a in layout_of(sources[index]).of(name)):
+        source = sources[index]
+        if values[name] != value or (name in source and any(a.top for a in layout_of(source).of(name))):
             value, who = values[name], index
-    line = line_of(name, sources[who]) if who >= 0 else 0
+    if who < 0:
+        return Effective(None, "", ())
     shown = None if value is None else printable(value)
-    return Effective(shown, names[who] if who >= 0 else "", line, items_of(shown or ""))
+    return Effective(shown, names[who], items_of(shown or ""), name, sources[who])
 
 
 def _check_quotes(name: str, value: str | None, filename: str, source: str) -> None:

@@ -15,6 +15,7 @@ from emupmem.editor.quoting import (
     OddValueError,
     ValueChar,
     chars_of,
+    items_of,
     items_of_word,
     word_spans,
     words_of,
@@ -160,6 +161,14 @@ class Placing:
             **{n: WantedWords(()) for n in VARIABLES},
             self.variable: WantedWords(self.items, self.extra, self.drop),
         }
+
+    def is_there(self, source: str, now: Sourced) -> bool:
+        """Whether sh reads all as wished, and no other line can hold more of ours: there is nothing to edit."""
+        values = now.values[-1]
+        told = all(items_of(values[name] or "") == wish.items for name, wish in self.wishes().items())
+        words = words_of(values[self.variable] or "")
+        told = told and not self.extra and not any(word in self.drop for word in words)
+        return told and bool(self.items) and source.count("memmap=") == 1
 
     def in_place(self, source: str) -> str:
         """Edit the assignments that are there; append a line where there is none to edit."""

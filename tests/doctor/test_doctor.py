@@ -256,10 +256,10 @@ def test_words(line: str, status: str, words: str) -> None:
 
 def test_variables_say_who_has_the_last_word() -> None:
     name = "GRUB_CMDLINE_LINUX_DEFAULT"
-    is_(doctor_boot.variable(name, Effective(None, "", 0, ())), "ok", "assigned nowhere")
-    seen = Effective("quiet", "/etc/default/grub", 6, ())
+    is_(doctor_boot.variable(name, Effective(None, "", ())), "ok", "assigned nowhere")
+    seen = Effective("quiet", "/etc/default/grub", (), name, "\n" * 5 + f"{name}=quiet\n")
     is_(doctor_boot.variable(name, seen), "ok", '"quiet", last word in /etc/default/grub:6')
-    seen = Effective("", "/etc/default/grub.d/50-cloud.cfg", 2, ())
+    seen = Effective("", "/etc/default/grub.d/50-cloud.cfg", (), name, f"\n{name}=\n")
     is_(doctor_boot.variable(name, seen), "note", "grub.d/50-cloud.cfg:2: it comes after /etc/default/grub")
 
 

@@ -571,6 +571,10 @@ def test_undo_keeps_odd_line_ends() -> None:
 # --- drop-ins ----------------------------------------------------------------------------------------
 
 
+def said(found: defaults.Effective) -> tuple[str | None, str, int, tuple[str, ...]]:
+    return found.value, found.filename, found.line, found.items
+
+
 def test_effective_names_the_file_that_has_the_last_word() -> None:
     texts = [
         ("/etc/default/grub", defaults.set_items(fixture("debian-stock"), DEFAULT, ITEM)),
@@ -578,10 +582,9 @@ def test_effective_names_the_file_that_has_the_last_word() -> None:
         ("/etc/default/grub.d/99-none.cfg", b"# nothing\n"),
     ]
     found = defaults.effective(texts)
-    assert found[DEFAULT] == defaults.Effective(
-        "console=tty1 console=ttyS0", "/etc/default/grub.d/50-cloudimg-settings.cfg", 8, ()
-    )
-    assert found[LINUX] == defaults.Effective("", "/etc/default/grub", 10, ())
+    last = ("console=tty1 console=ttyS0", "/etc/default/grub.d/50-cloudimg-settings.cfg", 8, ())
+    assert said(found[DEFAULT]) == last
+    assert said(found[LINUX]) == ("", "/etc/default/grub", 10, ())
 
 
 def test_effective_follows_extensions_and_equal_values() -> None:
@@ -592,10 +595,10 @@ def test_effective_follows_extensions_and_equal_values() -> None:
         ("d", b'C+=1\ncase x in\n *) GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX z" ;;\nesac\n'),
     ]
     found = defaults.effective(texts)
-    assert found[LINUX] == defaults.Effective("x memmap=1G!4G y z", "d", 3, ("1G!4G",))
+    assert said(found[LINUX]) == ("x memmap=1G!4G y z", "d", 3, ("1G!4G",))
     assert (found[DEFAULT].filename, found[DEFAULT].line) == ("c", 1)
-    assert defaults.effective([("a", "A=1\n")])[LINUX] == defaults.Effective(None, "", 0, ())
-    assert defaults.effective([]) == dict.fromkeys(VARIABLES, defaults.Effective(None, "", 0, ()))
+    assert defaults.effective([("a", "A=1\n")])[LINUX] == defaults.Effective(None, "", ())
+    assert defaults.effective([]) == dict.fromkeys(VARIABLES, defaults.Effective(None, "", ()))
 
 
 def test_effective_names_the_broken_file() -> None:
@@ -729,8 +732,31 @@ def test_a_missing_lens_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "augeas", SimpleNamespace(Augeas=bare))
     with pytest.raises(EmupmemError, match="no Shellvars lens") as caught:
-        defaults.read_grub_file("A=1\n")
+        defaults.set_items("A=1\n", LINUX, ITEM)
     assert "augeas-lenses" in caught.value.hint
+
+
+@pytest.mark.usefixtures("fresh_augeas")
+def test_what_is_there_already_needs_no_lens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lens takes a third of a run that changes nothing; an overridden line that holds ours is still cleared."""
+    text = f'GRUB_CMDLINE_LINUX="quiet memmap={ITEM[0]}"\n'
+    overridden = f'GRUB_CMDLINE_LINUX="memmap={ITEM[0]}"\n{text}'
+    assert defaults.set_items(overridden, LINUX, ITEM) == f'GRUB_CMDLINE_LINUX=""\n{text}'
+    monkeypatch.setitem(sys.modules, "augeas", None)
+    lens._augeas.cache_clear()
+    lens.layout_of.cache_clear()
+    assert defaults.set_items(text, LINUX, ITEM) is text
+    assert defaults.set_items(text, LINUX, ITEM, ["quiet"], ["nokaslr"]) is text
+    for items, extra, drop in (
+        (ITEM, ["nokaslr"], []),
+        (ITEM, [], ["quiet"]),
+        ((), [], []),
+        (["2G!4G"], [], []),
+    ):
+        with pytest.raises(EmupmemError, match="cannot use augeas"):
+            defaults.set_items(text, LINUX, items, extra, drop)
+    with pytest.raises(EmupmemError, match="cannot use augeas"):
+        defaults.set_items(text, DEFAULT, ITEM)
 
 
 def test_augeas_is_not_imported_before_it_is_needed() -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
+import sys
+import traceback
 
 OPTIONS = {"program": {"type": "path"}}
 """What every module takes."""
@@ -47,7 +50,8 @@ class Emupmem:
 
     def ask(self, words, expected=(OK,)):
         """Call it; returns (exit status, the object it printed). Ends the module where the status is not expected."""
-        status, out, err = self.module.run_command([self.path, *words, "--json"])
+        argv = [self.path, *words, "--json"]
+        status, out, err = _forked(argv) if _is_ours(self.path) else self.module.run_command(argv)
         try:
             result = json.loads(out)
         except ValueError:
@@ -63,6 +67,63 @@ class Emupmem:
     def fail(self, message, result):
         """End the module with what emupmem printed beside the message."""
         self.module.fail_json(msg=message, emupmem=result)
+
+
+def _is_ours(path):
+    """Whether the program is a script of the very Python that runs this module, which need not start once more."""
+    if not hasattr(os, "waitstatus_to_exitcode"):  # older than any Python that emupmem runs with
+        return False
+    try:
+        with open(path, "rb") as file:
+            words = os.fsdecode(file.readline(256)).split()
+    except OSError:
+        return False
+    line = "".join(words)  # "#! /usr/bin/python3" is as good as "#!/usr/bin/python3"; options are not
+    return line.startswith("#!/") and len(words) < 3 and _place(line[2:]) == _place(sys.executable)
+
+
+def _place(python):
+    """By what two names of one Python are known: it finds its libraries by the folder that it was called in."""
+    return os.path.dirname(python), os.path.realpath(python)
+
+
+def _forked(argv):
+    """What `run_command` does, by a copy of this process that becomes the program: half of its time is the start."""
+    files = [os.memfd_create(name) for name in ("stdout", "stderr")]
+    pid = os.fork()
+    if pid == 0:
+        _become(argv, files)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    texts = []
+    for number in files:
+        with open(number, "rb") as file:
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "surrogateescape"))
+    return (status, *texts)
+
+
+def _become(argv, files):
+    """Run the program's script as Python does, with standard streams of its own, and end."""
+    status = 1
+    try:
+        for number, source in enumerate((os.open(os.devnull, os.O_RDONLY), *files)):
+            os.dup2(source, number)
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, "w" if number else "r", closefd=False) for number in range(3)
+        )
+        sys.argv = argv
+        runpy.run_path(argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as exc:
+        status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
 
 
 def plan_words(options):
