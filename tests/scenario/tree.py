@@ -47,7 +47,9 @@ class Recipe:
 
 
 RECIPES = {
-    "grub": Recipe("bookworm", ("grub-pc", "rpm", "btrfs-progs", "ndctl", "ipmctl"), GRUB_SETUP),
+    "grub": Recipe(
+        "bookworm", ("grub-pc", "rpm", "btrfs-progs", "ndctl", "ipmctl", "python3-apt"), GRUB_SETUP
+    ),
     "libvirt": Recipe(
         "bookworm",
         ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "qemu-utils"),
