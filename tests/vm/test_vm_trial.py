@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.fleet.control import Control, Told
 from tests.fleet.sshd import ASK, START, Outside, Reached
 from tests.vm.image import ROOT_UUID, image
 from tests.vm.machine import Machine
-from tests.vm.test_vm import FEWER, INSTALL, done, said
+from tests.vm.test_vm import FEWER, INSTALL, WAIT, done, said
 
 BEGIN = (
     FEWER
@@ -79,14 +80,19 @@ set -eux
 grep memmap=1G!4G /proc/cmdline
 {ASK}answered good
 [ ! -e /etc/grub.d/42_emupmem_trial ]
+stat -c '%U:%G' /mnt/pmem0 > /job/out/owner
 emupmem verify
 """
 
 # Permanent. Taken back, and tried again by kexec: straight from here, without the firmware and GRUB.
-LAST = """
+LAST = f"""
 set -eux
+{WAIT}
+"""
+LAST += """
 emupmem verify --json > /job/out/last.json
 emupmem remove --yes
+[ ! -e /etc/systemd/system/emupmem.service ]
 sha256sum -c /root/before
 if grep -i trial /boot/grub/grub.cfg; then exit 8; fi
 find /boot /etc/default /etc/grub.d -type f -exec sha256sum {} + > /root/disk
@@ -168,7 +174,7 @@ def failed(told: Told, came_back: str) -> None:
 
 
 def went_well(told: Told) -> None:
-    """The role restarted the machine, saw the trial, and made it permanent."""
+    """The role restarted the machine, saw the trial, made it permanent, and mounted it."""
     assert told.status == 0, told
     assert told.of("Restart the host")["guest"]["rebooted"] is True
     tried = told.of("Look at every step")["guest"]
@@ -177,6 +183,9 @@ def went_well(told: Told) -> None:
     assert [c["status"] for c in tried["checks"]] == ["ok"] * 6, tried
     assert told.of("Make the trial permanent")["guest"]["changed"] is True
     assert told.of("Prove it")["guest"]["ok"] is True
+    mounted = told.of("Mount it at every boot")["guest"]
+    assert (mounted["changed"], mounted["mounts"][0]["dir"]) == (True, "/mnt/pmem0")
+    assert told.of("Mount it now")["guest"]["changed"] is True
 
 
 @pytest.mark.vm(image="trixie uefi", boots=8, seconds=520)
@@ -188,7 +197,8 @@ def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed(tmp_
     control = Control(tmp_path / "control", reached.inventory("guest"))
 
     def role(name: str) -> None:
-        wanted = {"emupmem_size": "1G", "emupmem_reboot_timeout": 3000}
+        wanted: dict[str, Any] = {"emupmem_size": "1G", "emupmem_reboot_timeout": 3000}
+        wanted |= {"emupmem_mount": ["/mnt/pmem0"], "emupmem_owner": "dev"}
         plays[name] = control.play([], roles=[{"role": "emupmem.emupmem.emupmem", "vars": wanted}])
 
     outside = Outside(reached, {"bad": lambda: role("bad"), "good": lambda: role("good")})
@@ -212,7 +222,8 @@ def test_a_trial_that_fails_goes_back_by_itself_and_a_good_one_is_confirmed(tmp_
         assert "Kernel panic" in last.console
         failed(plays["bad"], came_back)
         went_well(plays["good"])
-        assert [c["status"] for c in said(last, "last.json")["checks"]] == ["ok"] * 7
+        assert last.files["owner"] == b"dev:dev\n"
+        assert [c["status"] for c in said(last, "last.json")["checks"]] == ["ok"] * 12
 
         told, _, kind = last.files["bykexec"].decode().rstrip().rpartition("\n")
         assert (
