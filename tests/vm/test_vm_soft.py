@@ -97,9 +97,9 @@ ONE_NODE = (
     READY
     + USE
     + """
-# udev has loaded what it may: kmem waits for the unit
+# udev has loaded what it may: kmem waits for the unit. Which range gets number 0 is the kernel's choice at each boot.
 udevadm settle
-until [ -e /sys/bus/dax/devices/dax0.0 ]; do sleep 1; done
+until ls /sys/bus/dax/devices | grep -q dax; do sleep 1; done
 [ ! -e /sys/module/kmem ]
 policy=$(cat /sys/devices/system/memory/auto_online_blocks)
 emupmem apply --as memory --size 512M --min-free 1G --yes
@@ -122,7 +122,7 @@ done
 with_tools pmempool create --layout=app obj $pmem
 for turn in first second; do with_tools python3 /job/pool.py $pmem $turn; done > /job/out/pool
 with_tools pmempool check $pmem
-with_tools pmempool info $soft && exit 9 || [ $? = 139 ]
+with_tools pmempool info $soft && exit 9 || true  # whether it is refused or dies there is its version's
 with_tools pmempool rm $pmem
 for device in /dev/dax*; do python3 /job/store.py $device; done > /job/out/stored
 emupmem doctor --json > /job/out/doctor.json
