@@ -27,7 +27,7 @@ help: ## Show this help
 demo: $(STAMP) ## Show the main job in a throw-away virtual machine (no risk for this one)
 	$(SUDO) $(BIN)/emupmem demo --cache $(HOME)/.cache/emupmem/demo
 
-test: $(STAMP) lint ## Every test, the virtual machines included: about 40 minutes
+test: $(STAMP) lint ## Every test, the virtual machines included: about 35 minutes
 	$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests
 
 fuzz: $(STAMP) ## Fuzz all that reads what others wrote, with new inputs each time (MINUTES=60 for longer)
