@@ -12,10 +12,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from emupmem.boot.bls import text as bls_text
-from emupmem.boot.bls.menu import natural_order, told_names
+from emupmem.boot.bls.menu import is_meant, natural_order, told_names
 from emupmem.boot.bls.sources import KERNEL_CMDLINE, made_by_us
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import PROXMOX, PROXMOX_ESPS, PROXMOX_TREE, Refused, RefusedRemoval
@@ -254,7 +253,7 @@ def _default(machine: Host, found: Sequence[Partition]) -> BootEntry | None:
         texts = {f"{name}.conf": text for name, text in partition.entries}
         names = sorted(texts, key=natural_order, reverse=True)
         patterns = told_names(machine, partition.config)
-        told = [n for p in patterns for n in names if fnmatchcase(n.lower(), p) or n.lower() == f"{p}.conf"]
+        told = [n for p in patterns for n in names if is_meant(n, p)]
         name = (*told, *names)[0]
         return _entry(partition.uuid, name.removesuffix(".conf"), texts[name])
     return None

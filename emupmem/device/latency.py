@@ -35,7 +35,6 @@ LEAST = 4 * WINDOW
 _ROOM = MOST + 64 * MIB
 """What a node must have free: the kernel ends programs where there is none."""
 _WHAT = "name a node (node1), a DAX device (/dev/dax0.0), or a file on a DAX mount"
-_SEEK_DATA, _SEEK_HOLE = os.SEEK_DATA, os.SEEK_HOLE
 
 
 @record
@@ -202,10 +201,10 @@ def _data_of(descriptor: int, name: str) -> tuple[int, ...]:
     size, at = os.fstat(descriptor).st_size, 0
     while at < size and len(found) * WINDOW < MOST:
         try:
-            at = os.lseek(descriptor, at, _SEEK_DATA)
+            at = os.lseek(descriptor, at, os.SEEK_DATA)
         except OSError:
             break  # no more data
-        end = os.lseek(descriptor, at, _SEEK_HOLE)
+        end = os.lseek(descriptor, at, os.SEEK_HOLE)
         found += range(-(-at // WINDOW) * WINDOW, end - WINDOW + 1, WINDOW)
         at = end
     if len(found) * WINDOW < LEAST:

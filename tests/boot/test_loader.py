@@ -32,6 +32,7 @@ from emupmem.system.backups import BACKUPS
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 from emupmem.verifier import ladder, observe
+from emupmem.verifier.observation import Verdict
 from tests import fake, played
 from tests.boot import generators
 from tests.fake import RELEASE, FakeMachine, put, script
@@ -528,6 +529,21 @@ def remove(machine: FakeMachine) -> change.Outcome | None:
     return transaction.carry_out_change(machine, prepared) if prepared.needed else None
 
 
+def generated_as_planned(machine: FakeMachine) -> Verdict:
+    """What verify says, which finds nothing wrong with the entries."""
+    verdict = ladder.verdict_of(observe.observe(machine, 0))
+    assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
+    return verdict
+
+
+def boots_by_default(machine: FakeMachine, release: str) -> None:
+    """That is the kernel of the next start, by entries that verify finds nothing wrong with."""
+    target = obstacles.target(machine)
+    assert target is not None
+    assert target.release == release
+    generated_as_planned(machine)
+
+
 def lines(machine: FakeMachine) -> dict[str, str]:
     """The command line of every entry, as its loader hands it to the kernel."""
     other = detect.of(machine)
@@ -581,8 +597,7 @@ def test_apply_and_remove_leave_all_other_words_alone(here: FakeMachine) -> None
         assert sorted(bls_text.foreign_words(parsed)) == sorted(
             bls_text.foreign_words(parse_command_line(before[name]))
         )
-    verdict = ladder.verdict_of(observe.observe(here, 0))
-    assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
+    verdict = generated_as_planned(here)
     assert {c.name: c.status for c in verdict.checks}["booted"] == "pending", verdict
     assert apply(here) is None, "the same again changes nothing"
     assert remove(here) is not None
@@ -644,8 +659,7 @@ def test_kinds_together(here: FakeMachine) -> None:
         assert set(kaslr_avoided(parsed)[0]) >= {i.span for i in parsed.pmem}
         assert (WITHOUT_KMEM in parsed.words) is bool(parsed.soft)
     assert WITHOUT_KMEM in prepare.next_line(here).words
-    verdict = ladder.verdict_of(observe.observe(here, 0))
-    assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
+    generated_as_planned(here)
     # what the unit makes of it changes alone
     dax = replace(request, kind=DeviceKind.DAX, offset=5 * GIB)
     with pytest.raises(EmupmemError, match="there is a different reservation already"):

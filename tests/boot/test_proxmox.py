@@ -22,7 +22,15 @@ from emupmem.verifier import ladder, observe
 from tests import fake
 from tests.boot import generators
 from tests.boot.test_generators import changed, tree
-from tests.boot.test_loader import PROXMOX_LINE, apply, is_changed_by, proxmox, remove, survey_of
+from tests.boot.test_loader import (
+    PROXMOX_LINE,
+    apply,
+    boots_by_default,
+    is_changed_by,
+    proxmox,
+    remove,
+    survey_of,
+)
 from tests.cli.runner import Run
 from tests.cli.test_cli import log as log  # the fixture
 from tests.fake import RELEASE, FakeMachine, put
@@ -75,11 +83,7 @@ def test_a_new_kernel_gets_it_and_after_remove_none_does(cmdline: str | None, tm
     apply(machine, 2 * GIB, replace=True)
     updates(machine, NEW)
     assert [entry(machine, esp, NEW) for esp in ESPS] == [f"{PROXMOX_LINE} memmap=2G!4G nokaslr"] * 2
-    target = obstacles.target(machine)
-    assert target is not None
-    assert target.release == NEW
-    verdict = ladder.verdict_of(observe.observe(machine, 0))
-    assert {c.name: c.status for c in verdict.checks}["generated"] == "ok", verdict
+    boots_by_default(machine, NEW)
     remove(machine)
     updates(other, NEW)
     assert tree(machine) == tree(other)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.vm import image
 from tests.vm.machine import run
+from tests.vm.tools import unpack
 
 SUITE = "forky"
 PACKAGES = ("grub-common", "grub-efi-amd64-bin")
@@ -40,17 +41,7 @@ def _make(made: Path) -> None:
         work = Path(name)
         tree, first, half = work / "tree", work / "first", made.with_suffix(".new")
         first.write_text(FIRST)
-        environment = [f"{n}={v}" for n, v in image._environment().items()]
-        argv = [
-            "mmdebstrap",
-            "--mode=root",
-            "--variant=extract",
-            f"--include={','.join(PACKAGES)}",
-            "--quiet",
-        ]
-        argv += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Languages "none"']
-        argv += ['--aptopt=APT::Install-Recommends "false"', SUITE, str(tree), image.mirror()]
-        run(["env", "-i", *environment, *argv])
+        unpack(SUITE, PACKAGES, tree)
         libraries = tree / "usr/lib/x86_64-linux-gnu"
         mkimage = [str(tree / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
         mkimage += [str(tree / "usr/bin/grub-mkimage"), "-d", str(tree / "usr/lib/grub/x86_64-efi")]

@@ -39,17 +39,7 @@ def tools(suite: str, packages: Sequence[str], files: Sequence[str]) -> Path:
 def _make(made: Path, suite: str, packages: Sequence[str], files: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="emupmem-tools-") as name:
         tree, half = Path(name) / "tree", made.with_suffix(".new")
-        environment = [f"{n}={v}" for n, v in image._environment().items()]
-        argv = [
-            "mmdebstrap",
-            "--mode=root",
-            "--variant=extract",
-            f"--include={','.join(packages)}",
-            "--quiet",
-        ]
-        argv += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Languages "none"']
-        argv += ['--aptopt=APT::Install-Recommends "false"', suite, str(tree), image.mirror()]
-        run(["env", "-i", *environment, *argv])
+        unpack(suite, packages, tree)
         shutil.rmtree(half, ignore_errors=True)
         for pattern in files:
             found = sorted(tree.glob(pattern))
@@ -60,3 +50,15 @@ def _make(made: Path, suite: str, packages: Sequence[str], files: Sequence[str])
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, target)
         half.rename(made)
+
+
+def unpack(suite: str, packages: Sequence[str], tree: Path) -> None:
+    """Unpack packages of a suite, with all that they depend on, into a folder that is not there yet.
+
+    Nothing of them is set up. Raises RuntimeError with mmdebstrap's last words.
+    """
+    environment = [f"{n}={v}" for n, v in image._environment().items()]
+    argv = ["mmdebstrap", "--mode=root", "--variant=extract", f"--include={','.join(packages)}", "--quiet"]
+    argv += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Languages "none"']
+    argv += ['--aptopt=APT::Install-Recommends "false"', suite, str(tree), image.mirror()]
+    run(["env", "-i", *environment, *argv])

@@ -23,7 +23,7 @@ def menu_names(machine: Host) -> list[str]:
     """
     names = [*unified_images(machine), *_entries(machine)]
     for pattern in told_names(machine, _config(machine)):
-        first = [n for n in names if fnmatchcase(n.lower(), pattern) or n.lower() == f"{pattern}.conf"]
+        first = [n for n in names if is_meant(n, pattern)]
         if first:
             return [*first, *(n for n in names if n not in first)]
     return names
@@ -38,8 +38,12 @@ def told_default(machine: Host) -> str:
 
 
 def _is_told(machine: Host, name: str) -> bool:
-    patterns = told_names(machine, _config(machine))
-    return any(fnmatchcase(name.lower(), p) or name.lower() == f"{p}.conf" for p in patterns)
+    return any(is_meant(name, pattern) for pattern in told_names(machine, _config(machine)))
+
+
+def is_meant(name: str, pattern: str) -> bool:
+    """Whether one of `told_names` means the entry of this name."""
+    return fnmatchcase(name.lower(), pattern) or name.lower() == f"{pattern}.conf"
 
 
 def _config(machine: Host) -> str:
