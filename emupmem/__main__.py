@@ -10,6 +10,9 @@ def start() -> NoReturn:
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a shell may have it ignored
     if usual:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from emupmem.cli.typer_alone import import_typer
+
+    import_typer()
     from emupmem.cli.main import main
 
     if usual:

@@ -106,11 +106,10 @@ def test_suggest_from_a_log_loads_neither_augeas_nor_the_transaction(tmp_path: P
 
     (tmp_path / "log").write_text(LOG)
     code = (
-        "import sys, typer; sys.argv = ['emupmem', 'suggest', '--json', '--from', sys.argv[1]]\n"
-        "known = set(sys.modules)  # typer 0.15 imports rich by itself\n"
-        "from emupmem.cli.main import main\n"
-        "try: main()\n"
-        "finally: print([m for m in set(sys.modules) - known if m.split('.')[0] == 'augeas' or m == 'rich.console'"
+        "import sys; sys.argv = ['emupmem', 'suggest', '--json', '--from', sys.argv[1]]\n"
+        "from emupmem.__main__ import start\n"
+        "try: start()\n"
+        "finally: print([m for m in sys.modules if m.split('.')[0] == 'augeas' or m == 'rich.console'"
         " or m.startswith(('emupmem.boot.prepare', 'emupmem.editor', 'emupmem.verifier'))], file=sys.stderr)\n"
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "log")]

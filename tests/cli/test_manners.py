@@ -252,17 +252,39 @@ def test_without_utf_8_nothing_is_broken(log: str) -> None:
 
 
 def test_defaults_are_not_checked_by_a_library(log: str) -> None:
-    """Neither pydantic (typer 0.29) nor rich of our own (typer 0.15 brings its own) is loaded by a usual command."""
+    """Neither pydantic (typer 0.29) nor rich (typer 0.15) is loaded by a usual command."""
     code = (
         "import sys; sys.argv = ['emupmem', 'suggest', '--size', '1G', '--from', sys.argv[1]]\n"
-        "import typer; before = set(sys.modules)\n"
-        "from emupmem.cli.main import main\n"
-        "try: main()\n"
-        "finally: print(sorted({m.split('.')[0] for m in set(sys.modules) - before}), file=sys.stderr)\n"
+        "from emupmem.__main__ import start\n"
+        "try: start()\n"
+        "finally: print(sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)\n"
     )
     argv = [sys.executable, "-c", code, log]
     done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True)
     assert not {"pydantic", "rich", "logging", "augeas"} & set(re.findall(r"'(\w+)'", done.stderr))
+
+
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("try: import rich\nexcept ImportError: rich = None", True),
+        ("import importlib.util\nrich = importlib.util.find_spec('rich')", True),
+        ("import rich", False),
+    ],
+)
+def test_typer_gets_rich_only_where_it_cannot_do_without(text: str, without: bool, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(text)
+    (tmp_path / "rich.py").write_text("")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from emupmem.cli.typer_alone import import_typer\n"
+        "import_typer(); import_typer()\n"
+        "import typer; print(typer.rich is None)\n"
+        "import rich; print(rich.__file__ == sys.argv[1] + '/rich.py')\n"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(without), "True"]
 
 
 @pytest.mark.parametrize(

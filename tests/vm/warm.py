@@ -53,6 +53,9 @@ LOG = """[    0.000000] BIOS-provided physical RAM map:
 
 def serve() -> None:
     """Wait for calls for ever."""
+    from emupmem.cli.typer_alone import import_typer
+
+    import_typer()
     from emupmem.editor.lens import layout_of
     from emupmem.parser.bootlog import parse_boot_log
 
