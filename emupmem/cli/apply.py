@@ -34,7 +34,7 @@ from emupmem.cli.options import (
 )
 from emupmem.cli.output import mode_of, usage
 from emupmem.cli.session import Session
-from emupmem.cli.suggest import machine_at, refusal_with_plan, request_of, survey
+from emupmem.cli.suggest import TypedRequest, machine_at, refusal_with_plan, survey
 from emupmem.device.boot_unit import MountWish
 from emupmem.model import DeviceKind
 
@@ -114,7 +114,7 @@ def apply(
         if trial is not None and as_ in (DeviceKind.MEMORY, DeviceKind.DEVDAX):
             same = "--as dax --trial" if as_.soft else "--trial alone"
             usage("a trial sets nothing up at boot", f"{same} tries the same range")
-        request = request_of(size, count, offset, min_free, numa_node, as_, far)
+        request = TypedRequest(size, count, offset, min_free, numa_node, as_, far).request()
         machine = session.machine = machine_at(root, from_, changes=not session.only_shows)
         try:
             warnings = obstacles.refuse_machine(machine, as_)

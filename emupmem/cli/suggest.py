@@ -25,6 +25,7 @@ from emupmem.planner.kernels import words_beside
 from emupmem.planner.places import takers
 from emupmem.planner.situation import Situation
 from emupmem.planner.survey import Survey
+from emupmem.record import record
 from emupmem.system import machine as system_machine
 from emupmem.system.files import is_folder
 from emupmem.system.machine import Machine
@@ -88,7 +89,8 @@ def suggest(
     result |= {"taken": [], "refused": None, "loader": ""}
     machine = system_machine.Machine()
     with Session(result, as_json).errors(), system_machine.asked_once(machine):
-        request = request_of(size, count, offset, min_free, numa_node, as_, far)
+        wanted = TypedRequest(size, count, offset, min_free, numa_node, as_, far)
+        request = wanted.request()
         found = survey(from_, source, machine if from_ is None else None)
         if from_ is None:
             found = asked(found, machine, as_)
@@ -152,10 +154,9 @@ def suggest(
             tell_refused(refused)
         else:
             replaces = ["--replace"] if found.reserved else []
-            command = _next_command(
-                made.reservations[0].size, count, offset, min_free, numa_node, as_, far, replaces, from_
-            )
-            tell(f"\nNext:  {command}")
+            command = wanted.next_command(made.reservations[0].size, replaces)
+            where = "   (on that machine)" if from_ is not None else ""
+            tell(f"\nNext:  {command}{where}")
             tell(f"       (adds {shlex.join(words)} to the kernel command line)")
             if from_ is not None and not found.whole_machine:
                 tell(
@@ -172,31 +173,47 @@ def _write_picture(file: str, situation: Situation, made: Plan | None) -> None:
     new_file(file, picture.svg(situation, made, title).encode(), force=True)
 
 
-def request_of(
-    size: str | None,
-    count: int,
-    offset: str | None,
-    min_free: str,
-    node: int | None,
-    kind: DeviceKind,
-    far: bool,
-) -> Request:
-    if far and node is not None:
-        usage("--far and --numa-node exclude each other")
-    try:
-        request = Request(
-            parse_size(size) if size is not None else None,
-            count,
-            parse_size(offset, "offset") if offset is not None else None,
-            parse_size(min_free, "--min-free"),
-            node,
-            kind,
-            far,
-        )
-        plan.check_values(request)
-    except EmupmemError as exc:
-        usage(exc.message, exc.hint)
-    return request
+@record
+class TypedRequest:
+    """What a person asks for, in the words that were typed: sizes and places with their units."""
+
+    size: str | None
+    count: int
+    offset: str | None
+    min_free: str
+    numa_node: int | None
+    kind: DeviceKind
+    far: bool
+
+    def request(self) -> Request:
+        """The same in bytes. Raises UsageError where that is nothing that can be wanted."""
+        if self.far and self.numa_node is not None:
+            usage("--far and --numa-node exclude each other")
+        try:
+            request = Request(
+                parse_size(self.size) if self.size is not None else None,
+                self.count,
+                parse_size(self.offset, "offset") if self.offset is not None else None,
+                parse_size(self.min_free, "--min-free"),
+                self.numa_node,
+                self.kind,
+                self.far,
+            )
+            plan.check_values(request)
+        except EmupmemError as exc:
+            usage(exc.message, exc.hint)
+        return request
+
+    def next_command(self, size: int, more: list[str]) -> str:
+        """The `apply` that plans the same: `size` was chosen where none was asked for."""
+        words = ["sudo", "emupmem", "apply", "--size", tight(size)]
+        words += ["--count", str(self.count)] if self.count != 1 else []
+        words += ["--offset", self.offset] if self.offset is not None else []
+        words += ["--min-free", self.min_free] if self.min_free != "2G" else []
+        words += ["--numa-node", str(self.numa_node)] if self.numa_node is not None else []
+        words += ["--far"] if self.far else []
+        words += ["--as", self.kind.value] if self.kind is not DeviceKind.PMEM else []
+        return shlex.join([*words, *more])
 
 
 def survey(from_: str | None, source: Source, machine: Machine | None = None) -> Survey:
@@ -265,27 +282,3 @@ def _rehearsed(found: Survey, machine: Machine, request: Request) -> EmupmemErro
 
 def _entry(entry: Any) -> dict[str, Any]:
     return {"start": entry.start, "size": entry.size, "type": entry.kind.value}
-
-
-def _next_command(
-    size: int,
-    count: int,
-    offset: str | None,
-    min_free: str,
-    node: int | None,
-    kind: DeviceKind,
-    far: bool,
-    more: list[str],
-    from_: str | None,
-) -> str:
-    words = ["sudo", "emupmem", "apply", "--size", tight(size)]
-    words += ["--count", str(count)] if count != 1 else []
-    words += ["--offset", offset] if offset is not None else []
-    words += ["--min-free", min_free] if min_free != "2G" else []
-    words += ["--numa-node", str(node)] if node is not None else []
-    words += ["--far"] if far else []
-    words += ["--as", kind.value] if kind is not DeviceKind.PMEM else []
-    words += more
-    if from_ is not None:
-        return f"{shlex.join(words)}   (on that machine)"
-    return shlex.join(words)

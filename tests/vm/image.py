@@ -235,6 +235,7 @@ SEAL = {
     # As the removable medium's loader, which needs no entry in the firmware's variables.
     "uefi": "set -e; grub-install --target=x86_64-efi --removable --no-nvram; update-grub2",
 }
+DAY = 86400.0
 SEAL_SECONDS = 1800
 """For a boot and the installation, which an idle machine does in one minute."""
 
@@ -264,6 +265,7 @@ def image(suite: str, firmware: str = "bios", words: Progress | None = None) -> 
         if not path.is_dir():
             _clean(images, f"{suite}-{firmware}-")
             _build(found, words or progress.say)
+        os.utime(path)  # the time of its last use
     return found
 
 
@@ -521,9 +523,13 @@ def _root() -> Sequence[str]:
 
 
 def _clean(images: Path, prefix: str) -> None:
-    """Remove images of older recipes and what an interrupted build left."""
+    """Remove what an interrupted build left, and images of other recipes that nobody used for a day.
+
+    Another clone of the project may have guests on one of them now.
+    """
     for path in images.glob(f"{prefix}*"):
-        run([*_root(), "rm", "-rf", "--one-file-system", str(path)])
+        if ".tmp-" in path.name or path.stat().st_mtime < time.time() - DAY:
+            run([*_root(), "rm", "-rf", "--one-file-system", str(path)])
 
 
 @contextmanager

@@ -30,7 +30,9 @@ exec $here/lib/{LOADER} --library-path $here/lib $here/program -L $here/share "$
 # What a kernel can leave out that only has to find an NVDIMM.
 CMDLINE = (
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check lpj=4000000 "
-    "cryptomgr.notests apparmor=0 audit=0 ipv6.disable=1 random.trust_cpu=on"
+    "cryptomgr.notests apparmor=0 audit=0 ipv6.disable=1 random.trust_cpu=on "
+    "initcall_blacklist=init_kprobe_trace,cubictcp_register,crypto_kdf108_init,load_system_certificate_list,init_ima,"
+    "init_encrypted,ksm_init,snapshot_device_init,init_mmio_trace,blake2s_mod_init"
 )
 
 # QEMU that starts, opens what it is given, and waits: `started OUTPUT` waits for it, `$user` is its process.

@@ -130,7 +130,7 @@ WARM
 PROBE
 sha256sum /etc/default/grub > /root/before
 cp -p /boot/grub/grub.cfg /root/grub.cfg.before
-runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/user.json
+emupmem_as dev suggest --size SIZE COUNT --json > /job/out/user.json
 emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
 emupmem apply --size SIZE COUNT --check && exit 9 || [ $? = 3 ]
 sha256sum -c /root/before
@@ -154,8 +154,8 @@ stat -c '%U:%G %a' /mnt/pmem0 > /job/out/owner
 runuser -u dev -- python3 -c "$(cat /job/program.py)" > /job/out/faults
 emupmem verify --json > /job/out/verify.json
 dmesg > /job/out/dmesg
-runuser -u dev -- emupmem verify --json > /job/out/user.json
-runuser -u dev -- emupmem suggest --size SIZE COUNT --json > /job/out/suggest.json
+emupmem_as dev verify --json > /job/out/user.json
+emupmem_as dev suggest --size SIZE COUNT --json > /job/out/suggest.json
 emupmem apply --size SIZE COUNT --check
 UPGRADE
 emupmem umount /mnt/pmem0

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from tests import PROJECT
+from tests.vm.image import DAY, _clean
 from tests.vm.machine import _Stream, fetch, firmware_args, make_job_disk, qemu
 
 START = "\x1etoken start 0\n"
@@ -107,3 +110,13 @@ def test_what_a_script_looks_for_can_fail() -> None:
         if cannot_fail(line)
     ]
     assert found == []
+
+
+def test_images_that_another_clone_uses_stay(tmp_path: Path) -> None:
+    """A guest's disk is an overlay of its image: without that it does not start again."""
+    for name in ("trixie-bios-old", "trixie-bios-used", "trixie-bios-used.tmp-1", "trixie-uefi-old"):
+        (tmp_path / name).mkdir()
+        if name.endswith("old"):
+            os.utime(tmp_path / name, (time.time() - 2 * DAY,) * 2)
+    _clean(tmp_path, "trixie-bios-")
+    assert {p.name for p in tmp_path.iterdir()} == {"trixie-bios-used", "trixie-uefi-old"}

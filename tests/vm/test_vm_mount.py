@@ -52,7 +52,7 @@ stat -c '%U:%G %a' /mnt/pmem0 > /job/out/owner
 runuser -u dev -- python3 -c "$(cat /job/program.py)" > /job/out/faults
 emupmem verify > /job/out/verify
 emupmem verify --json > /job/out/verify.json
-runuser -u dev -- emupmem verify --json > /job/out/user.json
+emupmem_as dev verify --json > /job/out/user.json
 systemd-analyze --no-pager time || true
 
 # asked again, nothing changes
@@ -80,7 +80,7 @@ until grep -q mapped /run/mapped; do sleep 0.5; done
 refused umount /mnt/pmem0 > /job/out/busy
 kill $(cut -d' ' -f2 /run/mapped)
 wait || true
-runuser -u dev -- emupmem umount /mnt/pmem0 2>&1 && exit 9 || [ $? = 1 ]
+emupmem_as dev umount /mnt/pmem0 2>&1 && exit 9 || [ $? = 1 ]
 emupmem umount /mnt/pmem0
 echo hidden > /mnt/pmem0/file
 refused mount /dev/pmem0 /mnt/pmem0 > /job/out/full

@@ -57,7 +57,7 @@ emupmem nvdimm create --size 128M --map mem --json > /job/out/fsdax.json
 emupmem nvdimm create --mode sector --size 32M --json > /job/out/sector.json
 emupmem nvdimm create --mode raw --size 32M --json > /job/out/raw.json
 emupmem nvdimm create --mode devdax --size 64M --map dev --align 4K --json > /job/out/devdax.json
-refuses 'needs root' runuser -u dev -- emupmem nvdimm show
+refuses 'needs root' emupmem_as dev nvdimm show
 emupmem nvdimm show
 ls -l /dev/pmem* /dev/dax*
 
@@ -229,7 +229,7 @@ for mode in sector fsdax devdax; do
     emupmem nvdimm create --region $range --mode $mode --yes --json > /job/out/range.json
     emupmem verify >> /job/out/verified
 done
-runuser -u dev -- emupmem verify
+emupmem_as dev verify
 for name in $all; do
     emupmem nvdimm destroy $name --yes
 done

@@ -4,7 +4,8 @@
 Without KVM the imports of one call take three seconds, its work mostly less than one. A script that
 begins with `. /job/warm` calls emupmem by a function of the shell, which leaves its words here. The
 forked process takes over the caller's folder, standard input, output and error themselves, and its
-status is the caller's. What is called otherwise (by systemd, runuser, timeout) is the real program.
+status is the caller's; `emupmem_as USER` is the same as that user. What is called otherwise (by systemd,
+runuser, timeout) is the real program.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import gc
 import importlib
 import os
+import pwd
 import signal
 import sys
 import time
@@ -30,7 +32,8 @@ if [ -e /usr/lib/python3/dist-packages/emupmem ]; then  # the package, with what
 else
     (PYTHONPYCACHEPREFIX=/var/cache/emupmem-pyc /opt/emupmem/bin/python /job/warm.py </dev/null >/run/warm.log 2>&1 &)
 fi
-emupmem() {
+emupmem() { emupmem_as root "$@"; }
+emupmem_as() {
     local status call=/run/emupmem-warm/$BASHPID.${EPOCHREALTIME/./}
     printf '%s\0' "$BASHPID" "$PWD" "$@" >"$call.words"
     mkfifo "$call.status"
@@ -79,7 +82,9 @@ def serve() -> None:
 def answer(pipe: Path) -> None:
     """Run one call in a process of its own with the caller's streams; its status goes into the pipe."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    pid, folder, *words = (os.fsdecode(w) for w in pipe.with_suffix(".words").read_bytes().split(b"\0")[:-1])
+    pid, folder, user, *words = (
+        os.fsdecode(w) for w in pipe.with_suffix(".words").read_bytes().split(b"\0")[:-1]
+    )
     libc = ctypes.CDLL(None, use_errno=True)
     caller = libc.syscall(PIDFD_OPEN, int(pid), 0)
     for number in (1, 2):
@@ -88,19 +93,31 @@ def answer(pipe: Path) -> None:
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     worker = os.fork()
     if worker == 0:
-        run(folder, words)
+        os.chdir(folder)  # before: the folder of another user may be closed
+        become(user)
+        run(words)
     status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
     with pipe.open("w") as stream:
         stream.write(f"{status if status >= 0 else 128 - status}\n")
     pipe.unlink()
 
 
-def run(folder: str, words: list[str]) -> NoReturn:
+def become(name: str) -> None:
+    """Be this user from now on, as runuser makes it."""
+    if name == "root":
+        return
+    user = pwd.getpwnam(name)
+    os.initgroups(name, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    os.environ |= {"HOME": user.pw_dir, "USER": name, "LOGNAME": name}
+
+
+def run(words: list[str]) -> NoReturn:
     """The program itself."""
     from emupmem.cli.main import main
 
     os.closerange(3, 20)
-    os.chdir(folder)
     sys.argv = ["emupmem", *words]
     status: object = 1
     try:
