@@ -48,6 +48,8 @@ BOOT_SECONDS = 3600.0
 """The limit of one boot with its script: some twenty times what the longest takes on an idle machine."""
 SECTOR = 512
 MIB = 1 << 20
+ORDERLY: Mapping[str, str] = {"orderly": ""}
+"""A job file: between scripts all units are stopped, one by one. Without it processes are ended, disks unmounted."""
 
 
 class LostMachine(Exception):

@@ -7,7 +7,7 @@ import pytest
 
 from emupmem.model import GIB, KIB, MIB
 from tests.vm.image import ROOT_UUID, SPARE, image
-from tests.vm.machine import Image, Machine
+from tests.vm.machine import ORDERLY, Image, Machine
 from tests.vm.test_vm import FEWER, INSTALL, WAIT, WARM, done, said
 
 MOUNTED = (
@@ -200,7 +200,7 @@ def reserved(made: Image, reserves: str = "memmap=512M!4G") -> list[str]:
 def test_save_and_restore_on_a_real_device() -> None:
     made = image("bookworm", "bios")
     with Machine(made, qemu_args=reserved(made)) as guest:
-        first = done(guest.boot(KEPT_FIRST))
+        first = done(guest.boot(KEPT_FIRST, ORDERLY))
         cut = guest.boot(KEPT_SECOND, power_cut=r"NOW CUT THE POWER")
         second = done(guest.boot(SNAPSHOTS, last=True))
     assert b"newly created \xc2\xb7 saved to /var/lib/emupmem/pmem0.img" in first.files["journal"]
@@ -291,7 +291,7 @@ emupmem verify
 def test_namespaces_on_plain_memory() -> None:
     made = image("forky", "bios")
     with Machine(made, qemu_args=reserved(made)) as guest:
-        second = done(guest.boot(NAMESPACES))
+        second = done(guest.boot(NAMESPACES, ORDERLY))
         third = done(guest.boot(AT_BOOT, last=True))
     assert said(second, "bind.json") == {"changed": True, "driver": "ramdax", "at_boot": True}
     created = said(second, "create.json")["made"]
