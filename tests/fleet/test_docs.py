@@ -63,7 +63,7 @@ def test_the_role_takes_what_the_module_takes(control: Control) -> None:
         *("state", "existing", "nokaslr", "program")
     }
     same = {n: o for n, o in module.items() if f"emupmem_{n}" in role and n not in ("size", "trial")}
-    assert len(same) == 7
+    assert len(same) == 8
     for name, option in same.items():
         theirs = role[f"emupmem_{name}"]
         for key in ("type", "elements", "choices"):

@@ -80,6 +80,39 @@ def test_a_trial_that_is_taken_away(fleet: Fleet) -> None:
     }
 
 
+SRAT = """[    0.004000] ACPI: SRAT: Node 0 PXM 0 [mem 0x00000000-0x2ffffffff]
+[    0.004000] ACPI: SRAT: Node 1 PXM 1 [mem 0x300000000-0x53fffffff]
+"""
+DMESG = "/var/lib/scenario/dmesg"
+NODE = "/sys/devices/system/node"
+
+
+def test_far_memory(fleet: Fleet) -> None:
+    """The node is the host's own to choose; where there is none it says so."""
+    distances = {"big": ("10 28", "28 10"), "small": ("10",)}
+    logs = {name: machine.read(DMESG) for name, machine in fleet.hosts.items()}
+    for name, rows in distances.items():
+        fleet.hosts[name].write(f"{NODE}/has_cpu", "0\n")
+        for number, row in enumerate(rows):
+            fleet.hosts[name].write(f"{NODE}/node{number}/distance", f"{row}\n")
+    fleet.hosts["big"].write(DMESG, logs["big"] + SRAT)
+    planned = fleet.play([{"name": "it", "emupmem.emupmem.emupmem_info": {"size": "1G", "far": True}}])
+    assert planned.of("it")["big"]["plan"]["memmap"] == "memmap=1G!12G", planned.text
+    assert "one NUMA node" in planned.of("it")["small"]["error"]
+    role = {"emupmem_size": "1G", "emupmem_far": True, "emupmem_reboot": False, "emupmem_trial": False}
+    told = fleet.play([], roles=[{"role": "emupmem.emupmem.emupmem", "vars": role}])
+    reserved = told.of("Reserve the memory")
+    assert reserved["big"]["memmap"] == "memmap=1G!12G", told.text
+    assert "this machine has one NUMA node" in reserved["small"]["msg"]
+    both = fleet.play(reservation(size="1G", far=True, numa_node=1)).of("it")["big"]
+    assert both["msg"] == "--far and --numa-node exclude each other"
+    assert fleet.play(reservation(size="1G", far=True)).of("it")["big"]["changed"] is False
+    assert fleet.play(reservation(state="absent")).of("it")["big"]["changed"] is True
+    for name, machine in fleet.hosts.items():
+        machine.write(DMESG, logs[name])
+        machine.must("rm", "-r", NODE)
+
+
 def test_what_a_play_is_told(fleet: Fleet) -> None:
     fleet.unreachable.add("small")
     told = fleet.play(reservation(size="1 GB")).of("it")

@@ -30,6 +30,12 @@ options:
   numa_node:
     description: Only memory of this NUMA node.
     type: int
+  far:
+    description:
+      - Only memory of the NUMA node that is farthest from the processors of the first, which stands in for slower memory.
+      - Fails on a host with one node. Not together with O(numa_node).
+    type: bool
+    default: false
   min_free:
     description: How much RAM must stay for the system.
     type: str

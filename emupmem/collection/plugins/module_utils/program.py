@@ -19,6 +19,7 @@ PLAN_OPTIONS = {
     "size": {"type": "str"},
     "count": {"type": "int", "default": 1},
     "numa_node": {"type": "int"},
+    "far": {"type": "bool", "default": False},
     "min_free": {"type": "str", "default": "2G"},
 }
 """What those take that plan."""
@@ -130,7 +131,8 @@ def plan_words(options):
     """The words of apply and suggest that say what is to be planned."""
     words = ["--count", str(options["count"]), "--min-free", options["min_free"]]
     words += ["--size", options["size"]] if options["size"] else []
-    return words + (["--numa-node", str(options["numa_node"])] if options["numa_node"] is not None else [])
+    words += ["--numa-node", str(options["numa_node"])] if options["numa_node"] is not None else []
+    return words + (["--far"] if options["far"] else [])
 
 
 def need(result, member, module):
