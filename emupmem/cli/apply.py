@@ -13,6 +13,7 @@ from emupmem.cli import trial as cli_trial
 from emupmem.cli.change import ask_and_carry_out, change_result
 from emupmem.cli.options import (
     As,
+    Check,
     Count,
     DryRun,
     Far,
@@ -66,9 +67,7 @@ def apply(
         ),
     ] = False,
     dry_run: DryRun = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit 3 if something would change; change nothing.")
-    ] = False,
+    check: Check = False,
     yes: Yes = False,
     root: Root = None,
     from_: From = None,

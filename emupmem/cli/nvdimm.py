@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from emupmem.cli.options import EPILOG, DryRun, Json, NamespaceName, Yes
+from emupmem.cli.options import EPILOG, Check, DryRun, Json, NamespaceName, Yes
 from emupmem.cli.output import Exit, one_line, say, size_of, tell, usage
 from emupmem.cli.session import Session
 from emupmem.model import EmupmemError, NamespaceMode
@@ -20,9 +20,11 @@ from emupmem.nvdimm import goal as nvdimm_goal
 from emupmem.nvdimm import ipmctl
 from emupmem.nvdimm import show as nvdimm_show
 from emupmem.nvdimm import view as nvdimm_view
+from emupmem.nvdimm import wish as nvdimm_wish
 from emupmem.nvdimm.create import NamespacePlan
 from emupmem.nvdimm.goal import GoalPlan
 from emupmem.nvdimm.view import Namespace
+from emupmem.nvdimm.wish import NamespaceWish
 from emupmem.system import lock
 from emupmem.system.machine import Machine
 
@@ -179,61 +181,96 @@ def create(
     align: Annotated[
         str, typer.Option("--align", metavar="SIZE", help="The page size it is aligned to: 4K, 2M or 1G.")
     ] = "",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="A name of its own, which its label keeps.")
+    ] = "",
+    if_not_exists: Annotated[
+        bool, typer.Option("--if-not-exists", help="Do nothing where one like that is there already.")
+    ] = False,
     dry_run: DryRun = False,
+    check: Check = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Create a namespace and print its device. Without labels: give the region's one namespace another mode."""
-    session = Session(
-        {"changed": False, "commands": [], "namespace": None, "device": "", "holds": ""},
-        as_json,
-        dry_run=dry_run,
-        yes=yes,
-    )
+    session = _changing(as_json, dry_run, check, yes)
+    session.result["holds"] = ""
     with session.errors():
         bytes_ = size_of(size) if size else None
+        page_map = map_.value if map_ else ""
         try:
-            step = nvdimm_create.check_options(mode.value, map_.value if map_ else "", align)
+            step = nvdimm_wish.check_options(mode.value, page_map, align, name)
         except EmupmemError as exc:
             usage(exc.message, exc.hint)
+        wish = NamespaceWish(region, bytes_, mode.value, page_map, step, name)
 
         def plan(machine: Machine) -> NamespacePlan:
             view = nvdimm_view.look_at_nvdimms(machine)
-            return nvdimm_create.plan_create(
-                machine, view, region, bytes_, mode.value, map_.value if map_ else "", step
-            )
+            there = nvdimm_wish.namespace_like(view, wish) if if_not_exists else None
+            if there is not None:
+                return NamespacePlan((), there.region, there=there)
+            return nvdimm_create.plan_create(machine, view, wish)
 
         made = _change(session, plan, nvdimm_create.create_namespace)
         if made is not None:
             holds = nvdimm_create.remains(session.machine, made)
             session.result |= {"namespace": asdict(made), "device": made.dev, "holds": holds}
-            if not session.as_json:
+            if not session.result["would_change"]:
+                _tell_nothing(session, f"{made.name} is like that already, {made.dev}")
+            elif not session.as_json:
                 tell("\n".join(nvdimm_show.made_lines(made, holds)))
-        session.finish(Exit.OK)
+        _finish(session)
 
 
 @app.command("destroy", epilog=EPILOG)
 def destroy(
     name: NamespaceName,
+    if_exists: Annotated[bool, typer.Option("--if-exists", help="Do nothing where there is none.")] = False,
     dry_run: DryRun = False,
+    check: Check = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Destroy a namespace and everything on it."""
-    session = Session(
-        {"changed": False, "commands": [], "namespace": None, "device": ""}, as_json, dry_run=dry_run, yes=yes
-    )
+    session = _changing(as_json, dry_run, check, yes)
     with session.errors():
-        gone = _change(
-            session,
-            lambda machine: nvdimm_create.plan_destroy(machine, nvdimm_view.look_at_nvdimms(machine), name),
-            nvdimm_create.destroy_namespace,
-        )
+
+        def plan(machine: Machine) -> NamespacePlan:
+            view = nvdimm_view.look_at_nvdimms(machine)
+            if if_exists and not nvdimm_view.namespaces_named(view, name):
+                return NamespacePlan((), "")
+            return nvdimm_create.plan_destroy(machine, view, name)
+
+        gone = _change(session, plan, nvdimm_create.destroy_namespace)
         if gone is not None:
             session.result |= {"namespace": asdict(gone), "device": gone.dev}
             if not session.as_json:
                 tell(f"✓ {gone.name} is gone")
-        session.finish(Exit.OK)
+        elif not session.result["would_change"]:
+            _tell_nothing(session, f"There is no namespace {name}")
+        _finish(session)
+
+
+def _changing(as_json: bool, dry_run: bool, check: bool, yes: bool) -> Session:
+    result: dict[str, Any] = {
+        "changed": False,
+        "would_change": False,
+        "commands": [],
+        "region": "",
+        "loses": None,
+    }
+    result |= {"namespace": None, "device": ""}
+    return Session(result, as_json, dry_run=dry_run, check=check, yes=yes)
+
+
+def _tell_nothing(session: Session, why: str) -> None:
+    if not session.as_json:
+        tell(f"{why}. Nothing was changed.")
+
+
+def _finish(session: Session) -> NoReturn:
+    found = session.check and session.result["would_change"]
+    session.finish(Exit.NOT_AS_PLANNED if found else Exit.OK)
 
 
 def _change(
@@ -241,13 +278,23 @@ def _change(
     planned: Callable[[Machine], NamespacePlan],
     carry_out: Callable[[Machine, NamespacePlan], Namespace],
 ) -> Namespace | None:
-    """Plan, ask where something is lost, and do it under the lock; None where it was only shown."""
+    """Plan, ask where something is lost, and do it under the lock.
+
+    Returns what was made or is gone, or what is there already as asked; None where it was only shown.
+    """
     session.be_root("this changes namespaces")
     machine = session.machine
     plan = planned(machine)
-    session.result["commands"] = [c.argv for c in plan.commands]
+    session.result |= {
+        "would_change": bool(plan.commands),
+        "commands": [c.argv for c in plan.commands],
+        "region": plan.region,
+        "loses": asdict(plan.takes) if plan.takes else None,
+    }
+    if not plan.commands:
+        return plan.there
     session.preview_or_ask((shlex.join(c.argv) for c in plan.commands), plan.question)
-    if session.dry_run:
+    if session.only_shows:
         return None
     with lock.change_lock(machine):
         again = planned(machine)  # while we asked, others may have been at work

@@ -92,6 +92,7 @@ class FileSystem(StrEnum):
     XFS = "xfs"
 
 
+Check = Annotated[bool, typer.Option("--check", help="Exit 3 if something would change; change nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]
@@ -115,5 +116,6 @@ Permissions = Annotated[
     str, typer.Option("--mode", metavar="MODE", help="Permissions of the mounted folder, such as 0755.")
 ]
 NamespaceName = Annotated[
-    str, typer.Argument(metavar="NAME", help="A namespace or its device, such as namespace0.0 or /dev/pmem0.")
+    str,
+    typer.Argument(metavar="NAME", help="A namespace or its device, such as namespace0.0 or /dev/pmem0."),
 ]

@@ -65,7 +65,7 @@ class Session:
     def preview_or_ask(self, steps: Iterable[str], question: str) -> None:
         """Show what would be done, or ask where something is lost (no question: nothing is); the caller does it."""
         self.changing()
-        if self.dry_run:
+        if self.only_shows:
             for step in steps:
                 say(f"  {step}")
         elif question:

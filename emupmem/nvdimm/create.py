@@ -13,7 +13,6 @@ from emupmem.device.blocks import signature
 from emupmem.model import MIB, Command, EmupmemError
 from emupmem.nvdimm import cxl
 from emupmem.nvdimm.view import (
-    MODES,
     SECONDS,
     Namespace,
     NvdimmRegion,
@@ -23,14 +22,12 @@ from emupmem.nvdimm.view import (
     ndctl_words,
     order_of,
 )
+from emupmem.nvdimm.wish import MAPPED, NamespaceWish
 from emupmem.record import record
 from emupmem.system import processes
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
-from emupmem.units import human, parse_size, tight
-
-MAPPED = ("fsdax", "devdax")
-"""The modes that have a page map, and so --map and --align."""
+from emupmem.units import human, tight
 
 START = 16 * MIB
 """ndctl makes fsdax and devdax only where a namespace starts at a multiple of this."""
@@ -41,12 +38,16 @@ LEAST = 16 * MIB
 
 @record
 class NamespacePlan:
-    """Commands in order; `question` is empty where nothing is lost. `takes` is what goes, None if nothing."""
+    """Commands in order; `question` is empty where nothing is lost. `takes` is what goes, None if nothing.
+
+    Without a command there is nothing to do: `there` is the namespace that is as asked, None where it was to be gone.
+    """
 
     commands: tuple[Command, ...]
     region: str
     question: str = ""
     takes: Namespace | None = None
+    there: Namespace | None = None
 
 
 # Who uses it --------------------------------------------------------------------------------------
@@ -85,70 +86,57 @@ def refuse_if_used(machine: Machine, one: Namespace) -> None:
 # Create -------------------------------------------------------------------------------------------
 
 
-def check_options(mode: str, map_: str, align: str) -> int:
-    """The alignment in bytes (0 where none is asked). Raises EmupmemError for options that exclude each other."""
-    if mode not in MODES:
-        raise EmupmemError(f"there is no mode {mode}", f"there are {', '.join(MODES)}")
-    for option, value in (("--map", map_), ("--align", align)):
-        if value and mode not in MAPPED:
-            raise EmupmemError(f"{option} belongs to fsdax and devdax", f"{mode} has no page map")
-    if map_ not in ("", "mem", "dev"):
-        raise EmupmemError(
-            f"--map {map_} is not known", "the page map is kept in RAM (mem) or on the device (dev)"
-        )
-    if align and not parse_size(align, "alignment"):
-        raise EmupmemError("an alignment of 0 is none", "leave --align out")
-    return parse_size(align, "alignment") if align else 0
-
-
-def plan_create(
-    machine: Machine,
-    view: View,
-    region: str = "",
-    size: int | None = None,
-    mode: str = "fsdax",
-    map_: str = "",
-    align: int = 0,
-) -> NamespacePlan:
+def plan_create(machine: Machine, view: View, wish: NamespaceWish) -> NamespacePlan:
     """What makes a namespace, in the named region or the first with room. Raises EmupmemError for each refusal."""
-    there = _choose(machine, view, region, size, mode, align)
-    if (why := obstacle_of_region(there, mode, align)) is not None:
+    there = _choose(machine, view, wish)
+    if (why := obstacle_of_region(there, wish.mode, wish.align)) is not None:
         raise why
-    options = (*(("-M", map_) if map_ else ()), *(("-a", str(align)) if align else ()))
+    options = (*(("-M", wish.map) if wish.map else ()), *(("-a", str(wish.align)) if wish.align else ()))
     if not there.labelled:
-        return _plan_whole(machine, view, there, size, mode, options)
-    size = _fitting(there, size, mode, align)
-    argv = ("ndctl", "create-namespace", "-r", there.name, "-m", mode, "-s", str(size), *options)
-    return NamespacePlan((Command(argv, f"make a {mode} namespace of {human(size)}"),), there.name)
+        return _plan_whole(machine, view, there, wish, options)
+    _refuse_taken_name(view, wish.name)
+    size = _fitting(there, wish.size, wish.mode, wish.align)
+    named = ("-n", wish.name) if wish.name else ()
+    argv = ("ndctl", "create-namespace", "-r", there.name, "-m", wish.mode, "-s", str(size), *options, *named)
+    return NamespacePlan((Command(argv, f"make a {wish.mode} namespace of {human(size)}"),), there.name)
 
 
-def _choose(machine: Machine, view: View, name: str, size: int | None, mode: str, align: int) -> NvdimmRegion:
+def _refuse_taken_name(view: View, name: str) -> None:
+    """Raises EmupmemError where a namespace has this name already, for ndctl would give it twice."""
+    taken = next((n for r in view.regions for n in r.namespaces if name and n.alt_name == name), None)
+    if taken is not None:
+        raise EmupmemError(
+            f"{taken.name} has the name {name}", "choose another one; --if-not-exists takes that one"
+        )
+
+
+def _choose(machine: Machine, view: View, wish: NamespaceWish) -> NvdimmRegion:
     """The named region; else the first with labels and room, real ones before emulated ones."""
-    if name:
+    if wish.region:
         for one in view.regions:
-            if one.name == name:
+            if one.name == wish.region:
                 return one
         listed = ", ".join(r.name for r in view.regions)
         raise EmupmemError(
-            f"there is no region {name}", f"there is {listed}" if listed else _no_region(machine)
+            f"there is no region {wish.region}", f"there is {listed}" if listed else _no_region(machine)
         )
     if not view.regions:
         raise EmupmemError("there is no region", _no_region(machine))
     usable = [r for r in view.regions if r.enabled and r.labelled]
     usable.sort(key=lambda r: (r.emulated, order_of(r)))
-    able = [r for r in usable if obstacle_of_region(r, mode, align) is None]
+    able = [r for r in usable if obstacle_of_region(r, wish.mode, wish.align) is None]
     if usable and not able:
         return usable[0]
     for one in able:
-        if one.largest(align) >= (size or LEAST):
+        if one.largest(wish.align) >= (wish.size or LEAST):
             return one
     if usable:
-        most = max(able, key=lambda r: r.largest(align))
-        wanted = human(size) if size else "a namespace"
+        most = max(able, key=lambda r: r.largest(wish.align))
+        wanted = human(wish.size) if wish.size else "a namespace"
         raise EmupmemError(
             f"no region has room for {wanted} in one piece",
-            f"the most is {human(most.largest(align))} in {most.name}"
-            if most.largest(align)
+            f"the most is {human(most.largest(wish.align))} in {most.name}"
+            if most.largest(wish.align)
             else "all are full",
         )
     first = view.regions[0]
@@ -208,12 +196,16 @@ def _fitting(there: NvdimmRegion, size: int | None, mode: str, align: int) -> in
 
 
 def _plan_whole(
-    machine: Machine, view: View, there: NvdimmRegion, size: int | None, mode: str, options: tuple[str, ...]
+    machine: Machine, view: View, there: NvdimmRegion, wish: NamespaceWish, options: tuple[str, ...]
 ) -> NamespacePlan:
     """Give the one namespace of a region without labels another mode: its content is lost."""
     if not there.namespaces:
         raise EmupmemError(f"{there.name} has no labels and no namespace", "sudo dmesg may show why")
-    if size is not None:
+    if wish.name:
+        raise EmupmemError(
+            f"{there.name} has no labels, which keep the names of namespaces", "leave --name out"
+        )
+    if wish.size is not None:
         raise EmupmemError(
             f"{there.name} has no labels: its one namespace always has its whole size", _divide(view, there)
         )
@@ -237,9 +229,9 @@ def _plan_whole(
                 f"{one.dev} holds {holds}, which another mode would destroy",
                 f"sudo wipefs -a {one.dev} if nothing of it is needed",
             )
-    argv = ("ndctl", "create-namespace", "-f", "-e", one.name, "-m", mode, *options)
-    question = f"All content of {one.name} ({one.mode}, {human(one.size)}) is lost. Make it {mode}?"
-    return NamespacePlan((Command(argv, f"make it a {mode} namespace"),), there.name, question, one)
+    argv = ("ndctl", "create-namespace", "-f", "-e", one.name, "-m", wish.mode, *options)
+    question = f"All content of {one.name} ({one.mode}, {human(one.size)}) is lost. Make it {wish.mode}?"
+    return NamespacePlan((Command(argv, f"make it a {wish.mode} namespace"),), there.name, question, one)
 
 
 def _divide(view: View, there: NvdimmRegion) -> str:

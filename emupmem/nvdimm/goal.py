@@ -20,6 +20,7 @@ from emupmem.nvdimm.view import (
     look_at_nvdimms,
     require_ndctl,
 )
+from emupmem.nvdimm.wish import NamespaceWish
 from emupmem.record import record
 from emupmem.system.machine import Machine
 from emupmem.units import human
@@ -121,7 +122,7 @@ def _first_namespaces(
     able = [
         r for r in empty if r.labelled and r.largest() >= LEAST and obstacle_of_region(r, "fsdax", 0) is None
     ]
-    return tuple(plan_create(machine, view, r.name) for r in able)
+    return tuple(plan_create(machine, view, NamespaceWish(r.name)) for r in able)
 
 
 def _judged(goal: tuple[ipmctl.Goal, ...], wanted: ipmctl.WantedGoal) -> tuple[ipmctl.Goal, ...]:

@@ -66,7 +66,8 @@ def _bad(count: int) -> str:
 
 def _namespace_lines(n: Namespace) -> list[str]:
     size = human(n.size) if n.size else "size unknown"
-    lines = [f"{n.name}  {n.mode}{f' (map {n.map})' if n.map else ''}, {size}"]
+    called = f" ({n.alt_name})" if n.alt_name else ""
+    lines = [f"{n.name}{called}  {n.mode}{f' (map {n.map})' if n.map else ''}, {size}"]
     if n.bad_blocks:
         lines[0] += f" · {_bad(n.bad_blocks)}"
     if n.system_ram:

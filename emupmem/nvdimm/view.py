@@ -51,7 +51,8 @@ class Namespace:
     """A namespace: bytes usable, its device (`/dev/pmem0`, empty where it has none), its mounts.
 
     `map` is where the page map lies (`mem`, `dev`), `align` 0 where the mode has none; `size` is 0 where the
-    kernel does not tell it (a namespace that is disabled).
+    kernel does not tell it (a namespace that is disabled). `alt_name` is a name that was given to it, `raw_size`
+    the bytes that it takes of its region.
     """
 
     name: str
@@ -65,6 +66,8 @@ class Namespace:
     system_ram: bool = False
     mounts: tuple[Mount, ...] = ()
     bad_blocks: int = 0
+    alt_name: str = ""
+    raw_size: int = 0
 
 
 @record
@@ -314,6 +317,8 @@ def _namespace(
         any(d.get("mode") == "system-ram" for d in chars),
         all_mounts.get(block, ()),
         _bad_blocks(machine, f"/sys/class/block/{block}/badblocks") if block else 0,
+        n.get("name", ""),
+        int(raw) if (raw := machine.peek(f"{BUS}/{n['dev']}/size")).isdigit() else n.get("size", 0),
     )
 
 
@@ -324,13 +329,24 @@ def ndctl_words(done: Completed) -> str:
     return "; ".join(dict.fromkeys(f.strip() for f in found)) or done.last_words or f"status {done.status}"
 
 
-def find_namespace(view: View, name: str) -> tuple[NvdimmRegion, Namespace]:
-    """The namespace of that name, or of that device. Raises EmupmemError."""
+def namespaces_named(view: View, name: str) -> list[tuple[NvdimmRegion, Namespace]]:
+    """The namespace that the kernel calls so, or whose device is; else those that were given this name."""
     all_ = [(r, n) for r in view.regions for n in r.namespaces]
     for region, one in all_:
         if name == one.name or (one.dev and name in (one.dev, one.dev.rpartition("/")[2])):
-            return region, one
-    listed = ", ".join(n.name for _, n in all_)
+            return [(region, one)]
+    return [(r, n) for r, n in all_ if name and n.alt_name == name]
+
+
+def find_namespace(view: View, name: str) -> tuple[NvdimmRegion, Namespace]:
+    """The one namespace of `namespaces_named`. Raises EmupmemError; other tools give a name twice."""
+    found = namespaces_named(view, name)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        which = ", ".join(n.name for _, n in found)
+        raise EmupmemError(f"{len(found)} namespaces have the name {name}", f"say which: {which}")
+    listed = ", ".join(n.name for r in view.regions for n in r.namespaces)
     raise EmupmemError(
         f"there is no namespace {name}", f"there is {listed}" if listed else "there is none at all"
     )

@@ -14,7 +14,7 @@ from tests.fleet.control import Control
 
 pytestmark = pytest.mark.slow(seconds=20)
 
-MODULES = ("reservation", "verify", "emupmem_info")
+MODULES = ("reservation", "verify", "emupmem_info", "namespace")
 SANITY = (
     *(
         "action-plugin-docs",

@@ -18,6 +18,7 @@ from emupmem.model import GIB, MIB, EmupmemError
 from emupmem.nvdimm import create as nvdimm_create
 from emupmem.nvdimm import goal, ipmctl, show
 from emupmem.nvdimm import view as nvdimm_view
+from emupmem.nvdimm.wish import NamespaceWish, check_options
 from tests.cli.runner import Run
 from tests.fake import FakeMachine, build, put, running, script
 from tests.nvdimm.test_ipmctl import REAL_NOTHING, REAL_VERSION
@@ -70,7 +71,7 @@ A reboot is required to process new memory allocation goals.
 """
 
 
-def space(name: str, mode: str = "fsdax", size: int = 62 * MIB, **more: Any) -> dict[str, Any]:
+def space(name: str, /, mode: str = "fsdax", size: int = 62 * MIB, **more: Any) -> dict[str, Any]:
     number = name.removeprefix("namespace").removesuffix(".0")
     dev: dict[str, Any] = {"blockdev": f"pmem{number}{'s' if mode == 'sector' else ''}"}
     if mode == "devdax":
@@ -183,7 +184,7 @@ def refused(call: Callable[[], Any]) -> str:
 
 
 def create(machine: FakeMachine, **options: Any) -> nvdimm_create.NamespacePlan:
-    return nvdimm_create.plan_create(machine, nvdimm_view.look_at_nvdimms(machine), **options)
+    return nvdimm_create.plan_create(machine, nvdimm_view.look_at_nvdimms(machine), NamespaceWish(**options))
 
 
 def destroy(machine: FakeMachine, name: str) -> nvdimm_create.NamespacePlan:
@@ -376,7 +377,7 @@ def test_create_is_data(machine: FakeMachine, mode: str) -> None:
 
 def test_create_takes_all_that_is_free(machine: FakeMachine) -> None:
     buses(machine, region("region0", free=100 * MIB, dimms=("nmem0",)))
-    assert words(create(machine, map_="mem", align=4096)) == [
+    assert words(create(machine, map="mem", align=4096)) == [
         f"ndctl create-namespace -r region0 -m fsdax -s {96 * MIB} -M mem -a 4096"
     ]
 
@@ -458,12 +459,12 @@ def test_sizes_are_multiples_over_all_interleaved_modules(machine: FakeMachine) 
 @pytest.mark.parametrize("mode", ["raw", "sector"])
 def test_options_that_exclude_each_other(mode: str) -> None:
     assert f"--map belongs to fsdax and devdax | {mode} has no page map" in refused(
-        lambda: nvdimm_create.check_options(mode, "mem", "")
+        lambda: check_options(mode, "mem", "")
     )
-    assert "--align belongs to" in refused(lambda: nvdimm_create.check_options(mode, "", "2M"))
-    assert nvdimm_create.check_options("fsdax", "dev", "2M") == 2 * MIB
-    assert "an alignment of 0 is none" in refused(lambda: nvdimm_create.check_options("fsdax", "", "0"))
-    assert "alignment 'x' is not a size" in refused(lambda: nvdimm_create.check_options("fsdax", "", "x"))
+    assert "--align belongs to" in refused(lambda: check_options(mode, "", "2M"))
+    assert check_options("fsdax", "dev", "2M") == 2 * MIB
+    assert "an alignment of 0 is none" in refused(lambda: check_options("fsdax", "", "0"))
+    assert "alignment 'x' is not a size" in refused(lambda: check_options("fsdax", "", "x"))
 
 
 def test_without_labels_only_the_mode_changes(machine: FakeMachine) -> None:
@@ -477,7 +478,7 @@ def test_without_labels_only_the_mode_changes(machine: FakeMachine) -> None:
         " | sudo emupmem nvdimm destroy namespace0.0 writes labels"
         in refused(lambda: create(machine, region="region0", size=64 * MIB))
     )
-    plan = create(machine, region="region0", mode="devdax", map_="dev")
+    plan = create(machine, region="region0", mode="devdax", map="dev")
     assert words(plan) == ["ndctl create-namespace -f -e namespace0.0 -m devdax -M dev"]
     assert plan.question == "All content of namespace0.0 (raw, 512 MiB) is lost. Make it devdax?"
     put(machine, "/holds", "TYPE=xfs\n")

@@ -53,10 +53,14 @@ refuses 'the largest that fits is 512M' emupmem nvdimm create --region region0 -
 refuses 'it can 4K, 2M' emupmem nvdimm create --align 16M
 refuses 'there is no region region7' emupmem nvdimm create --region region7
 emupmem nvdimm create --size 64M --dry-run
-emupmem nvdimm create --size 128M --map mem --json > /job/out/fsdax.json
+emupmem nvdimm create --size 128M --map mem --name db --if-not-exists --json > /job/out/fsdax.json
 emupmem nvdimm create --mode sector --size 32M --json > /job/out/sector.json
 emupmem nvdimm create --mode raw --size 32M --json > /job/out/raw.json
 emupmem nvdimm create --mode devdax --size 64M --map dev --align 4K --json > /job/out/devdax.json
+# what is there is found again, by what it takes of its region, whatever of that is usable
+for mode in sector:32M raw:32M devdax:64M; do
+    emupmem nvdimm create --mode ${mode%:*} --size ${mode#*:} --if-not-exists --check
+done
 refuses 'needs root' emupmem_as dev nvdimm show
 emupmem nvdimm show
 ls -l /dev/pmem* /dev/dax*
@@ -150,6 +154,13 @@ emupmem nvdimm show
 emupmem nvdimm show --json > /job/out/after.json
 python3 /job/pick.py > /run/picked
 . /run/picked
+
+# its own name stays with it
+emupmem nvdimm create --size 128M --map mem --name db --if-not-exists --check
+refuses 'db is there' emupmem nvdimm create --size 64M --name db --if-not-exists
+refuses 'has the name db' emupmem nvdimm create --size 64M --name db
+emupmem nvdimm destroy db --if-exists --check && exit 9 || [ $? = 3 ]
+emupmem nvdimm destroy none --if-exists --check
 
 # and one by virtio-pmem: each is called what it is
 emupmem nvdimm show > /run/said
@@ -314,6 +325,9 @@ def test_namespaces_of_virtual_nvdimms(tmp_path: Path) -> None:
     assert {mode: one["namespace"]["mode"] for mode, one in made.items()} == {mode: mode for mode in made}
     assert (made["fsdax"]["namespace"]["map"], made["devdax"]["namespace"]["map"]) == ("mem", "dev")
     assert made["devdax"]["namespace"]["align"] == 4096
+    sizes = {mode: one["namespace"]["raw_size"] // MIB for mode, one in made.items()}
+    assert sizes == {"fsdax": 128, "sector": 32, "raw": 32, "devdax": 64}
+    assert (made["fsdax"]["namespace"]["alt_name"], made["raw"]["namespace"]["alt_name"]) == ("db", "")
     assert said["mount.json"]["map_sync"]
     assert said["mount.json"]["huge_pages"]
 

@@ -32,7 +32,7 @@ options:
     type: int
   far:
     description:
-      - Only memory of the NUMA node that is farthest from the processors of the first, which stands in for slower memory.
+      - Only memory of the NUMA node that is farthest from the processors of the first, as slower memory would be.
       - Fails on a host with one node. Not together with O(numa_node).
     type: bool
     default: false
