@@ -16,10 +16,9 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.fleet import mirror
 from tests.vm import image
 from tests.vm.machine import MIB, Content, Image, run
-
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 # No iproute2 there: the address by the calls that it makes. QEMU's user network is always the same.
 ADDRESS = """
@@ -188,27 +187,9 @@ def server(made: Image) -> Path:
 
 
 def _download(suite: str, status: Path, work: Path, target: Path) -> None:
-    (work / "lists/partial").mkdir(parents=True)
-    (work / "archives/partial").mkdir(parents=True)
-    (work / "sources").write_text(f"deb [arch=amd64 signed-by={KEYRING}] {image.mirror()} {suite} main\n")
-    options = {
-        "Dir::Etc::SourceList": work / "sources",
-        "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::State::Lists": work / "lists",
-        "Dir::State::Status": status,
-        "Dir::Cache": work,
-        "Dir::Cache::Archives": work / "archives",
-        "APT::Architecture": "amd64",
-        "APT::Sandbox::User": "root",
-        "Acquire::Languages": "none",
-        "Acquire::Check-Valid-Until": "false",
-        "Debug::NoLocking": "true",
-    }
-    apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
-    run([*apt, "update"])
-    run([*apt, "install", "-y", "--download-only", "--no-install-recommends", "openssh-server"])
+    archives = mirror.download(suite, status, ["openssh-server"], work)
     unpacked = work / "unpacked"
-    for archive in sorted((work / "archives").glob("*.deb")):
+    for archive in archives:
         run(["dpkg-deb", "-x", str(archive), str(unpacked)])
     # Only what runs. Packages of Debian 12 have libraries in /lib, which is a link there.
     libraries = "lib/x86_64-linux-gnu"
@@ -232,5 +213,5 @@ def _free_port() -> int:
 
 def lacking() -> str:
     """What keeps guests from being reached here, in one line; empty where nothing does."""
-    missing = [n for n in ("ssh", "ssh-keygen", "apt-get", "dpkg-deb") if shutil.which(n) is None]
-    return f"{' and '.join(missing)} not installed (make deps)" if missing else ""
+    missing = [n for n in ("ssh", "ssh-keygen") if shutil.which(n) is None]
+    return f"{' and '.join(missing)} not installed (make deps)" if missing else mirror.lacking()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The role brings the Debian package to a played machine, with the real apt and dpkg, and the modules call it."""
+"""The role installs on a played machine: the Debian package, or by pipx, with the real apt, dpkg, pipx, pip and gcc."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests import PROJECT, test_wheel
+from tests.fleet import mirror
 from tests.fleet.hosts import Fleet
+from tests.scenario import tree
 from tests.scenario.machine import Scenario, lacking
 from tests.scenario.test_grub import BOOKWORM, bookworm
 from tests.vm import package
@@ -90,3 +93,46 @@ def the_program_is_called(fleet: Fleet, machine: Scenario) -> None:
     machine.write("/opt/other", '#!/bin/sh\nexec emupmem "$@"\n', 0o755)
     for options in ({"size": "1 GB"}, {"size": "3G"}, {"size": "2G"}, {"state": "confirmed"}):
         assert asked("/usr/bin/emupmem", **options) == asked("/opt/other", **options), options
+
+
+NEEDED = ("pipx", "libaugeas0", "gcc", "python3-dev", "libaugeas-dev", "pkg-config")
+PLACE = "/var/repository"
+PIP = f"[global]\nno-index = true\nfind-links = {PLACE}\n[install]\nno-compile = true\n"
+PIPX_TASKS = ("Install what emupmem needs beside Python, of Debian", "Install emupmem for all users")
+
+
+def without_network(folder: Path) -> dict[str, Any]:
+    """Files by which a machine has Debian's packages and PyPI's, and the wheel of this tree, on its own disk."""
+    try:
+        made = mirror.repository(tree.tree(BOOKWORM.tree), "bookworm", NEEDED, ["python-augeas"])
+    except RuntimeError as exc:
+        pytest.skip(f"no packages without a network: {str(exc).splitlines()[-1].strip()}")
+    _, wheel = test_wheel.build(PROJECT, folder)
+    files: dict[str, Any] = {f"{PLACE}/{f.name}": f.read_bytes() for f in (*made.iterdir(), wheel)}
+    return {**files, "/etc/apt/sources.list": f"deb [trusted=yes] file:{PLACE} ./\n", "/etc/pip.conf": PIP}
+
+
+def test_the_role_installs_by_pipx(tmp_path: Path) -> None:
+    """Where there is nothing but Python: Debian's compiler makes python-augeas, of which there is no wheel."""
+    if why := lacking() or mirror.lacking():
+        pytest.skip(f"no scenarios with packages: {why}")
+    files = {**BOOKWORM.files, **without_network(tmp_path / "dist")}
+    (wheel,) = (name for name in files if "/emupmem-" in name)
+    host = replace(BOOKWORM, files=files, removed=[*BOOKWORM.removed, "emupmem"])
+    role = {"name": "emupmem.emupmem.emupmem", "tasks_from": "install"}
+    wanted = {"emupmem_install": "pipx", "emupmem_package": wheel}
+    install = {"name": "Install", "ansible.builtin.include_role": role, "vars": wanted}
+    reserve = {"name": "it", "emupmem.emupmem.reservation": {"size": "2G"}}
+    with Scenario(host) as machine, Fleet({"new": machine}, tmp_path / "control") as fleet:
+        bookworm(lambda _: machine)
+        for tasks, changed in (([install, reserve], True), ([install], False)):
+            told = fleet.play(tasks)
+            assert told.status == 0, list(told.results.values())[-1]
+            installed = [told.of(task)["new"] for task in PIPX_TASKS]
+            assert {i["_kind"] for i in installed} == {"ok" if changed else "skipped"}
+            assert {i["changed"] for i in installed} == {changed}
+            if changed:
+                assert told.of("it")["new"]["memmap"] == "memmap=2G!4G"
+        place = machine.must("readlink", "-f", "/usr/local/bin/emupmem").strip()
+        assert place == "/opt/pipx/venvs/emupmem/bin/emupmem"
+        assert machine.must("emupmem", "--version").startswith("emupmem ")
