@@ -55,6 +55,7 @@ _KINDS = {
     "--ram": "ram",
     "--qemu": "=qemu-system-x86_64",
     "--region": "region",
+    "--name": "=",
     "--wait": "=0 10 60",
     "--socket": "=0 1",
     "--memory-percent": "=0 25 50 75 100",

@@ -40,6 +40,7 @@ def download(suite: str, status: Path, packages: Sequence[str], work: Path) -> l
         "Acquire::Languages": "none",
         "Acquire::Check-Valid-Until": "false",
         "Debug::NoLocking": "true",
+        "APT::Update::Error-Mode": "any",
     }
     apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
     run([*apt, "update"])
