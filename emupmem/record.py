@@ -29,6 +29,7 @@ def record(made: type[T]) -> type[T]:
 @dataclass_transform(field_specifiers=(field,))
 def open_record(made: type[T]) -> type[T]:
     """Make a class a dataclass with slots whose values may be set anew."""
+    made.__doc__ = made.__doc__ or made.__name__  # else `dataclass` looks for one, with half of `inspect`
     kind: Any = dataclass(init=False, repr=False, eq=False, slots=True)(made)
     kind.__init__ = _init(kind, fields(kind))
     values = _values(kind)

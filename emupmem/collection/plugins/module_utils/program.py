@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -91,6 +92,7 @@ def _place(python):
 def _forked(argv):
     """What `run_command` does, by a copy of this process that becomes the program: half of its time is the start."""
     files = [os.memfd_create(name) for name in ("stdout", "stderr")]
+    gc.disable()  # what it would look through, and so copy, is all of Ansible; the program ends in a moment
     pid = os.fork()
     if pid == 0:
         _become(argv, files)
@@ -113,6 +115,7 @@ def _become(argv, files):
             os.fdopen(number, "w" if number else "r", closefd=False) for number in range(3)
         )
         sys.argv = argv
+        sys.path = [place for place in sys.path if not os.path.isfile(place)]  # not Ansible's archive of the module
         runpy.run_path(argv[0], run_name="__main__")
         status = 0
     except SystemExit as exc:
