@@ -115,7 +115,9 @@ def _become(argv, files):
             os.fdopen(number, "w" if number else "r", closefd=False) for number in range(3)
         )
         sys.argv = argv
-        sys.path = [place for place in sys.path if not os.path.isfile(place)]  # not Ansible's archive of the module
+        sys.path = [
+            place for place in sys.path if not os.path.isfile(place)
+        ]  # not Ansible's archive of the module
         runpy.run_path(argv[0], run_name="__main__")
         status = 0
     except SystemExit as exc:
