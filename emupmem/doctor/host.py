@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from emupmem.boot.grub.environment import GENERATORS
 from emupmem.doctor.finding import Eye, Finding
-from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import LOW_LIMIT, EmupmemError, Kind, NodeRange
 from emupmem.planner import survey
+from emupmem.planner.places import crashkernel_bytes
+from emupmem.planner.situation import page_structs
 from emupmem.system.host import Host
 from emupmem.units import human
 
@@ -168,51 +169,92 @@ def hibernation(can: bool, resume: str, swap: int, ram: int, reserved: bool) -> 
 
 KDUMP_SETTINGS = "/etc/sysconfig/kdump"
 KDUMP_TOOLS = "/etc/default/kdump-tools"
-KDUMP_TOOLS_LINE = (
-    "KDUMP_CMDLINE=$(sed -re 's/(^| )(crashkernel|hugepages|hugepagesz|abm|memmap)=[^ ]*//g' /proc/cmdline)"
-)
-"""What kdump-config (kdump-tools 1.8.1) does where the setting is empty, with memmap= taken off as well."""
+KDUMP_TOOLS_APPENDS = "reset_devices systemd.unit=kdump-tools-dump.service nr_cpus=1 irqpoll usbcore.nousb"
+"""What kdump-config (kdump-tools 1.8 to 1.10) puts after the words where KDUMP_CMDLINE_APPEND is empty or not set."""
+_BLOCKED = "module_blacklist="
+_DRIVER = "nd_e820"
 
 
 def look_at_kdump(eye: Eye) -> Finding | None:
-    """Fedora's, RHEL's and Debian's kdump: its kernel takes the words of the running one, but for some."""
-    if tools := eye.machine.peek(KDUMP_TOOLS):
-        booted = parse_command_line(eye.machine.peek("/proc/cmdline"))
-        return kdump_tools(tools, bool(booted.crashkernel or eye.line.crashkernel))
-    settings = eye.machine.peek(KDUMP_SETTINGS)
+    """Fedora's, RHEL's and Debian's kdump: its kernel gets the words of the running one, but for some, and its map.
+
+    Said only where memory is set aside for that kernel.
+    """
+    booted = eye.booted
+    kernels = eye.line.crashkernel or booted.crashkernel
+    tools, settings = eye.machine.peek(KDUMP_TOOLS), eye.machine.peek(KDUMP_SETTINGS)
+    if not kernels or not (tools or settings):
+        return None
+    reserved = eye.line.reservations or booted.reservations
+    if reserved and all(i.soft for i in reserved):
+        return Finding(
+            "kdump", "ok", "soft reserved memory is nothing to a crash kernel: it has no RAM there"
+        )
+    ram = eye.found.situation.firmware.ram_bytes if eye.found is not None else 0
+    room = sum(crashkernel_bytes(value, ram)[0] for value in kernels)
+    need = page_structs(sum(i.size for i in reserved if not i.soft))
+    return kdump_tools(tools, booted.words, need, room) if tools else kdump(settings, need, room)
+
+
+def _inherited(need: int, room: int, why: str, fix: str) -> Finding:
+    """A crash kernel that makes the devices too: of its memory, `room` bytes, `need` go to their page structs."""
+    seen = f"the crash kernel makes a device of the reserved memory as well: {why}"
+    if need and room:
+        seen += f"; that takes {human(need)} of the {human(room)} that are set aside for it"
+    return Finding("kdump", "warn" if room and need * 4 >= room else "note", seen, fix)
+
+
+def kdump(settings: str, need: int, room: int) -> Finding | None:
+    """What KDUMP_COMMANDLINE_REMOVE names is taken off the words; KDUMP_COMMANDLINE is all of them.
+
+    kdumpctl loads by kexec_file_load, where the kernel hands on a map without the reserved ranges.
+    """
     found = dict(re.findall(r'^(KDUMP_COMMANDLINE\w*)=["\']?([^"\'\n]*)', settings, re.MULTILINE))
-    if not settings or found.get("KDUMP_COMMANDLINE"):
+    if found.get("KDUMP_COMMANDLINE"):
         return None
-    words = parse_command_line(eye.machine.peek("/proc/cmdline"))
-    return kdump(found.get("KDUMP_COMMANDLINE_REMOVE", ""), bool(words.crashkernel or eye.line.crashkernel))
-
-
-def kdump(removed: str, reserves: bool) -> Finding | None:
-    """Whether a crash kernel gets our memmap= as well: it would make a device of memory that is to be dumped."""
-    if not reserves:
-        return None
-    if "memmap" in removed.split():
+    removed = found.get("KDUMP_COMMANDLINE_REMOVE", "").split()
+    if "memmap" in removed:
         return Finding("kdump", "ok", "the crash kernel does not get memmap=")
-    wanted = " ".join([*removed.split(), "memmap"])
-    return Finding(
-        "kdump",
-        "note",
-        f"the crash kernel inherits memmap=…: {KDUMP_SETTINGS} does not take it off",
+    wanted = " ".join([*removed, "memmap"])
+    return _inherited(
+        need,
+        room,
+        f"{KDUMP_SETTINGS} does not take memmap= off its words",
         f'there KDUMP_COMMANDLINE_REMOVE="{wanted}", then sudo kdumpctl restart',
     )
 
 
-def kdump_tools(settings: str, reserves: bool) -> Finding | None:
-    """The same of Debian's kdump-tools: KDUMP_CMDLINE is all of the words, or empty for those of /proc/cmdline."""
-    if not reserves:
-        return None
-    lines = re.findall(r"^\s*KDUMP_CMDLINE=(.*)", settings, re.MULTILINE)
-    value = lines[-1].strip("\"' \t") if lines else ""
-    if "memmap" in value or (value and "/proc/cmdline" not in value):
-        return Finding("kdump", "ok", "the crash kernel does not get memmap=")
-    return Finding(
-        "kdump",
-        "note",
-        f"the crash kernel inherits memmap=…: {KDUMP_TOOLS} does not take it off",
-        f"there {KDUMP_TOOLS_LINE}, then sudo kdump-config reload",
+def kdump_tools(settings: str, booted: Sequence[str], need: int, room: int) -> Finding:
+    """Debian's: without memmap= as well, kexec (until 2.0.25 at least) hands on the range by kexec_load's map.
+
+    What helps against both is that its driver is not loaded there.
+    """
+    line = kdump_tools_line(settings, booted)
+    if not line:
+        return Finding("kdump", "ok", f"the crash kernel does not load {_DRIVER}, and makes no device")
+    return _inherited(
+        need,
+        room,
+        f"{KDUMP_TOOLS} does not keep {_DRIVER} from it",
+        f"there {line}, then sudo kdump-config reload",
     )
+
+
+def kdump_tools_line(settings: str, booted: Sequence[str] = ()) -> str:
+    """The line for the end of Debian's settings that keeps the driver from the crash kernel; "" if one does already.
+
+    `booted` are the words of the running kernel.
+    """
+    found = dict(re.findall(r"^\s*(KDUMP_CMDLINE\w*)=(.*)", settings, re.MULTILINE))
+    words = found.get("KDUMP_CMDLINE_APPEND", "").strip("\"' \t").split() or KDUMP_TOOLS_APPENDS.split()
+    if _DRIVER in _blocked(words):
+        return ""
+    blocked = ",".join([*(_blocked(words) or _blocked(booted)), _DRIVER])
+    words = [w for w in words if not w.startswith(_BLOCKED)]
+    return f'KDUMP_CMDLINE_APPEND="{" ".join(words)} {_BLOCKED}{blocked}"'
+
+
+def _blocked(words: Sequence[str]) -> list[str]:
+    """The modules that the kernel does not load: it takes the last word of them."""
+    values = [w.removeprefix(_BLOCKED) for w in words if w.startswith(_BLOCKED)]
+    return values[-1].split(",") if values else []

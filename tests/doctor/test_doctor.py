@@ -391,8 +391,6 @@ def test_programs() -> None:
 
 def test_the_crash_kernel_does_not_want_our_device(here: FakeMachine) -> None:
     """Fedora's default names no memmap; that of others is told by what is there."""
-    assert host.kdump("quiet", reserves=False) is None
-    is_(host.kdump("quiet memmap", True), "ok", "does not get memmap=")
     here.root_user = True
     put(here, "/etc/sysconfig/kdump", 'KDUMP_COMMANDLINE=""\nKDUMP_COMMANDLINE_REMOVE="hugepages quiet"\n')
     assert "kdump" not in {f.name for f in look.findings_of(here)}
@@ -401,44 +399,65 @@ def test_the_crash_kernel_does_not_want_our_device(here: FakeMachine) -> None:
     is_(
         found["kdump"],
         "note",
-        "the crash kernel inherits memmap=",
+        "/etc/sysconfig/kdump does not take memmap= off",
         'KDUMP_COMMANDLINE_REMOVE="hugepages quiet memmap", then sudo kdumpctl restart',
     )
     put(here, "/etc/sysconfig/kdump", 'KDUMP_COMMANDLINE="root=/dev/vda1"\n')
     assert "kdump" not in {f.name for f in look.findings_of(here)}
 
 
+def test_what_a_crash_kernel_can_spare() -> None:
+    """Seen with Debian 13: of 192 MiB, 128 MiB for a device of 8 GiB leave too little, and nothing is dumped."""
+    removes = 'KDUMP_COMMANDLINE_REMOVE="quiet{}"\n'
+    is_(host.kdump(removes.format(" memmap"), 0, 0), "ok", "does not get memmap=")
+    is_(host.kdump(removes.format(""), 8 * MIB, 192 * MIB), "note", "8 MiB of the 192 MiB that are set aside")
+    is_(host.kdump(removes.format(""), 128 * MIB, 192 * MIB), "warn", "128 MiB of the 192 MiB")
+    is_(host.kdump_tools("", (), 128 * MIB, 192 * MIB), "warn", "does not keep nd_e820 from it")
+
+
+APPENDED = 'KDUMP_CMDLINE_APPEND="nr_cpus=1 {}"\n'
 DEBIAN_KDUMP = """USE_KDUMP=1
 #KDUMP_CMDLINE=""
 #KDUMP_CMDLINE_APPEND="reset_devices systemd.unit=kdump-tools-dump.service nr_cpus=1 irqpoll usbcore.nousb"
 """
-"""What counts of kdump-tools 1.8.1's own settings."""
+"""What counts of kdump-tools' own settings."""
 
 
 @pytest.mark.parametrize(
-    ("more", "status"),
+    ("more", "line"),
     [
-        ("", "note"),
-        ('KDUMP_CMDLINE=""\n', "note"),
-        ("KDUMP_CMDLINE=$(sed 's/quiet//' /proc/cmdline)\n", "note"),
-        (host.KDUMP_TOOLS_LINE + "\n", "ok"),
-        ('KDUMP_CMDLINE="root=/dev/vda1"\n', "ok"),
+        ("", f'KDUMP_CMDLINE_APPEND="{host.KDUMP_TOOLS_APPENDS} module_blacklist=nd_e820"'),
+        (APPENDED.format("quiet"), 'KDUMP_CMDLINE_APPEND="nr_cpus=1 quiet module_blacklist=nd_e820"'),
+        (
+            APPENDED.format("module_blacklist=nd_e820 module_blacklist=a,b quiet"),
+            'KDUMP_CMDLINE_APPEND="nr_cpus=1 quiet module_blacklist=a,b,nd_e820"',
+        ),
+        (APPENDED.format("module_blacklist=nd_e820"), ""),
+        (APPENDED.format("module_blacklist=a,nd_e820,b quiet"), ""),
+        # its map still has the range
+        ("KDUMP_CMDLINE=$(sed 's/memmap=[^ ]*//' /proc/cmdline)\n", host.kdump_tools_line("")),
     ],
 )
-def test_debians_crash_kernel(here: FakeMachine, more: str, status: str) -> None:
+def test_debians_crash_kernel(here: FakeMachine, more: str, line: str) -> None:
     put(here, "/etc/default/kdump-tools", DEBIAN_KDUMP + more)
-    assert "kdump" not in {f.name for f in look.findings_of(here)}, "nothing is reserved for it"
+    assert "kdump" not in {f.name for f in look.findings_of(here)}, "nothing is set aside for it"
     put(here, "/proc/cmdline", "ro crashkernel=256M memmap=1G!4G\n")
     found = {f.name: f for f in look.findings_of(here)}["kdump"]
-    assert found.status == status
-    assert (host.KDUMP_TOOLS_LINE in found.fix) is (status == "note")
+    assert found.fix == (f"there {line}, then sudo kdump-config reload" if line else "")
+    assert (found.status, host.kdump_tools_line(DEBIAN_KDUMP + more)) == ("note" if line else "ok", line)
+    running = host.kdump_tools_line(DEBIAN_KDUMP, ["ro", "module_blacklist=nouveau"])
+    assert running.endswith('usbcore.nousb module_blacklist=nouveau,nd_e820"')
+    # as its own script reads it
+    shell = '. /dev/stdin; printf %s "$KDUMP_CMDLINE_APPEND"'
+    text = f"{DEBIAN_KDUMP}{more}{line}\n".encode()
+    words = subprocess.run(["sh", "-c", shell], input=text, capture_output=True, check=True).stdout
+    assert "nd_e820" in words.decode().rpartition("module_blacklist=")[2].split()[0].split(",")
 
 
-def test_the_line_for_debians_crash_kernel_takes_off_what_it_must(tmp_path: Path) -> None:
-    line = tmp_path / "cmdline"
-    line.write_text("ro memmap=1G!4G,1G%5G-1+0xefffffff crashkernel=256M quiet\n")
-    text = host.KDUMP_TOOLS_LINE.replace("/proc/cmdline", str(line)) + '; printf %s "$KDUMP_CMDLINE"'
-    assert subprocess.run(["sh", "-c", text], capture_output=True, check=True).stdout == b"ro quiet"
+def test_soft_reserved_memory_is_nothing_to_a_crash_kernel(here: FakeMachine) -> None:
+    put(here, "/etc/default/kdump-tools", DEBIAN_KDUMP)
+    put(here, "/proc/cmdline", "ro crashkernel=256M memmap=1G%4G-1+0xefffffff\n")
+    is_({f.name: f for f in look.findings_of(here)}["kdump"], "ok", "has no RAM there")
 
 
 def test_hibernation() -> None:

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from emupmem.kernel.cmdline import WITHOUT_KMEM, format_memmap
 from emupmem.model import GIB, MIB, DeviceKind, Reservation
 from tests.vm.image import image
 from tests.vm.kernel import boot_kernel
-from tests.vm.machine import Content, Machine
+from tests.vm.machine import Content, JobResult, Machine
 from tests.vm.test_vm import READY, WAIT, done, said
 from tests.vm.test_vm_keep import reserved
 from tests.vm.test_vm_memory import STORE
+from tests.vm.tools import KDUMP as KDUMP_FILES
 from tests.vm.tools import PMDK, USE, tools
 
 ITEM = format_memmap([Reservation(4 * GIB, 1536 * MIB, GIB, kind=DeviceKind.MEMORY)])
@@ -125,25 +128,74 @@ with_tools pmempool check $pmem
 with_tools pmempool info $soft && exit 9 || true  # whether it is refused or dies there is its version's
 with_tools pmempool rm $pmem
 for device in /dev/dax*; do python3 /job/store.py $device; done > /job/out/stored
-emupmem doctor --json > /job/out/doctor.json
 """
 )
 
+# Debian's kdump, as its package has it, but for the initramfs, which is that of the image, and for what the capture
+# kernel starts: the next script. Its own words for that come after these, which are those of the settings.
+KDUMP = """
+for folder in usr sbin; do [ ! -d /job/kdump/$folder ] || cp -a /job/kdump/$folder/. /$folder/; done
+[ ! -d /job/kdump/lib ] || cp -a /job/kdump/lib/. /usr/lib/
+kdump=/var/lib/kdump
+mkdir -p /etc/kdump $kdump
+touch /etc/kdump/sysctl.conf $kdump/latest_sysctls-$(uname -r)
+cp /boot/initrd.img-$(uname -r) $kdump/
+[ -e /boot/vmlinuz-$(uname -r) ] || cp /usr/lib/modules/$(uname -r)/vmlinuz /boot/vmlinuz-$(uname -r)
+cp /usr/share/kdump-tools/kdump-tools.conf /etc/default/kdump-tools
+appended="reset_devices nr_cpus=1 irqpoll usbcore.nousb systemd.unit=emupmem-job.service"
+echo "KDUMP_CMDLINE_APPEND='$appended'" >> /etc/default/kdump-tools
+kdump-config load
+emupmem doctor --json > /job/out/doctor.json
+"""
+
+# The line is what stands between "there" and "then" of what it says.
+PREVENT = """
+fix=$(grep -o 'there KDUMP_CMDLINE_APPEND=[^,]*, then sudo kdump-config reload' /job/out/doctor.json | tr -d '\\\\')
+fix=${fix#there }
+echo "${fix%, then *}" >> /etc/default/kdump-tools
+kdump-config reload
+emupmem doctor --json > /job/out/prevented.json
+"""
+
+CRASH = """
+[ "$(cat /sys/kernel/kexec_crash_loaded)" = 1 ]
+sync
+echo c > /proc/sysrq-trigger
+sleep 1000
+"""
+
+CAPTURED = """
+set -eux
+cp /proc/cmdline /job/out/captured
+cp /proc/iomem /job/out/iomem
+udevadm settle
+ls /sys/bus/dax/devices > /job/out/dax
+ls /sys/bus/nd/devices > /job/out/nd
+makedumpfile --dump-dmesg /proc/vmcore /job/out/dmesg
+"""
+
 
 @pytest.mark.parametrize(
-    "suite",
+    ("suite", "line"),
     [
-        pytest.param("bookworm", marks=pytest.mark.vm(image="bookworm bios", boots=1, seconds=95)),
-        pytest.param("forky", marks=pytest.mark.vm(image="forky bios", boots=1, seconds=125)),
+        pytest.param("bookworm", True, marks=pytest.mark.vm(image="bookworm bios", boots=2, seconds=125)),
+        pytest.param("forky", False, marks=pytest.mark.vm(image="forky bios", boots=2, seconds=155)),
     ],
 )
-def test_the_unit_on_one_node(suite: str) -> None:
-    """Linux 6.1 gives the device to device_dax, 7.2 to kmem; each kind is made of both. GRUB's part: test_vm_memory."""
+def test_the_unit_on_one_node_and_a_crash_kernel(suite: str, line: bool) -> None:
+    """Linux 6.1 gives the device to device_dax, 7.2 to kmem; each kind is made of both. GRUB's part: test_vm_memory.
+
+    Then it crashes: with doctor's line in kdump's settings, and without.
+    """
     made = image(suite, "bios")
-    words = f"memmap=512M%4G-1+0xefffffff,256M!5G {WITHOUT_KMEM}"
+    words = f"memmap=512M%4G-1+0xefffffff,256M!5G {WITHOUT_KMEM} crashkernel=192M"
     with Machine(made, qemu_args=reserved(made, words)) as guest:
-        files: dict[str, Content] = {"store.py": STORE, "pool.py": POOL, "tools": tools(suite, *PMDK)}
-        result = done(guest.boot(ONE_NODE, files, last=True))
+        files: dict[str, Content] = {"store.py": STORE, "pool.py": POOL}
+        files |= {"tools": tools(suite, *PMDK), "kdump": tools(suite, *KDUMP_FILES)}
+        first = ONE_NODE + KDUMP + (PREVENT if line else "") + CRASH
+        crashed, result = guest.boots([first, CAPTURED], files, last=True)
+        assert crashed.status is None, crashed.output
+        done(result)
     memory, dax = said(result, "memory.json"), said(result, "dax.json")
     assert memory["ok"], memory
     found = {c["name"]: c["found"] for c in memory["checks"]}
@@ -158,3 +210,27 @@ def test_the_unit_on_one_node(suite: str) -> None:
     assert result.files["stored"].decode().split() == ["STORED", "STORED"]
     assert result.files["pool"] == b"kept in the pool\n"
     assert not [f for f in said(result, "doctor.json")["findings"] if f["status"] in ("fail", "stop")]
+    dumped(result, line)
+
+
+def dumped(result: JobResult, line: bool) -> None:
+    """What doctor said before the crash, and what came of it in the capture kernel."""
+    inherits = kdump_of(said(result, "doctor.json"))
+    assert (inherits["status"], "takes 4 MiB of the 192 MiB" in inherits["evidence"]) == ("note", True), (
+        inherits
+    )
+    captured, iomem = result.files["captured"].decode(), result.files["iomem"].decode()
+    assert "elfcorehdr=" in captured
+    assert "sysrq: Trigger a crash" in result.files["dmesg"].decode()
+    # what was changed from RAM is nothing there: its map has no such RAM
+    assert ("Soft Reserved" in iomem, result.files["dax"]) == (False, b"")
+    # the other range is, by the words or the map; whether a device is made of it, is the line's business
+    assert "140000000-14fffffff : Persistent Memory (legacy)" in iomem
+    assert ("namespace0.0" in iomem, b"namespace0.0" in result.files["nd"]) == (not line,) * 2, iomem
+    if line:
+        assert kdump_of(said(result, "prevented.json"))["status"] == "ok"
+
+
+def kdump_of(doctor: Any) -> Any:
+    (found,) = [f for f in doctor["findings"] if f["name"] == "kdump"]
+    return found

@@ -19,6 +19,14 @@ with_tools() {{ env PATH=/job/tools/usr/bin:$PATH LD_LIBRARY_PATH=/job/tools/{LI
 """What a script begins with that has them in /job/tools: `with_tools numactl …` runs one of them."""
 PMDK = ("pmdk-tools", "libpmemobj1"), ("usr/bin/pmempool", f"{LIBRARIES}/libpmem*.so.1")
 NUMACTL = ("numactl",), ("usr/bin/numactl", f"{LIBRARIES}/libnuma.so.1")
+KDUMP = (
+    ("kdump-tools", "makedumpfile"),
+    (
+        *("usr/sbin/kdump-config", "usr/share/kdump-tools/kdump-tools.conf", "usr/bin/makedumpfile"),
+        *("usr/bin/file", "usr/share/misc/magic.mgc", "**/sbin/kexec"),
+        *(f"**/lib{name}.so.*" for name in ("magic", "dw", "elf", "lzo2", "bz2", "xen*")),
+    ),
+)
 
 
 def tools(suite: str, packages: Sequence[str], files: Sequence[str]) -> Path:
