@@ -24,10 +24,9 @@ FIRST = (
     + """
 sha256sum /etc/default/grub > /root/before
 emupmem suggest --as memory --far --min-free 1G --json > /job/out/suggest.json
-emupmem apply --as dax --far --size 1536M --min-free 1G --yes --json > /job/out/apply.json
-emupmem apply --as dax --far --size 1536M --min-free 1G --check
-systemd-analyze verify --man=no /etc/systemd/system/emupmem.service
-cp /etc/systemd/system/emupmem.service /job/out/unit
+emupmem apply --as dax --far --size 1536M --min-free 1G --trial --yes --json > /job/out/apply.json
+sha256sum -c /root/before
+[ ! -e /etc/systemd/system/emupmem.service ]
 emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
 """
 )
@@ -55,10 +54,19 @@ SECOND = (
 set -eux
 """
     + WARM
-    + WAIT
+    + """
+# the trial: kmem is not loaded, although the kernel gives the range to it (Linux 6.3 and later)
+[ ! -e /sys/module/kmem ]
+emupmem verify --json > /job/out/trial.json
+emupmem confirm --yes --json > /job/out/confirm.json
+grep -i trial /boot/grub/grub.cfg && exit 9 || [ $? = 1 ]
+emupmem apply --as dax --numa-node 1 --size 1536M --min-free 1G --check
+systemd-analyze verify --man=no /etc/systemd/system/emupmem.service
+cp /etc/systemd/system/emupmem.service /job/out/unit
+systemctl start emupmem.service
+"""
     + IDLE
     + """
-# kmem is not loaded, although the kernel gives the range to it (Linux 6.3 and later)
 [ ! -e /sys/module/kmem ]
 emupmem verify --json > /job/out/dax.json
 python3 /job/store.py /dev/dax0.0 > /job/out/stored
@@ -165,6 +173,10 @@ def test_a_dax_device_and_then_a_memory_tier(tmp_path: Path) -> None:
     assert plan["words"] == [WITHOUT_KMEM]
     assert said(last, "apply.json")["reboot_required"]
     assert "1536M%%4G-1+0xefffffff" in last.files["unit"].decode()
+    tried = said(last, "trial.json")
+    assert tried["ok"], tried
+    assert "this boot is the trial" in tried["checks"][0]["found"]
+    assert said(last, "confirm.json")["trial"] == "running"
     verdict = said(last, "dax.json")
     assert verdict["ok"], verdict
     assert verdict["devices"] == [{"dev": "/dev/dax0.0", "start": 4 * GIB, "size": 1536 * MIB}]
