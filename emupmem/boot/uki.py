@@ -344,7 +344,8 @@ def _items(
 
 def _makes_images(machine: Host, plain: Standing | None) -> bool:
     """Whether new kernels become images."""
-    return plain is None or bls_sources.kernel_install_layout(machine) == "uki"
+    by_preset = bls_sources.mkinitcpio_makes_images(machine)
+    return plain is None or by_preset or bls_sources.kernel_install_layout(machine) == "uki"
 
 
 def _rebuilding(machine: Host) -> tuple[str, str]:

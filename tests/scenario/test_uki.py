@@ -176,8 +176,16 @@ ARCH_IMAGE = f"{ESP}/EFI/Linux/arch-linux.efi"
 
 @pytest.mark.parametrize(
     "sources",
-    [{CMDLINE: f"# mine\n{ROOT} ro\nquiet\n"}, {"/etc/cmdline.d/root.conf": f"{ROOT} ro quiet\n"}, {}],
-    ids=["kernel-cmdline", "cmdline.d", "none"],
+    [
+        {CMDLINE: f"# mine\n{ROOT} ro\nquiet\n"},
+        {"/etc/cmdline.d/root.conf": f"{ROOT} ro quiet\n"},
+        {},
+        {
+            CMDLINE: f"{ROOT} ro quiet\n",
+            f"{ESP}/loader/entries/arch.conf": f"title Arch Linux\nlinux /vmlinuz-linux\noptions {ROOT} ro quiet\n",
+        },
+    ],
+    ids=["kernel-cmdline", "cmdline.d", "none", "entry-of-before"],
 )
 def test_images_by_mkinitcpio_as_on_arch(sources: dict[str, str], play: Play) -> None:
     preset = f"ALL_kver=/boot/vmlinuz-{RELEASE}\ninitrd=/boot/initrd.img-{RELEASE}\nuname={RELEASE}\n"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from emupmem.boot import programs
@@ -29,6 +30,8 @@ VENDOR_CMDLINE = "/usr/lib/kernel/cmdline"
 CMDLINE_D = "/etc/kernel/cmdline.d"
 MKINITCPIO_D = "/etc/cmdline.d"
 """What mkinitcpio and dracut read before they look at the boot that runs."""
+
+MKINITCPIO_PRESETS = "/etc/mkinitcpio.d"
 
 CONFIG_FOLDERS = ("/etc", "/run", "/usr/local/lib", "/usr/lib")
 """Where kernel-install looks for its settings, the first one counts."""
@@ -175,6 +178,15 @@ def kernel_install_layout(machine: Host) -> str:
     lines = [x.strip() for n in names if n for x in machine.peek(n).splitlines()]
     told = [x.partition("=")[2].strip().strip("\"'") for x in lines if x.startswith("layout=")]
     return told[-1] if told else ""
+
+
+def mkinitcpio_makes_images(machine: Host) -> bool:
+    """Whether a preset of mkinitcpio's names an image that it makes of each new kernel (Arch)."""
+    if not programs.has_program(machine, "mkinitcpio"):
+        return False
+    presets = [n for n in machine.names(MKINITCPIO_PRESETS) if n.endswith(".preset")]
+    texts = [machine.peek(f"{MKINITCPIO_PRESETS}/{n}") for n in presets]
+    return any(re.search(r"^[ \t]*\w+_uki=", t, re.MULTILINE) for t in texts)
 
 
 def _made_source(
