@@ -70,6 +70,21 @@ def test_an_entry_without_options_gets_some() -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["linux /v\n", "linux /v", "options \r\nlinux /v\r\n", "linux /v\r\n", "options a\n"]
+)
+def test_an_entry_gets_its_former_bytes_back(text: str) -> None:
+    changed = bls_text.rework_entry(text, ["1G!4G"], ["nokaslr"])
+    assert bls_text.rework_entry(changed, (), (), ["nokaslr"]) == text
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# a\n", "# a", "# a\n\n# b\n", "quiet\n", "\r\n", "quiet\n\n"])
+def test_a_file_gets_its_former_bytes_back(text: str) -> None:
+    changed = bls_text.rework_file(text, ["1G!4G"], ["nokaslr"])
+    assert bls_text.rework_file(changed, (), (), ["nokaslr"]) == text
+    assert bls_text.rework_file("nokaslr", ["1G!4G"], (), ["nokaslr"]).strip() == "memmap=1G!4G"
+
+
+@pytest.mark.parametrize(
     ("after", "why"),
     [
         ("quiet memmap=1G!4G", ""),

@@ -41,16 +41,20 @@ def options(text: str) -> str:
 def with_options(text: str, rework: Rework, added: str = "") -> str:
     """The entry with every `options` value reworked, and `added` words at the end of the last one.
 
-    Every other byte stays. An entry without options gets a line of its own.
+    Every other byte stays. An entry without options gets a line of its own; one that only had our words goes.
     """
-    lines = text.split("\n")
-    at = [n for n, line in enumerate(lines) if (f := _FIELD.match(line.lstrip())) and f[1] == "options"]
+    lines, emptied = text.split("\n"), set()
+    at = _option_lines(lines)
     for n in at:
         head = re.match(r"\s*options[ \t]+", lines[n])
         assert head is not None
         end = "\r" if lines[n].endswith("\r") else ""
         body = lines[n][head.end() :].removesuffix("\r")
-        lines[n] = head[0] + rework(body) + end
+        new = rework(body)
+        emptied |= {n} if body and body == body.strip() and not new else set()
+        lines[n] = head[0] + new + end
+    lines = [line for n, line in enumerate(lines) if n not in emptied]
+    at = _option_lines(lines)
     if added and at:
         end = "\r" if lines[at[-1]].endswith("\r") else ""
         lines[at[-1]] = f"{_joined(lines[at[-1]].removesuffix(end), added)}{end}"
@@ -77,7 +81,7 @@ def rework_file(text: str, items: Sequence[str], extra: Sequence[str] = (), drop
     Raises EmupmemError where a quote opens in one line and closes in another: what is ours could not be found again.
     """
     lines = text.split("\n")
-    live = [n for n, line in enumerate(lines) if line.strip() and not _is_comment(line)]
+    live = _live_lines(lines)
     for n in live[:-1]:
         if lines[n].count('"') % 2:
             raise EmupmemError(
@@ -89,6 +93,9 @@ def rework_file(text: str, items: Sequence[str], extra: Sequence[str] = (), drop
     for n in live:
         lines[n], placed = _replaced(lines[n], left, drop)
         left = () if placed else left
+    emptied = {n for n in live if not lines[n].strip()}  # lines of their own that our words had
+    lines = [line for n, line in enumerate(lines) if n not in emptied]
+    live = _live_lines(lines)
     added = _missing(file_line("\n".join(lines)), left, extra)
     if added and live:
         lines[live[-1]] = _joined(lines[live[-1]], added)
@@ -105,6 +112,14 @@ def raw_words(line: str) -> list[str]:
 def file_line(text: str) -> str:
     """The command line that such a file makes: comment lines left out, all white space as one blank."""
     return " ".join(" ".join(x for x in text.split("\n") if not _is_comment(x)).split())
+
+
+def _option_lines(lines: Sequence[str]) -> list[int]:
+    return [n for n, line in enumerate(lines) if (f := _FIELD.match(line.lstrip())) and f[1] == "options"]
+
+
+def _live_lines(lines: Sequence[str]) -> list[int]:
+    return [n for n, line in enumerate(lines) if line.strip() and not _is_comment(line)]
 
 
 def _is_comment(line: str) -> bool:
