@@ -179,6 +179,20 @@ EFI_STUB = _owner(
     "that entry: efibootmgr -v shows it, efibootmgr --create … --unicode 'ALL THE WORDS' makes a new one",
 )
 
+
+def zfsbootmenu(dataset: str) -> Owner:
+    """ZFSBootMenu: a property of the root dataset, inherited from those above it, is the command line."""
+    name = "org.zfsbootmenu:commandline"
+    there = f"what zfs get {name} {dataset} shows"
+    run = f"sudo zfs set {name}='ALL THE WORDS' {dataset}"
+    reason = (
+        f"ZFSBootMenu starts this kernel by kexec: its command line is the property {name} of its dataset"
+    )
+    return Owner(
+        "ZFSBootMenu", reason, (f"add {{words}} to {there}", run), (f"take {{words}} out of {there}", run)
+    )
+
+
 _OSTREE = "bootc loader-entries set-options-for-source --source emupmem"
 
 BOOTC = Owner(

@@ -19,15 +19,19 @@ from emupmem.boot.bls.sources import KERNEL_CMDLINE
 from emupmem.boot.foreign import Owner
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
+from emupmem.boot.images import all_images
 from emupmem.boot.limine_text import settings
 from emupmem.boot.programs import has_program
 from emupmem.kernel.cmdline import parse_command_line
+from emupmem.model import EmupmemError
+from emupmem.planner.survey import started_by_kexec
 from emupmem.system.host import Host
 
 LOADER_MAGIC = b"#### LoaderInfo: systemd-boot "
 """What systemd-boot has in its binary to be known by (src/boot/boot.c, SD_MAGIC)."""
 
 _EFIVARS = efi.LOADER_INFO.rpartition("/")[0]
+_ZFS_ROOT = re.compile(r"(?:root=zfs[:=]|zfs=)(?!AUTO)([\w./:-]+)", re.IGNORECASE)
 _NOT_PASSED_ON = ("BOOT_IMAGE=", "initrd=")
 
 
@@ -58,12 +62,29 @@ def _of_boot(machine: Host) -> Owner | None:
         return None
     if machine.exists(foreign.PROXMOX_ESPS):
         return foreign.PROXMOX
+    if dataset := _of_zfsbootmenu(machine):
+        return foreign.zfsbootmenu(dataset)
     name = efi.loader_name(machine).strip()[:64]
     if "limine" in name.lower():
         return limine_owner(machine)
     if machine.exists(efi.STUB_INFO) or "systemd-stub" in name.lower():
         return unified_owner(machine, started=True)  # the images that can be read are changed all the same
     return _named(machine, name) if name else _nameless(machine)
+
+
+def _of_zfsbootmenu(machine: Host) -> str:
+    """The root dataset whose kernel ZFSBootMenu started by kexec, empty where that is not so.
+
+    Its own image, and what started that, left the marks that are here. A kexec by hand starts what an entry names.
+    """
+    words = parse_command_line(machine.peek("/proc/cmdline")).words if started_by_kexec(machine) else ()
+    dataset = next((found[1] for w in words if (found := _ZFS_ROOT.fullmatch(w))), "")
+    try:
+        lines = [i.line for i in all_images(machine)] if dataset else []
+    except EmupmemError:
+        return ""
+    lines += map(machine.peek, files.entry_files(machine)) if dataset else []
+    return "" if any(dataset in line for line in lines) else dataset
 
 
 def _named(machine: Host, name: str) -> Owner | None:

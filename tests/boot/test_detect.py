@@ -20,7 +20,7 @@ from emupmem.doctor import look
 from emupmem.model import EmupmemError, RootOnly
 from emupmem.report import archive, collected, gather
 from emupmem.system.machine import Machine
-from tests import fake
+from tests import fake, pe
 from tests.boot.test_loader import EFI_NAME, ID, ROOT, efi, without_grub
 from tests.cli.runner import Run
 from tests.cli.test_cli import log as log  # the fixture
@@ -187,6 +187,15 @@ def uki_default_by_pattern(machine: Machine) -> None:
     put(machine, "/efi/loader/loader.conf", "default arch-*\n")
 
 
+def zfsbootmenu(machine: Machine) -> None:
+    """An image started by the firmware, which started the kernel of a dataset by kexec."""
+    started_by(machine, "", "root=zfs:zroot/ROOT/debian quiet spl.spl_hostid=0x00bab10c")
+    put(machine, "/proc/sys/kernel/bootloader_type", "208\n")
+    efi(machine, "StubInfo", "systemd-stub 255.4")
+    efi(machine, "StubImageIdentifier", "\\EFI\\ZBM\\VMLINUZ.EFI")
+    put(machine, f"{ESP}/EFI/ZBM/VMLINUZ.EFI", pe.unified("6.6.50_1", "ro quiet loglevel=4"))
+
+
 def bootc(machine: Machine) -> None:
     put(machine, "/run/ostree-booted", "")
     put(machine, "/proc/cmdline", f"BOOT_IMAGE=/ostree/x/vmlinuz {ROOT}")
@@ -264,6 +273,12 @@ LIVE: dict[str, tuple[Callable[[Machine], None], str, str]] = {
         uki_default_by_pattern,
         "a unified kernel image boots by default",
         UKI_WAY,
+    ),
+    "zfsbootmenu": (
+        zfsbootmenu,
+        "ZFSBootMenu starts this kernel by kexec",
+        "add memmap=1G!4G to what zfs get org.zfsbootmenu:commandline zroot/ROOT/debian shows; then "
+        "sudo zfs set org.zfsbootmenu:commandline='ALL THE WORDS' zroot/ROOT/debian",
     ),
     "bootc": (
         bootc,
