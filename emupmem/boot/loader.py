@@ -179,7 +179,7 @@ class Loader(ABC):
     """One way to tell the kernel of the next start what to reserve.
 
     `title` names it, `back` tells how to start without the reservation by hand, `by_hand` what to do
-    where not all could be put back.
+    where not all could be put back (`{run}` is what makes the menu).
     """
 
     title: str

@@ -357,7 +357,8 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
         todo = "; ".join(" ".join(step.argv) for step in steps.undo)
         state = f"the old configuration is back; run {todo} when that works again: {again[0]}"
     if failed:
-        what = by.by_hand.format(menu=change.before.menu)
+        run = "; ".join(" ".join(step.argv) for step in steps.commands)
+        what = by.by_hand.format(menu=change.before.menu, run=run or "what makes the menu")
         state = f"and not all could be put back: {'; '.join(failed)}. Before you reboot: {what}"
     else:
         _drop_copies(machine, by, steps)

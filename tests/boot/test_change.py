@@ -302,11 +302,16 @@ def test_what_cannot_be_put_back_is_not_said_to_be_unchanged(
 TEARS = '#!/bin/sh\n: > "$(dirname $0)/../boot/grub/grub.cfg"\nexit 1\n'
 
 
+@pytest.mark.parametrize(
+    ("generator", "run"),
+    [("update-grub2", "update-grub2"), ("grub-mkconfig", "grub-mkconfig -o /boot/grub/grub.cfg")],
+)
 def test_the_menu_is_put_back_even_where_the_default_cannot_be(
-    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, generator: str, run: str
 ) -> None:
     before, real = menu(machine), backups.put_back
-    script(machine, "update-grub2", TEARS)
+    (machine.root / "sbin/update-grub2").unlink()
+    script(machine, generator, TEARS)
 
     def only_the_menu(machine: Machine, name: str) -> None:
         if name == "/etc/default/grub":
@@ -317,6 +322,7 @@ def test_the_menu_is_put_back_even_where_the_default_cannot_be(
     with pytest.raises(EmupmemError) as caught:
         apply(machine)
     assert "not all could be put back: /etc/default/grub" in caught.value.hint
+    assert caught.value.hint.endswith(f" and run {run}")
     assert menu(machine) == before
 
 

@@ -430,6 +430,9 @@ def test_a_tree_is_edited_and_nothing_is_run(run: Run, log: str, tmp_path: Path)
         ),
         ({"etc/os-release": "ID=arch\n"}, "grub-mkconfig -o /boot/grub/grub.cfg"),
         ({"etc/os-release": "ID=odd\n", "usr/sbin/update-grub": ""}, "update-grub"),
+        ({"etc/os-release": "ID=linuxmint\nID_LIKE=ubuntu\n"}, "update-grub2"),
+        ({"etc/os-release": "ID=alpine\n"}, "grub-mkconfig -o /boot/grub/grub.cfg"),
+        ({"etc/os-release": "ID=azurelinux\n"}, "grub2-mkconfig -o /boot/grub2/grub.cfg"),
     ],
 )
 def test_a_tree_tells_what_to_run(

@@ -29,8 +29,9 @@ GENERATORS = ("update-grub2", "update-grub", "grub2-mkconfig", "grub-mkconfig")
 GENERATOR_OF = {
     **dict.fromkeys(("fedora", "rhel", "centos", "suse", "opensuse", "mageia"), "grub2-mkconfig"),
     **dict.fromkeys(("arch", "gentoo", "void", "slackware"), "grub-mkconfig"),
+    **dict.fromkeys(("debian", "ubuntu"), "update-grub2"),
 }
-"""What a family of distributions calls it, by the words of ID and ID_LIKE; Debian's has update-grub2."""
+"""What a family of distributions calls it, by the words of ID and ID_LIKE."""
 
 
 def grub_cfg(machine: Host) -> str:
@@ -129,15 +130,18 @@ def generator(machine: Host) -> Command | None:
 
 
 def generator_of_tree(machine: Host) -> Command:
-    """The same for a tree: by its programs, else by its /etc/os-release, else Debian's."""
+    """The same for a tree: by its programs, else its /etc/os-release, else GRUB's own by the name of the menu's folder.
+
+    Debian's where there is no os-release at all.
+    """
     found = generator(machine)
     if found is not None:
         return found
     release = machine.peek("/etc/os-release")
     family = " ".join(re.findall(r"^ID(?:_LIKE)?=[\"']?([^\"'\n]*)", release, re.MULTILINE)).split()
-    return _generator_command(
-        machine, next((GENERATOR_OF[f] for f in family if f in GENERATOR_OF), GENERATORS[0])
-    )
+    own = "grub2-mkconfig" if "/grub2/" in grub_cfg(machine) else "grub-mkconfig"
+    named = next((GENERATOR_OF[f] for f in family if f in GENERATOR_OF), own if family else GENERATORS[0])
+    return _generator_command(machine, named)
 
 
 def _generator_command(machine: Host, name: str) -> Command:

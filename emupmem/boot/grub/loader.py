@@ -59,7 +59,7 @@ class Grub(Loader):
 
     title = "GRUB"
     back = "in GRUB's menu (hold Shift or press Esc at the start) press e, delete {memmap}, press Ctrl-x"
-    by_hand = f"make room, restore {GRUB_DEFAULT} from {BACKUPS} and run update-grub2"
+    by_hand = f"make room, restore {GRUB_DEFAULT} from {BACKUPS} and run {{run}}"
 
     # How it stands -------------------------------------------------------------------------------------------
 
