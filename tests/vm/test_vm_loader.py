@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from emupmem.model import GIB
+from emupmem.model import GIB, MIB
 from tests.boot import generators
 from tests.vm.image import image
 from tests.vm.machine import Machine
 from tests.vm.test_vm import INSTALL, WAIT, WARM, done, said
+
+THREE = "1G!4G,256M!5G,512M%5376M-1+0xefffffff"
+"""A device for a file system, one that is mapped as a whole, and one that is no persistent memory."""
 
 TOOL = f"#!/usr/bin/python3\nROOT = '/'\n{generators.PROXMOX_BOOT_TOOL}"
 
@@ -82,6 +85,8 @@ emupmem verify --json > /job/out/confirmed.json
 alone
 emupmem apply --size 1G --mount /mnt/pmem0 --yes --json > /job/out/apply.json
 emupmem apply --size 1G --mount /mnt/pmem0 --check
+emupmem apply --as devdax --size 256M --add --yes
+emupmem apply --as dax --size 512M --add --yes --json > /job/out/kinds.json
 cp "$entry" /job/out/entry.conf
 cp /etc/kernel/cmdline /job/out/
 update
@@ -96,7 +101,6 @@ grep 'memmap=1G!4G' /proc/cmdline
 grep -E ' /mnt/pmem0 .*dax=always' /proc/mounts
 emupmem verify --json > /job/out/verify.json
 emupmem doctor --json > /job/out/doctor.json
-emupmem apply --size 1G --mount /mnt/pmem0 --check
 emupmem umount /mnt/pmem0
 emupmem remove --yes
 cmp "$entry" /root/entry
@@ -110,7 +114,7 @@ emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
 THIRD = """
 grep memmap= /proc/cmdline && exit 9 || [ $? = 1 ]
 emupmem verify --json > /job/out/verify.json
-[ ! -e /dev/pmem0 ]
+ls /dev/pmem* /dev/dax* && exit 9 || true
 
 # a command line that somebody wrote keeps every other byte
 sed 's/^/# of this machine\\n/; s/ ro / ro\\n  quiet /' /etc/kernel/cmdline > /root/cmdline
@@ -184,18 +188,26 @@ def test_systemd_boot_from_suggest_to_remove() -> None:
         assert "this boot is the trial" in tried["checks"][0]["found"]
         assert [c["status"] for c in tried["checks"]] == ["ok"] * 6, tried
         assert [c["status"] for c in said(first, "confirmed.json")["checks"]] == ["ok"] * 7
+        assert said(first, "kinds.json")["memmap"] == f"memmap={THREE}"
         words = options(first.files["entry.conf"])
-        assert words[-1] == b"memmap=1G!4G"
+        assert {f"memmap={THREE}".encode(), b"modprobe.blacklist=kmem"} <= set(words)
         # what kernel-install adds by itself stays out of its source
         there = [w for w in words if not w.startswith(b"systemd.machine_id=")]
         assert first.files["cmdline"].split() == there
         (default,) = [e for e in said(first, "bootctl.json") if e["isDefault"]]
-        assert "memmap=1G!4G" in default["options"].split()
+        assert f"memmap={THREE}" in default["options"].split()
 
+        # a cold start: each kind of device is made anew
         second = done(guest.boot(script(SECOND)))
         found = said(second, "verify.json")
-        assert [c["status"] for c in found["checks"]] == ["ok"] * 12, found
-        assert found["devices"] == [{"dev": "/dev/pmem0", "start": 4 * GIB, "size": GIB}]
+        assert [c["status"] for c in found["checks"]] == ["ok"] * 14, found
+        # which range has number 0 is the kernel's choice
+        assert [(d["dev"].rstrip("0123456789."), d["start"], d["size"]) for d in found["devices"]] == [
+            ("/dev/pmem", 4 * GIB, GIB),
+            ("/dev/dax", 5 * GIB, 254 * MIB),
+            ("/dev/dax", 5 * GIB + 256 * MIB, 512 * MIB),
+        ]
+        assert "devdax" in found["checks"][5]["found"]
         assert said(second, "doctor.json")["ok"] is True
 
         third = done(guest.boot(script(THIRD + PROXMOX.replace("TOOL", TOOL.strip())), last=True))
