@@ -13,6 +13,7 @@ import io
 from emupmem.boot.signing import Key
 from emupmem.model import EmupmemError
 from emupmem.record import record
+from emupmem.system.distribution import install_hint
 from emupmem.system.host import Host
 from emupmem.system.pe import read_pe
 
@@ -66,12 +67,12 @@ def refuse_without_tools(machine: Host) -> None:
     if machine.find("ukify") is None:
         raise EmupmemError(
             "ukify is not installed: it makes the addon that adds words to a unified kernel image",
-            "apt-get install systemd-ukify (the same name on Fedora and Arch)",
+            install_hint(machine, "ukify"),
         )
     if not machine.exists(STUB):
         raise EmupmemError(
             f"there is no {STUB}: an addon is made of it",
-            "apt-get install systemd-boot-efi (systemd elsewhere)",
+            install_hint(machine, "systemd-stub"),
         )
 
 

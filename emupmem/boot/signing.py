@@ -11,6 +11,7 @@ import re
 from emupmem.boot import efi
 from emupmem.model import EmupmemError
 from emupmem.record import record
+from emupmem.system.distribution import install_hint
 from emupmem.system.host import Host
 
 UKI_CONFS = ("/etc/kernel/uki.conf", "/run/kernel/uki.conf", "/usr/lib/kernel/uki.conf")
@@ -110,5 +111,5 @@ def _tool(machine: Host, wanted: str) -> str:
     raise EmupmemError(
         f"Secure Boot is on, and {wanted or 'neither systemd-sbsign nor sbsign'} is "
         f"{'not ' if wanted else ''}installed to sign an addon",
-        "apt-get install sbsigntool (sbsigntools elsewhere)",
+        install_hint(machine, "sbsign"),
     )

@@ -20,6 +20,7 @@ from emupmem.boot.grub.trial import (
 from emupmem.kernel.cmdline import is_cut, parse_command_line
 from emupmem.model import Command, EmupmemError
 from emupmem.record import record
+from emupmem.system.distribution import install_hint
 from emupmem.system.host import Host
 
 PSTORE = "/var/lib/systemd/pstore"
@@ -59,7 +60,8 @@ def kexec(machine: Host, words: Sequence[str], variable: str) -> tuple[Command, 
     Nothing on the disk changes, and any reset goes back. Raises EmupmemError where that is not possible.
     """
     if machine.find("kexec") is None:
-        raise EmupmemError("kexec is not installed", "apt-get install kexec-tools, or --trial without kexec")
+        hint = f"{install_hint(machine, 'kexec')}, or --trial without kexec"
+        raise EmupmemError("kexec is not installed", hint)
     lockdown = machine.peek("/sys/kernel/security/lockdown")
     if lockdown and "[none]" not in lockdown:
         raise EmupmemError(

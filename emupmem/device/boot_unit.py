@@ -17,13 +17,13 @@ from emupmem.device.decide import (
     check_fs,
     check_mode,
     folder_of,
-    package_of,
 )
 from emupmem.device.installed import unit_program
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import DeviceKind, EmupmemError
 from emupmem.record import record
 from emupmem.system import accounts, files
+from emupmem.system.distribution import install_hint
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 from emupmem.units import tight
@@ -68,7 +68,7 @@ def check_wishes(machine: Host, wishes: Sequence[MountWish]) -> None:
             accounts.find_account(machine, wish.owner)
         tool = f"mkfs.{wish.fs}"
         if machine.live and machine.find(tool) is None:
-            raise EmupmemError(f"{tool} is not installed", package_of(tool))
+            raise EmupmemError(f"{tool} is not installed", install_hint(machine, tool))
         # As before the reboot; a device of ours that is there already when apply runs again is as asked.
         ours = {d.number for d in devices(machine)} if machine.live else set()
         top = next((m for m in reversed(mounts(machine)) if m.dir == name), None) if machine.live else None

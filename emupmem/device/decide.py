@@ -301,7 +301,3 @@ def _refuse_signature(device: Pmem, signature: str, fs: str, force: bool) -> Non
 
 def folder_of(machine: Host, name: str) -> Folder:
     return Folder(machine.real(name), machine.folder_state(name), machine.loose_parent(name))
-
-
-def package_of(program: str) -> str:
-    return {"mkfs.xfs": "apt-get install xfsprogs", "mkfs.ext4": "apt-get install e2fsprogs"}.get(program, "")

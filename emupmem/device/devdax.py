@@ -13,6 +13,7 @@ import shlex
 from emupmem.device import dax, unit
 from emupmem.device.blocks import signature
 from emupmem.model import Command, EmupmemError
+from emupmem.system.distribution import install_hint
 from emupmem.system.host import Host
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
@@ -26,7 +27,7 @@ _SECONDS = 300
 def require_program(machine: Host) -> None:
     """Raise EmupmemError where the program that makes the device is missing."""
     if machine.find(PROGRAM) is None:
-        raise EmupmemError(f"{PROGRAM} is not installed", "apt-get install ndctl, or dnf install ndctl")
+        raise EmupmemError(f"{PROGRAM} is not installed", install_hint(machine, "ndctl"))
 
 
 def make_devdax(machine: Machine, wanted: unit.BootDevice) -> str:

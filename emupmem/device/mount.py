@@ -25,7 +25,6 @@ from emupmem.device.decide import (
     default_dir,
     folder_of,
     mounted_here,
-    package_of,
     refuse_device,
 )
 from emupmem.device.proof import mount_rungs, see_mount
@@ -33,6 +32,7 @@ from emupmem.kernel.release import kernel_version
 from emupmem.model import UNCHANGED, Command, EmupmemError
 from emupmem.record import record
 from emupmem.system import accounts, files, lock, processes
+from emupmem.system.distribution import install_hint
 from emupmem.system.lock import interrupts
 from emupmem.system.machine import Machine
 
@@ -70,7 +70,7 @@ def prepare(machine: Machine, request: MountRequest) -> Prepared:
     steps = decide(device, request, all_mounts, holds, folder_of(machine, name), kernel)
     missing = [c.argv[0] for c in steps.commands if machine.find(c.argv[0]) is None]
     if missing:
-        raise EmupmemError(f"{missing[0]} is not installed", package_of(missing[0]))
+        raise EmupmemError(f"{missing[0]} is not installed", install_hint(machine, missing[0]))
     return Prepared(steps, owner, mode)
 
 

@@ -22,6 +22,7 @@ from emupmem.device.nature import nature
 from emupmem.model import KIB, MIB, Command, EmupmemError, NamespaceMode
 from emupmem.nvdimm import cxl, ipmctl
 from emupmem.record import record
+from emupmem.system.distribution import install_hint
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 
@@ -141,7 +142,7 @@ class View:
 def require_ndctl(machine: Machine) -> None:
     """Raises EmupmemError where ndctl is missing."""
     if machine.find("ndctl") is None:
-        raise EmupmemError("ndctl is not installed", "apt-get install ndctl, or dnf install ndctl")
+        raise EmupmemError("ndctl is not installed", install_hint(machine, "ndctl"))
 
 
 def look_at_nvdimms(machine: Machine, socket: int | None = None) -> View:

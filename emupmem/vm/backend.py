@@ -10,6 +10,7 @@ from emupmem.device import dax
 from emupmem.device.blocks import Mounted, Pmem, devices, mounts, reserved_regions
 from emupmem.model import MIB, Command, EmupmemError
 from emupmem.system import files, lock, processes
+from emupmem.system.distribution import install_hint
 from emupmem.system.files import kernel_folder, refuse_kernel_folder
 from emupmem.system.machine import Machine
 from emupmem.vm.arguments import NOT_RAW, parse_version
@@ -28,7 +29,7 @@ def qemu_program(machine: Machine, name: str) -> str:
     """Where QEMU lies. Raises EmupmemError where it is missing."""
     found = name if "/" in name and machine.exists(name) else machine.find(name)
     if found is None:
-        raise EmupmemError(f"{name} is not installed", "apt-get install qemu-system-x86, or --qemu PROGRAM")
+        raise EmupmemError(f"{name} is not installed", f"{install_hint(machine, PROGRAM)}, or --qemu PROGRAM")
     return found
 
 

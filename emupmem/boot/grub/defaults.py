@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from emupmem.boot.grub import dropin, menu
@@ -16,6 +15,7 @@ from emupmem.kernel.cmdline import RESERVATION, mangled, parse_command_line
 from emupmem.model import CommandLine, EmupmemError, FileEdit
 from emupmem.planner.survey import GRUB_MKCONFIGS
 from emupmem.system.backups import BACKUPS
+from emupmem.system.distribution import OS_RELEASE, families
 from emupmem.system.host import Host
 from emupmem.units import human
 
@@ -152,9 +152,8 @@ def reads_dropins(machine: Host) -> bool:
         program = _readable(machine, name)
         if program is not None:
             return b"default/grub.d" in program
-    release = machine.peek("/etc/os-release")
-    family = re.findall(r"^ID(?:_LIKE)?=[\"']?([^\"'\n]*)", release, re.MULTILINE)
-    return not release or bool({"debian", "ubuntu"} & set(" ".join(family).split()))
+    release = machine.peek(OS_RELEASE)
+    return not release or bool({"debian", "ubuntu"} & set(families(machine)))
 
 
 def _readable(machine: Host, name: str) -> bytes | None:

@@ -11,6 +11,7 @@ from emupmem.boot.programs import has_program
 from emupmem.model import Command, EmupmemError
 from emupmem.system import log
 from emupmem.system.backups import is_aside, read_aside
+from emupmem.system.distribution import families, install_hint
 from emupmem.system.errors import write_hint
 from emupmem.system.files import fresh_name, sync_file, sync_folder, write_like
 from emupmem.system.host import Host
@@ -96,7 +97,7 @@ def set_grubenv(machine: Machine, name: str, value: str) -> None:
     file = grubenv_name(machine)
     program = next((p for p in ("grub-editenv", "grub2-editenv") if machine.find(p)), None)
     if program is None:
-        raise EmupmemError("grub-editenv is not installed", "apt-get install grub-common")
+        raise EmupmemError("grub-editenv is not installed", install_hint(machine, "grub-editenv"))
     words = ("set", f"{name}={value}") if value else ("unset", name)
     # grub-editenv empties the file before it writes: it is given a copy, which then takes its place.
     target = machine.path(file)
@@ -137,8 +138,7 @@ def generator_of_tree(machine: Host) -> Command:
     found = generator(machine)
     if found is not None:
         return found
-    release = machine.peek("/etc/os-release")
-    family = " ".join(re.findall(r"^ID(?:_LIKE)?=[\"']?([^\"'\n]*)", release, re.MULTILINE)).split()
+    family = families(machine)
     own = "grub2-mkconfig" if "/grub2/" in grub_cfg(machine) else "grub-mkconfig"
     named = next((GENERATOR_OF[f] for f in family if f in GENERATOR_OF), own if family else GENERATORS[0])
     return _generator_command(machine, named)
