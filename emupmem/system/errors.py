@@ -29,6 +29,16 @@ def sudo_hint(exc: OSError) -> str:
     return SUDO if exc.errno in (errno.EACCES, errno.EPERM) and os.geteuid() else ""
 
 
+def read_hint(exc: OSError) -> str:
+    """What to do about a file that cannot be read, or is none (see `plain.read_plain`)."""
+    hints = {
+        errno.EISDIR: "a plain file belongs there: move what is in its place away",
+        errno.EINVAL: "a plain file belongs there: move what is in its place away",
+        errno.EFBIG: "that is no such file: move it away",
+    }
+    return sudo_hint(exc) or hints.get(exc.errno or 0, "")
+
+
 def write_hint(exc: OSError) -> str:
     hints = _FULL | {
         errno.EROFS: "the file system is read-only",

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from emupmem.model import Command, EmupmemError, NodeRange
 from emupmem.system import log
-from emupmem.system.errors import sudo_hint
+from emupmem.system.errors import read_hint, sudo_hint
 from emupmem.system.host import Host
 from emupmem.system.plain import read_plain
 from emupmem.system.programs import (
@@ -65,7 +65,9 @@ def _resolved(top: str, name: str) -> str:
             continue
         links += 1
         if links > 40:
-            raise EmupmemError(f"{name}: too many symbolic links")
+            raise EmupmemError(
+                f"{name}: too many symbolic links", "links there lead in a circle (ls -l shows them)"
+            )
         if target.startswith("/"):
             place = top
         parts += _parts(target)
@@ -102,7 +104,7 @@ class Machine(Host):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
-            raise EmupmemError(f"{name} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc
+            raise EmupmemError(f"{name} cannot be read: {exc.strerror}", read_hint(exc)) from exc
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:

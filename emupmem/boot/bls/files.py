@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from emupmem.boot.bls import text as bls_text
-from emupmem.model import FileEdit
+from emupmem.model import MIB, EmupmemError, FileEdit
 from emupmem.system import backups
 from emupmem.system.host import Host
 
@@ -16,6 +16,9 @@ BOOT_FOLDERS = ("/efi", "/boot/efi", "/boot")
 
 TRIAL_ENTRY = "emupmem-trial.conf"
 """The entry of a trial boot (see `systemd_boot`): no one of those that a change is about."""
+
+LONGEST_ENTRY = MIB
+"""Characters. Longer ones are rubbish that would take minutes to take apart."""
 
 
 # Entries of the Boot Loader Specification ------------------------------------------------------------
@@ -41,9 +44,11 @@ def trial_file(machine: Host) -> str:
 def entry_text(machine: Host, name: str) -> str:
     """An entry; of one that a program tore when it was killed, the copy that lies beside it.
 
-    Torn is what has fewer lines of some key than the copy: sdboot-manage adds those of the initrd later.
+    Raises EmupmemError for what cannot be one. Torn is what has fewer lines of some key than the copy: sdboot-manage adds those of the initrd later.
     """
     text, data = machine.text(name), backups.read_aside(machine, name)
+    if len(text) > LONGEST_ENTRY:
+        raise EmupmemError(f"{name} is longer than 1 MiB: that is no boot entry", "move it away")
     if data is None:
         return text
     aside = data.decode("utf-8", "surrogateescape")
