@@ -153,7 +153,7 @@ def gather(machine: Host, findings: Sequence[finding.Finding]) -> Archive:
     kernel = obstacles.target(machine)
     for name in _FILES:
         basket.file(name)
-    for folder, ext in (("/etc/default/grub.d", ".cfg"),):
+    for folder, ext in (("/etc/default/grub.d", ".cfg"), (sources.MKINITCPIO_PRESETS, ".preset")):
         for name in machine.names(folder):
             if name.endswith(ext):
                 basket.file(f"{folder}/{name}")

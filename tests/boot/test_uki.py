@@ -12,6 +12,7 @@ import pytest
 
 from emupmem.boot import addon, detect, obstacles, trial, uki
 from emupmem.boot import efi as boot_efi
+from emupmem.boot.bls import sources as bls_sources
 from emupmem.boot.change import Change
 from emupmem.boot.loader import Options
 from emupmem.boot.prepare import prepare_abandon, prepare_apply, prepare_confirm, prepare_trial
@@ -345,6 +346,17 @@ def test_an_archive_tells_the_same(machine: FakeMachine) -> None:
                 one.evidence.replace(ID, "") == other.evidence.replace("0" * 31 + "1", "")
                 or ID in one.evidence
             )
+
+
+def test_an_archive_has_what_makes_images_of_new_kernels(machine: FakeMachine) -> None:
+    put(
+        machine,
+        "/etc/mkinitcpio.d/linux.preset",
+        'PRESETS=(default)\ndefault_uki="/efi/EFI/Linux/linux.efi"\n',
+    )
+    program(machine, "mkinitcpio", "")
+    assert bls_sources.mkinitcpio_makes_images(machine)
+    assert bls_sources.mkinitcpio_makes_images(collected.Collected(gather.gather_machine(machine).archive))
 
 
 def test_without_root_nothing_is_said_of_what_cannot_be_seen(machine: FakeMachine) -> None:

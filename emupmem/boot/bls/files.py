@@ -44,7 +44,8 @@ def trial_file(machine: Host) -> str:
 def entry_text(machine: Host, name: str) -> str:
     """An entry; of one that a program tore when it was killed, the copy that lies beside it.
 
-    Raises EmupmemError for what cannot be one. Torn is what has fewer lines of some key than the copy: sdboot-manage adds those of the initrd later.
+    Torn is what has fewer lines of some key than the copy: sdboot-manage adds those of the initrd later.
+    Raises EmupmemError for what cannot be an entry.
     """
     text, data = machine.text(name), backups.read_aside(machine, name)
     if len(text) > LONGEST_ENTRY:
