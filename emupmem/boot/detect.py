@@ -44,7 +44,9 @@ def title_of(machine: Host) -> str:
 
 def of(machine: Host) -> Loader:
     """What starts the machine: GRUB with a menu by grub-mkconfig where nothing else is to be seen."""
-    if machine.exists("/run/ostree-booted" if machine.running else "/ostree/repo"):
+    # Of a tree: the top of the disk, or a deployment of it, whose /ostree leads to that.
+    of_tree = machine.exists("/ostree/repo") or machine.is_link("/ostree")
+    if machine.exists("/run/ostree-booted") if machine.running else of_tree:
         return RpmOstree()
     by = owner.owner(machine)
     if (by is None or by.title == foreign.UNIFIED) and uki.starts_images(machine):
@@ -64,4 +66,4 @@ def of(machine: Host) -> Loader:
         return GrubBls()
     if entries and not machine.running and not machine.exists(environment.grub_cfg(machine)):
         return SystemdBoot()
-    return Grub()
+    return Owned(foreign.TRANSACTIONAL) if owner.by_snapshots(machine) else Grub()

@@ -203,6 +203,15 @@ BOOTC = Owner(
 )
 
 
+# transactional-update(8), the command grub.cfg: the menu of the next snapshot, which the next start has.
+TRANSACTIONAL = _owner(
+    "transactional-update",
+    "the root of this system is read-only, its menu changes with the next snapshot that transactional-update makes",
+    "GRUB_CMDLINE_LINUX_DEFAULT in /etc/default/grub",
+    "sudo transactional-update grub.cfg",
+)
+
+
 def grubby_there(entry: str, variable: str) -> Owner:
     """A tree with entries whose words are in GRUB's environment block: there only grubby knows all places."""
     run = "on that machine: sudo grubby --update-kernel=ALL"

@@ -37,6 +37,7 @@ PROGRAMS = (
     "ukify",
     "mkinitcpio",
     "dracut",
+    "transactional-update",
 )
 """What the loaders here look for, or run."""
 

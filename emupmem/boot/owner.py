@@ -16,7 +16,7 @@ from emupmem.boot.bls import files, text
 from emupmem.boot.bls.files import unified_images
 from emupmem.boot.bls.menu import menu_names
 from emupmem.boot.bls.sources import KERNEL_CMDLINE
-from emupmem.boot.foreign import Owner
+from emupmem.boot.foreign import TRANSACTIONAL, Owner
 from emupmem.boot.grub import environment
 from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.boot.images import all_images
@@ -217,6 +217,17 @@ def unified_owner(machine: Host, started: bool) -> Owner:
     """A unified kernel image, with the partition that it is on."""
     esps = [f for f in files.BOOT_FOLDERS if machine.exists(f"{f}/EFI")]
     return foreign.unified(next(iter(esps), "/boot"), started)
+
+
+def by_snapshots(machine: Host) -> bool:
+    """Whether transactional-update makes each change in a new snapshot, the root being read-only (openSUSE MicroOS)."""
+    if not has_program(machine, TRANSACTIONAL.title):
+        return False
+    # The folder and its options: proc_pid_mountinfo(5), fstab(5).
+    name, place = ("/proc/self/mountinfo", 4) if machine.running else ("/etc/fstab", 1)
+    lines = [x.split() for x in machine.peek(name).splitlines() if not x.startswith("#")]
+    options = [x[5 if machine.running else 3] for x in lines if len(x) > 5 and x[place] == "/"]
+    return bool(options) and "ro" in options[-1].split(",")
 
 
 def by_image(machine: Host) -> bool:

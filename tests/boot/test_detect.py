@@ -201,6 +201,28 @@ def bootc(machine: Machine) -> None:
     put(machine, "/proc/cmdline", f"BOOT_IMAGE=/ostree/x/vmlinuz {ROOT}")
 
 
+def microos(machine: Machine) -> None:
+    """openSUSE MicroOS with GRUB: the root is a read-only snapshot, the next one is made by transactional-update."""
+    put(machine, "/proc/cmdline", f"BOOT_IMAGE=/boot/vmlinuz {ROOT}\n")
+    put(
+        machine,
+        "/proc/self/mountinfo",
+        "61 1 0:33 /@/.snapshots/1/snapshot / ro,relatime - btrfs /dev/vda2 ro\n",
+    )
+    put(machine, "/etc/fstab", "# UUID=0 / btrfs rw 0 0\nUUID=1 / btrfs ro 0 0\n")
+    put(machine, "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+    put(machine, "/boot/grub2/grub.cfg", f"menuentry 'x' {{\n linux /boot/vmlinuz {ROOT}\n}}\n")
+    for folder in ("usr/sbin", "sbin"):
+        path = put(machine, f"/{folder}/transactional-update", "#!/bin/sh\nexit 1\n")
+        path.chmod(0o755)
+
+
+def ostree_deployment(machine: Machine) -> None:
+    """The root that a running ostree system has, without the disk that it is taken from."""
+    put(machine, "/boot/loader/entries/ostree-1.conf", HAND)
+    (machine.root / "ostree").symlink_to("sysroot/ostree")
+
+
 NIX_WAY = 'boot.kernelParams = [ "memmap=1G!4G" ]; in /etc/nixos/configuration.nix (or your flake); then sudo nixos-'
 UKI_WAY = (
     "sudo mkdir -p /efi/loader/addons; then sudo ukify build --stub=/usr/lib/systemd/boot/efi/addonx64.efi.stub "
@@ -279,6 +301,11 @@ LIVE: dict[str, tuple[Callable[[Machine], None], str, str]] = {
         "ZFSBootMenu starts this kernel by kexec",
         "add memmap=1G!4G to what zfs get org.zfsbootmenu:commandline zroot/ROOT/debian shows; then "
         "sudo zfs set org.zfsbootmenu:commandline='ALL THE WORDS' zroot/ROOT/debian",
+    ),
+    "microos": (
+        microos,
+        "the root of this system is read-only, its menu changes with the next snapshot",
+        "add memmap=1G!4G to GRUB_CMDLINE_LINUX_DEFAULT in /etc/default/grub; then sudo transactional-update grub.cfg",
     ),
     "bootc": (
         bootc,
@@ -532,6 +559,8 @@ TREES: dict[str, tuple[Callable[[Machine], None], str, str]] = {
     "both": (with_both, "this tree has GRUB and systemd-boot", "run emupmem on that machine"),
     "limine and grub": (limine_and_grub, "this tree has GRUB and Limine", "run emupmem on that machine"),
     "only entries": (only_entries, "neither systemd-boot nor a loader.conf", "run emupmem there"),
+    "microos": LIVE["microos"],
+    "ostree deployment": (ostree_deployment, "the tree of an ostree system", "run emupmem on that machine"),
     "ostree": (deployed, "the tree of an ostree system", "run emupmem on that machine"),
 }
 
