@@ -22,6 +22,8 @@ OWNED = {
     for name, case in test_detect.LIVE.items()
     if "," not in name
     and name not in ("refind", "refind without a name", "uki", "limine without KERNEL_CMDLINE")
+    # what tells of these is the kernel's own: its mounts, and which loader it says started it
+    and name not in ("zfsbootmenu", "microos")
 }
 """Those whose entries another tool writes, each with the reason and the way that `apply` gives."""
 

@@ -226,7 +226,8 @@ def dumped(result: JobResult, line: bool) -> None:
     assert ("Soft Reserved" in iomem, b"hmem" in result.files["dax"]) == (False, False)
     # the other range is, by the words or the map; whether a device is made of it, is the line's business
     assert "140000000-14fffffff : Persistent Memory (legacy)" in iomem
-    assert ("namespace0.0" in iomem, b"namespace0.0" in result.files["nd"]) == (not line,) * 2, iomem
+    # (nd_pmem, which would take the range in iomem, is not in every initramfs of kdump)
+    assert (b"namespace0.0" in result.files["nd"]) is not line, iomem
     if line:
         assert kdump_of(said(result, "prevented.json"))["status"] == "ok"
 
