@@ -44,9 +44,7 @@ def title_of(machine: Host) -> str:
 
 def of(machine: Host) -> Loader:
     """What starts the machine: GRUB with a menu by grub-mkconfig where nothing else is to be seen."""
-    # Of a tree: the top of the disk, or a deployment of it, whose /ostree leads to that.
-    of_tree = machine.exists("/ostree/repo") or machine.is_link("/ostree")
-    if machine.exists("/run/ostree-booted") if machine.running else of_tree:
+    if _is_ostree(machine):
         return RpmOstree()
     by = owner.owner(machine)
     if (by is None or by.title == foreign.UNIFIED) and uki.starts_images(machine):
@@ -67,3 +65,10 @@ def of(machine: Host) -> Loader:
     if entries and not machine.running and not machine.exists(environment.grub_cfg(machine)):
         return SystemdBoot()
     return Owned(foreign.TRANSACTIONAL) if owner.by_snapshots(machine) else Grub()
+
+
+def _is_ostree(machine: Host) -> bool:
+    if machine.running:
+        return machine.exists("/run/ostree-booted")
+    # The top of the disk, or a deployment of it, whose /ostree leads there.
+    return machine.exists("/ostree/repo") or machine.is_link("/ostree")

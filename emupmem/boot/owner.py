@@ -22,6 +22,7 @@ from emupmem.boot.grub.environment import GRUB_DEFAULT
 from emupmem.boot.images import all_images
 from emupmem.boot.limine_text import settings
 from emupmem.boot.programs import has_program
+from emupmem.device.blocks import mount_of, mounts
 from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import EmupmemError
 from emupmem.planner.survey import started_by_kexec
@@ -223,11 +224,13 @@ def by_snapshots(machine: Host) -> bool:
     """Whether transactional-update makes each change in a new snapshot, the root being read-only (openSUSE MicroOS)."""
     if not has_program(machine, TRANSACTIONAL.title):
         return False
-    # The folder and its options: proc_pid_mountinfo(5), fstab(5).
-    name, place = ("/proc/self/mountinfo", 4) if machine.running else ("/etc/fstab", 1)
-    lines = [x.split() for x in machine.peek(name).splitlines() if not x.startswith("#")]
-    options = [x[5 if machine.running else 3] for x in lines if len(x) > 5 and x[place] == "/"]
-    return bool(options) and "ro" in options[-1].split(",")
+    if machine.running:
+        root = mount_of(mounts(machine), "/")
+        return root is not None and "ro" in root.options
+    lines = [x.split() for x in machine.peek("/etc/fstab").splitlines()]
+    return any(
+        "ro" in x[3].split(",") for x in lines if len(x) > 3 and x[1] == "/" and not x[0].startswith("#")
+    )
 
 
 def by_image(machine: Host) -> bool:

@@ -19,8 +19,9 @@ from emupmem.nvdimm.view import (
     View,
     find_namespace,
     look_at_nvdimms,
+    namespaces_named,
     ndctl_words,
-    order_of,
+    real_first,
 )
 from emupmem.nvdimm.wish import MAPPED, NamespaceWish
 from emupmem.record import record
@@ -103,10 +104,9 @@ def plan_create(machine: Machine, view: View, wish: NamespaceWish) -> NamespaceP
 
 def _refuse_taken_name(view: View, name: str) -> None:
     """Raises EmupmemError where a namespace has this name already, for ndctl would give it twice."""
-    taken = next((n for r in view.regions for n in r.namespaces if name and n.alt_name == name), None)
-    if taken is not None:
+    if taken := namespaces_named(view, name):
         raise EmupmemError(
-            f"{taken.name} has the name {name}", "choose another one; --if-not-exists takes that one"
+            f"{taken[0][1].name} has the name {name}", "choose another one; --if-not-exists takes that one"
         )
 
 
@@ -122,8 +122,7 @@ def _choose(machine: Machine, view: View, wish: NamespaceWish) -> NvdimmRegion:
         )
     if not view.regions:
         raise EmupmemError("there is no region", _no_region(machine))
-    usable = [r for r in view.regions if r.enabled and r.labelled]
-    usable.sort(key=lambda r: (r.emulated, order_of(r)))
+    usable = real_first(r for r in view.regions if r.enabled and r.labelled)
     able = [r for r in usable if obstacle_of_region(r, wish.mode, wish.align) is None]
     if usable and not able:
         return usable[0]

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -215,6 +215,11 @@ def _listed(machine: Machine) -> tuple[tuple[Dimm, ...], tuple[NvdimmRegion, ...
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise EmupmemError("ndctl list answered in a form that emupmem does not know") from exc
     return tuple(sorted(dimms, key=order_of)), tuple(sorted(regions, key=order_of))
+
+
+def real_first(regions: Iterable[NvdimmRegion]) -> list[NvdimmRegion]:
+    """Regions in the order in which one of them is chosen: real ones before emulated ones."""
+    return sorted(regions, key=lambda r: (r.emulated, order_of(r)))
 
 
 def order_of(one: Dimm | NvdimmRegion | Namespace) -> tuple[int, ...]:

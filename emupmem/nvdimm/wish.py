@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from emupmem.model import EmupmemError
-from emupmem.nvdimm.view import MODES, Namespace, View, order_of
+from emupmem.nvdimm.view import MODES, Namespace, View, real_first
 from emupmem.record import record
 from emupmem.units import human, parse_size
 
@@ -69,9 +69,7 @@ def namespace_like(view: View, wish: NamespaceWish) -> Namespace | None:
     Without a name it is any in the regions that `create` would choose from. Raises EmupmemError where the name
     belongs to one that is not as asked: it holds what somebody may need.
     """
-    all_ = [
-        (r, n) for r in sorted(view.regions, key=lambda r: (r.emulated, order_of(r))) for n in r.namespaces
-    ]
+    all_ = [(r, n) for r in real_first(view.regions) for n in r.namespaces]
     if wish.name:
         named = next((n for _, n in all_ if n.alt_name == wish.name), None)
         if named is not None and (wrong := _differences(named, wish)):

@@ -13,6 +13,12 @@ from emupmem.model import EmupmemError
 SUDO = "run it with sudo"
 """The advice where only root may look."""
 
+_NO_FILE = {
+    **dict.fromkeys(
+        (errno.EISDIR, errno.EINVAL), "a plain file belongs there: move what is in its place away"
+    ),
+    errno.EFBIG: "that is no such file: move it away",
+}
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
 
 
@@ -31,12 +37,7 @@ def sudo_hint(exc: OSError) -> str:
 
 def read_hint(exc: OSError) -> str:
     """What to do about a file that cannot be read, or is none (see `plain.read_plain`)."""
-    hints = {
-        errno.EISDIR: "a plain file belongs there: move what is in its place away",
-        errno.EINVAL: "a plain file belongs there: move what is in its place away",
-        errno.EFBIG: "that is no such file: move it away",
-    }
-    return sudo_hint(exc) or hints.get(exc.errno or 0, "")
+    return sudo_hint(exc) or _NO_FILE.get(exc.errno or 0, "")
 
 
 def write_hint(exc: OSError) -> str:

@@ -209,7 +209,7 @@ def microos(machine: Machine) -> None:
         "/proc/self/mountinfo",
         "61 1 0:33 /@/.snapshots/1/snapshot / ro,relatime - btrfs /dev/vda2 ro\n",
     )
-    put(machine, "/etc/fstab", "# UUID=0 / btrfs rw 0 0\nUUID=1 / btrfs ro 0 0\n")
+    put(machine, "/etc/fstab", "# UUID=0 / btrfs rw 0 0\nUUID=1 / btrfs ro\n")
     put(machine, "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
     put(machine, "/boot/grub2/grub.cfg", f"menuentry 'x' {{\n linux /boot/vmlinuz {ROOT}\n}}\n")
     for folder in ("usr/sbin", "sbin"):
