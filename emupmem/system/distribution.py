@@ -15,7 +15,8 @@ _INSTALL = {
     **dict.fromkeys(("suse", "opensuse"), "zypper install"),
     "arch": "pacman -S",
 }
-# What brings a program, where its package is called otherwise than with Debian.
+_KNOWN = ("debian", "fedora", "suse", "arch")
+# The package that brings a program, as far as its name is known.
 _PACKAGES: dict[str, dict[str, str]] = {
     "grub-editenv": {
         "debian": "grub-common",
@@ -23,19 +24,19 @@ _PACKAGES: dict[str, dict[str, str]] = {
         "suse": "grub2",
         "arch": "grub",
     },
-    "kexec": {"debian": "kexec-tools"},
-    "mkfs.ext4": {"debian": "e2fsprogs"},
-    "mkfs.xfs": {"debian": "xfsprogs"},
-    "ndctl": {"debian": "ndctl"},
+    "kexec": dict.fromkeys(_KNOWN, "kexec-tools"),
+    "mkfs.ext4": dict.fromkeys(_KNOWN, "e2fsprogs"),
+    "mkfs.xfs": dict.fromkeys(_KNOWN, "xfsprogs"),
+    "ndctl": dict.fromkeys(_KNOWN, "ndctl"),
     "qemu-system-x86_64": {
         "debian": "qemu-system-x86",
         "fedora": "qemu-system-x86-core",
         "suse": "qemu-x86",
         "arch": "qemu-system-x86",
     },
-    "sbsign": {"debian": "sbsigntool", "fedora": "sbsigntools", "suse": "sbsigntools", "arch": "sbsigntools"},
+    "sbsign": {"debian": "sbsigntool", "fedora": "sbsigntools", "arch": "sbsigntools"},
     "systemd-stub": {"debian": "systemd-boot-efi", "fedora": "systemd-boot-unsigned", "arch": "systemd"},
-    "ukify": {"debian": "systemd-ukify", "suse": "ukify"},
+    "ukify": dict.fromkeys(("debian", "fedora", "arch"), "systemd-ukify"),
 }
 _LIKE = {"ubuntu": "debian", "rhel": "fedora", "centos": "fedora", "opensuse": "suse"}
 
@@ -49,13 +50,13 @@ def families(machine: Host) -> list[str]:
 def install_hint(machine: Host, program: str) -> str:
     """What installs a program (or what is in _PACKAGES by another name) on that machine.
 
-    Debian's words where the machine does not say what it is; elsewhere only the package, by Debian's name for it;
-    empty for what every machine has.
+    Debian's words where the machine does not say what it is; only the package, by Debian's name for it, where another
+    name is not known; empty for what every machine has.
     """
     names = _PACKAGES.get(program)
     if names is None:
         return ""
     told = families(machine)
     family = next((f for f in told if f in _INSTALL), "" if told else "debian")
-    name = names.get(_LIKE.get(family, family), names["debian"])
-    return f"{_INSTALL[family]} {name}" if family else f"install it: Debian's package is {name}"
+    name = names.get(_LIKE.get(family, family))
+    return f"{_INSTALL[family]} {name}" if name else f"install it: Debian's package is {names['debian']}"

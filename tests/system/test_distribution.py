@@ -23,6 +23,7 @@ from tests.fake import FakeMachine, put
         ("ID=fedora\n", "grub-editenv", "dnf install grub2-tools-minimal"),
         ('ID="almalinux"\nID_LIKE="rhel centos fedora"\n', "sbsign", "dnf install sbsigntools"),
         ('ID="opensuse-tumbleweed"\nID_LIKE="opensuse suse"\n', "mkfs.xfs", "zypper install xfsprogs"),
+        ("ID=opensuse-tumbleweed\nID_LIKE=suse\n", "ukify", "install it: Debian's package is systemd-ukify"),
         ("ID=cachyos\nID_LIKE=arch\n", "ukify", "pacman -S systemd-ukify"),
         ("ID=alpine\n", "ndctl", "install it: Debian's package is ndctl"),
         ("ID=debian\n", "mount", ""),
