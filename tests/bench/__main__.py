@@ -37,6 +37,25 @@ def seconds(what: Callable[[], object], times: int = 7) -> float:
     return statistics.median(taken)
 
 
+def afresh(what: Callable[[], object], times: int = 7) -> float:
+    """CPU time of the first call in a process, its programs included: the median of some processes."""
+    taken = []
+    for _ in range(times):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                what()
+                status = 0
+            finally:
+                os._exit(status)
+        _, status, used = os.wait4(child, 0)
+        if status:
+            raise RuntimeError("what is measured failed (its words are above)")
+        taken.append(used.ru_utime + used.ru_stime)
+    return statistics.median(taken)
+
+
 def many_ranges(count: int) -> Situation:
     """RAM in `count` pieces of 64 MiB with holes between: none has room for 1 GiB but the last."""
     entries = [
@@ -76,8 +95,8 @@ def apply(folder: Path) -> Row:
     """Planning, editing and proving a change, without the generator."""
     machine = build(folder / "machine")
     found = survey.of_log(LOG.encode(), "log")
-    taken = seconds(lambda: prepare_apply(machine, found, Request(GIB), Options()))
-    return Row(APPLY, f"{taken:.2f} s of CPU time")
+    taken = afresh(lambda: prepare_apply(machine, found, Request(GIB), Options()))
+    return Row(APPLY, f"{taken:.2f} s of CPU time in a process that did nothing before")
 
 
 def main(words: Sequence[str]) -> int:

@@ -247,6 +247,7 @@ def test_a_generator_that_hangs_is_ended_whatever_it_left_running(
     unchanged(machine, before)
 
 
+@pytest.mark.slow
 def test_what_a_generator_left_running_is_not_waited_for(machine: FakeMachine) -> None:
     pid = machine.root / "pid"
     script(machine, "update-grub2", f"{GENERATOR}sleep 1000 &\necho $! > '{pid}'\n")
@@ -256,6 +257,7 @@ def test_what_a_generator_left_running_is_not_waited_for(machine: FakeMachine) -
         assert menu(machine).count("memmap=16G!4G") == 3
 
 
+@pytest.mark.slow
 def test_a_generator_that_prints_without_end_is_ended(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,6 +344,7 @@ def test_nokaslr_comes_with_it(owned: tuple[FakeMachine, str, str], run: Run) ->
     assert "memmap=1G!4G" not in way or "memmap=1G!4G nokaslr" in done.err
 
 
+@pytest.mark.slow
 def test_suggest_does_not_send_anybody_to_apply(owned: tuple[FakeMachine, str, str], run: Run) -> None:
     machine, reason, way = owned
     for root in (True, False):
@@ -395,6 +396,7 @@ def test_remove_gives_the_way_back(owned: tuple[FakeMachine, str, str], run: Run
     assert worlds.look(machine.root) == before
 
 
+@pytest.mark.slow
 def test_the_doctor_says_the_same(owned: tuple[FakeMachine, str, str]) -> None:
     machine, reason, way = owned
     for seen in (
@@ -410,6 +412,7 @@ def test_the_doctor_says_the_same(owned: tuple[FakeMachine, str, str]) -> None:
         assert way.partition("memmap=1G!4G")[0] in found["plan"].fix
 
 
+@pytest.mark.slow
 def test_an_archive_is_planned_with_the_same_words(
     owned: tuple[FakeMachine, str, str],
     run: Run,

@@ -39,6 +39,8 @@ from tests.crash import worlds
 from tests.fake import FakeMachine, put
 from tests.scenario import kernel
 
+pytestmark = pytest.mark.slow  # the inner loop has each loader in test_loader.py
+
 CONFIG = "/etc/kernelstub/configuration"
 RESERVED = "memmap=1G!4G"
 NEW = "7.1.0-3"

@@ -36,6 +36,8 @@ from tests.cli.runner import Run
 from tests.cli.test_cli import log as log  # the fixture
 from tests.fake import RELEASE, FakeMachine, put, script
 
+pytestmark = pytest.mark.slow  # the inner loop has each loader in test_loader.py
+
 ENTRIES = "/boot/loader/entries"
 TRIAL = f"{ENTRIES}/emupmem-trial.conf"
 GRUBENV = "/boot/grub2/grubenv"

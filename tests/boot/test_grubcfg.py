@@ -214,6 +214,7 @@ def test_blocks_in_blocks_do_not_take_the_square_of_their_number() -> None:
     assert found[-1].titles == ("b",)
 
 
+@pytest.mark.slow
 def test_a_word_of_a_million_characters_is_read_at_once() -> None:
     assert menu.split_words("a" + "${" * 500_000) == ["a" + "${" * 500_000]
     assert menu.split_words('"' + "$" * 900_000 + "-", expand=True)[0].endswith("$-")

@@ -39,6 +39,8 @@ from tests.fake import RELEASE, FakeMachine, put, script
 from tests.scenario import kernel
 
 CONFIG, SETTINGS = "/boot/limine.conf", "/etc/default/limine"
+pytestmark = pytest.mark.slow  # the inner loop has each loader in test_loader.py
+
 WORDS = "quiet nowatchdog splash rw rootflags=subvol=/@ root=UUID=0"
 TEXT = f'ESP_PATH="/boot"\nKERNEL_CMDLINE[default]+="{WORDS}"\nBOOT_ORDER="*, *lts, *fallback, Snapshots"\n'
 OURS = '# added by emupmem\nKERNEL_CMDLINE[default]+=" memmap=1G!4G"\n'

@@ -610,6 +610,7 @@ def test_apply_and_remove_leave_all_other_words_alone(here: FakeMachine) -> None
     assert here.names(BACKUPS), "what was there is kept"
 
 
+@pytest.mark.slow
 def test_replace_add_and_a_different_size(here: FakeMachine) -> None:
     apply(here)
     with pytest.raises(EmupmemError, match="there is a different reservation already: memmap=1G!4G"):
@@ -640,6 +641,7 @@ def test_a_plan_asks_no_program_the_same_twice(here: FakeMachine, monkeypatch: p
     assert asked, "what has changed is asked again"
 
 
+@pytest.mark.slow
 def test_kinds_together(here: FakeMachine) -> None:
     """A pmem device, a memory tier beside it, each given back alone; the last removal leaves the old words."""
     put(here, "/usr/local/bin/emupmem", "")
@@ -682,6 +684,7 @@ def test_kinds_together(here: FakeMachine) -> None:
     }
 
 
+@pytest.mark.slow
 def test_pmem_in_the_place_of_a_dax_device_needs_no_word(here: FakeMachine) -> None:
     put(here, "/usr/local/bin/emupmem", "")
     request = Request(GIB, kind=DeviceKind.DAX)
@@ -695,6 +698,7 @@ def test_pmem_in_the_place_of_a_dax_device_needs_no_word(here: FakeMachine) -> N
     assert not here.exists(unit.FILE)
 
 
+@pytest.mark.slow
 def test_nokaslr_that_is_needed_is_added_by_itself(here: FakeMachine) -> None:
     put(here, "/usr/local/bin/emupmem", "")
     request = Request(6 * GIB, kind=DeviceKind.DAX, min_free=GIB)
@@ -1119,6 +1123,7 @@ def test_the_tree_of_an_ostree_system_is_refused(tmp_path: Path) -> None:
 # Elsewhere -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_archive_tells_the_same_without_the_machines_id(here: FakeMachine) -> None:
     from emupmem.doctor import look
     from emupmem.report import collected, gather

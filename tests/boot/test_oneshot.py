@@ -33,6 +33,8 @@ from tests.boot.test_loader import (
 from tests.boot.test_loader import systemd_boot as build
 from tests.fake import RELEASE, FakeMachine, put, script
 
+pytestmark = pytest.mark.slow  # the inner loop has each loader in test_loader.py
+
 ENTRIES = "/boot/efi/loader/entries"
 FILE = f"{ENTRIES}/emupmem-trial.conf"
 

@@ -37,6 +37,8 @@ from tests.fake import RELEASE, FakeMachine, put
 from tests.scenario import kernel
 
 CMDLINE, LIST = "/etc/kernel/cmdline", "/etc/kernel/proxmox-boot-uuids"
+pytestmark = pytest.mark.slow  # the inner loop has each loader in test_loader.py
+
 LINE = f"{PROXMOX_LINE} memmap=1G!4G"
 OLD, NEW = "6.8.12-1-pve", "7.1.0-3-pve"
 ESPS = ("esps/a", "esps/b")

@@ -17,6 +17,8 @@ from tests.boot.test_loader import ROOT, RPM_OSTREE, apply, ostree, program, rem
 from tests.cli.runner import Run
 from tests.fake import FakeMachine, put, script
 
+pytestmark = pytest.mark.slow  # the inner loop has each loader in test_loader.py
+
 MARK = "emupmem.trial=pinned"
 
 

@@ -25,6 +25,8 @@ from tests.boot.test_loader import ID, ROOT, apply, content, efi, program, remov
 from tests.boot.test_oneshot import BOOTCTL
 from tests.fake import RELEASE, FakeMachine, put, script
 
+pytestmark = pytest.mark.slow  # the inner loop has each loader in test_loader.py
+
 LINE = f"{ROOT} systemd.machine_id={ID}"
 IMAGE = f"/boot/efi/EFI/Linux/{ID}-{RELEASE}.efi"
 ADDON = f"/boot/efi/{addon.OURS}"

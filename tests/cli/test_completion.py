@@ -280,6 +280,7 @@ def fish(root: Path, folder: Path, typed: str) -> list[str]:
     return [line.partition("\t")[0] for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("typed", "line"), TABS)
 def test_fish_offers_it(typed: str, line: str, root: Path, tmp_path: Path) -> None:
     if shutil.which("fish") is None:

@@ -86,6 +86,7 @@ def places(tmp_path: Path, here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -
     }
 
 
+@pytest.mark.slow
 def test_each_line_of_the_table(run: Run, places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emupmem.system.pipe.WRITER_SECONDS", 0.1)
     rows = [line.split(" | ", 2) for line in TABLE.read_text().splitlines() if line and line[0] != "#"]

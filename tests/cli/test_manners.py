@@ -239,6 +239,7 @@ def test_lines_fit_the_terminal(columns: int, log: str) -> None:
     assert widest > columns * 0.9, "the width is used"
 
 
+@pytest.mark.slow
 def test_without_utf_8_nothing_is_broken(log: str) -> None:
     known = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PAGER": "cat"}
     argvs = [*([*words, "--from", log] for words in COMMANDS), ["help"], ["--help"]]

@@ -49,6 +49,7 @@ def test_a_name_that_leads_nowhere_is_not_told(tmp_path: Path, called: str) -> N
     assert sudo_name(called, tmp_path) == "emupmem"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("apply", "--size", "1G"), ("doctor", "--json"), ("help",)])
 def test_what_is_installed_for_one_user_says_so_everywhere(tmp_path: Path, command: tuple[str, ...]) -> None:
     if any((Path(f) / "emupmem").exists() for f in ("/usr/bin", "/usr/local/bin")):

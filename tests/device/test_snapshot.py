@@ -199,6 +199,7 @@ def test_stopped_at_any_step_the_old_image_is_whole(disk: Disk) -> None:
     assert disk.restore().checksum
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attributes", [True, False])
 @pytest.mark.parametrize("where", range(12))
 def test_a_crash_between_any_two_calls_pairs_no_image_with_a_wrong_sum(

@@ -117,6 +117,7 @@ def emupmem(output: Path, *argv: str) -> object:
         sys.stdout.flush()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["root", pytest.param("user", marks=pytest.mark.slow)])
 def test_a_dry_run_on_the_tree_of_another_machine_deletes_nothing(
     who: str, open_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,7 +188,11 @@ FIRST = (("namespaces", "dash"), ("landlock", "dash"))
 """Those of the inner loop."""
 
 
-@pytest.fixture(params=["root", "user"])
+MINE = "root" if ROOT else "user"
+"""Who runs the tests: the inner loop leaves the other out."""
+
+
+@pytest.fixture(params=[w if w == MINE else pytest.param(w, marks=pytest.mark.slow) for w in ("root", "user")])
 def user(request: pytest.FixtureRequest) -> int:
     if request.param == "root" and not ROOT:
         pytest.skip("needs root")
@@ -292,7 +297,7 @@ GRUB_CMDLINE_LINUX=done
 """
 
 
-@pytest.mark.parametrize("programs", [False, True])
+@pytest.mark.parametrize("programs", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_no_file_can_be_changed(prisoner: Prisoner, programs: bool) -> None:
     folder = prisoner.folder / "D"
     folder.mkdir()
@@ -334,7 +339,7 @@ def test_a_file_of_the_caller_is_not_seen_from_another_machines_text(
         assert str(os.getpid()) not in found
 
 
-@pytest.mark.parametrize("programs", [False, True])
+@pytest.mark.parametrize("programs", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_no_process_can_be_reached(prisoner: Prisoner, programs: bool) -> None:
     identity = {"user": prisoner.user or cage_libc.NOBODY} if ROOT else {}
     with subprocess.Popen(["/bin/sleep", "100"], **identity) as bystander:  # type: ignore[call-overload]
@@ -358,7 +363,7 @@ PERL = """/usr/bin/perl -MSocket -e '
 """
 
 
-@pytest.mark.parametrize("programs", [False, True])
+@pytest.mark.parametrize("programs", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nothing_can_be_connected(prisoner: Prisoner, programs: bool) -> None:
     abstract = f"cage{os.getpid()}"
     with (
@@ -398,7 +403,8 @@ A=1
 """
 
 
-@pytest.mark.parametrize("programs", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize("programs", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nothing_outlives_sh(prisoner: Prisoner, programs: bool) -> None:
     sleep = f"/bin/sleep 100.{os.getpid()}"
     result = prisoner.reads(LEFT.replace("SLEEP", sleep), programs=programs)
@@ -416,6 +422,7 @@ def gone(so: Callable[[], bool]) -> bool:
     return so()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -444,6 +451,7 @@ def test_the_machine_goes_on_whatever_eats_it(
     assert gone(lambda: not dash.left())
 
 
+@pytest.mark.slow
 def test_a_subshell_that_cannot_be_had_is_a_refusal(dash: Prisoner) -> None:
     """sh itself goes on, with values that grub-mkconfig would not see."""
     text = f'GRUB_CMDLINE_LINUX="a{"$(" * 300}echo b{")" * 300}"\n'

@@ -158,6 +158,7 @@ def test_a_pipe_gives_what_it_has() -> None:
 # The driver --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_input_is_run_again_by_its_path(tmp_path: Path) -> None:
     file = tmp_path / "cmdline-crash-0"
     file.write_bytes(b"memmap=1G!4G")

@@ -155,6 +155,7 @@ START = (
 )
 
 
+@pytest.mark.slow
 def test_a_writer_that_never_ends_is_stopped_by_ctrl_c() -> None:
     """`journalctl -kf` and `dmesg -w` follow the log for ever."""
     reading, writing = os.pipe()
