@@ -33,7 +33,7 @@ test: $(STAMP) lint ## Every test, the virtual machines included: about 35 minut
 fuzz: $(STAMP) ## Fuzz all that reads what others wrote, with new inputs each time (MINUTES=60 for longer)
 	nice -n $(NICE) $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
-check: $(STAMP) lint ## The quick inner loop, about two minutes: lint, types, unit tests
+check: $(STAMP) lint ## The quick inner loop, about a minute: lint, types, unit tests
 	$(BIN)/pytest -n 2 --dist worksteal --quick tests
 
 bench: $(STAMP) ## Measure every figure that README and the manual quote, as one table: start-up, parser, a guest…

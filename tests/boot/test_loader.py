@@ -710,6 +710,7 @@ def test_nokaslr_that_is_needed_is_added_by_itself(here: FakeMachine) -> None:
     assert not prepare.next_line(here).nokaslr
 
 
+@pytest.mark.slow
 def test_nokaslr_comes_and_goes_with_the_reservation(here: FakeMachine) -> None:
     apply(here, nokaslr=True)
     assert prepare.next_line(here).nokaslr
@@ -974,6 +975,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.parametrize("options", [ROOT, "$kernelopts"])
 def test_a_grubby_that_does_otherwise_is_rolled_back(tmp_path: Path, how: str, options: str) -> None:
@@ -998,6 +1000,7 @@ def adds_kernel(machine: FakeMachine, release: str) -> str:
     return bls_text.options(machine.peek(f"/boot/efi/loader/entries/opensuse-{release}-5.conf"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [True, False])
 def test_a_new_kernel_of_opensuse_carries_it_and_after_remove_none_does(new: bool, tmp_path: Path) -> None:
     machine, other = opensuse(tmp_path / "a", new=new), opensuse(tmp_path / "b", new=new)

@@ -228,7 +228,7 @@ COMMANDS: list[list[str]] = [
 ]
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("columns", [80, pytest.param(200, marks=pytest.mark.slow)])
 def test_lines_fit_the_terminal(columns: int, log: str) -> None:
     widest = 0
     for shown in on_terminal(columns, [[*words, "--from", log] for words in COMMANDS]):

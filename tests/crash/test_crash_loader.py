@@ -196,6 +196,7 @@ def directions(name: str) -> tuple[bool, ...]:
     return (False,) if name.endswith("-confirm") else (False, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backwards"),
     [
@@ -203,7 +204,6 @@ def directions(name: str) -> tuple[bool, ...]:
             name,
             backwards,
             id=f"{name}-{'remove' if backwards else 'apply'}",
-            marks=[] if name == "systemd-boot" and not backwards else [pytest.mark.slow],
         )
         for name in STARTS
         for backwards in directions(name)

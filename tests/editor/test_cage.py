@@ -192,7 +192,9 @@ MINE = "root" if ROOT else "user"
 """Who runs the tests: the inner loop leaves the other out."""
 
 
-@pytest.fixture(params=[w if w == MINE else pytest.param(w, marks=pytest.mark.slow) for w in ("root", "user")])
+@pytest.fixture(
+    params=[w if w == MINE else pytest.param(w, marks=pytest.mark.slow) for w in ("root", "user")]
+)
 def user(request: pytest.FixtureRequest) -> int:
     if request.param == "root" and not ROOT:
         pytest.skip("needs root")

@@ -344,6 +344,7 @@ def _block(seed: int) -> bytes:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seekable", [True, False])
 @pytest.mark.parametrize("header", [True, False])
 def test_deep_in_a_long_log(seekable: bool, header: bool) -> None:

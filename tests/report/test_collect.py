@@ -616,6 +616,7 @@ ipv6s = st.ip_addresses(v=6).map(str).filter(lambda a: a not in ("::", "::1"))
 names = st.from_regex(r"[a-z]{3,8}-?[a-z]{2,5}[0-9]{1,2}z", fullmatch=True)
 
 
+@pytest.mark.slow
 @examples(150)
 @given(uuids, macs, ipv4s, ipv6s, names, names, st.integers(4, 60), st.integers(1, 40))
 def test_masked_texts_keep_the_map_and_lose_the_secrets(

@@ -173,6 +173,7 @@ def test_a_writer_that_never_ends_is_stopped_by_ctrl_c() -> None:
     os.close(writing)
 
 
+@pytest.mark.slow
 def test_the_pipes_of_bash() -> None:
     line = f"exec {sys.executable} -m emupmem suggest --size 1G --from "
     for given, status, words in (
