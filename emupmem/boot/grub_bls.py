@@ -8,7 +8,7 @@ clears that choice before it starts the kernel.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from emupmem.boot import foreign
 from emupmem.boot.bls import sources as bls_sources
@@ -66,19 +66,20 @@ class GrubBls(Loader):
 
     def standing(self, machine: Host) -> Standing:
         running = own_line(machine)
+        variables = environment.grubenv(machine)
         entries = []
         for name in entry_files(machine, self.folders):
             text = entry_text(machine, name)
-            line = self._line(machine, text)
+            line = _line(text, variables)
             if bls_text.value(text, "linux"):
                 entries.append(bls_entry(name, text, line, _is_ours(machine, name, line, running)))
         if not any(e.ours for e in entries):
             raise no_entries_error(machine, "GRUB")
-        saved = environment.grubenv(machine).get("saved_entry", "")
+        saved = variables.get("saved_entry", "")
         default = next((e for e in entries if e.ours and saved in (e.ids[0], e.title)), None)
         default = default or default_entry_of(machine, entries)
         items = tuple(i.text for i in default.command_line.reservations) if default is not None else ()
-        tried = self._line(machine, machine.text(file)) if (file := trial_file(machine)) else ""
+        tried = _line(machine.text(file), variables) if (file := trial_file(machine)) else ""
         return Standing(
             items,
             "the boot entries",
@@ -88,10 +89,6 @@ class GrubBls(Loader):
             parse_command_line(tried).words,
             self.chosen(machine),
         )
-
-    def _line(self, machine: Host, text: str) -> str:
-        """What GRUB makes of the options of an entry."""
-        return bls_text.grub_line(bls_text.options(text), tuple(environment.grubenv(machine).items()))
 
     def new_kernels_take(self, machine: Host, now: Standing) -> str:
         return bls_sources.taken_by_new_kernels(machine)
@@ -137,23 +134,24 @@ class GrubBls(Loader):
         """The entries of a tree, edited as text: its grubby is not run."""
         _refuse_variables(machine, entry_files(machine, self.folders))
         ours, edits = {e.ids[0] for e in standing.entries if e.ours}, []
+        variables = environment.grubenv(machine)
         for name in entry_files(machine, self.folders):
             text = entry_text(machine, name)
             if name.rpartition("/")[2].removesuffix(".conf") not in ours:
                 continue
             after = bls_text.rework_entry(text, wanted.items, wanted.add, wanted.drop)
-            old, new = self._line(machine, text), self._line(machine, after)
+            old, new = _line(text, variables), _line(after, variables)
             bls_text.prove_words(old, new, wanted.items, wanted.add, wanted.drop)
             edits.append(edit_of(machine, name, after))
         return edits
 
     def _new_kernels(self, machine: Host, standing: Standing) -> str:
         """The words of the default entry without those that TuneD adds to each entry by itself."""
-        known = tuple((k, v) for k, v in environment.grubenv(machine).items() if k not in MAY_BE_UNSET)
+        known = {k: v for k, v in environment.grubenv(machine).items() if k not in MAY_BE_UNSET}
         names = entry_files(machine, self.folders)
         default = standing.default.ids if standing.default else ()
         name = next((n for n in names if n.rpartition("/")[2].removesuffix(".conf") in default), names[0])
-        return bls_text.grub_line(bls_text.options(entry_text(machine, name)), known)
+        return _line(entry_text(machine, name), known)
 
     def _differs(
         self, line: CommandLine, items: Sequence[str], extra: Sequence[str], drop: Sequence[str]
@@ -285,6 +283,11 @@ class GrubBls(Loader):
 
     def choose_again(self, machine: Machine, name: str) -> None:
         environment.set_grubenv(machine, grub_trial.NEXT, name)
+
+
+def _line(text: str, variables: Mapping[str, str]) -> str:
+    """What GRUB makes of the options of an entry."""
+    return bls_text.grub_line(bls_text.options(text), variables)
 
 
 def _is_ours(machine: Host, name: str, line: str, running: CommandLine) -> bool:

@@ -113,7 +113,7 @@ def test_the_kernels_reading_is_the_proof(after: str, why: str) -> None:
     ],
 )
 def test_what_grub_makes_of_options(options: str, line: str) -> None:
-    assert bls_text.grub_line(options, [("kernelopts", "root=UUID=1 ro")]).strip() == line.strip()
+    assert bls_text.grub_line(options, {"kernelopts": "root=UUID=1 ro"}).strip() == line.strip()
 
 
 @settings(deadline=None)

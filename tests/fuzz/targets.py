@@ -473,7 +473,7 @@ def entry(data: bytes) -> None:
     extra = tuple(
         w for w in wish.extra if re.fullmatch(r"[a-z.=]+", w) and w not in wish.drop and "memmap" not in w
     )
-    bls_text.grub_line(bls_text.options(text), [("kernelopts", "ro quiet")])
+    bls_text.grub_line(bls_text.options(text), {"kernelopts": "ro quiet"})
     for rework, line_of in (
         (bls_text.rework_entry, bls_text.options),
         (bls_text.rework_file, bls_text.file_line),

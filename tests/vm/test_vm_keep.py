@@ -277,6 +277,7 @@ emupmem save /root/image "/dev/$made"
 
 AT_BOOT = """
 set -eux
+. /job/warm
 until [ -e /sys/bus/nd/devices/region0 ]; do sleep 1; done
 emupmem namespaces list --json > /job/out/list.json
 emupmem namespaces create --size 64M

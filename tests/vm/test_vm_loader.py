@@ -42,7 +42,7 @@ refused() {
 [ ! -e /boot/grub ]
 cp "$entry" /root/entry
 emupmem doctor --json > /job/out/doctor.json
-runuser -u dev -- emupmem suggest --size 1G --json > /job/out/user.json
+emupmem_as dev suggest --size 1G --json > /job/out/user.json
 emupmem apply --size 1G --check && exit 9 || [ $? = 3 ]
 
 mount -o remount,ro /boot/efi
@@ -64,6 +64,7 @@ sync
 
 # The machine came back by itself.
 BACK = """
+WARM
 grep memmap= /proc/cmdline && exit 9 || [ $? = 1 ]
 emupmem verify --json > /job/out/panic.json && exit 9 || [ $? = 3 ]
 emupmem abandon --yes
@@ -112,6 +113,7 @@ emupmem verify > /job/out/pending && exit 9 || [ $? = 3 ]
 """
 
 THIRD = """
+WARM
 grep memmap= /proc/cmdline && exit 9 || [ $? = 1 ]
 emupmem verify --json > /job/out/verify.json
 ls /dev/pmem* /dev/dax* && exit 9 || true

@@ -167,6 +167,7 @@ grep memmap /boot/grub/grub.cfg && exit 9 || [ $? = 1 ]
 
 FOURTH = """
 set -eu
+WARM
 [ ! -e /dev/pmem0 ]
 WAIT
 systemctl is-active multi-user.target

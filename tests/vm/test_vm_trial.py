@@ -26,6 +26,7 @@ BEGIN = (
     FEWER
     + """
 set -eux
+. /job/warm
 sha256sum /etc/default/grub > /root/before
 emupmem apply --size 1G --trial --yes --json > /job/out/apply.json
 sha256sum -c /root/before
@@ -46,6 +47,7 @@ sleep 1000
 # the machine goes down: its kernel panics.
 PANICS = f"""
 set -eux
+. /job/warm
 {INSTALL}{START}{ASK}
 """
 PANICS += """
@@ -87,6 +89,7 @@ emupmem verify
 # Permanent. Taken back, and tried again by kexec: straight from here, without the firmware and GRUB.
 LAST = f"""
 set -eux
+. /job/warm
 {WAIT}
 """
 LAST += """

@@ -8,7 +8,7 @@ lines of its script. Source: uapi-group.org, Boot Loader Specification; grub-cor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from emupmem.boot.grub import menu
 from emupmem.editor import quoting
@@ -186,12 +186,11 @@ def variables(text: str) -> tuple[str, ...]:
     return tuple(found[1] or found[2] for found in _VARIABLE.finditer(text))
 
 
-def grub_line(text: str, variables: Sequence[tuple[str, str]]) -> str:
+def grub_line(text: str, variables: Mapping[str, str]) -> str:
     """What GRUB makes of an `options` value: `$name` replaced from its environment, quotes taken off."""
-    known = dict(variables)
 
     def expanded(found: re.Match[str]) -> str:
-        return known.get(found[1] or found[2], "")
+        return variables.get(found[1] or found[2], "")
 
     return menu.kernel_text(_VARIABLE.sub(expanded, text))
 

@@ -49,8 +49,10 @@ def grub_cfg(machine: Host) -> str:
 def _esp_menu(machine: Host) -> str:
     """The menu in the EFI system partition that belongs to this system, empty where there is none."""
     names = [f"{ESP_FOLDERS}/{n}/grub.cfg" for n in machine.names(ESP_FOLDERS)]
-    folders = {machine.real(m).rpartition("/")[0] for m in ESP_MARKS if machine.exists(m)}
     full = [n for n in names if (text := machine.peek(n)) and not grub_menu.is_stub(text)]
+    if not full:
+        return ""
+    folders = {machine.real(m).rpartition("/")[0] for m in ESP_MARKS if machine.exists(m)}
     own = [n for n in full if machine.real(n).rpartition("/")[0] in folders]
     alone = len(full) == 1 and not any(machine.exists(n) for n in GRUB_CFGS)
     return next(iter(own or (full if alone else [])), "")
@@ -81,14 +83,17 @@ def unreached_grubenv(machine: Host) -> str:
 def grubenv(machine: Host) -> dict[str, str]:
     """Variables of GRUB's environment block."""
     name = grubenv_name(machine)
-    if torn_grubenv(machine):
+    if _is_torn(machine, name):
         return _variables((read_aside(machine, name) or b"").decode("utf-8", "replace"))
     return _variables(machine.peek(name))
 
 
 def torn_grubenv(machine: Host) -> bool:
     """Whether a program that was killed left half an environment block, and the whole one is kept next to it."""
-    name = grubenv_name(machine)
+    return _is_torn(machine, grubenv_name(machine))
+
+
+def _is_torn(machine: Host, name: str) -> bool:
     return is_aside(machine, name) and not machine.peek(name).startswith("# GRUB Environment Block")
 
 
