@@ -167,7 +167,7 @@ def _with_unit(
     pairs = [((r.start, r.size), wish) for r, wish in zip(meant, wishes, strict=False)]
     devices = [BootDevice(r.start, r.size, kind) for r in meant if kind is not DeviceKind.PMEM]
     plain = [(r.start, r.size) for r in meant if kind is DeviceKind.PMEM]
-    return replace(change, unit=_unit_of(machine, change, pairs, devices, plain))
+    return _with_warnings(machine, replace(change, unit=_unit_of(machine, change, pairs, devices, plain)))
 
 
 def _unit_of(
@@ -223,15 +223,20 @@ def added_words(machine: Host) -> tuple[str, ...]:
 
 
 def _with_units(machine: Host, change: Change) -> Change:
-    """The change with the unit left for what stays reserved, and a warning for content that is kept no more."""
-    left_unit = _unit_left(machine, change)
-    lost = [m for m in _kept(left_unit.before) if m.dir not in {k.dir for k in _kept(left_unit.after)}]
+    """The change with the unit left for what stays reserved."""
+    return _with_warnings(machine, replace(change, unit=_unit_left(machine, change)))
+
+
+def _with_warnings(machine: Host, change: Change) -> Change:
+    """The change with a warning for content that is kept no more: of a range that goes, or in another file."""
+    after = {(m.start, m.size, m.keep) for m in _kept(change.unit.after)}
+    lost = [m for m in _kept(change.unit.before) if (m.start, m.size, m.keep) not in after]
     warnings = [
         f"what {m.dir} holds is not saved to {m.keep} any more: emupmem save {m.keep} {m.dir} does it once more"
         for m in lost
         if machine.live and any(x.dir == m.dir for x in mounts(machine))
     ]
-    return replace(change, unit=left_unit, warnings=(*change.warnings, *warnings))
+    return replace(change, warnings=(*change.warnings, *warnings))
 
 
 def _kept(text: str | None) -> tuple[BootMount, ...]:

@@ -132,7 +132,10 @@ def write_unit(machine: Machine, change: unit.UnitChange) -> None:
 
 
 def mount_at_boot(machine: Host, steps: MountSteps, request: MountRequest) -> unit.UnitChange:
-    """The unit that does the same at every boot. Raises EmupmemError for a device that is not ours."""
+    """The unit that does the same at every boot. Raises EmupmemError for a device that is not ours.
+
+    What the request leaves open stays as the unit has it: a second call does not end what the first began to keep.
+    """
     item = steps.device.item
     if item is None:
         raise EmupmemError(
@@ -145,12 +148,26 @@ def mount_at_boot(machine: Host, steps: MountSteps, request: MountRequest) -> un
             "at every boot only whole devices are mounted",
         )
     items = parse_command_line(machine.peek("/proc/cmdline")).pmem
-    wish = MountWish(steps.dir, steps.fs, request.owner, request.mode, request.keep)
+    before = _recorded(machine, item.start, item.size, steps.dir)
+    wish = MountWish(
+        steps.dir,
+        steps.fs,
+        request.owner or (before.owner if before else ""),
+        request.mode or (before.mode if before else ""),
+        request.keep or (before.keep if before else ""),
+    )
     configured = _configured(machine) or [(i.start, i.size) for i in items]
     soft = [span for span, kind in recorded_kinds(machine).items() if kind.soft]
     return unit_change(
         machine, [*configured, (item.start, item.size)], [((item.start, item.size), wish)], soft
     )
+
+
+def _recorded(machine: Host, start: int, size: int, folder: str) -> unit.BootMount | None:
+    """What the unit mounts of this range at this folder."""
+    data = machine.read(unit.FILE)
+    there = unit.read_unit(data.decode("utf-8", "replace")) if data is not None else ()
+    return next((m for m in there if (m.start, m.size, m.dir) == (start, size, folder)), None)
 
 
 def _configured(machine: Host) -> list[tuple[int, int]]:

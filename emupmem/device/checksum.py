@@ -10,12 +10,12 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+from emupmem.device.unit import SIDECAR
 from emupmem.model import EmupmemError
 from emupmem.system import log
 from emupmem.system.files import sync_folder
 
 ATTRIBUTE = "user.emupmem"
-SIDECAR = ".emupmem"
 FORMAT = "crc32-256k-sha256"
 
 

@@ -13,10 +13,10 @@ import contextlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from emupmem.device.blocks import devices, mount_of, mounted_at, mounts, signature
-from emupmem.device.unit import BootMount
+from emupmem.device.blocks import Pmem, devices, mount_of, mounts, signature
+from emupmem.device.unit import UNSAVED, BootMount
 from emupmem.model import Command, EmupmemError
-from emupmem.system import files
+from emupmem.system import files, processes
 from emupmem.system.files import refuse_kernel_folder
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
@@ -91,7 +91,7 @@ def remember(machine: Machine, wanted: BootMount) -> None:
 
 def unsaved(wanted: BootMount) -> str:
     """Where the boot is noted, on the disk, whose content is still to be saved. It goes with the save."""
-    return f"{wanted.keep}.unsaved"
+    return f"{wanted.keep}{UNSAVED}"
 
 
 def look_for_missed(machine: Machine, wanted: BootMount) -> str:
@@ -150,11 +150,15 @@ def _save(machine: Machine, wanted: BootMount) -> str:
     device = next((d for d in devices(machine) if d.start == wanted.start and d.whole), None)
     if device is None:
         raise EmupmemError(f"the device of memmap={wanted.range} is not there")
-    where = mounted_at(machine, device)
-    if where:
+    where = _reached_at(machine, device)
+    covered = next((m.dir for m in mounts(machine) if m.number == device.number and m.root == "/"), "")
+    if covered and not where:  # by another file system: a shutdown ends that one as well
+        machine.output("umount", covered, timeout=UMOUNT_SECONDS)
+        where = _reached_at(machine, device)
+    if where and not _is_shared(machine, device):
         # Unmounted, nothing can be written after it was saved. Where somebody still holds it, it is frozen.
         machine.output("umount", where, timeout=UMOUNT_SECONDS)
-        where = mounted_at(machine, device)
+        where = _reached_at(machine, device)
     if not where and not signature(machine, device.dev):
         return f"{wanted.dir} is not saved: {device.dev} is blank, and {wanted.keep} stays as it was"
     from emupmem.device import image
@@ -167,3 +171,18 @@ def _save(machine: Machine, wanted: BootMount) -> str:
     return (
         f"{device.dev} saved to {wanted.keep}{held} · {human(done.allocated)} on disk, {done.seconds:.1f} s"
     )
+
+
+def _reached_at(machine: Host, device: Pmem) -> str:
+    """A folder where the whole file system of a device is seen: nothing else is mounted over it; empty without."""
+    top = {m.dir: m for m in mounts(machine)}
+    return next((m.dir for m in top.values() if m.number == device.number and m.root == "/"), "")
+
+
+def _is_shared(machine: Machine, device: Pmem) -> bool:
+    """Whether it stays mounted when one mount goes: bound to other places, or in a container's mount namespace.
+
+    Then it can be frozen as long as it is mounted here, and not be opened alone afterwards.
+    """
+    own = [m for m in mounts(machine) if m.number == device.number]
+    return len(own) > 1 or bool(processes.mounted_elsewhere(machine, device.number))

@@ -31,6 +31,9 @@ SOME_FAILED = 3
 """Exit status of `boot-mount` where a mount failed and another one keeps its content: the unit must stay
 active then, or nothing would be saved when it is stopped."""
 
+UNSAVED, SIDECAR = ".unsaved", ".emupmem"
+"""How the files beside an image end: which boot's content is still to be saved to it; its checksum."""
+
 WORDS = 6
 SECONDS = 30
 """How long the command waits for a device."""
@@ -308,7 +311,7 @@ def changed(
 
     `reserved` is persistent memory, `soft` soft reserved. What is of ranges that are no longer reserved goes, and the
     devdax devices of those that are `plain` now; what is new takes the place of that of its range. Raises
-    EmupmemError for two mounts in one folder.
+    EmupmemError for two mounts in one folder, two contents in one image, and an image on one of the devices.
     """
     present = read_all(before) if before is not None else ()
     present = tuple(m for m in present if not is_plain(m, plain))
@@ -319,9 +322,28 @@ def changed(
     for folder in folders:
         if folders.count(folder) > 1:
             raise EmupmemError(f"two devices cannot both be mounted at {folder}", "give each its own folder")
+    if new:
+        _refuse_one_image([m for m in mounts if isinstance(m, BootMount)])
     if not mounts:
         return UnitChange(before, None, linked)
     return UnitChange(before, unit_text(mounts, program), linked)
+
+
+def _refuse_one_image(mounts: Sequence[BootMount]) -> None:
+    """Raise EmupmemError for an image that would not be there, or not be its own, at the next boot."""
+    kept = [m for m in mounts if m.keep]
+    for one in kept:
+        inside = next((m.dir for m in mounts if one.keep.startswith(f"{m.dir}/")), "")
+        if inside:
+            raise EmupmemError(
+                f"{one.keep} would be on the device that is mounted at {inside}, which forgets as well",
+                "keep it on a disk",
+            )
+        beside = (one.keep, f"{one.keep}{UNSAVED}", f"{one.keep}{SIDECAR}")
+        if any(other.keep in beside for other in kept if other is not one):
+            raise EmupmemError(
+                f"two devices cannot both be kept in {one.keep}", "give each a file of its own"
+            )
 
 
 def belongs_to(one: AtBoot, reserved: Sequence[tuple[int, int]], soft: Sequence[tuple[int, int]]) -> bool:

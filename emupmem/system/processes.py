@@ -86,14 +86,25 @@ def kernel_use(machine: Machine, name: str) -> tuple[str, str] | None:
 
 
 def mounted_elsewhere(machine: Machine, number: str) -> str:
-    """Where a device is mounted for other processes: `on DIR in the mount namespace of NAME (process N)`."""
+    """Where a device is mounted in another mount namespace: `on DIR in the mount namespace of NAME (process N)`."""
+    own = _mount_namespace(machine, "self")
     for pid in sorted((n for n in machine.names("/proc") if n.isdigit()), key=int):
+        if own and _mount_namespace(machine, pid) == own:
+            continue
         for line in machine.peek(f"/proc/{pid}/mountinfo").splitlines():
             words = line.split(" ")
             if len(words) > 4 and words[2] == number:
                 who = machine.peek(f"/proc/{pid}/comm")
                 return f"on {words[4]} in the mount namespace of {who} (process {pid})"
     return ""
+
+
+def _mount_namespace(machine: Machine, pid: str) -> str:
+    """Which one a process is in; empty where that is not told, or it is gone."""
+    try:
+        return machine.link_target(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return ""
 
 
 def exec_program(machine: Machine, argv: list[str]) -> NoReturn:

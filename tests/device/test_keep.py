@@ -13,7 +13,7 @@ from emupmem.device import image as device_image
 from emupmem.device import keep, unit
 from emupmem.device.unit import BootMount
 from emupmem.model import GIB, MIB, EmupmemError
-from emupmem.system import files
+from emupmem.system import files, processes
 from tests.cli.runner import Run
 from tests.device.pmem import PmemMachine, holds, mounted
 from tests.device.test_mount import calls, rebooted, unit_text
@@ -217,6 +217,50 @@ def test_where_somebody_holds_it_it_is_frozen(run: Run, kept: PmemMachine) -> No
     assert calls(kept)[-1] == f"save {FILE} /mnt/pmem0"
 
 
+SHARED = {
+    "a container's": ("/proc/777/mountinfo", "50 1 259:0 / /data rw - ext4 /dev/pmem0 rw\n"),
+    "a file of it": ("/proc/self/mountinfo", "50 1 259:0 /db /srv/db rw - ext4 /dev/pmem0 rw\n"),
+}
+
+
+@pytest.mark.parametrize("who", SHARED)
+def test_what_stays_mounted_elsewhere_is_frozen_and_not_unmounted(
+    run: Run, kept: PmemMachine, who: str
+) -> None:
+    """Without this mount it could neither be frozen nor be opened alone."""
+    boot(run)
+    holds(kept, "TYPE=ext4\\n")
+    file, line = SHARED[who]
+    put(kept, file, line + kept.peek(file) + "\n")
+    done = boot(run, "boot-save")
+    assert done.status == 0, done.out
+    assert calls(kept)[-1] == f"save {FILE} /mnt/pmem0"
+    assert not any(c.startswith("umount") for c in calls(kept))
+
+
+def test_processes_that_see_the_same_mounts_are_nobody_else(run: Run, kept: PmemMachine) -> None:
+    boot(run)
+    for pid in ("self", "777"):
+        (kept.root / f"proc/{pid}/ns").mkdir(parents=True)
+        (kept.root / f"proc/{pid}/ns/mnt").symlink_to("mnt:[1]")
+    put(kept, "/proc/777/mountinfo", kept.peek("/proc/self/mountinfo"))
+    assert processes.mounted_elsewhere(kept, "259:0") == ""
+    boot(run, "boot-save")
+    assert "umount /mnt/pmem0" in calls(kept)
+
+
+def test_what_is_mounted_over_it_is_taken_away_first(run: Run, kept: PmemMachine) -> None:
+    boot(run)
+    holds(kept, "TYPE=ext4\\n")
+    under = kept.peek("/proc/self/mountinfo")
+    put(kept, "/proc/self/mountinfo", f"{under}\n60 40 0:50 / /mnt/pmem0 rw - tmpfs tmpfs rw\n")
+    info, log = kept.root / "proc/self/mountinfo", kept.root / "calls"
+    script(kept, "umount", f"#!/bin/sh\necho umount >> '{log}'\nsed -i '$d' '{info}'\n")
+    done = boot(run, "boot-save")
+    assert done.status == 0, done.out
+    assert calls(kept)[-3:] == ["umount", "umount", f"save {FILE} /dev/pmem0"]
+
+
 def test_a_blank_device_is_not_saved_over_an_image(run: Run, kept: PmemMachine) -> None:
     keep.remember(kept, WANTED)
     image(kept)
@@ -266,6 +310,62 @@ def test_remove_says_what_will_not_be_saved_any_more(run: Run, kept: PmemMachine
     done = run("remove", "--yes")
     assert done.status == 0
     assert f"is not saved to {FILE} any more: emupmem save {FILE} /mnt/pmem0" in done.err
+    assert not kept.exists(unit.FILE)
+
+
+OTHERWISE = {
+    "another size": ("--replace", "--size", "512M"),
+    "another place": ("--replace", "--size", "1G", "--offset", "8G", "--mount", "/mnt/pmem0", "--keep", FILE),
+    "another file": ("--size", "1G", "--mount", "/mnt/pmem0", "--keep", "/keep/new.img"),
+    "not kept": ("--size", "1G", "--mount", "/mnt/pmem0"),
+}
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_so_does_an_apply_that_ends_it(run: Run, kept: PmemMachine, how: str) -> None:
+    run("apply", "--size", "1G", "--mount", "/mnt/pmem0", "--keep", FILE, "--yes")
+    mounted(kept, "pmem0", "/mnt/pmem0")
+    same = run("apply", "--size", "1G", "--mount", "/mnt/pmem0", "--keep", FILE, "--yes")
+    assert "any more" not in same.err
+    done = run("apply", *OTHERWISE[how], "--yes")
+    assert done.status == 0, done.err
+    assert f"is not saved to {FILE} any more: emupmem save {FILE} /mnt/pmem0" in done.err
+
+
+def test_a_second_mount_at_boot_leaves_what_the_first_one_recorded(run: Run, kept: PmemMachine) -> None:
+    argv = ("mount", "/dev/pmem0", "/mnt/pmem0", "--at-boot")
+    assert run(*argv, "--keep", FILE, "--mode", "0700").status == 0
+    before = unit_text(kept)
+    done = run(*argv)
+    assert done.status == 0, done.err
+    assert unit_text(kept) == before
+    assert run(*argv, "--mode", "0750").status == 0
+    (mount,) = unit.read_unit(unit_text(kept))
+    assert (mount.keep, mount.mode) == (FILE, "0750")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (FILE, FILE, f"two devices cannot both be kept in {FILE}"),
+        (FILE, f"{FILE}.unsaved", f"two devices cannot both be kept in {FILE}"),
+        (f"{FILE}.emupmem", FILE, f"two devices cannot both be kept in {FILE}"),
+        (
+            "/mnt/b/a.img",
+            "",
+            "/mnt/b/a.img would be on the device that is mounted at /mnt/b, which forgets as well",
+        ),
+    ],
+)
+def test_no_image_is_of_two_devices_or_on_one_of_them(
+    run: Run, kept: PmemMachine, first: str, second: str, words: str
+) -> None:
+    (kept.root / "mnt/b").mkdir(parents=True)
+    other = ("--keep", second) if second else ()
+    argv = ("--mount", "/mnt/a", "--keep", first, "--mount", "/mnt/b", *other)
+    done = run("apply", "--size", "512M", "--count", "2", *argv, "--yes")
+    assert done.status == 1
+    assert words in done.err
     assert not kept.exists(unit.FILE)
 
 
