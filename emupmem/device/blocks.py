@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 from emupmem.device.nature import EMULATED
 from emupmem.kernel.cmdline import parse_command_line
-from emupmem.model import UNCHANGED, Command, EmupmemError, MemmapItem
+from emupmem.model import KIB, MIB, UNCHANGED, Command, EmupmemError, MemmapItem
 from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 from emupmem.system.sysfs import Region
+
+UNSIGNED = "data without a signature"
 
 
 @record
@@ -182,3 +184,22 @@ def signature(machine: Machine, dev: str) -> str:
     if done.status:
         raise EmupmemError(f"wipefs failed with status {done.status}: {done.last_words}", state=UNCHANGED)
     return "a signature that wipefs knows" if done.stdout.strip() else ""
+
+
+def data_of(machine: Machine, device: Pmem) -> str:
+    """The same of a device that is not emulated, where data without any signature may be somebody's database.
+
+    Emulated ones begin with whatever was in that RAM. Looked at are the beginning, the end and a thousand places
+    between: of terabytes that is a second.
+    """
+    found = signature(machine, device.dev)
+    if found or device.item is not None:
+        return found
+    size, step = device.size, max(MIB, device.size // 1000)
+    with machine.open(device.dev) as file:
+        for at in (*range(0, size, step), max(0, size - MIB)):
+            file.seek(at)
+            piece = file.read(MIB if at in (0, size - MIB) else 4 * KIB)
+            if piece.count(0) != len(piece):
+                return UNSIGNED
+    return ""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from emupmem.device.blocks import Mounted, Pmem
+from emupmem.device.blocks import UNSIGNED, Mounted, Pmem
 from emupmem.device.proof import SeenMount
 from emupmem.model import GIB, MIB, Check, Command, EmupmemError
 from emupmem.record import record
@@ -287,7 +287,8 @@ def _refuse_signature(device: Pmem, signature: str, fs: str, force: bool) -> Non
     if device.item is None:
         raise EmupmemError(
             f"{device.dev} holds {signature} and is not one of emupmem's devices: what is on it may be persistent",
-            "emupmem makes no file system over it, not even with --force; wipefs is for that",
+            "emupmem makes no file system over it, not even with --force; "
+            + (f"mkfs.{fs} {device.dev} does" if signature == UNSIGNED else "wipefs is for that"),
         )
     if not force:
         raise EmupmemError(

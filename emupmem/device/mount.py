@@ -11,7 +11,7 @@ import dataclasses
 import time
 
 from emupmem.device import keep, unit
-from emupmem.device.blocks import Mounted, devices, mounts, signature
+from emupmem.device.blocks import Mounted, data_of, devices, mounts
 from emupmem.device.boot_unit import boot_mount_of, mount_at_boot, write_unit
 from emupmem.device.decide import (
     MKFS_SECONDS,
@@ -66,7 +66,7 @@ def prepare(machine: Machine, request: MountRequest) -> Prepared:
     if mounted_here(device, request, all_mounts, name) is None:
         refuse_device(device)  # each with its own words, before the kernel's EBUSY
         with lock.hold_device(machine, device.dev):
-            holds = signature(machine, device.dev)
+            holds = data_of(machine, device)
     steps = decide(device, request, all_mounts, holds, folder_of(machine, name), kernel)
     missing = [c.argv[0] for c in steps.commands if machine.find(c.argv[0]) is None]
     if missing:

@@ -230,6 +230,23 @@ def test_another_file_system_than_asked_needs_force(run: Run, here: PmemMachine)
     assert "holds xfs" in done.err
 
 
+@pytest.mark.parametrize("at", [0, 5 * MIB, GIB - 1], ids=["beginning", "middle", "end"])
+def test_data_of_an_nvdimm_needs_no_signature_to_stay(run: Run, here: PmemMachine, at: int) -> None:
+    reserve(here, "quiet")
+    disk = here.root / "dev/pmem0"
+    os.truncate(disk, GIB)
+    assert run("mount", "/dev/pmem0", "--dry-run").status == 0, "it is zero"
+    with disk.open("r+b") as file:
+        step = GIB // 1000
+        file.seek(at // step * step if at < GIB - MIB else at)
+        file.write(b"x")
+    for more in ((), ("--force",)):
+        done = run("mount", "/dev/pmem0", *more)
+        assert (done.status, calls(here)) == (1, [])
+        assert "/dev/pmem0 holds data without a signature and is not one of emupmem's devices" in done.err
+        assert "mkfs.ext4 /dev/pmem0 does" in done.err
+
+
 def test_what_is_not_ours_is_never_overwritten(run: Run, here: PmemMachine) -> None:
     reserve(here, "quiet")
     assert "no emulated persistent memory is there" in run("mount").err
