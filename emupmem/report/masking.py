@@ -31,6 +31,9 @@ usable user usr uuid var version vfat vm vmlinuz volatile x86 x86_64 xen xfs yes
 COMMON = frozenset(_COMMON.split())
 """Words that the texts are made of: a name that is one of them tells nothing, and is left."""
 
+_PLACE = r"(?:\[[^\]\s]*\]|[^\s:\[]*)"
+"""An address of `ip=`: one of IPv6 stands in brackets."""
+
 _UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _RULES: tuple[tuple[str, str], ...] = (
     ("password", r"^[^\S\n]*password_pbkdf2[^\S\n]+(\S+)[^\S\n]+(\S+)"),
@@ -38,7 +41,12 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("password", r"()(grub\.pbkdf2\.[\w.]+)"),
     (
         "password",
-        r"""((?:^|(?<=[\s"']))(?!CONFIG_)[\w.-]{0,40}(?:passw(?:or)?d|passphrase|secret|token|psk)\w{0,20}=)([^\s"']+)""",
+        r"""((?:^|(?<=[\s"',;&/]))(?!CONFIG_)[\w.-]{0,40}(?:passw(?:or)?d|passphrase|secret|token|psk)[\w-]{0,20}=)"""
+        r"""([^\s"']+)""",
+    ),
+    (
+        "password",
+        r"""((?:^|(?<=[\s"',;&/]))(?!CONFIG_)(?:[\w.-]{0,40}[_.-])?(?:pass|pwd|pw|rootpw)=)([^\s"']+)""",
     ),
     ("key", r"""((?:^|(?<=[\s"']))(?!CONFIG_)[\w.-]{0,40}key(?:file)?=)([^\s"']+)"""),
     ("key", r"""((?:^|(?<=[\s"']))systemd\.set_credential(?:_binary)?=)([^\s"']+)"""),
@@ -62,7 +70,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("user", r"""(\bacct=["']?)([A-Za-z][\w.-]*)"""),
     ("user", r"""((?:/var)?/home/|/run/media/|/Users/)([^/\s"':,;]+)"""),
     ("host", r"""(\bhostname=|\bhost=(?=[\w.-]+, domain=))([A-Za-z][\w.-]*)"""),
-    ("host", r"""(\bip=[^\s:]*:[^\s:]*:[^\s:]*:[^\s:]*:)([A-Za-z][\w.-]*)"""),
+    ("host", rf"""(\bip={_PLACE}:{_PLACE}:{_PLACE}:[^\s:]*:)([A-Za-z][\w.-]*)"""),
     ("host", r"""(, (?:nis-)?domain=)([A-Za-z][\w.-]*)"""),
     ("host", r"""([Hh]ostname (?:set )?to <)([^<>\s]+)"""),
     ("builder", r"""(Linux version \S+ \()([^\s()]+@[^\s()]+)"""),
@@ -72,14 +80,21 @@ _RULES: tuple[tuple[str, str], ...] = (
         r"""(?i)(\b(?:serial[ _-]?(?:number|no\.?|num)|iserial|service tag|asset tag|s/n)"?\s*[:=]\s*"?)"""
         r"""([^\s,"']{4,})""",
     ),
-    ("uuid", r"""(UUID=["']?)([0-9A-Fa-f][0-9A-Fa-f-]{3,})"""),
+    ("uuid", r"""((?i:uuid)=["']?)([0-9A-Fa-f][0-9A-Fa-f:-]{3,})"""),
+    ("uuid", r"""(\blvmid/)([\w/-]+)"""),
+    ("mac", r"""(\bifname=[\w.-]+:)((?:[0-9a-fA-F]{2}:){5,19}[0-9a-fA-F]{2})(?![\w:])"""),
+    ("mac", r"""(?i)(\bBOOTIF=(?:01-)?)((?:[0-9a-f]{2}-){5}[0-9a-f]{2})(?![\w-])"""),
+    ("mac", r"""(?i)(\b(?:en|wl)x)([0-9a-f]{12})(?![0-9a-z])"""),
     ("uuid", r"""(\bby-(?:uuid|partuuid)/)([^\s"',\\]+)"""),
     ("serial", r"""(\bby-id/)([^\s"',\\]+)"""),
     ("uuid", r"""^((?>[^\n]*?--fs-uuid\b)[^\n]*[^\S\n])([0-9A-Fa-f][0-9A-Fa-f-]{7,})(?=[^\S\n]*$)"""),
 )
 """(kind, what stands before the secret and the secret): what is a secret for the place where it stands."""
 
-_MAC = r"(?<![0-9a-fA-F:])(?:[0-9a-fA-F]{2}:){5,19}[0-9a-fA-F]{2}(?![0-9a-fA-F:])"
+_MAC = (
+    r"(?<![0-9a-fA-F:])(?:[0-9a-fA-F]{2}:){5,19}[0-9a-fA-F]{2}(?![0-9a-fA-F:])"
+    r"|(?<![\w-])(?:[0-9a-fA-F]{2}-){5,19}[0-9a-fA-F]{2}(?![\w-])"
+)
 _IPV6 = (
     r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,8}"
     r"(?:(?:\d{1,3}\.){3}\d{1,3}(?![\w:]|\.\d)|[0-9a-fA-F]{0,4}(?![\w:.]))"
@@ -223,7 +238,7 @@ class Masker:
         if value in self.made:
             return value  # one rule after another
         count[kind] += 1
-        key = (kind, value.lower())
+        key = (kind, re.sub(r"[:-]", "", value.lower()) if kind == "mac" else value.lower())
         if key not in self.masks:
             number = sum(1 for k, _ in self.masks if k == kind) + 1
             form = _FORMS.get(kind)

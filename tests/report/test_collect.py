@@ -717,6 +717,29 @@ def test_iomem_reads_the_same() -> None:
         ),
         ("    1G!4G /mnt/x ext4 bob:dev - -", "    1G!4G /mnt/x ext4 user-1 - -"),
         (
+            "cifsroot=//nas/x,username=x,password=hunter2 ro",
+            "cifsroot=//nas/x,username=x,password=password-1 ro",
+        ),
+        ("passwd/root-password=hunter3 quiet", "passwd/root-password=password-1 quiet"),
+        ("passwd/user-password-crypted=$6$abc$def", "passwd/user-password-crypted=password-1"),
+        (
+            "luks_pass=a rd.vnc.pwd=b rootpw=c pw=d",
+            "luks_pass=password-1 rd.vnc.pwd=password-2 rootpw=password-3 pw=password-4",
+        ),
+        ("iommu.passthrough=1 bypass=2 compass=3", "iommu.passthrough=1 bypass=2 compass=3"),
+        ("BOOTIF=01-52-54-00-ab-cd-ef ro", "BOOTIF=01-02:00:00:00:00:01 ro"),
+        ("ifname=eth0:52:54:00:12:34:56 ro", "ifname=eth0:02:00:00:00:00:01 ro"),
+        ("enx00e04c680001 is 00:e0:4c:68:00:01", "enx02:00:00:00:00:01 is 02:00:00:00:00:01"),
+        ("ip=[2001:db8::2]::[2001:db8::1]:64:web1:eth0:none", "ip=[100::1]::[100::2]:64:host-1:eth0:none"),
+        (
+            "rd.md.uuid=a1b2c3d4:e5f60718:293a4b5c:6d7e8f90 ro",
+            "rd.md.uuid=00000000-0000-0000-0000-000000000001 ro",
+        ),
+        (
+            "set root='lvmid/QeTqCd-abcd-1234/XyZ012-ab'",
+            "set root='lvmid/00000000-0000-0000-0000-000000000001'",
+        ),
+        (
             "rd.luks.uuid=luks-3f1b7d52-9c0e-4a5d-8a77-0123456789ab",
             "rd.luks.uuid=luks-00000000-0000-0000-0000-000000000001",
         ),
