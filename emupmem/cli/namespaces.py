@@ -61,6 +61,7 @@ def _rebind(session: Session, wanted: str, at_boot: bool) -> None:
             session.changing()
             if steps:
                 with lock.change_lock(machine):
+                    _refuse_other(ramdax.bind_steps(machine, wanted), steps)
                     ramdax.rebind(machine, steps, wanted)
             if at_boot and binds:
                 ramdax.bind_at_boot(machine)
@@ -153,6 +154,7 @@ def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], questio
             session.preview_or_ask(_lines(steps), question)
             before = {n for r in ramdax.ramdax_regions(machine) for n in r.namespaces}
             if not session.dry_run:
+                _refuse_other(plan(machine), steps)
                 ramdax.run_steps(machine, steps)
                 machine.settle()
             there = _seen_after(session)
@@ -166,6 +168,12 @@ def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], questio
             if not made:
                 tell("✓ done" if there is None else "✓ deleted")
         session.finish(Exit.OK)
+
+
+def _refuse_other(now: Sequence[Step], asked: Sequence[Step]) -> None:
+    """Planned again when the question was answered: who uses the devices now, and the steps. Raises EmupmemError."""
+    if tuple(now) != tuple(asked):
+        raise EmupmemError("something changed in the meantime", "nothing was done; try it again")
 
 
 def _seen_after(session: Session) -> tuple[RamdaxRegion, ...] | None:

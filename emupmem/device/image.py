@@ -20,7 +20,6 @@ from pathlib import Path
 
 from emupmem.device.blocks import Pmem, devices, mounted_at, mounts
 from emupmem.device.checksum import (
-    SIDECAR,
     attach_checksum,
     digest_of,
     known_checksum,
@@ -47,6 +46,7 @@ from emupmem.device.chunks import (
     zero_crc,
 )
 from emupmem.device.freeze import frozen
+from emupmem.device.unit import SIDECAR
 from emupmem.model import MIB, Busy, EmupmemError
 from emupmem.record import record
 from emupmem.system import log

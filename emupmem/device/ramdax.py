@@ -16,7 +16,7 @@ from typing import Any
 
 from emupmem.model import KIB, MIB, UNCHANGED, Command, EmupmemError, NamespaceMode
 from emupmem.record import record
-from emupmem.system import files, lock
+from emupmem.system import files, lock, processes
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
 from emupmem.units import human
@@ -184,7 +184,7 @@ def blocks(machine: Machine) -> tuple[str, ...]:
 
 
 def refuse_used(machine: Machine, devices: Sequence[str]) -> None:
-    """Raises EmupmemError naming the first of these devices that is mounted, claimed or mapped."""
+    """Raises EmupmemError naming the first of these devices that is mounted, claimed, open, mapped or RAM."""
     mounted = dict(
         line.split(" ")[2:5:2] for line in machine.peek("/proc/self/mountinfo").splitlines() if line
     )
@@ -195,12 +195,12 @@ def refuse_used(machine: Machine, devices: Sequence[str]) -> None:
         if number and machine.exists(f"/dev/{name}"):
             with lock.hold_device(machine, f"/dev/{name}"):
                 pass
-        for pid in machine.names("/proc"):
-            if not number and pid.isdigit() and f"/dev/{name}\n" in machine.peek(f"/proc/{pid}/maps") + "\n":
-                who = machine.peek(f"/proc/{pid}/comm")
-                raise EmupmemError(
-                    f"/dev/{name} is in use by {who} (process {pid})", "end that program first"
-                )
+        if machine.real(f"/sys/bus/dax/devices/{name}/driver").endswith("/kmem"):
+            raise EmupmemError(
+                f"/dev/{name} is in use as RAM", f"daxctl reconfigure-device --mode=devdax {name} first"
+            )
+        if not number and (who := processes.opened_by(machine, f"/dev/{name}")):
+            raise EmupmemError(f"/dev/{name} is in use by {who}", "end that program first")
 
 
 # Binding ------------------------------------------------------------------------------------------

@@ -75,12 +75,6 @@ def refuse_if_used(machine: Machine, one: Namespace) -> None:
         raise EmupmemError(f"{dev} is a part of {', '.join(held)}", "take it out of there first")
     if re.search(rf"^{re.escape(dev)}\s", machine.peek("/proc/swaps"), re.MULTILINE):
         raise EmupmemError(f"{dev} is swap space", f"sudo swapoff {dev} first")
-    if one.mode == "devdax":
-        for pid in machine.names("/proc"):
-            here = f"/proc/{pid}/fd"
-            if pid.isdigit() and any(machine.real(f"{here}/{n}") == dev for n in machine.names(here)):
-                who_ = machine.peek(f"/proc/{pid}/comm")
-                raise EmupmemError(f"{dev} is in use by {who_} (process {pid})", "end that program first")
     ramdax.refuse_used(machine, (name,))
 
 

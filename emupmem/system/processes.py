@@ -85,6 +85,17 @@ def kernel_use(machine: Machine, name: str) -> tuple[str, str] | None:
     return None
 
 
+def opened_by(machine: Machine, device: str) -> str:
+    """`NAME (process N)` of one that has a character device open or mapped; empty where nobody has."""
+    for pid in sorted((n for n in machine.names("/proc") if n.isdigit()), key=int):
+        here = f"/proc/{pid}/fd"
+        if f" {device}\n" in machine.peek(f"/proc/{pid}/maps") + "\n" or any(
+            machine.real(f"{here}/{n}") == device for n in machine.names(here)
+        ):
+            return f"{machine.peek(f'/proc/{pid}/comm')} (process {pid})"
+    return ""
+
+
 def mounted_elsewhere(machine: Machine, number: str) -> str:
     """Where a device is mounted in another mount namespace: `on DIR in the mount namespace of NAME (process N)`."""
     own = _mount_namespace(machine, "self")

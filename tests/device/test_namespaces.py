@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from emupmem.cli import session as cli_session
 from emupmem.device import ramdax
 from emupmem.model import GIB, KIB, MIB, Command, EmupmemError
 from emupmem.system import files
@@ -129,6 +130,43 @@ def test_a_mapped_devdax_is_refused(machine: FakeMachine) -> None:
     put(machine, "/proc/77/maps", "7f00-7f01 rw-s 00000000 00:05 99      /dev/dax0.1\n")
     message = refused(lambda: ramdax.delete_steps(machine, "namespace0.1"))
     assert "/dev/dax0.1 is in use by database (process 77)" in message
+
+
+def test_an_open_devdax_is_refused(machine: FakeMachine) -> None:
+    divided(machine, space("namespace0.1", 4 * GIB, 128 * MIB, "devdax"))
+    put(machine, "/proc/77/comm", "database")
+    put(machine, "/dev/dax0.1", "")
+    link(machine, "/proc/77/fd/5", "/dev/dax0.1")
+    message = refused(lambda: ramdax.delete_steps(machine, "namespace0.1"))
+    assert "/dev/dax0.1 is in use by database (process 77)" in message
+
+
+def test_a_devdax_that_is_memory_is_refused(machine: FakeMachine) -> None:
+    divided(machine, space("namespace0.1", 4 * GIB, 128 * MIB, "devdax"))
+    link(machine, "/sys/bus/dax/devices/dax0.1", f"{PLATFORM}/ndbus0/region0/dax0.1/dax0.1")
+    link(machine, f"{PLATFORM}/ndbus0/region0/dax0.1/dax0.1/driver", "/sys/bus/dax/drivers/kmem")
+    put(machine, "/sys/bus/dax/drivers/kmem/uevent", "")
+    for steps in (
+        lambda: ramdax.delete_steps(machine, "namespace0.1"),
+        lambda: ramdax.resize_steps(machine, "namespace0.1", 64 * MIB),
+    ):
+        message = refused(steps)
+        assert "/dev/dax0.1 is in use as RAM" in message
+        assert "daxctl reconfigure-device --mode=devdax dax0.1" in message
+
+
+def test_what_was_mounted_while_the_question_was_open_stays(
+    run: Run, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running(monkeypatch.setattr, machine)
+    written: list[object] = []
+    monkeypatch.setattr(files, "write_sysfs", lambda *words: written.append(words))
+    line = "40 21 259:0 / /mnt rw - ext4 /dev/pmem0 rw\n"
+    monkeypatch.setattr(cli_session, "ask", lambda question: put(machine, "/proc/self/mountinfo", line))
+    done = run("namespaces", "bind")
+    assert done.status == 1
+    assert "/dev/pmem0 is mounted on /mnt" in done.err
+    assert written == []
 
 
 def test_a_driver_that_refuses_gives_the_range_back(

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from emupmem.device import freeze
 from emupmem.device import image as device_image
-from emupmem.device.checksum import ATTRIBUTE, SIDECAR
+from emupmem.device.checksum import ATTRIBUTE
 from emupmem.device.image import restore_image, save_image
+from emupmem.device.unit import SIDECAR
 from emupmem.model import GIB, KIB, MIB, EmupmemError
 from tests import examples
 from tests.cli.runner import Run
