@@ -229,8 +229,9 @@ def _copy_attributes(descriptor: int, model: Path, mode: int) -> None:
         try:
             os.setxattr(descriptor, name, os.getxattr(model, name))
         except OSError as exc:
-            # In a plain tree without root, attributes that only root may set cannot be kept.
-            if exc.errno != errno.EPERM or os.geteuid() == 0:
+            # In a plain tree without root, attributes that only root may set cannot be kept; and where a file
+            # system has none (FAT), the label that is read there is the kernel's own (SELinux).
+            if exc.errno != errno.EOPNOTSUPP and (exc.errno != errno.EPERM or os.geteuid() == 0):
                 raise
 
 

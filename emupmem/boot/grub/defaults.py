@@ -166,8 +166,14 @@ def _readable(machine: Host, name: str) -> bytes | None:
 def grub_texts(machine: Host) -> list[tuple[str, bytes]]:
     """The files that grub-mkconfig sources, in its order: (name, content)."""
     dropins = machine.names(GRUB_DROPINS) if reads_dropins(machine) else []
-    names = [GRUB_DEFAULT, *(f"{GRUB_DROPINS}/{n}" for n in dropins if n.endswith(".cfg"))]
-    return [(n, data) for n in names if (data := machine.read(n)) is not None]
+    shown = [n for n in dropins if n.endswith(".cfg") and not n.startswith(".")]  # as *.cfg of sh
+    names = [GRUB_DEFAULT, *(f"{GRUB_DROPINS}/{n}" for n in shown)]
+    return [(n, data) for n in names if (data := _sourced(machine, n)) is not None]
+
+
+def _sourced(machine: Host, name: str) -> bytes | None:
+    """What sh reads of it: nothing of a drop-in that was masked by a link to /dev/null."""
+    return b"" if machine.real(name) == "/dev/null" else machine.read(name)
 
 
 def items_by_variable(

@@ -230,6 +230,11 @@ class Grub(Loader):
             where = f"{cfg}:{entry.line} “{entry.title}”" if entry else cfg
             raise EmupmemError(f"{name} made a menu that is not as planned: {where}: {why}", _blame(machine))
         text = machine.text(cfg)
+        if before.default is not None and grub_menu.default_entry(text, _without_choice(machine)) is None:
+            raise EmupmemError(
+                f"{name} made a menu without the entry that boots by default: “{before.default.title}”",
+                "GRUB_DEFAULT names it by its title, which is another one now: give its id or its number there",
+            )
         problem = trial.problem(text, steps.wanted.trial)
         if problem:
             raise EmupmemError(f"{name} made a menu that is not as planned: {cfg}: {problem}")

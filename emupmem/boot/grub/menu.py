@@ -30,6 +30,15 @@ class _Block:
     children: int = 0
 
 
+NOWHERE = -1
+"""The place of an entry that is in no menu."""
+
+_SECTION = re.compile(r"^### (BEGIN|END) (/\S*/grub\.d/\S+) ###$", re.MULTILINE)
+"""grub-mkconfig's own marks; what a script prints may have others."""
+
+_LINUX_SCRIPT = re.compile(r"\d*_?linux")
+"""Scripts that make entries of GRUB_CMDLINE_LINUX: 10_linux, 20_linux_xen, 10_linux_zfs, under any number."""
+
 _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\d+|[?#*@]|\{(?:[A-Za-z_]\w*|\d+|[?#*@])\})", re.ASCII)
 EATEN = "\ufffd"
 """Stands in a `memmap=` word for a `$…` that GRUB takes for a variable of its own."""
@@ -106,13 +115,11 @@ def entries(text: str) -> tuple[BootEntry, ...]:
         )
     found: list[BootEntry] = []
     stack, too_deep = [_Block("top")], 0
-    section, sections = "", "### BEGIN " in text
+    section, sections = "", bool(_SECTION.search(text))
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
-        if line.startswith("### BEGIN "):
-            section = line.split()[2]
-        elif line.startswith("### END "):
-            section = ""
+        if mark := _SECTION.match(raw):
+            section = mark[2] if mark[1] == "BEGIN" else ""
         elif line == "}":
             if too_deep:
                 too_deep -= 1
@@ -129,7 +136,7 @@ def entries(text: str) -> tuple[BootEntry, ...]:
                 # a kernel that a variable names keeps its name here, its words lose theirs
                 kept = split_words(line, expand=True)
                 words = [*words[:2], *kept[2 if _VARIABLE.sub("", words[1]) else 1 :]]
-                ours = not sections or "linux" in section.rpartition("/")[2]
+                ours = not sections or bool(_LINUX_SCRIPT.match(section.rpartition("/")[2]))
                 found.append(_entry(stack, words, number, ours))
     return tuple(found)
 
@@ -138,7 +145,11 @@ def _open_block(line: str, stack: list[_Block]) -> _Block:
     words = split_words(line)
     kind = words[0] if words else ""
     if kind not in ("menuentry", "submenu"):
-        return _Block("other")
+        return _Block("function" if kind == "function" else "other")
+    if any(
+        b.kind == "function" for b in stack
+    ):  # of the menu where it is called, and then with its arguments
+        return _Block(kind, words[1] if len(words) > 1 else "", "", NOWHERE)
     parent = next(b for b in reversed(stack) if b.kind in ("top", "submenu"))
     block = _Block(kind, words[1] if len(words) > 1 else "", "", parent.children)
     parent.children += 1
@@ -172,14 +183,26 @@ def _entry(stack: Sequence[_Block], words: list[str], line: int, ours: bool) -> 
 
 def whole(text: str) -> bool:
     """Whether a menu was written to its end: all sections closed, and a Linux entry in it."""
-    begun, ended = text.count("### BEGIN "), text.count("### END ")
-    return text.endswith("\n") and begun == ended and bool(entries(text))
+    marks = [(found[1], found[2]) for found in _SECTION.finditer(text)]
+    closed = all(
+        b == ("END", a[1]) and a[0] == "BEGIN" for a, b in zip(marks[::2], marks[1::2], strict=False)
+    )
+    return text.endswith("\n") and closed and len(marks) % 2 == 0 and bool(entries(text))
 
 
-def language(text: str) -> str:
-    """The locale that a menu was made in: grub-mkconfig puts $LANG and translated titles into it."""
-    found = re.search(r"^[ \t]*set lang=([A-Za-z_@]{1,40})$", text, re.MULTILINE)
-    return f"{found[1]}.UTF-8" if found and found[1] != "C" else "C.UTF-8" if found else "C"
+def language(text: str, system: str = "") -> str:
+    """The locale that a menu was made in: grub-mkconfig puts $LANG and translated titles into it.
+
+    It writes $LANG only for a graphical terminal: without, titles that are not English are of the `system`'s locale.
+    """
+    found = re.search(r"^[ \t]*set lang=([A-Za-z_]{1,40})(@\w{1,20})?$", text, re.MULTILINE)
+    if found:
+        return f"{found[1]}.UTF-8{found[2] or ''}"  # C.UTF-8 as well
+    submenus = re.findall(r"""^[ \t]*submenu ["'](.*)$""", text, re.MULTILINE)
+    translated = submenus and not any(title.startswith("Advanced options for ") for title in submenus)
+    return (
+        system if translated and re.fullmatch(r"[A-Za-z_]{1,40}(\.[\w-]{1,20})?(@\w{1,20})?", system) else "C"
+    )
 
 
 def uses_bls(text: str) -> bool:
@@ -206,7 +229,8 @@ def default_entry(text: str, grubenv: Mapping[str, str]) -> BootEntry | None:
         return None
     parts = wanted.split(">")
     # The first kernel of an entry is the one it boots.
-    return next((e for e in there if len(e.titles) == len(parts) and _names(e, parts)), None)
+    shown = (e for e in there if NOWHERE not in e.index)
+    return next((e for e in shown if len(e.titles) == len(parts) and _names(e, parts)), None)
 
 
 def _default_word(text: str) -> str | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -134,8 +135,17 @@ def with_generator(machine: Host, steps: Steps) -> Steps:
         refresh=(Command(foreign.PROXMOX_REFRESH, "copy the menu"),) if copies else (),
         recorded=(GRUB_DEFAULT,),
         # In the language of the menu that is there, or every other line of it would change as well.
-        language=grub_menu.language(whole_menu(machine)),
+        language=grub_menu.language(whole_menu(machine), _system_language(machine)),
     )
+
+
+def _system_language(machine: Host) -> str:
+    """What the machine's settings say of LANG: of systemd's file, or Debian's."""
+    for name in ("/etc/locale.conf", "/etc/default/locale"):
+        found = re.search(r"""^LANG=["']?([^"'\s]+)["']?[ \t]*$""", machine.peek(name), re.MULTILINE)
+        if found:
+            return found[1]
+    return ""
 
 
 def menu_problems(machine: Host, cfg: str, wanted: Wanted) -> list[tuple[boot_entry.BootEntry | None, str]]:

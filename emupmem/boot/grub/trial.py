@@ -78,6 +78,11 @@ def default_to_try(cfg: str, grubenv: Mapping[str, str]) -> boot_entry.BootEntry
             "cannot determine the default boot entry from the menu",
             "apply without --trial, or set GRUB_DEFAULT=0",
         )
+    if "$" in found.kernel:
+        raise EmupmemError(
+            f"the default boot entry “{found.title}” takes its kernel from a variable ({found.kernel})",
+            "apply without --trial",
+        )
     return found
 
 
