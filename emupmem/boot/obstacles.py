@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from emupmem.boot import detect
@@ -127,6 +128,8 @@ def planned_for(machine: Host, found: survey.Survey) -> survey.Survey:
         _refuse_wsl(machine)
         _refuse_xen(machine)
     kernel = target(machine)
+    if kernel is not None and kernel.kernel is None:  # not the running one's, which says nothing of another
+        found = replace(found, situation=replace(found.situation, kernel=None))
     return survey.for_kernel(found, kernel.kernel if kernel is not None else None)
 
 

@@ -26,6 +26,7 @@ from emupmem.device.unit import NO_CHANGE, BootDevice, BootMount, UnitChange, re
 from emupmem.kernel.cmdline import (
     WITHOUT_KMEM,
     format_memmap,
+    half_written,
     items_meant,
     parse_command_line,
     parse_memmap_value,
@@ -190,6 +191,8 @@ def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
     by = detect.of(machine)
     by.refuse_removal(machine)
     now = by.standing(machine)
+    if now.line is not None and half_written(now.line):
+        refuse_mangled(now.line)
     made = now.entries if now.source is None else ()  # the rest is made anew of its source
     present = now.items or tuple(
         dict.fromkeys(i.text for e in made if e.ours for i in e.command_line.reservations)

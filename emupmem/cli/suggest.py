@@ -105,7 +105,8 @@ def suggest(
             problem = exc
         rejected = plan.rejected(situation, request, made)
         result["rejected"] = [{"start": r.start, "size": r.size, "reason": r.reason} for r in rejected]
-        notes = [*found.notes, *reserved_note(found)]
+        same = made is not None and set(made.memmap.removeprefix("memmap=").split(",")) == set(found.reserved)
+        notes = [*found.notes, *([] if same else reserved_note(found))]
         if made:
             warnings = [*notes, *made.warnings]
             result["plan"] = {
@@ -149,7 +150,8 @@ def suggest(
         if as_json or made is None:
             pass
         elif set(items) == set(found.reserved):
-            tell(f"\nNothing to do: {made.memmap} is on the kernel command line already")
+            proof = " (sudo emupmem verify proves it)" if from_ is None else ""
+            tell(f"\nNothing to do: {made.memmap} is set up already{proof}")
         elif refused is not None:
             tell_refused(refused)
         else:
@@ -249,7 +251,9 @@ def machine_at(root: Path | None, from_: str | None, *, changes: bool, needs_log
         machine = system_machine.Machine()
     else:
         if not is_folder(root):
-            raise EmupmemError(f"{root} is not a folder")
+            raise EmupmemError(
+                f"{root} is not a folder", "--root takes the top folder of that machine's tree"
+            )
         machine = system_machine.Machine(root)
         if machine.live and from_ is not None:
             usage("--root / is this machine: leave --root and --from away")

@@ -68,6 +68,10 @@ def fitted(text: str, width: int, hang: int = 0) -> Iterator[tuple[int, int]]:
     yield start, len(text)
 
 
+_LEAST = 20
+"""Columns that words need beside what they hang on."""
+
+
 class Printer:
     """Prints lines on one stream."""
 
@@ -84,6 +88,7 @@ class Printer:
         """
         pairs = [(p, style) if isinstance(p, str) else p for p in parts]
         text = "".join(p for p, _ in pairs)
+        hang = hang if hang + _LEAST <= self.width else 4
         pieces = fitted(text, self.width, hang) if self.breaks and not whole else ((0, len(text)),)
         for number, (start, end) in enumerate(pieces):
             indent = " " * hang if number else ""

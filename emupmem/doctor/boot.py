@@ -16,7 +16,7 @@ from emupmem.device import installed
 from emupmem.device.blocks import mount_of
 from emupmem.doctor.finding import Eye, Finding
 from emupmem.editor.defaults import Effective
-from emupmem.kernel.cmdline import is_cut, kaslr_avoided, mangled, memmap_region_count
+from emupmem.kernel.cmdline import half_written, is_cut, kaslr_avoided, mangled, memmap_region_count
 from emupmem.model import MAX_MEMMAP_REGIONS, MIB, CommandLine, EmupmemError, Span
 from emupmem.planner import survey
 from emupmem.system.backups import BACKUPS
@@ -132,6 +132,9 @@ def words(line: CommandLine) -> Finding:
     if wrong := mangled(line):
         seen = f"memmap={wrong} is read as a memory limit, not as a reservation"
         return Finding(name, "warn", seen, f"take it out of {GRUB_DEFAULT}; emupmem apply writes it right")
+    if half := half_written(line):
+        seen = f"memmap={half.text} is not written to its end: it takes {human(half.size)} from {half.start:#x} on"
+        return Finding(name, "stop", seen, f"take it out of {GRUB_DEFAULT}; emupmem apply writes it right")
     if any(i.op == "exactmap" for i in line.items):
         seen = "memmap=exactmap replaces the firmware's map by one made by hand"
         return Finding(name, "stop", seen, "remove it first; emupmem plans on what the firmware says")

@@ -55,6 +55,7 @@ from emupmem.doctor.kernel import (
     look_at_randomisation,
 )
 from emupmem.editor import defaults
+from emupmem.kernel.cmdline import half_written
 from emupmem.model import CommandLine, EmupmemError, Request
 from emupmem.planner import plan, survey
 from emupmem.system.host import Host
@@ -163,7 +164,7 @@ def _plan(eye: Eye) -> Finding | None:
         return None
     items = [i for v in (eye.effective or {}).values() for i in v.items]
     items = items or [i.text for i in eye.line.reservations]
-    if items:
+    if items and not half_written(eye.line):
         return Finding("plan", "ok", f"memmap={','.join(items)} is set up already")
     made = None
     try:

@@ -175,6 +175,14 @@ def mangled(line: CommandLine) -> str:
     return next((i.text for i in line.items if i.op == "limit" and memparse(i.text)[1]), "")
 
 
+def half_written(line: CommandLine) -> MemmapItem | None:
+    """The first `memmap=` item of persistent memory that is not a whole one: `4G!` (at 0), `1G!4Gx`; None without.
+
+    The kernel takes it all the same, and emupmem neither made it nor takes it away.
+    """
+    return next((i for i in line.items if i.op == "!" and not RESERVATION.fullmatch(i.text)), None)
+
+
 def is_cut(text: str) -> bool:
     """Whether the kernel reads only a part of this command line, for it is longer than 2047 bytes."""
     return len(text.rstrip("\n").encode("utf-8", "surrogateescape")) > COMMAND_LINE_MAX

@@ -57,7 +57,8 @@ def given_file(name: str, tell: pipe.Tell) -> Iterator[BinaryIO]:
                 head = pipe.wait_for_writer(file.fileno(), name)
                 yield pipe.with_a_head(file.fileno(), name, tell, len(GZIP), head)
     except OSError as exc:
-        raise EmupmemError(f"{name} cannot be read: {exc.strerror}", sudo_hint(exc)) from exc
+        hint = sudo_hint(exc) or "give a saved log (sudo dmesg > FILE) or an archive of emupmem collect"
+        raise EmupmemError(f"{name} cannot be read: {exc.strerror}", hint) from exc
 
 
 def is_gzip(file: BinaryIO) -> bool:

@@ -29,7 +29,8 @@ def qemu_program(machine: Machine, name: str) -> str:
     """Where QEMU lies. Raises EmupmemError where it is missing."""
     found = name if "/" in name and machine.exists(name) else machine.find(name)
     if found is None:
-        raise EmupmemError(f"{name} is not installed", f"{install_hint(machine, PROGRAM)}, or --qemu PROGRAM")
+        fix = install_hint(machine, PROGRAM) if name == PROGRAM else f"emupmem serves {PROGRAM}"
+        raise EmupmemError(f"{name} is not installed", f"{fix}, or --qemu PROGRAM")
     return found
 
 

@@ -143,16 +143,21 @@ def _check_label(wish: DeviceWish, options: DeviceOptions) -> None:
         raise EmupmemError("virtio-pmem has no labels", "--device nvdimm has")
     if wish.label < LABEL_LEAST or wish.label % (4 * KIB):
         raise EmupmemError(
-            f"a label area of {wish.label} bytes: at least 128 KiB and a multiple of 4 KiB are needed"
+            f"a label area of {wish.label} bytes: at least 128 KiB and a multiple of 4 KiB are needed",
+            "--label 128K serves",
         )
     if wish.label + ALIGN > wish.size:
-        raise EmupmemError(f"a label area of {human(wish.label)} leaves nothing of {human(wish.size)}")
+        raise EmupmemError(
+            f"a label area of {human(wish.label)} leaves nothing of {human(wish.size)}", "--pmem with more"
+        )
 
 
 def _check_align(wish: DeviceWish, options: DeviceOptions) -> None:
     backend, align = wish.backend, options.align
     if align & (align - 1) or align < 4 * KIB:
-        raise EmupmemError(f"--align {align} is not a power of two of at least 4 KiB")
+        raise EmupmemError(
+            f"--align {align} is not a power of two of at least 4 KiB", "--align 2M serves most"
+        )
     if backend.kind is Backing.RAM:
         raise EmupmemError(
             "--align belongs to a file or a device: QEMU aligns its own memory to 2 MiB",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 
 from emupmem.boot.grub import menu as grub_menu
+from emupmem.cli.terminal import Printer
 from emupmem.model import Command
 from emupmem.system import files
 from tests.boot import test_trial
 from tests.cli.runner import Run
-from tests.fake import GENERATOR, STOCK, FakeMachine, build, menu, put, running, script
+from tests.fake import GENERATOR, RELEASE, STOCK, FakeMachine, build, menu, put, running, script
 
 # A generator with translated titles, as gettext makes them: `set lang` is written for a graphical terminal only.
 TRANSLATES = """#!/bin/sh -e
@@ -51,6 +53,13 @@ ZSYS = """  echo 'function zsyshistorymenu {'
   echo '	}'
   echo '}'
 """
+
+
+class Narrow(io.StringIO):
+    """A terminal of 40 columns."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -190,3 +199,54 @@ def test_a_label_that_the_kernel_shows_on_fat_is_not_copied(
     monkeypatch.setattr(os, "setxattr", refuse)
     files.write_like(tmp_path / "fresh", b"new", model)
     assert (tmp_path / "fresh").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [("4G!", "the kernel takes 4 GiB from 0x0 on"), ("1G!4Gx", "the kernel takes 1 GiB from 0x100000000 on")],
+)
+def test_half_an_item_is_named_and_nothing_is_written_around_it(
+    run: Run, here: FakeMachine, item: str, says: str
+) -> None:
+    put(here, "/etc/default/grub", STOCK.decode().replace('LINUX=""', f'LINUX="memmap={item}"'))
+    assert (here.output("update-grub2") or pytest.fail("missing")).status == 0
+    before = here.read("/etc/default/grub")
+    for argv in (("apply", "--size", "1G"), ("apply", "--size", "1G", "--replace"), ("remove",)):
+        done = run(*argv, "--yes")
+        assert done.status == 1, done
+        assert f"memmap={item} on the kernel command line is not written to its end: {says}" in done.err
+        assert "remove it or correct it (memmap=SIZE!START)" in done.err
+    assert here.read("/etc/default/grub") == before
+    told = run("doctor")
+    assert f"memmap={item} is set up already" not in told.out
+    assert f"memmap={item} is not written to its end" in told.out
+
+
+def test_nothing_is_replaced_where_all_is_as_asked(run: Run, here: FakeMachine) -> None:
+    assert run("apply", "--size", "1G", "--yes").status == 0
+    told = run("suggest", "--size", "1G")
+    assert "would take its place" not in told.out + told.err
+    assert "Nothing to do: memmap=1G!4G is set up already (sudo emupmem verify proves it)" in told.out
+    other = run("suggest", "--size", "2G")
+    assert "memmap=1G!4G is reserved already: this plan would take its place" in other.out + other.err
+
+
+def test_a_kernel_whose_version_is_not_known_is_not_taken_for_the_running_one(
+    run: Run, here: FakeMachine
+) -> None:
+    """Arch's `vmlinuz-linux`, whose image is not there to be read: what doctor warns of, suggest and apply do too."""
+    (here.root / "sys/firmware/efi").mkdir(parents=True)
+    script(here, "update-grub2", GENERATOR.replace(f"/boot/vmlinuz-{RELEASE}", "/boot/vmlinuz-linux"))
+    assert (here.output("update-grub2") or pytest.fail("missing")).status == 0
+    for argv in (("doctor",), ("suggest", "--size", "1G"), ("apply", "--size", "1G", "--dry-run")):
+        told = run(*argv)
+        said = " ".join((told.out + told.err).split())
+        assert "the exact version of this kernel is unknown" in said, said
+
+
+def test_a_narrow_terminal_does_not_get_a_word_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Narrow()
+    numbers = "  0x000000000-0x00009fbff    639 KiB     -  "
+    Printer(stream).print(f"{numbers}below 4 GiB: the kernel and DMA need it", hang=len(numbers))
+    assert stream.getvalue().splitlines()[1:] == ["    -  below 4 GiB: the kernel and DMA", "    need it"]

@@ -54,7 +54,7 @@ def test_suggest_shows_what_the_log_has_reserved_and_how_to_replace_it(run: Run,
     )
     assert "Next:  sudo emupmem apply --size 2G --replace   (on that machine)" in done.out
     done = run("suggest", "--from", str(log), "--size", "4G")
-    assert "Nothing to do: memmap=4G!4G is on the kernel command line already" in done.out
+    assert done.out.endswith("\nNothing to do: memmap=4G!4G is set up already\n")
     assert "Next:" not in done.out
     plan = json.loads(run("suggest", "--json", "--from", str(log), "--size", "2G").out)["plan"]
     assert "memmap=4G!4G is reserved already" in plan["warnings"][0]

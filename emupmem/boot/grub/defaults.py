@@ -11,8 +11,8 @@ from emupmem.boot.loader import OUR_WORDS
 from emupmem.editor import defaults, edits, quoting, shell
 from emupmem.editor import text as editor_text
 from emupmem.editor.shell import Judge
-from emupmem.kernel.cmdline import RESERVATION, mangled, parse_command_line
-from emupmem.model import CommandLine, EmupmemError, FileEdit
+from emupmem.kernel.cmdline import RESERVATION, half_written, mangled, parse_command_line
+from emupmem.model import UNCHANGED, CommandLine, EmupmemError, FileEdit
 from emupmem.planner.survey import GRUB_MKCONFIGS
 from emupmem.system.backups import BACKUPS
 from emupmem.system.distribution import OS_RELEASE, families
@@ -57,7 +57,15 @@ def effective_defaults(
 
 
 def refuse_mangled(line: CommandLine) -> None:
-    """Raise EmupmemError for an item that would make the kernel leave almost all memory unused."""
+    """Raise EmupmemError for an item that makes the kernel leave almost all memory unused, or is not a whole one."""
+    half = half_written(line)
+    if half is not None:
+        raise EmupmemError(
+            f"memmap={half.text} on the kernel command line is not written to its end: "
+            f"the kernel takes {human(half.size)} from {half.start:#x} on",
+            "remove it or correct it (memmap=SIZE!START) in the boot configuration",
+            state=UNCHANGED,
+        )
     item = mangled(line)
     if item:
         size = human(next(i.size for i in line.items if i.text == item))
