@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -97,17 +99,34 @@ def opened_by(machine: Machine, device: str) -> str:
 
 
 def mounted_elsewhere(machine: Machine, number: str) -> str:
-    """Where a device is mounted in another mount namespace: `on DIR in the mount namespace of NAME (process N)`."""
+    """Where a device stays mounted in another mount namespace: `on DIR in the mount namespace of NAME (process N)`.
+
+    Not where it is unmounted with ours: a service that systemd keeps in a namespace of its own gets each mount and
+    umount from here (mount_namespaces(7): its mount has our peer group as its master, or is of it).
+    """
     own = _mount_namespace(machine, "self")
+    mine = _peers(machine, "self", number)
     for pid in sorted((n for n in machine.names("/proc") if n.isdigit()), key=int):
         if own and _mount_namespace(machine, pid) == own:
             continue
         for line in machine.peek(f"/proc/{pid}/mountinfo").splitlines():
             words = line.split(" ")
-            if len(words) > 4 and words[2] == number:
+            if len(words) > 4 and words[2] == number and not mine & _groups(words):
                 who = machine.peek(f"/proc/{pid}/comm")
                 return f"on {words[4]} in the mount namespace of {who} (process {pid})"
     return ""
+
+
+def _peers(machine: Machine, pid: str, number: str) -> set[str]:
+    """The peer groups that a process' mounts of a device share their mounts and umounts with."""
+    lines = (line.split(" ") for line in machine.peek(f"/proc/{pid}/mountinfo").splitlines())
+    return {g for words in lines if len(words) > 4 and words[2] == number for g in _groups(words, "shared:")}
+
+
+def _groups(words: Sequence[str], *kinds: str) -> set[str]:
+    """The peer groups of a line of mountinfo: fields between the options and `-`."""
+    fields = itertools.takewhile(lambda word: word != "-", words[6:])
+    return {f.partition(":")[2] for f in fields if f.startswith(kinds or ("shared:", "master:"))}
 
 
 def _mount_namespace(machine: Machine, pid: str) -> str:

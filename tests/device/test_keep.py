@@ -249,6 +249,29 @@ def test_processes_that_see_the_same_mounts_are_nobody_else(run: Run, kept: Pmem
     assert "umount /mnt/pmem0" in calls(kept)
 
 
+@pytest.mark.parametrize(
+    ("group", "stays"), [("master:1", False), ("shared:1", False), ("master:7", True), ("", True)]
+)
+def test_a_service_whose_mounts_come_from_here_is_nobody_else(
+    run: Run, kept: PmemMachine, group: str, stays: bool
+) -> None:
+    """As systemd-udevd has it: its copy of the mount goes with ours."""
+    boot(run)
+    holds(kept, "TYPE=ext4\\n")
+    own = kept.peek("/proc/self/mountinfo").replace("/mnt/pmem0 rw -", "/mnt/pmem0 rw shared:1 -")
+    assert "shared:1" in own
+    put(kept, "/proc/self/mountinfo", own + "\n")
+    put(kept, "/proc/300/comm", "systemd-udevd")
+    put(
+        kept,
+        "/proc/300/mountinfo",
+        f"70 1 259:0 / /mnt/pmem0 rw {group} - ext4 /dev/pmem0 rw\n".replace("  ", " "),
+    )
+    assert bool(processes.mounted_elsewhere(kept, "259:0")) is stays
+    boot(run, "boot-save")
+    assert ("umount /mnt/pmem0" in calls(kept)) is not stays
+
+
 def test_what_is_mounted_over_it_is_taken_away_first(run: Run, kept: PmemMachine) -> None:
     boot(run)
     holds(kept, "TYPE=ext4\\n")
