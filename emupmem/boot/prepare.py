@@ -168,7 +168,9 @@ def _with_unit(
     pairs = [((r.start, r.size), wish) for r, wish in zip(meant, wishes, strict=False)]
     devices = [BootDevice(r.start, r.size, kind) for r in meant if kind is not DeviceKind.PMEM]
     plain = [(r.start, r.size) for r in meant if kind is DeviceKind.PMEM]
-    return _with_warnings(machine, replace(change, unit=_unit_of(machine, change, pairs, devices, plain)))
+    return _with_keep_warnings(
+        machine, replace(change, unit=_unit_of(machine, change, pairs, devices, plain))
+    )
 
 
 def _unit_of(
@@ -227,10 +229,10 @@ def added_words(machine: Host) -> tuple[str, ...]:
 
 def _with_units(machine: Host, change: Change) -> Change:
     """The change with the unit left for what stays reserved."""
-    return _with_warnings(machine, replace(change, unit=_unit_left(machine, change)))
+    return _with_keep_warnings(machine, replace(change, unit=_unit_left(machine, change)))
 
 
-def _with_warnings(machine: Host, change: Change) -> Change:
+def _with_keep_warnings(machine: Host, change: Change) -> Change:
     """The change with a warning for content that is kept no more: of a range that goes, or in another file."""
     after = {(m.start, m.size, m.keep) for m in _kept(change.unit.after)}
     lost = [m for m in _kept(change.unit.before) if (m.start, m.size, m.keep) not in after]

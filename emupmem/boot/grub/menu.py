@@ -146,9 +146,7 @@ def _open_block(line: str, stack: list[_Block]) -> _Block:
     kind = words[0] if words else ""
     if kind not in ("menuentry", "submenu"):
         return _Block("function" if kind == "function" else "other")
-    if any(
-        b.kind == "function" for b in stack
-    ):  # of the menu where it is called, and then with its arguments
+    if any(b.kind == "function" for b in stack):  # an entry where it is called, with its arguments
         return _Block(kind, words[1] if len(words) > 1 else "", "", NOWHERE)
     parent = next(b for b in reversed(stack) if b.kind in ("top", "submenu"))
     block = _Block(kind, words[1] if len(words) > 1 else "", "", parent.children)
@@ -184,10 +182,8 @@ def _entry(stack: Sequence[_Block], words: list[str], line: int, ours: bool) -> 
 def whole(text: str) -> bool:
     """Whether a menu was written to its end: all sections closed, and a Linux entry in it."""
     marks = [(found[1], found[2]) for found in _SECTION.finditer(text)]
-    closed = all(
-        b == ("END", a[1]) and a[0] == "BEGIN" for a, b in zip(marks[::2], marks[1::2], strict=False)
-    )
-    return text.endswith("\n") and closed and len(marks) % 2 == 0 and bool(entries(text))
+    wanted = [(kind, name) for _, name in marks[::2] for kind in ("BEGIN", "END")]
+    return text.endswith("\n") and marks == wanted and bool(entries(text))
 
 
 def language(text: str, system: str = "") -> str:
@@ -200,9 +196,8 @@ def language(text: str, system: str = "") -> str:
         return f"{found[1]}.UTF-8{found[2] or ''}"  # C.UTF-8 as well
     submenus = re.findall(r"""^[ \t]*submenu ["'](.*)$""", text, re.MULTILINE)
     translated = submenus and not any(title.startswith("Advanced options for ") for title in submenus)
-    return (
-        system if translated and re.fullmatch(r"[A-Za-z_]{1,40}(\.[\w-]{1,20})?(@\w{1,20})?", system) else "C"
-    )
+    known = re.fullmatch(r"[A-Za-z_]{1,40}(\.[\w-]{1,20})?(@\w{1,20})?", system)
+    return system if translated and known else "C"
 
 
 def uses_bls(text: str) -> bool:
