@@ -16,7 +16,7 @@ from typing import Concatenate, ParamSpec
 from emupmem.boot import detect
 from emupmem.boot import trial as boot_trial
 from emupmem.boot.change import Change
-from emupmem.boot.grub.defaults import refuse_mangled, reserved_twice
+from emupmem.boot.grub.defaults import refuse_half_written, refuse_mangled, reserved_twice
 from emupmem.boot.loader import OUR_WORDS, Loader, Options, Owned, Standing, Steps, Wanted
 from emupmem.boot.transaction import WORDS_RECORD, is_unfinished
 from emupmem.device import boot_unit, devdax
@@ -26,7 +26,6 @@ from emupmem.device.unit import NO_CHANGE, BootDevice, BootMount, UnitChange, re
 from emupmem.kernel.cmdline import (
     WITHOUT_KMEM,
     format_memmap,
-    half_written,
     items_meant,
     parse_command_line,
     parse_memmap_value,
@@ -106,6 +105,7 @@ def prepare_apply(
     now = by.standing(machine)
     by.refuse_apply(machine, now, options)
     line = now.line or parse_command_line(machine.peek("/proc/cmdline"))
+    refuse_half_written(line)
     refuse_mangled(line)
     in_place = not now.places or now.where == options.variable
     present = _recorded(machine, now.items)
@@ -193,8 +193,8 @@ def prepare_remove(machine: Host, items: Sequence[str] = ()) -> Change:
     by = detect.of(machine)
     by.refuse_removal(machine)
     now = by.standing(machine)
-    if now.line is not None and half_written(now.line):
-        refuse_mangled(now.line)
+    if now.line is not None:
+        refuse_half_written(now.line)
     made = now.entries if now.source is None else ()  # the rest is made anew of its source
     present = now.items or tuple(
         dict.fromkeys(i.text for e in made if e.ours for i in e.command_line.reservations)

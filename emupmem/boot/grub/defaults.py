@@ -56,8 +56,8 @@ def effective_defaults(
     return defaults.effective([(n, texts[n]) for n in order], sh=judge_of(machine))
 
 
-def refuse_mangled(line: CommandLine) -> None:
-    """Raise EmupmemError for an item that makes the kernel leave almost all memory unused, or is not a whole one."""
+def refuse_half_written(line: CommandLine) -> None:
+    """Raise EmupmemError for an item that is not a whole one."""
     half = half_written(line)
     if half is not None:
         raise EmupmemError(
@@ -66,6 +66,10 @@ def refuse_mangled(line: CommandLine) -> None:
             "remove it or correct it (memmap=SIZE!START) in the boot configuration",
             state=UNCHANGED,
         )
+
+
+def refuse_mangled(line: CommandLine) -> None:
+    """Raise EmupmemError for an item that would make the kernel leave almost all memory unused."""
     item = mangled(line)
     if item:
         size = human(next(i.size for i in line.items if i.text == item))
