@@ -37,13 +37,17 @@ def boot_mount_of(steps: MountSteps, request: MountRequest) -> unit.BootMount:
     )
 
 
+def _text(machine: Host) -> str | None:
+    """The unit that is there, to be read."""
+    data = machine.read(unit.FILE)
+    return data.decode("utf-8", "replace") if data is not None else None
+
+
 def is_at_boot(machine: Host, folder: str) -> bool:
     """Whether the unit mounts something at this folder."""
     try:
-        data = machine.read(unit.FILE)
-        return data is not None and any(
-            m.dir == folder for m in unit.read_unit(data.decode("utf-8", "replace"))
-        )
+        text = _text(machine)
+        return text is not None and any(m.dir == folder for m in unit.read_unit(text))
     except EmupmemError:
         return False
 
@@ -165,26 +169,22 @@ def mount_at_boot(machine: Host, steps: MountSteps, request: MountRequest) -> un
 
 def _recorded(machine: Host, start: int, size: int, folder: str) -> unit.BootMount | None:
     """What the unit mounts of this range at this folder."""
-    data = machine.read(unit.FILE)
-    there = unit.read_unit(data.decode("utf-8", "replace")) if data is not None else ()
+    text = _text(machine)
+    there = unit.read_unit(text) if text is not None else ()
     return next((m for m in there if (m.start, m.size, m.dir) == (start, size, folder)), None)
 
 
 def _configured(machine: Host) -> list[tuple[int, int]]:
     """Ranges that the present unit names: mount --at-boot takes none of them away."""
-    data = machine.read(unit.FILE)
-    return (
-        [(m.start, m.size) for m in unit.read_all(data.decode("utf-8", "replace"))]
-        if data is not None
-        else []
-    )
+    text = _text(machine)
+    return [(m.start, m.size) for m in unit.read_all(text)] if text is not None else []
 
 
 def recorded_kinds(machine: Host) -> dict[tuple[int, int], DeviceKind]:
     """What the unit makes of ranges that it does not mount, by the range (start, size); none where it was edited."""
-    data = machine.read(unit.FILE)
+    text = _text(machine)
     try:
-        found = unit.read_devices(data.decode("utf-8", "replace")) if data is not None else ()
+        found = unit.read_devices(text) if text is not None else ()
     except EmupmemError:
         return {}
     return {(d.start, d.size): d.kind for d in found}
