@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,8 +67,8 @@ STATE.write_text(json.dumps(buses))
 """
 
 
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
     """`with`: a region of 512 MiB with labels, and one without, whose raw namespace holds ext4."""
     if why := lacking():
         pytest.skip(f"no scenarios: {why}")
@@ -86,7 +87,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         hosts = {
             name: stack.enter_context(Scenario(h)) for name, h in (("with", host), ("without", BOOKWORM))
         }
-        yield stack.enter_context(Fleet(hosts, tmp_path_factory.mktemp("namespaces")))
+        yield stack.enter_context(Fleet(hosts, tmp_path))
 
 
 def played(fleet: Fleet, *words: str, **options: Any) -> dict[str, Any]:
@@ -100,23 +101,25 @@ def ran(fleet: Fleet) -> list[str]:
     return fleet.hosts["with"].read("/var/lib/ndctl-ran").splitlines()
 
 
+DB = {"name": "db", "mode": "devdax", "size": "64M"}
+
+
 def test_it_is_made_once(fleet: Fleet) -> None:
-    wish = {"name": "db", "mode": "devdax", "size": "64M"}
-    told = fleet.play([{"name": "it", "emupmem.emupmem.namespace": wish}], "--check", "--diff").of("it")
+    told = fleet.play([{"name": "it", "emupmem.emupmem.namespace": DB}], "--check", "--diff").of("it")
     assert "there is no region" in told["without"]["msg"]
     assert told["with"]["changed"] is True, told["with"]
     assert told["with"]["diff"] == {
         "before": {"namespace": None},
-        "after": {"namespace": {**wish, "region": "region0"}},
+        "after": {"namespace": {**DB, "region": "region0"}},
     }
     assert ran(fleet) == []
 
-    made = played(fleet, "--diff", **wish)
+    made = played(fleet, "--diff", **DB)
     assert (made["changed"], made["device"]) == (True, "/dev/dax0.0"), made
     assert made["diff"]["after"]["namespace"]["raw_size"] == 64 * MIB
     assert ran(fleet) == [f"create-namespace -r region0 -m devdax -s {64 * MIB} -n db"]
     for words in ((), ("--check", "--diff")):
-        again = played(fleet, *words, **wish)
+        again = played(fleet, *words, **DB)
         assert (again["changed"], again["device"], "diff" in again) == (False, "/dev/dax0.0", False)
     other = played(fleet, name="db", force=True)
     assert "db is there, namespace0.0, but its mode is devdax; " in other["msg"], other
@@ -128,6 +131,8 @@ def test_it_is_made_once(fleet: Fleet) -> None:
 
 
 def test_nothing_is_lost_without_force(fleet: Fleet) -> None:
+    made = [played(fleet, **DB), played(fleet, region="region0", map="mem")]
+    assert [m["device"] for m in made] == ["/dev/dax0.0", "/dev/pmem0.1"], made
     before, machine = ran(fleet), fleet.hosts["with"]
     for words in ((), ("--check",)):
         whole = played(fleet, *words, region="region1", mode="devdax")
