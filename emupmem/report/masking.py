@@ -34,28 +34,33 @@ COMMON = frozenset(_COMMON.split())
 _PLACE = r"(?:\[[^\]\s]*\]|[^\s:\[]*)"
 """An address of `ip=`: one of IPv6 stands in brackets."""
 
+_QUOTE = r"""(?:\\?["'])?"""
+_VALUE = r"""(?:(?<=")[^"\n]+?(?=\\?")|(?<=')[^'\n]+?(?=\\?')|[^\s"']+)"""
+"""A value behind `_QUOTE`: to the closing quote if there is one, else a word. JSON escapes a quote."""
+_LABEL = r"""(?:(?<=")[^"\n]+?(?=\\?")|(?<=')[^'\n]+?(?=\\?')|(?:[^\s"',\\]|\\x[0-9a-f]{2}|\\[0-7]{3})+)"""
+"""The same, of words in which udev and fstab write a blank as `\\x20` and `\\040`."""
+_SECRET = (
+    r"(?!CONFIG_)(?:[\w.-]{0,40}(?:passw(?:or)?d|passphrase|secret|token|psk)[\w-]{0,20}"
+    r"|(?:[\w.-]{0,40}[_.-])?(?:pass|pwd|pw|rootpw))"
+)
+"""Names of passwords."""
+_WORD = r"""(?:"[^"\n]*"|'[^'\n]*'|\S+)"""
+
 _UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _RULES: tuple[tuple[str, str], ...] = (
     ("password", r"^[^\S\n]*password_pbkdf2[^\S\n]+(\S+)[^\S\n]+(\S+)"),
-    ("password", r"^[^\S\n]*password[^\S\n]+(\S+)[^\S\n]+(\S+)"),
+    ("password", rf"^[^\S\n]*password[^\S\n]+(\S+)[^\S\n]+({_WORD})"),
     ("password", r"()(grub\.pbkdf2\.[\w.]+)"),
-    (
-        "password",
-        r"""((?:^|(?<=[\s"',;&/]))(?!CONFIG_)[\w.-]{0,40}(?:passw(?:or)?d|passphrase|secret|token|psk)[\w-]{0,20}=)"""
-        r"""([^\s"']+)""",
-    ),
-    (
-        "password",
-        r"""((?:^|(?<=[\s"',;&/]))(?!CONFIG_)(?:[\w.-]{0,40}[_.-])?(?:pass|pwd|pw|rootpw)=)([^\s"']+)""",
-    ),
-    ("key", r"""((?:^|(?<=[\s"']))(?!CONFIG_)[\w.-]{0,40}key(?:file)?=)([^\s"']+)"""),
-    ("key", r"""((?:^|(?<=[\s"']))systemd\.set_credential(?:_binary)?=)([^\s"']+)"""),
+    ("password", rf"""((?<=\s"){_SECRET}=)([^"\\\n]+)(?=")"""),
+    ("password", rf"""((?:^|(?<=[\s"',;&/])){_SECRET}={_QUOTE})({_VALUE})"""),
+    ("key", rf"""((?:^|(?<=[\s"']))(?!CONFIG_)[\w.-]{{0,40}}key(?:file)?={_QUOTE})({_VALUE})"""),
+    ("key", rf"""((?:^|(?<=[\s"']))systemd\.set_credential(?:_binary)?={_QUOTE})({_VALUE})"""),
     ("address", r"""((?:^|(?<=[\s"']))[\w.-]{1,40}=(?:[\w;,=-]{0,80}[;,=])?[\w+-]{2,20}://)([^\s"']+)"""),
     ("password", r"""(\w://)([^\s/@"']+:[^\s/@"']+)(?=@)"""),
-    ("network", r"""(?i)(\bssid\b["']?[\s:=]{1,3}["']?)([^\s"',]+)"""),
-    ("label", r"""(\bLABEL=["']?)([^\s"',\\]+)"""),
+    ("network", rf"""(?i)(\bssid\b["']?[\s:=]{{1,3}}{_QUOTE})({_LABEL})"""),
+    ("label", rf"""(\bLABEL={_QUOTE})({_LABEL})"""),
     ("label", r"""(\bdevice label )(\S+)(?= devid)"""),
-    ("label", r"""(\bby-(?:label|partlabel)/)([^\s"',\\]+)"""),
+    ("label", rf"""(\bby-(?:label|partlabel)/)({_LABEL})"""),
     ("device", r"""(\busb [\d.-]+: (?:Product|Manufacturer): )([^\n]+)"""),
     ("device", r"""(\binput: )([^\n]+?)(?= as /devices/)"""),
     ("device", r"""(\bHID v[\d.]+ \w+ \[)([^\]\n]+)"""),
@@ -181,12 +186,10 @@ class Masker:
 
     def _by_rule(self, kind: str, found: re.Match[str], count: Counter[str]) -> str:
         before, value = found[1], found[2]
-        if kind == "password" and found[0].lstrip().startswith("password"):
-            user = self._name(before, count) if not before.endswith("=") else before
-            if not before.endswith("="):
-                head = found[0][: found.start(1) - found.start(0)]
-                gap = found[0][found.end(1) - found.start(0) : found.start(2) - found.start(0)]
-                return head + user + gap + self._new(kind, value, count)
+        if found.end(1) < found.start(2):  # GRUB's `password bob secret`
+            head = found[0][: found.start(1) - found.start(0)]
+            gap = found[0][found.end(1) - found.start(0) : found.start(2) - found.start(0)]
+            return head + self._name(before, count) + gap + self._new(kind, value, count)
         if kind == "user":
             parts = re.split(r"([\s,;|&]+)", value)
             return before + "".join(p if i % 2 else self._name(p, count) for i, p in enumerate(parts))
