@@ -142,6 +142,8 @@ def _decide(
             f"there is a different reservation already: memmap={','.join(present)}",
             "--replace puts the new one in its place, --add keeps both",
         )
+    if options.nokaslr:
+        situation = replace(situation, command_line=replace(line, nokaslr=True))
     made = plan(situation, request)
     items = (*kept, *_items(made.memmap))
     if options.add:

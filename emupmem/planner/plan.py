@@ -212,7 +212,7 @@ def _check_command_line(situation: Situation, request: Request) -> None:
         raise EmupmemError(
             f"{present + request.count} memmap regions in all: the kernel's address randomisation keeps clear "
             f"of {MAX_MEMMAP_REGIONS} only and may put the kernel into the fifth",
-            f"{there}{fewer}put nokaslr on the kernel command line and restart first",
+            f"{there}{fewer}apply with --nokaslr: the kernel then stays at its place",
         )
 
 

@@ -39,7 +39,7 @@ _VALUE = r"""(?:(?<=")[^"\n]+?(?=\\?")|(?<=')[^'\n]+?(?=\\?')|[^\s"']+)"""
 """A value behind `_QUOTE`: to the closing quote if there is one, else a word. JSON escapes a quote."""
 _LABEL = r"""(?:(?<=")[^"\n]+?(?=\\?")|(?<=')[^'\n]+?(?=\\?')|(?:[^\s"',\\]|\\x[0-9a-f]{2}|\\[0-7]{3})+)"""
 """The same, of words in which udev and fstab write a blank as `\\x20` and `\\040`."""
-_SECRET = (
+_NAMED = (
     r"(?!CONFIG_)(?:[\w.-]{0,40}(?:passw(?:or)?d|passphrase|secret|token|psk)[\w-]{0,20}"
     r"|(?:[\w.-]{0,40}[_.-])?(?:pass|pwd|pw|rootpw))"
 )
@@ -51,8 +51,8 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("password", r"^[^\S\n]*password_pbkdf2[^\S\n]+(\S+)[^\S\n]+(\S+)"),
     ("password", rf"^[^\S\n]*password[^\S\n]+(\S+)[^\S\n]+({_WORD})"),
     ("password", r"()(grub\.pbkdf2\.[\w.]+)"),
-    ("password", rf"""((?<=\s"){_SECRET}=)([^"\\\n]+)(?=")"""),
-    ("password", rf"""((?:^|(?<=[\s"',;&/])){_SECRET}={_QUOTE})({_VALUE})"""),
+    ("password", rf"""((?<=\s"){_NAMED}=)([^"\\\n]+)(?=")"""),
+    ("password", rf"""((?:^|(?<=[\s"',;&/])){_NAMED}={_QUOTE})({_VALUE})"""),
     ("key", rf"""((?:^|(?<=[\s"']))(?!CONFIG_)[\w.-]{{0,40}}key(?:file)?={_QUOTE})({_VALUE})"""),
     ("key", rf"""((?:^|(?<=[\s"']))systemd\.set_credential(?:_binary)?={_QUOTE})({_VALUE})"""),
     ("address", r"""((?:^|(?<=[\s"']))[\w.-]{1,40}=(?:[\w;,=-]{0,80}[;,=])?[\w+-]{2,20}://)([^\s"']+)"""),

@@ -600,6 +600,19 @@ def test_remove_empties_both_variables(tmp_path: Path) -> None:
     assert "memmap" not in menu(machine)
 
 
+def test_nokaslr_lifts_the_limit_of_devices_in_the_same_change(machine: FakeMachine) -> None:
+    with pytest.raises(EmupmemError, match="5 memmap regions in all") as caught:
+        apply(machine, GIB, 5)
+    assert "apply with --nokaslr" in caught.value.hint
+    apply(machine, GIB, 5, nokaslr=True)
+    assert b"memmap=1G!4G,1G!5G,1G!6G,1G!7G,1G!8G nokaslr" in default(machine)
+    apply(machine, GIB, add=True)
+    assert b"1G!8G,1G!9G nokaslr" in default(machine)
+    remove(machine, "1G!9G")
+    remove(machine)
+    assert default(machine) == STOCK
+
+
 def test_an_apply_that_was_rolled_back_is_no_record_to_undo(machine: FakeMachine) -> None:
     apply(machine, GIB, nokaslr=True)
     script(machine, "update-grub2", "#!/bin/sh\nexit 1\n")
