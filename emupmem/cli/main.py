@@ -204,9 +204,8 @@ def _status() -> int:
     except Exception as exc:
         if exc is stdio.failure():
             why = stdio.failure()
-            return _fail(
-                f"standard output cannot be written: {why.strerror if why else ''}", "", Exit.ERROR, exc
-            )
+            told = f"standard output cannot be written: {why.strerror if why else ''}"
+            return _fail(told, "send it to another place, or look at it on the terminal", Exit.ERROR, exc)
         if isinstance(exc, OSError):
             return _fail(*_system_error(exc), Exit.ERROR, exc)
         # typer's own errors, without importing the click that it brings or does not bring

@@ -14,6 +14,7 @@ from emupmem.demo import recipe
 from emupmem.demo.guest import DemoGuest
 from emupmem.model import Command, EmupmemError
 from emupmem.record import record
+from emupmem.system.errors import write_hint
 from emupmem.system.machine import Machine
 
 HOUR = 3600.0
@@ -59,7 +60,10 @@ def demo_disk(machine: Machine, cache: Path, tell: Callable[[str], None]) -> Dis
     place = cache / f"demo-{recipe.recipe_key()}"
     if place.is_dir():
         return Disk(place)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise EmupmemError(f"{cache} cannot be a folder: {exc.strerror}", write_hint(exc)) from exc
     tell(f"making the guest's disk from Debian {recipe.SUITE}, kept in {cache} (minutes, once)")
     work = Path(tempfile.mkdtemp(prefix="demo-making-", dir=cache))
     try:

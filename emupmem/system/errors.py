@@ -44,6 +44,10 @@ def write_hint(exc: OSError) -> str:
     hints = _FULL | {
         errno.EROFS: "the file system is read-only",
         errno.EBUSY: "the file is a mount point of its own",
+        errno.ENOENT: "the folder is not there: make it, or name another place",
+        errno.ENOTDIR: "a part of that path is a file: name another place",
+        errno.EEXIST: "a file has that name: name another place",
+        errno.ENAMETOOLONG: "choose a shorter name",
     }
     if exc.errno == errno.EPERM and os.geteuid() == 0:
         return "it may be immutable (lsattr shows i): chattr -i clears it"

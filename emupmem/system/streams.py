@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from emupmem.model import EmupmemError
 from emupmem.system import log, pipe, plain
-from emupmem.system.errors import sudo_hint
+from emupmem.system.errors import sudo_hint, write_hint
 from emupmem.system.files import is_folder, refuse_kernel_folder, sync_folder
 
 GZIP = b"\x1f\x8b"
@@ -97,7 +97,7 @@ def new_file(name: str, data: bytes, force: bool = False) -> None:
     except FileExistsError as exc:
         raise EmupmemError(f"{name} is there already", "--force replaces it") from exc
     except OSError as exc:
-        raise EmupmemError(f"{name} cannot be written: {exc.strerror}", sudo_hint(exc)) from exc
+        raise EmupmemError(f"{name} cannot be written: {exc.strerror}", write_hint(exc)) from exc
     log.place("wrote", target)
 
 

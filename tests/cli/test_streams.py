@@ -275,7 +275,8 @@ def test_what_only_reads(tmp_path: Path, argv: tuple[str, ...], encoding: str) -
     full = start(whole, encoding, FULL)
     assert full.status == 1
     assert full.err.decode().splitlines() == [
-        "emupmem: standard output cannot be written: No space left on device"
+        "emupmem: standard output cannot be written: No space left on device",
+        "         send it to another place, or look at it on the terminal",
     ]
     gone = start(whole, encoding, GONE)
     assert (gone.status, gone.err) == (1, b"")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from emupmem.demo import guest, recipe
-from emupmem.demo.disk import job_disk
+from emupmem.demo.disk import demo_disk, job_disk
+from emupmem.model import EmupmemError
 from emupmem.system.machine import Machine
 from tests.cli.runner import Run
 from tests.fake import FakeMachine
@@ -67,6 +68,15 @@ def test_what_is_missing_is_named(run: Run, here: FakeMachine, monkeypatch: pyte
     assert done.status == 1
     assert "the demo needs qemu-system-x86, mmdebstrap" in done.err
     assert "apt install qemu-system-x86 mmdebstrap" in done.err
+
+
+def test_a_file_is_no_place_for_disks(here: FakeMachine, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for cache in (file, file / "below"):
+        with pytest.raises(EmupmemError, match="cannot be a folder") as caught:
+            demo_disk(here, cache, print)
+        assert "name another place" in caught.value.hint
 
 
 def test_it_needs_root(run: Run, here: FakeMachine) -> None:

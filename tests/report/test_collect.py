@@ -264,7 +264,11 @@ def test_collect_never_goes_over_a_file(here: FakeMachine, run: Run, tmp_path: P
     [
         (".", 1, "is a folder"),
         ("link", 1, "is not a regular file"),
-        ("missing/a.tar.gz", 1, "cannot be written: No such file or directory"),
+        (
+            "missing/a.tar.gz",
+            1,
+            "cannot be written: No such file or directory\n         the folder is not there: make it",
+        ),
         ("-", 2, "not to standard output"),
     ],
 )
