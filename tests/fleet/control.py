@@ -51,8 +51,8 @@ class Control:
         return Told(done.returncode, {(t, h): r for t, h, r in lines}, done.stdout + done.stderr)
 
     def ansible(self, program: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of Ansible."""
-        argv = [str(build.ansible(self.version) / program), *words]
+        """Run a program of Ansible, which does not wait for hosts when this process is gone."""
+        argv = ["setpriv", "--pdeathsig", "TERM", str(build.ansible(self.version) / program), *words]
         return subprocess.run(argv, env=self.environment(), capture_output=True, text=True, check=False)
 
     def environment(self) -> dict[str, str]:
