@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -54,26 +55,27 @@ def _rebind(session: Session, wanted: str, at_boot: bool) -> None:
         steps = ramdax.bind_steps(machine, wanted)
         if at_boot and binds:
             ramdax.require_at_boot(machine)
-        if steps or session.dry_run:
-            question = f"All content of the reserved ranges is lost. Give them to {wanted}?"
-            session.preview_or_ask(_lines(steps), question)
+        rule = ramdax.boot_step(machine, binds) if at_boot else ""
+        question = f"All content of the reserved ranges is lost. Give them to {wanted}?" if steps else ""
+        session.preview_or_ask([*_lines(steps), *([rule] if rule else [])], question)
         if not session.dry_run:
-            session.changing()
             if steps:
                 with lock.change_lock(machine):
                     _refuse_other(ramdax.bind_steps(machine, wanted), steps)
                     ramdax.rebind(machine, steps, wanted)
-            if at_boot and binds:
-                ramdax.bind_at_boot(machine)
-            elif at_boot:
-                ramdax.remove_at_boot(machine)
-        result |= {"changed": bool(steps) and not session.dry_run, "driver": ramdax.driver(machine)}
-        result["at_boot"] = machine.exists(ramdax.RULE)
+                result["changed"] = True
+            if rule:
+                (ramdax.bind_at_boot if binds else ramdax.remove_at_boot)(machine)
+                result["changed"] = True
+        result |= {"driver": ramdax.driver(machine), "at_boot": machine.exists(ramdax.RULE)}
         if not session.as_json and not session.dry_run:
-            kept = f", at every boot ({ramdax.RULE})" if result["at_boot"] else ""
+            kept = f", at every boot ({ramdax.RULE})" if binds and result["at_boot"] else ""
             tell(f"✓ the reserved ranges belong to {result['driver']}{kept}")
             if binds:
                 tell("Next:  sudo emupmem namespaces create --size SIZE")
+            elif result["at_boot"]:
+                say(f"! at the next boot {ramdax.DRIVER} has them again ({ramdax.RULE})")
+                say("         sudo emupmem namespaces unbind --at-boot takes that away")
         session.finish(Exit.OK)
 
 
@@ -155,11 +157,10 @@ def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], questio
             before = {n for r in ramdax.ramdax_regions(machine) for n in r.namespaces}
             if not session.dry_run:
                 _refuse_other(plan(machine), steps)
-                ramdax.run_steps(machine, steps)
+                _carry_out(session, steps)
                 machine.settle()
             there = _seen_after(session)
         made = [n for r in there or () for n in r.namespaces if n not in before]
-        result["changed"] = not session.dry_run
         result["made"] = [asdict(n) for n in made]
         result["regions"] = [asdict(r) for r in there or ()]
         if not session.as_json and not session.dry_run:
@@ -168,6 +169,23 @@ def _change(session: Session, plan: Callable[[Machine], Sequence[Step]], questio
             if not made:
                 tell("✓ done" if there is None else "✓ deleted")
         session.finish(Exit.OK)
+
+
+def _carry_out(session: Session, steps: Sequence[Step]) -> None:
+    """Do the steps, and say what of them is done where a later one fails. Raises EmupmemError."""
+    for step in steps:
+        try:
+            ramdax.run_steps(session.machine, (step,))
+        except EmupmemError as exc:
+            if not session.result["changed"]:
+                raise
+            with contextlib.suppress(EmupmemError):
+                session.result["regions"] = [asdict(r) for r in ramdax.ramdax_regions(session.machine)]
+            raise EmupmemError(
+                f"the namespace is deleted, but the new one was not made: {exc.message}",
+                "sudo emupmem namespaces create --size SIZE makes one",
+            ) from exc
+        session.result["changed"] = True
 
 
 def _refuse_other(now: Sequence[Step], asked: Sequence[Step]) -> None:

@@ -19,13 +19,16 @@ from emupmem.record import record
 from emupmem.system import files, lock, processes
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
-from emupmem.units import human
+from emupmem.units import human, tight
 
 SINCE = (6, 19)
 DRIVER, LEGACY = "ramdax", "e820_pmem"
 DEVICE = "e820_pmem"
 HERE = f"/sys/bus/platform/devices/{DEVICE}"
 LABELS = 128 * KIB
+STEP = 16 * MIB
+"""What a region is divided in where the kernel does not say otherwise (MEMREMAP_COMPAT_ALIGN_MAX)."""
+SAID = "sudo dmesg may show more"
 MODES = tuple(NamespaceMode)
 RULE = "/etc/udev/rules.d/70-emupmem-ramdax.rules"
 RULE_TEXT = f"""\
@@ -165,7 +168,7 @@ def _require_bound(machine: Machine) -> None:
 def _ndctl(machine: Machine, *argv: str) -> str:
     done = machine.run(Command(("ndctl", *argv)), timeout=300)
     if done.status:
-        raise EmupmemError(f"ndctl {argv[0]} failed: {done.last_words}", "sudo dmesg may show more")
+        raise EmupmemError(f"ndctl {argv[0]} failed: {done.errors}", SAID)
     return done.stdout.decode("utf-8", "replace")
 
 
@@ -244,7 +247,7 @@ def run_steps(machine: Machine, steps: Sequence[Step]) -> None:
         if isinstance(step, Write):
             files.write_sysfs(machine, step.name, step.text)
         elif (done := machine.run(step, timeout=300)).status:
-            raise EmupmemError(f"{shlex.join(step.argv)} failed: {done.last_words}")
+            raise EmupmemError(f"{shlex.join(step.argv)} failed: {done.errors}", SAID)
 
 
 def require_at_boot(machine: Machine) -> None:
@@ -257,19 +260,23 @@ def require_at_boot(machine: Machine) -> None:
         )
 
 
+def boot_step(machine: Machine, binds: bool) -> str:
+    """What is done to bind, or no longer to bind, at every boot, in a line for people; empty where nothing is."""
+    if binds:
+        return "" if machine.peek(RULE) == RULE_TEXT.strip() else f"write {RULE}"
+    return f"rm {RULE}" if machine.exists(RULE) else ""
+
+
 def bind_at_boot(machine: Machine) -> None:
     """Bind at every boot: one rule for udev, which does nothing where it cannot be done."""
     files.install_file(machine, RULE, RULE_TEXT)
     machine.output("udevadm", "control", "--reload")
 
 
-def remove_at_boot(machine: Machine) -> bool:
-    """Take the rule away; whether there was one."""
-    if not machine.exists(RULE):
-        return False
+def remove_at_boot(machine: Machine) -> None:
+    """Take the rule away."""
     files.delete_file(machine, RULE)
     machine.output("udevadm", "control", "--reload")
-    return True
 
 
 # Namespaces ---------------------------------------------------------------------------------------
@@ -281,11 +288,32 @@ def create_steps(machine: Machine, size: int, mode: str) -> tuple[Step, ...]:
     there = ramdax_regions(machine)
     for region in there:
         if region.free >= size:
+            step = _step(machine, region)
+            refuse_size_between(region.name, size, step, region.free // step * step)
             return (_create(region.name, size, mode),)
     most = max((r.free for r in there), default=0)
     raise EmupmemError(
         f"no range has room for {human(size)} in one piece", f"the most is {human(most)}" if most else ""
     )
+
+
+def _step(machine: Machine, region: RamdaxRegion) -> int:
+    """What the sizes of a region's namespaces are multiples of, in bytes; ndctl refuses all others."""
+    align = machine.peek(f"/sys/bus/nd/devices/{region.name}/align")
+    try:
+        return max(int(align, 0), 4 * KIB)
+    except ValueError:
+        return STEP
+
+
+def refuse_size_between(region: str, size: int, step: int, most: int) -> None:
+    """Raises EmupmemError for a size that is no multiple of `step`, or none: ndctl takes 0 for all that is free."""
+    if size <= 0 or size % step:
+        up = min(-(-size // step) * step or step, most)
+        raise EmupmemError(
+            f"{tight(size)} is not a multiple of {human(step)}, in which {region} is divided",
+            f"--size {tight(up)} is the next",
+        )
 
 
 def _create(region: str, size: int, mode: str) -> Command:
@@ -303,20 +331,22 @@ def resize_steps(machine: Machine, name: str, size: int) -> tuple[Step, ...]:
     """What makes a namespace of another size in place of one: its content is lost.
 
     `ndctl create-namespace -e … -s …` would delete the old one before it finds that the new one has
-    no room (7.2 warns of an allocation underrun then), so the room is proven here first.
+    no room (7.2 warns of an allocation underrun then), or that it refuses its size: both are proven here first.
     """
     region, one = find_ram_namespace(machine, name)
     refuse_used(machine, (one.dev,))
-    most = largest_gap(region, without=one)
+    step = _step(machine, region)
+    most = largest_gap(region, without=one, align=step)
     if size > most:
         raise EmupmemError(f"{one.name} can have at most {human(most)} in one piece", state=UNCHANGED)
+    refuse_size_between(region.name, size, step, most)
     return (
         Command(("ndctl", "destroy-namespace", "-f", one.name)),
         _create(region.name, size, one.mode),
     )
 
 
-def largest_gap(region: RamdaxRegion, without: RamNamespace, align: int = 16 * MIB) -> int:
+def largest_gap(region: RamdaxRegion, without: RamNamespace, align: int = STEP) -> int:
     """The largest piece that would be free without that namespace, in the steps ndctl allocates in."""
     taken = [(n.start, n.start + n.raw_size) for n in region.namespaces if n != without]
     most, at = 0, region.start

@@ -20,7 +20,6 @@ from emupmem.nvdimm.view import (
     find_namespace,
     look_at_nvdimms,
     namespaces_named,
-    ndctl_words,
     real_first,
 )
 from emupmem.nvdimm.wish import MAPPED, NamespaceWish
@@ -177,12 +176,8 @@ def _fitting(there: NvdimmRegion, size: int | None, mode: str, align: int) -> in
             f"{there.name} has no room for {human(size)} in one piece",
             f"the largest that fits is {tight(most)}",
         )
-    elif size <= 0 or size % step:
-        up = min(-(-size // step) * step or step, most)
-        raise EmupmemError(
-            f"{tight(size)} is not a multiple of {human(step)}, in which {there.name} is divided",
-            f"--size {tight(up)} is the next",
-        )
+    else:
+        ramdax.refuse_size_between(there.name, size, step, most)
     if mode != "raw" and size < least:
         raise EmupmemError(f"{mode} needs at least {human(least)}", f"--size {tight(least)}")
     return size
@@ -278,7 +273,7 @@ def _run(machine: Machine, commands: Sequence[Command]) -> str:
         done = machine.run(command, timeout=SECONDS)
         if done.status:
             raise EmupmemError(
-                f"{shlex.join(command.argv)} failed: {ndctl_words(done)}", "sudo dmesg may show more"
+                f"{shlex.join(command.argv)} failed: {done.errors}", "sudo dmesg may show more"
             )
         out = done.stdout.decode("utf-8", "replace")
     return out

@@ -24,7 +24,6 @@ from emupmem.nvdimm import cxl, ipmctl
 from emupmem.record import record
 from emupmem.system.distribution import install_hint
 from emupmem.system.machine import Machine
-from emupmem.system.programs import Completed
 
 MODES = tuple(NamespaceMode)
 
@@ -200,7 +199,7 @@ def _listed(machine: Machine) -> tuple[tuple[Dimm, ...], tuple[NvdimmRegion, ...
     if done.status:
         done = machine.run(Command(("ndctl", "list", "-BDRNivX")), timeout=SECONDS)
     if done.status:
-        raise EmupmemError(f"ndctl list failed: {ndctl_words(done)}", "sudo dmesg may show more")
+        raise EmupmemError(f"ndctl list failed: {done.errors}", "sudo dmesg may show more")
     text = done.stdout.decode("utf-8", "replace").strip()
     try:
         buses = json.loads(text or "[]")
@@ -326,13 +325,6 @@ def _namespace(
         n.get("name", ""),
         int(raw) if (raw := machine.peek(f"{BUS}/{n['dev']}/size")).isdigit() else n.get("size", 0),
     )
-
-
-def ndctl_words(done: Completed) -> str:
-    """What ndctl said: the lines that begin with `Error:`, which come before its last words."""
-    text = (done.stderr + b"\n" + done.stdout).decode("utf-8", "replace")
-    found = re.findall(r"^\s*Error: (.+)$", text, re.MULTILINE)
-    return "; ".join(dict.fromkeys(f.strip() for f in found)) or done.last_words or f"status {done.status}"
 
 
 def namespaces_named(view: View, name: str) -> list[tuple[NvdimmRegion, Namespace]]:

@@ -60,6 +60,15 @@ class Completed:
                     return reasons[-1]
         return ""
 
+    @property
+    def errors(self) -> str:
+        """The lines that begin with `Error:` (ndctl: they come before its last words), else its last words."""
+        text = (self.stderr + b"\n" + self.stdout).decode("utf-8", "replace")
+        found = re.findall(r"^\s*Error: (.+)$", text, re.MULTILINE)
+        return (
+            "; ".join(dict.fromkeys(f.strip() for f in found)) or self.last_words or f"status {self.status}"
+        )
+
 
 def listen(child: subprocess.Popen[bytes], timeout: float, what: str) -> tuple[bytes, bytes]:
     """What a program prints until it has ended: something that it left running may still have its pipes.

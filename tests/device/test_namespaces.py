@@ -210,8 +210,8 @@ def test_create_needs_room_in_one_piece(machine: FakeMachine) -> None:
     (step,) = ramdax.create_steps(machine, 256 * MIB, "devdax")
     assert isinstance(step, Command)
     assert step.argv == ("ndctl", "create-namespace", "-r", "region0", "-m", "devdax", "-s", str(256 * MIB))
-    message = refused(lambda: ramdax.create_steps(machine, 257 * MIB, "fsdax"))
-    assert "no range has room for 257 MiB in one piece | the most is 256 MiB" in message
+    message = refused(lambda: ramdax.create_steps(machine, 272 * MIB, "fsdax"))
+    assert "no range has room for 272 MiB in one piece | the most is 256 MiB" in message
 
 
 def test_resize_proves_the_room_before_it_deletes(machine: FakeMachine) -> None:
@@ -240,15 +240,18 @@ def test_largest_gap() -> None:
 
 def test_the_rule_for_every_boot(machine: FakeMachine) -> None:
     ramdax.require_at_boot(machine)
-    assert not ramdax.remove_at_boot(machine)
+    assert ramdax.boot_step(machine, binds=False) == ""
+    assert ramdax.boot_step(machine, binds=True) == f"write {ramdax.RULE}"
     ramdax.bind_at_boot(machine)
+    assert ramdax.boot_step(machine, binds=True) == ""
     text = (machine.root / ramdax.RULE.lstrip("/")).read_text()
     assert text == ramdax.RULE_TEXT
     rules = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(rules) == 1
     assert 'DRIVER==""' in rules[0], "never takes a range from under a driver that has it"
     assert 'PROGRAM=="/sbin/modprobe -q ramdax"' in rules[0], "nothing where the kernel has no ramdax"
-    assert ramdax.remove_at_boot(machine)
+    assert ramdax.boot_step(machine, binds=False) == f"rm {ramdax.RULE}"
+    ramdax.remove_at_boot(machine)
     assert not machine.exists(ramdax.RULE)
     put(machine, "/lib/modules/7.2.0-amd64/modules.builtin", "kernel/drivers/nvdimm/nd_e820.ko\n")
     assert "nd_e820 is built in" in refused(lambda: ramdax.require_at_boot(machine))
@@ -273,3 +276,88 @@ def test_a_namespace_that_was_made_is_no_error(
     assert (status, len(ran)) == (0, 1)
     assert "✓ done" in out
     assert "! it is done, but ndctl has gone: sudo emupmem namespaces list shows it" in err
+
+
+@pytest.mark.parametrize(
+    ("size", "words", "hint"),
+    [
+        (0, "0 is not a multiple of 16 MiB, in which region0 is divided", "--size 16M is the next"),
+        (1, "1 is not a multiple of 16 MiB", "--size 16M is the next"),
+        (100 * MIB, "100M is not a multiple of 16 MiB", "--size 112M is the next"),
+        (255 * MIB, "255M is not a multiple of 16 MiB", "--size 256M is the next"),
+    ],
+)
+def test_a_size_that_ndctl_refuses_is_refused_before_anything_is_deleted(
+    machine: FakeMachine, size: int, words: str, hint: str
+) -> None:
+    divided(machine, space("namespace0.0", 4 * GIB, 128 * MIB), free=256 * MIB)
+    for steps in (
+        lambda: ramdax.create_steps(machine, size, "fsdax"),
+        lambda: ramdax.resize_steps(machine, "namespace0.0", size),
+    ):
+        message = refused(steps)
+        assert words in message
+        assert hint in message
+    put(machine, "/sys/bus/nd/devices/region0/align", "0x100000")
+    assert len(ramdax.create_steps(machine, 100 * MIB, "fsdax")) == 1 or size != 100 * MIB
+    assert "256 MiB" not in refused(lambda: ramdax.create_steps(machine, 4 * KIB, "fsdax"))
+
+
+NDCTL_THAT_REFUSES = """#!/bin/sh
+case $1 in
+    list) cat '{root}/buses' ;;
+    destroy-namespace) cp '{root}/empty' '{root}/buses' ;;
+    create-namespace)
+        echo '  Error: create namespace: nobody knows why' >&2
+        echo 'failed to create namespace: Invalid argument' >&2
+        exit 234
+        ;;
+esac
+"""
+
+
+def test_a_namespace_that_is_gone_is_said_to_be(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    running(monkeypatch.setattr, machine)
+    divided(machine, free=GIB)
+    (machine.root / "buses").rename(machine.root / "empty")
+    divided(machine, space("namespace0.0", 4 * GIB, 128 * MIB), free=512 * MIB)
+    script(machine, "ndctl", NDCTL_THAT_REFUSES.format(root=machine.root))
+    done = run("namespaces", "create", "--size", "64M", "--json")
+    assert (done.status, done.json["changed"], len(done.json["regions"])) == (1, False, 0)
+    assert "nobody knows why" in done.json["error"]
+    done = run("namespaces", "resize", "namespace0.0", "--size", "64M", "--yes", "--json")
+    assert (done.status, done.json["changed"]) == (1, True)
+    assert done.json["regions"][0]["namespaces"] == []
+    assert "the namespace is deleted, but the new one was not made: ndctl create-namespace" in done.err
+    assert "sudo emupmem namespaces create --size SIZE makes one" in done.err
+
+
+def test_what_is_done_at_every_boot_is_shown_and_counts_as_a_change(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    running(monkeypatch.setattr, machine)
+    for name in ("modprobe", "udevadm"):
+        script(machine, name, "#!/bin/sh\n")
+    divided(machine)
+
+    def poke(_: FakeMachine, name: str, text: str) -> None:
+        if name.endswith("drivers_probe"):
+            bind(machine, "e820_pmem")
+        if name.endswith("unbind"):
+            (machine.root / f"{PLATFORM}/driver".lstrip("/")).unlink()
+
+    monkeypatch.setattr(files, "write_sysfs", poke)
+    assert f"write {ramdax.RULE}" in run("namespaces", "bind", "--at-boot", "--dry-run").err
+    for changed in (True, False):
+        done = run("namespaces", "bind", "--at-boot", "--json")
+        assert done.json == {"changed": changed, "driver": "ramdax", "at_boot": True}
+    done = run("namespaces", "unbind", "--yes")
+    assert done.out == "✓ the reserved ranges belong to e820_pmem\n"
+    assert f"! at the next boot ramdax has them again ({ramdax.RULE})" in done.err
+    assert "sudo emupmem namespaces unbind --at-boot" in done.err
+    assert f"rm {ramdax.RULE}" in run("namespaces", "unbind", "--at-boot", "--dry-run").err
+    for changed in (True, False):
+        done = run("namespaces", "unbind", "--at-boot", "--json")
+        assert done.json == {"changed": changed, "driver": "e820_pmem", "at_boot": False}
