@@ -124,7 +124,8 @@ def plan_devices(
     if slots > MAX_SLOTS:
         raise EmupmemError(f"{slots} memory slots: QEMU has {MAX_SLOTS} at most")
     room = sum(w.size + vm_size.padding(w, options) for w in wishes)
-    maxmem = max(guest.maxmem, ram + sum(guest.plugged) + room)
+    # QEMU takes a multiple of its page size only, and rounds the RAM up to one.
+    maxmem = max(guest.maxmem, -(-(ram + sum(guest.plugged) + room) // MIB) * MIB)
     memory = [("size", _size(ram))] if options.ram is not None else []
     memory += [("slots", str(slots))] if slots else []
     memory.append(("maxmem", _size(maxmem)))

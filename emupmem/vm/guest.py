@@ -7,11 +7,19 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import field
-from itertools import zip_longest
 
 from emupmem.model import MIB, EmupmemError
 from emupmem.record import open_record, record
-from emupmem.vm.options import LOOKED_AT, Pairs, count_of, every_option, qemu_size, split_option
+from emupmem.vm.options import (
+    DISKS,
+    LOOKED_AT,
+    Pairs,
+    count_of,
+    every_option,
+    qemu_size,
+    split_option,
+    with_values,
+)
 
 DEFAULT_RAM = 128 * MIB
 """QEMU's own default of `-m`."""
@@ -95,9 +103,7 @@ class _Seen:
         elif option == "accel":
             self.accelerator = named.get("accel") or bare_first or self.accelerator
         else:
-            self.paths |= {
-                v for k, v in pairs if k in ("file", "filename", "file.filename") or option[:2] == "hd"
-            }
+            self.paths |= {v for k, v in pairs if k in ("file", "filename", "file.filename")}
 
     def _memory(self, named: dict[str, str], first: str) -> None:
         size = qemu_size(named.get("size") or first)
@@ -205,13 +211,12 @@ def misplaced(words: Sequence[str]) -> str:
 
 def wrong_value(words: Sequence[str]) -> str:
     """What of QEMU's arguments has no value, or -m one that is no size: as an unset variable makes it."""
-    for word, value in zip_longest(words, words[1:], fillvalue=None):
-        name = re.sub(r"^--?", "", word or "") if (word or "").startswith("-") else ""
+    for name, value in with_values(words):
         if name not in LOOKED_AT:
             continue
-        if value is None or (not value and name not in ("name", "hda", "hdb", "hdc", "hdd")):
-            return f"{word} has no value"
+        if value is None or (not value and name not in ("name", *DISKS)):
+            return f"-{name} has no value"
         first = split_option(value)[0] if name == "m" else ("", "0")
         if first[0] in ("", "size") and qemu_size(first[1]) is None:
-            return f"{word} {value} has no size that QEMU reads"
+            return f"-{name} {value} has no size that QEMU reads"
     return ""

@@ -14,10 +14,21 @@ from emupmem.model import MIB
 Pairs = list[tuple[str, str]]
 """The properties of one option, in order; the name is empty for a bare word."""
 
+DISKS = ("hda", "hdb", "hdc", "hdd", "fda", "fdb", "sd", "pflash", "mtdblock")
+"""Options whose value is the name of a file that the guest writes to; `hda` also stands for QEMU's bare word."""
 LOOKED_AT = (
     *("m", "machine", "M", "object", "device", "numa", "name", "smp", "accel", "readconfig"),
-    *("drive", "blockdev", "hda", "hdb", "hdc", "hdd"),
+    *("drive", "blockdev", *DISKS),
 )
+_ALONE = """
+h help version mem-prealloc audio-help snapshot usb nographic portrait full-screen win2k-hack no-fd-bootchk no-acpi
+no-hpet singlestep one-insn-per-tb preconfig S s enable-kvm enable-hax xen-attach xen-domid-restrict no-reboot
+no-shutdown daemonize only-migratable nodefaults no-user-config enable-sync-profile enable-fips perfmap jitdump
+async-teardown semihosting old-param show-cursor sdl curses no-frame alt-grab ctrl-grab no-quit nouserconfig
+nodefconfig no-kvm no-kvm-irqchip no-kvm-pit rtc-td-hack tdf localtime
+"""
+ALONE = frozenset(_ALONE.split())
+"""Options without a value (qemu-options.hx from 4.1 to 10.1); the word behind all others is theirs."""
 SECTIONS = {"memory": "m"}
 """Groups of a file for -readconfig whose option has another name."""
 
@@ -44,7 +55,7 @@ def split_option(text: str) -> Pairs:
 def qemu_size(text: str, default_unit: int = MIB) -> int | None:
     """Bytes that QEMU reads from a size (`2G`, `512`, `1.5g`); None for what it would refuse."""
     number = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|0[xX][0-9a-fA-F]{1,16}"
-    found = re.fullmatch(rf"({number})([bkKmMgGtTpPeE]?)", text.strip())
+    found = re.fullmatch(rf"({number})([bBkKmMgGtTpPeE]?)", text.strip())
     if not found:
         return None
     units = {"b": 1} | {u: 1024 ** (n + 1) for n, u in enumerate("kmgtpe")}
@@ -62,20 +73,27 @@ def count_of(text: str) -> int:
 def every_option(argv: Sequence[str], read: Callable[[str], str]) -> Iterator[tuple[str, Pairs]]:
     """(option, properties) of those options that we look at; QEMU takes `--machine` as well as `-machine`.
 
-    What a file for -readconfig says comes where the file is named; `read` gives its text.
+    What a file for -readconfig says comes where the file is named; `read` gives its text. A word that belongs to
+    no option is a disk, as QEMU takes it.
     """
-    at = 0
-    while at < len(argv):
-        name = re.sub(r"^--?", "", argv[at]) if argv[at].startswith("-") else ""
-        at += 1
-        if name not in LOOKED_AT or at >= len(argv):
-            continue
-        value = argv[at]
-        at += 1
-        if name == "readconfig":
+    for name, value in with_values(argv):
+        if name == "readconfig" and value is not None:
             yield from sections(read(value))
-        else:
+        elif name in DISKS and value:
+            yield name, [("file", value)]
+        elif name in LOOKED_AT and value is not None:
             yield name, _properties(value)
+
+
+def with_values(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(option, its value) of all words; the value is None where the last word lacks it, and for options without one."""
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            yield "hda", word
+            continue
+        name = re.sub(r"^--?", "", word)
+        yield name, None if name in ALONE else next(words, None)
 
 
 def sections(text: str) -> Iterator[tuple[str, Pairs]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import functools
 import json
 import os
 import re
@@ -36,7 +37,7 @@ from emupmem.vm import arguments, export
 from emupmem.vm import backend as vm_backend
 from emupmem.vm.arguments import MAX_SLOTS, plan_devices, promise
 from emupmem.vm.guest import Guest, read_guest
-from emupmem.vm.options import escaped, qemu_size, split_option
+from emupmem.vm.options import ALONE, DISKS, escaped, qemu_size, split_option
 from emupmem.vm.size import choose_size
 from emupmem.vm.wish import Backend, Backing, DeviceOptions, DeviceWish, GuestDevice, Persistence
 from tests import played
@@ -255,6 +256,21 @@ def test_what_the_guest_has_already() -> None:
     refused(
         "is behind two devices", lambda: plan_devices(mine, [DeviceWish(FILE, GIB)], DeviceOptions(), NEW)
     )
+    disks = (
+        *((f"-{name}", FILE.path) for name in DISKS),
+        (FILE.path,),
+        ("-m", "1G", "-snapshot", FILE.path, "-nographic"),
+        ("-nic", "none", "--enable-kvm", FILE.path),
+        ("-drive", f"if=virtio,file={FILE.path}"),
+    )
+    for words in disks:
+        plans = functools.partial(
+            plan_devices, read_guest(words), [DeviceWish(FILE, GIB)], DeviceOptions(), NEW
+        )
+        refused("is behind two devices", plans)
+    for words in (("-kernel", FILE.path), ("-nic", FILE.path), ("-m", "1G", "-unknown", FILE.path)):
+        assert read_guest(words).paths == frozenset()
+    assert read_guest(("-hda", "/a,b=c")).paths == {"/a,b=c"}
     main = read_guest(("-object", "memory-backend-ram,id=r,size=3G", "-machine", "pc,memory-backend=r"))
     assert main.ram == 3 * GIB
     assert (
@@ -323,6 +339,7 @@ def test_the_guests_memory_is_found_in_any_form() -> None:
         ("--m", "2048"),
         ("-m", "1G", "-m", "2G"),
         ("-m", "2g,slots=1"),
+        ("-m", "2147483648B"),
     ):
         assert read_guest(words).ram == 2 * GIB
     assert read_guest(("-m", "slots=2,maxmem=4G")).ram is None
@@ -725,6 +742,8 @@ real = pytest.mark.skipif(QEMU is None, reason="no QEMU here")
             ["nvdimm", "nvdimm"],
         ),
         (("--pmem", "64M", "--machine", "pc", "--ram", "256M"), (), ["nvdimm"]),
+        (("--pmem", "64M"), ("-m", "0.3G"), ["nvdimm"]),
+        (("--pmem", "64M", "--ram", "300001K"), ("-m", "268435456B"), ["nvdimm"]),
     ],
 )
 def test_the_real_qemu_takes_the_arguments(
@@ -740,6 +759,18 @@ def test_the_real_qemu_takes_the_arguments(
     assert all(size in (64 * MIB, 128 * MIB, 64 * MIB - 128 * KIB) for size in sizes)
     line = emupmem_qemu("args", *words, "--", *guest).stdout
     assert shlex.split(line) == json.loads(done.stdout)["argv"]
+
+
+@real
+def test_the_real_qemu_has_no_other_options_without_a_value() -> None:
+    assert QEMU
+    said = subprocess.run([QEMU, "-help"], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"^--?([\w-]+)(?: or -(\w+))?(?:\s{2,}[^ '<].*|)$", said, re.MULTILINE)
+    alone = {name for names in found for name in names if name} - {"dtb"}  # `-dtb    file`
+    assert {"snapshot", "help", "enable-kvm"} <= alone
+    assert alone <= ALONE, alone - ALONE
+    for name in ALONE & {"no-reboot", "S", "nographic"}:
+        assert name in alone
 
 
 @real
