@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import functools
 import json
 import os
 import re
