@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from emupmem.boot.grub.environment import GENERATORS
 from emupmem.doctor.finding import Eye, Finding
-from emupmem.model import LOW_LIMIT, EmupmemError, Kind, NodeRange
+from emupmem.model import LOW_LIMIT, EmupmemError, Kind
 from emupmem.planner import survey
+from emupmem.planner.nodes import nodes_with_ram
 from emupmem.planner.places import crashkernel_bytes
 from emupmem.planner.situation import page_structs
 from emupmem.system.host import Host
@@ -79,15 +80,14 @@ def memory_map(found: survey.Survey) -> Finding:
 
 
 def look_at_numa(eye: Eye) -> Finding | None:
-    return numa(eye.found.situation.nodes) if eye.found is not None else None
+    return numa(nodes_with_ram(eye.found.situation)) if eye.found is not None else None
 
 
-def numa(nodes: Sequence[NodeRange]) -> Finding | None:
-    """Said only where there are several: a device lies on one of them."""
-    numbers = sorted({n.node for n in nodes})
-    if len(numbers) < 2:
+def numa(nodes: Sequence[int]) -> Finding | None:
+    """Said only where several have memory: a device lies on one of them."""
+    if len(nodes) < 2:
         return None
-    listed = ", ".join(map(str, numbers))
+    listed = ", ".join(map(str, nodes))
     return Finding(
         "numa", "note", f"memory on nodes {listed}: a device is on one of them", "apply --numa-node N"
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from emupmem.kernel.distance import ITSELF
 from emupmem.model import EmupmemError, Request
-from emupmem.planner.nodes import ram_of_node
+from emupmem.planner.nodes import nodes_with_ram
 from emupmem.planner.situation import Situation
 from emupmem.record import record
 
@@ -40,8 +40,7 @@ def far_warnings(situation: Situation, request: Request) -> list[str]:
 
 
 def _farthest(situation: Situation) -> _Far:
-    # A node may be told of that has only room for memory to be plugged in.
-    with_memory = {n for n in {n.node for n in situation.nodes} if ram_of_node(situation, n)}
+    with_memory = set(nodes_with_ram(situation))
     known = {d.node: d for d in situation.distances}
     if not known and len(with_memory) != 1:
         raise EmupmemError(

@@ -18,7 +18,7 @@ def node_warnings(situation: Situation, chosen: Sequence[Reservation]) -> list[s
     """
     if not chosen or chosen[0].kind is not DeviceKind.MEMORY:
         return []
-    nodes = sorted({n.node for n in situation.nodes})
+    nodes = nodes_with_ram(situation)
     if len(nodes) < 2:
         seen = "this machine has one NUMA node" if nodes else "the NUMA nodes are not known here"
         return [f"{seen}: with one node the memory joins that of node 0 and is no tier of its own"]
@@ -31,6 +31,11 @@ def node_warnings(situation: Situation, chosen: Sequence[Reservation]) -> list[s
                 f"own only where all of a node is reserved{_whole(situation, node, ram)}"
             )
     return told
+
+
+def nodes_with_ram(situation: Situation) -> list[int]:
+    """The nodes that have RAM: one may be told of that has only room for memory to be plugged in."""
+    return [n for n in sorted({n.node for n in situation.nodes}) if ram_of_node(situation, n)]
 
 
 def ram_of_node(situation: Situation, node: int) -> list[Place]:

@@ -32,7 +32,7 @@ from emupmem.model import (
 from emupmem.planner.far import far_warnings, with_node
 from emupmem.planner.kernel_map import prove_plan
 from emupmem.planner.kernels import kaslr, kernel_problem, kernel_warnings, soft_kaslr
-from emupmem.planner.nodes import node_warnings
+from emupmem.planner.nodes import node_warnings, nodes_with_ram
 from emupmem.planner.places import (
     Field,
     Place,
@@ -186,10 +186,16 @@ def _check_request(situation: Situation, request: Request) -> None:
         raise EmupmemError(
             f"this machine adds memory in blocks of {human(step)}", f"give multiples of {tight(step)}"
         )
-    nodes = sorted({n.node for n in situation.nodes})
+    nodes = nodes_with_ram(situation)
     if request.numa_node is not None and request.numa_node not in nodes:
         known = f"nodes with memory: {', '.join(map(str, nodes))}" if nodes else "no nodes are known"
-        raise EmupmemError(f"there is no NUMA node {request.numa_node}", known)
+        told = any(n.node == request.numa_node for n in situation.nodes)
+        what = (
+            f"NUMA node {request.numa_node} has no memory"
+            if told
+            else f"there is no NUMA node {request.numa_node}"
+        )
+        raise EmupmemError(what, known)
 
 
 def _check_command_line(situation: Situation, request: Request) -> None:

@@ -129,6 +129,16 @@ def test_a_tier_of_its_own_needs_all_of_a_node() -> None:
     assert not [w for w in plan(situation(nodes=TWO), Request(size=GIB)).warnings if "tier" in w]
 
 
+def test_a_node_with_room_for_memory_only_has_none() -> None:
+    there = situation(nodes=(NodeRange(0, 0, 64 * GIB), NodeRange(1, 64 * GIB, 128 * GIB)))
+    made = plan(there, Request(size=GIB, kind=DeviceKind.MEMORY))
+    assert any("one NUMA node" in w and "no tier of its own" in w for w in made.warnings)
+    for node, words in ((1, "NUMA node 1 has no memory"), (7, "there is no NUMA node 7")):
+        with pytest.raises(EmupmemError, match=words) as caught:
+            plan(there, Request(size=GIB, numa_node=node))
+        assert caught.value.hint == "nodes with memory: 0"
+
+
 def test_what_is_there_is_as_asked_only_in_its_kind() -> None:
     made = plan(situation(), Request(size=GIB, kind=DeviceKind.DAX))
     assert satisfied(situation(), Request(size=GIB, kind=DeviceKind.DAX), made.reservations)
