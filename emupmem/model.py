@@ -29,7 +29,7 @@ class EmupmemError(Exception):
     """A refusal or failure that a person can act on: one line of what is wrong, one of what to do.
 
     `advice` is what to do, `state` how the machine stands now. Who undoes a change sets the state, and replaces
-    what was said before.
+    what was said before. `changed` is whether something was changed all the same.
     """
 
     def __init__(self, message: str, hint: str = "", *, state: str = "") -> None:
@@ -37,6 +37,7 @@ class EmupmemError(Exception):
         self.message = message
         self.advice = hint
         self.state = state
+        self.changed = False
 
     @property
     def hint(self) -> str:

@@ -156,7 +156,8 @@ def _next_step(machine: Machine, plan: GoalPlan) -> tuple[GoalPlan, tuple[Namesp
         raise EmupmemError("something changed in the meantime", "nothing was done; try it again")
     if again.state == "needed":
         return nvdimm_goal.set_goal(machine, again), ()
-    made = nvdimm_goal.make_namespaces(machine, again)
+    with nvdimm_create.failures_told(machine):
+        made = nvdimm_goal.make_namespaces(machine, again)
     try:
         return nvdimm_goal.plan_goal(machine, plan.wanted), made
     except EmupmemError as exc:  # they are made, whatever ipmctl says now
@@ -300,6 +301,7 @@ def _change(
         again = planned(machine)  # while we asked, others may have been at work
         if again != plan:
             raise EmupmemError("something changed in the meantime", "nothing was done; try it again")
-        one = carry_out(machine, again)
+        with nvdimm_create.failures_told(machine):
+            one = carry_out(machine, again)
     session.result["changed"] = True
     return one

@@ -85,5 +85,6 @@ class Session:
                 yield
         except EmupmemError as exc:
             if self.as_json:
-                print_json(self.result | {"error": one_line(exc)})
+                changed = {"changed": True} if exc.changed else {}
+                print_json(self.result | changed | {"error": one_line(exc)})
             raise

@@ -89,10 +89,12 @@ def carry_out_mount(machine: Machine, prepared: Prepared, at_boot: bool = False)
     for command in steps.commands:
         done = machine.run(command, MKFS_SECONDS)
         if done.status:
-            raise EmupmemError(
+            failure = EmupmemError(
                 f"{command.argv[0]} failed with status {done.status}: {done.last_words}",
                 _mount_hint(steps, command),
             )
+            failure.changed = steps.commands[0].argv[0] != "mount"  # a file system was made, or begun
+            raise failure
     device = steps.device
     changed = bool(steps.commands)
     if prepared.owner is not None or prepared.mode is not None:

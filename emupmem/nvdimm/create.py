@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from emupmem.device import ramdax
 from emupmem.device.blocks import signature
@@ -236,6 +237,23 @@ def _can_label(view: View, there: NvdimmRegion) -> bool:
     known = {d.name: d for d in view.dimms}
     alone = all(not set(r.dimms) & set(there.dimms) for r in view.regions if r.name != there.name)
     return bool(there.dimms) and alone and all(n in known and known[n].label_area for n in there.dimms)
+
+
+@contextlib.contextmanager
+def failures_told(machine: Machine) -> Iterator[None]:
+    """An error says whether the namespaces are others than before, as far as ndctl still tells."""
+    before = _namespaces(machine)
+    try:
+        yield
+    except EmupmemError as exc:
+        with contextlib.suppress(EmupmemError):
+            exc.changed = _namespaces(machine) != before
+        raise
+
+
+def _namespaces(machine: Machine) -> list[tuple[str, str, int, str]]:
+    there = (n for r in look_at_nvdimms(machine).regions for n in r.namespaces)
+    return sorted((n.name, n.mode, n.size, n.dev) for n in there)
 
 
 def create_namespace(machine: Machine, plan: NamespacePlan) -> Namespace:

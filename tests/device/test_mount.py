@@ -352,6 +352,7 @@ def test_wrong_usage_and_no_root(run: Run, here: PmemMachine) -> None:
 
 def test_tools_that_are_missing_or_fail(run: Run, here: PmemMachine) -> None:
     script(here, "mkfs.ext4", "#!/bin/sh\necho no luck >&2\nexit 1\n")
+    assert run("mount", "--json").json["changed"] is True, "nobody knows how far it came"
     done = run("mount")
     assert done.status == 1
     assert "mkfs.ext4 failed with status 1: no luck" in done.err
@@ -363,6 +364,9 @@ def test_tools_that_are_missing_or_fail(run: Run, here: PmemMachine) -> None:
     assert "apt-get install e2fsprogs" in done.err
     holds(here, "TYPE=ext4\\n")
     script(here, "mount", "#!/bin/sh\necho wrong fs type >&2\nexit 32\n")
+    assert run("mount", "--json").json["changed"] is False
+    script(here, "mkfs.ext4", "#!/bin/sh\n")
+    assert run("mount", "--force", "--json").json["changed"] is True
     done = run("mount")
     assert done.status == 1
     assert "mount failed with status 32: wrong fs type" in done.err
