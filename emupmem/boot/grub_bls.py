@@ -287,7 +287,7 @@ class GrubBls(Loader):
 
 def _line(text: str, variables: Mapping[str, str]) -> str:
     """What GRUB makes of the options of an entry."""
-    return bls_text.grub_line(bls_text.options(text), variables)
+    return bls_text.grub_line(bls_text.grub_options(text), variables)
 
 
 def _is_ours(machine: Host, name: str, line: str, running: CommandLine) -> bool:
@@ -310,7 +310,7 @@ def _refuse_others(standing: Standing) -> None:
 
 def _variables(machine: Host, name: str) -> Sequence[str]:
     """The variables of GRUB's in the options of an entry."""
-    return bls_text.variables(bls_text.options(entry_text(machine, name)))
+    return bls_text.variables(bls_text.grub_options(entry_text(machine, name)))
 
 
 def _refuse_variables(machine: Host, names: Sequence[str]) -> None:

@@ -134,7 +134,8 @@ def _decide(
     Raises EmupmemError for a reservation that differs, and as the planner does.
     """
     kept = tuple(present) if options.add else ()
-    situation = _with_line(found.situation, survey.without_reservations(line, kept))
+    planned = survey.without_reservations(line, kept)
+    situation = _with_line(found.situation, planned)
     if not options.add and in_place and _as_asked(situation, request, existing):
         return None, tuple(present)
     if present and not (options.add or options.replace):
@@ -143,7 +144,7 @@ def _decide(
             "--replace puts the new one in its place, --add keeps both",
         )
     if options.nokaslr:
-        situation = replace(situation, command_line=replace(line, nokaslr=True))
+        situation = replace(situation, command_line=replace(planned, nokaslr=True))
     made = plan(situation, request)
     items = (*kept, *_items(made.memmap))
     if options.add:

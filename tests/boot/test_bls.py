@@ -77,6 +77,28 @@ def test_an_entry_gets_its_former_bytes_back(text: str) -> None:
     assert bls_text.rework_entry(changed, (), (), ["nokaslr"]) == text
 
 
+@pytest.mark.parametrize("end", ["", " ", "\r", "\t\r"])
+def test_quotes_around_a_whole_value_are_the_loaders(end: str) -> None:
+    """systemd-boot takes them off: what is added stands between them."""
+    text = f'linux "/v"\noptions   "root=UUID=0 ro quiet"{end}\n'
+    assert bls_text.options(text) == "root=UUID=0 ro quiet"
+    assert bls_text.value(text, "linux") == "/v"
+    changed = bls_text.rework_entry(text, ["1G!4G"], ["nokaslr"])
+    assert f'options   "root=UUID=0 ro quiet memmap=1G!4G nokaslr"{end}\n' in changed
+    bls_text.prove_words(bls_text.options(text), bls_text.options(changed), ["1G!4G"], ["nokaslr"])
+    assert bls_text.rework_entry(changed, (), (), ["nokaslr"]) == text
+
+
+def test_quotes_that_are_words_of_their_own_stay() -> None:
+    text = 'options root=UUID=0 dyndbg="file a +p"\n'
+    assert bls_text.options(text) == bls_text.grub_options(text) == 'root=UUID=0 dyndbg="file a +p"'
+    assert bls_text.rework_entry(text, ["1G!4G"]) == f"{text[:-1]} memmap=1G!4G\n"
+    assert bls_text.grub_options('options "a b"\n') == '"a b"'
+    odd = 'options "a b" c="d" memmap=1G!4G\n'  # without ours the loader would take quotes off
+    with pytest.raises(EmupmemError, match="without changing other words"):
+        bls_text.prove_words(bls_text.options(odd), bls_text.options(bls_text.rework_entry(odd, ())), ())
+
+
 @pytest.mark.parametrize("text", ["", "\n", "# a\n", "# a", "# a\n\n# b\n", "quiet\n", "\r\n", "quiet\n\n"])
 def test_a_file_gets_its_former_bytes_back(text: str) -> None:
     changed = bls_text.rework_file(text, ["1G!4G"], ["nokaslr"])

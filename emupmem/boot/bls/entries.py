@@ -97,10 +97,12 @@ def is_of_another_snapshot(machine: Host, text: str) -> bool:
 
 def subvolume(line: str) -> str:
     """The subvolume that a command line names in its rootflags, empty where it names none."""
-    flags = [
-        f for w in parse_command_line(line).words if w.startswith("rootflags=") for f in w[10:].split(",")
-    ]
-    return _subvolume_of(flags)
+    return _subvolume_of(_root_flags(line))
+
+
+def _root_flags(line: str) -> list[str]:
+    words = parse_command_line(line).words
+    return [f for w in words if w.startswith("rootflags=") for f in w[10:].split(",")]
 
 
 def _subvolume_of(options: Sequence[str]) -> str:
@@ -145,10 +147,13 @@ def stem_of(name: str) -> str:
 
 
 def _root_words(text: str) -> list[str]:
-    """What tells the root file system and how it is found; of its flags only the subvolume."""
+    """What tells the root file system and how it is found; of its flags only the subvolume: `@` is `/@`."""
     words = parse_command_line(text).words
     root = [w for w in words if w.startswith("root=")][-1:]
-    flags = [f for w in words if w.startswith("rootflags=") for f in re.split("[=,]", w) if "/" in f]
+    given = dict(f.partition("=")[::2] for f in _root_flags(text))
+    flags = [
+        f"{k}={v.strip('/')}" for k, v in sorted(given.items()) if k in ("subvol", "subvolid") or "/" in v
+    ]
     # casper and live: a rescue system that shares the partition
     boot = [w for w in words if w.startswith("boot=")][-1:]
     return [*root, *flags, *boot]

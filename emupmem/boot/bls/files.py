@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from emupmem.boot.bls import text as bls_text
@@ -44,8 +43,9 @@ def trial_file(machine: Host) -> str:
 def entry_text(machine: Host, name: str) -> str:
     """An entry; of one that a program tore when it was killed, the copy that lies beside it.
 
-    Torn is what has fewer lines of some key than the copy: sdboot-manage adds those of the initrd later.
-    Raises EmupmemError for what cannot be an entry.
+    Torn is what lacks the last lines of a key without which nothing starts: sdboot-manage adds those of the initrd
+    later. What somebody took away since then (microcode, the first one) is no such line. Raises EmupmemError for what
+    cannot be an entry.
     """
     text, data = machine.text(name), backups.read_aside(machine, name)
     if len(text) > LONGEST_ENTRY:
@@ -53,8 +53,15 @@ def entry_text(machine: Host, name: str) -> str:
     if data is None:
         return text
     aside = data.decode("utf-8", "surrogateescape")
-    keys, whole = (Counter(k for k, _ in bls_text.fields(t)) for t in (text, aside))
-    return aside if whole - keys else text
+    return (
+        aside if any(_is_begun(text, aside, key) for key in ("linux", "efi", "initrd", "options")) else text
+    )
+
+
+def _is_begun(text: str, whole: str, key: str) -> bool:
+    """Whether an entry has only the first lines of a key that another one has; ours may be other `options`."""
+    here, there = ([v for k, v in bls_text.fields(t) if k == key] for t in (text, whole))
+    return len(here) < len(there) and (key == "options" or there[: len(here)] == here)
 
 
 def edit_of(machine: Host, name: str, text: str) -> FileEdit:

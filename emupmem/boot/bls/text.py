@@ -23,9 +23,21 @@ Rework = Callable[[str], str]
 
 
 def fields(text: str) -> tuple[tuple[str, str], ...]:
-    """(key, value) of each line, comments and blank lines left out; keys may come more than once."""
+    """(key, value) of each line, comments and blank lines left out; keys may come more than once.
+
+    Of a value that begins and ends with a double quote systemd-boot takes both off, whatever stands between them
+    (src/boot/util.c, line_get_key_value).
+    """
+    return tuple((key, value[1:-1] if _is_quoted(value) else value) for key, value in _raw_fields(text))
+
+
+def _raw_fields(text: str) -> tuple[tuple[str, str], ...]:
     found = (_FIELD.match(line.lstrip()) for line in text.split("\n") if not line.lstrip().startswith("#"))
     return tuple((f[1], f[2]) for f in found if f is not None)
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] == '"'
 
 
 def value(text: str, key: str) -> str:
@@ -34,8 +46,13 @@ def value(text: str, key: str) -> str:
 
 
 def options(text: str) -> str:
-    """The kernel's command line: the values of all `options` lines."""
+    """The kernel's command line: the values of all `options` lines, as systemd-boot reads them."""
     return " ".join(v for k, v in fields(text) if k == "options")
+
+
+def grub_options(text: str) -> str:
+    """The same as GRUB's script has it: quotes are its own affair (see `grub_line`)."""
+    return " ".join(v for k, v in _raw_fields(text) if k == "options")
 
 
 def with_options(text: str, rework: Rework, added: str = "") -> str:
@@ -46,23 +63,27 @@ def with_options(text: str, rework: Rework, added: str = "") -> str:
     lines, emptied = text.split("\n"), set()
     at = _option_lines(lines)
     for n in at:
-        head = re.match(r"\s*options[ \t]+", lines[n])
-        assert head is not None
-        end = "\r" if lines[n].endswith("\r") else ""
-        body = lines[n][head.end() :].removesuffix("\r")
+        head, body, end = _parts(lines[n])
         new = rework(body)
         emptied |= {n} if body and body == body.strip() and not new else set()
-        lines[n] = head[0] + new + end
+        lines[n] = head + new + end
     lines = [line for n, line in enumerate(lines) if n not in emptied]
     at = _option_lines(lines)
     if added and at:
-        end = "\r" if lines[at[-1]].endswith("\r") else ""
-        lines[at[-1]] = f"{_joined(lines[at[-1]].removesuffix(end), added)}{end}"
+        head, body, end = _parts(lines[at[-1]])
+        lines[at[-1]] = f"{_joined(head + body, added)}{end}"
     elif added:
         at_end = len(lines) - (lines[-1] == "")
         end = "\r" if at_end and lines[at_end - 1].endswith("\r") else ""
         lines.insert(at_end, f"options {added}{end}")
     return "\n".join(lines)
+
+
+def _parts(line: str) -> tuple[str, str, str]:
+    """What stands before, in and after the value of an `options` line; quotes around all of it are outside."""
+    found = re.fullmatch(r'(\s*options[ \t]+)(?:(")(.*)("[ \t]*)|(.*?))(\r?)', line, re.DOTALL)
+    assert found is not None
+    return found[1] + (found[2] or ""), found[3] or found[5] or "", (found[4] or "") + found[6]
 
 
 def reworked(line: str, items: Sequence[str], extra: Sequence[str] = (), drop: Sequence[str] = ()) -> str:
