@@ -131,13 +131,14 @@ class Limine(Loader):
             raise Refused(self.by)  # only its tool knows which kernel takes which of them
         if all(bls_text.reworked(v, wanted.items, wanted.add, wanted.drop) == v for v in now.values()):
             return FileEdit(LIMINE_DEFAULTS, data, data)
-        words = [f"memmap={','.join(wanted.items)}"] if wanted.items else []
-        words += [
-            w for w in own_words(before).split() if w not in (*words, *wanted.drop) and "memmap=" not in w
-        ]
-        words += [w for w in wanted.add if w not in words]
-        keys = (DEFAULT, *(k for k in now if k != DEFAULT))
-        after = with_own_lines(before, keys, " ".join(words) if wanted.items else "", wanted.drop)
+        ours = [f"memmap={','.join(wanted.items)}", *wanted.add] if wanted.items else []
+        gone, former = (*ours, *wanted.drop), own_words(before)
+        words = {}
+        for key in (DEFAULT, *(k for k in now if k != DEFAULT)):
+            had = bls_text.raw_words(former.get(key, ""))
+            kept = [w for w in had if w not in gone and not w.startswith("memmap=")]
+            words[key] = " ".join([*ours[:1], *kept, *ours[1:]])
+        after = with_own_lines(before, words, wanted.drop, ours=bool(ours))
         made = settings(list({**layers, LIMINE_DEFAULTS: after}.values()))
         wrong = next(
             (k for k, v in made.items() if bls_text.wrong_line(parse_command_line(v), wanted.items)), ""
@@ -148,6 +149,8 @@ class Limine(Loader):
                 "remove that first: grep -r memmap= /etc/limine-entry-tool.d /usr/share/limine-entry-tool.d",
                 state=UNCHANGED,
             )
+        for key in now:
+            bls_text.prove_words(now[key], made.get(key, ""), wanted.items, wanted.add, wanted.drop)
         return FileEdit(LIMINE_DEFAULTS, data, after.encode("utf-8", "surrogateescape") if after else None)
 
     def _ask(self, machine: Host, kernel: str, wanted: Wanted) -> None:

@@ -117,24 +117,25 @@ def settings(texts: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def with_own_lines(text: str, keys: Sequence[str], words: str, drop: Sequence[str]) -> str:
-    """The last file with our words at its end, one line for each key; our former ones, and `drop`, taken out.
+def with_own_lines(text: str, words: Mapping[str, str], drop: Sequence[str], *, ours: bool) -> str:
+    """The last file with words at its end, one line for each key; our former ones, and `drop`, taken out.
 
-    `keys` are quoted as they are in the file where they need it. Empty `words` only take out.
+    Keys are quoted as they are in the file where they need it; empty words get no line. What is not `ours` (words
+    that somebody added to our lines) is not marked.
     """
     bare = _without_own(text, drop)
-    if not words:
+    lines = [f'KERNEL_CMDLINE[{_quoted(k)}]+=" {w}"' for k, w in words.items() if w]
+    if not lines:
         return bare
-    lines = [f'KERNEL_CMDLINE[{_quoted(k)}]+=" {words}"' for k in keys]
-    block = "\n".join([MARK, *lines])
+    block = "\n".join([MARK, *lines] if ours else lines)
     # A missing last newline stays missing, so that taking it out gives the old bytes back.
     return f"{bare}{block}\n" if not bare or bare.endswith("\n") else f"{bare}\n{block}"
 
 
-def own_words(text: str) -> str:
-    """The words of our lines, empty where there are none."""
+def own_words(text: str) -> dict[str, str]:
+    """The words of our lines by their key, empty where there are none."""
     found = _OWN.search(text)
-    return next(iter(settings([found[0]]).values()), "") if found is not None else ""
+    return settings([found[0]]) if found is not None else {}
 
 
 def _quoted(key: str) -> str:

@@ -184,6 +184,32 @@ def test_what_a_person_wrote_is_known_and_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        (" memmap=1G!4G mitigations=off x='a b'\"", " mitigations=off x='a b'\""),
+        (' mitigations=off memmap=1G!4G"', ' mitigations=off"'),
+    ],
+)
+def test_what_a_person_added_to_our_line_stays(line: str, left: str, tmp_path: Path) -> None:
+    machine = limine(tmp_path)
+    apply(machine)
+    put(machine, SETTINGS, machine.text(SETTINGS).replace(' memmap=1G!4G"', line))
+    updates(machine)
+    before = machine.text(CONFIG)
+    remove(machine)
+    assert machine.text(SETTINGS) == f'{TEXT}KERNEL_CMDLINE[default]+="{left}\n'
+    for _ in range(2):
+        assert machine.text(CONFIG) == before.replace(" memmap=1G!4G", "")
+        updates(machine)
+    apply(machine)
+    assert OURS in machine.text(SETTINGS)
+    assert machine.text(CONFIG).count("mitigations=off") == before.count("mitigations=off")
+    remove(machine)
+    assert "memmap" not in machine.text(SETTINGS) + machine.text(CONFIG)
+    assert "mitigations=off" in machine.text(SETTINGS)
+
+
+@pytest.mark.parametrize(
     ("failure", "problem"),
     [
         ("start", "limine-entry-tool does not tell the command line of linux-"),
