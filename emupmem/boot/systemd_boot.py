@@ -126,6 +126,17 @@ class SystemdBoot(Loader):
         if owner.boots_image(machine):
             raise Refused(owner.unified_owner(machine, started=False))
         _refuse_other_snapshot(machine)
+        _refuse_program(machine)
+
+    def _check(self, machine: Host) -> tuple[str, ...]:
+        return (*super()._check(machine), *self._starts_another(machine))
+
+    def _starts_another(self, machine: Host) -> tuple[str, ...]:
+        """A warning where what boots by itself is none of the entries that are changed."""
+        told, ours = _told(machine), {bls_menu.id_of(n).lower() for n in self._ours(machine)}
+        if not told or not ours or told.lower() in ours:  # without root there may be none
+            return ()
+        return (f"the next start is {told}, which is not changed: choose this system in the boot menu",)
 
     def refuse_trial(self, machine: Host) -> None:
         refuse_one_shot(machine)
@@ -157,13 +168,34 @@ def _refuse_other_snapshot(machine: Host) -> None:
 
     As after `snapper rollback`: what is changed here would not be started.
     """
-    told = bls_entries.default_id(machine) or bls_menu.told_default(machine)
-    files = [n for n in entry_files(machine) if told and bls_menu.id_of(n) == told]
+    told = _told(machine)
+    files = _files_of(machine, told)
     if any(is_of_another_snapshot(machine, entry_text(machine, n)) for n in files):
         raise EmupmemError(
             f"the next start is another snapshot ({told}): a change of this one's entries would not reach it",
             "reboot into it first, then apply there",
         )
+
+
+def _refuse_program(machine: Host) -> None:
+    """Raise EmupmemError where the default starts a kernel as an EFI program: the words behind it are not read here."""
+    told = _told(machine)
+    for name in _files_of(machine, told):
+        text = entry_text(machine, name)
+        if not bls_text.value(text, "linux") and "root=" in bls_text.options(text):
+            raise EmupmemError(
+                f"the next start is {told}, which starts a kernel by “efi” and not by “linux”",
+                "write linux and initrd lines into it, or choose another default: sudo bootctl set-default ID",
+            )
+
+
+def _told(machine: Host) -> str:
+    """The name of what boots by default as bootctl or loader.conf tell it, empty where none does."""
+    return bls_menu.id_of(bls_entries.default_id(machine)) or bls_menu.told_default(machine)
+
+
+def _files_of(machine: Host, told: str) -> list[str]:
+    return [n for n in entry_files(machine) if told and bls_menu.id_of(n).lower() == told.lower()]
 
 
 class SdBootUtil(SystemdBoot):

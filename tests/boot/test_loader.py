@@ -1048,6 +1048,51 @@ def test_another_snapshot_that_starts_next_is_told_before_anything_is_changed(
     assert content(machine) == files
 
 
+DEFAULTS = """#!/bin/sh\necho '[{"id":"%s","isDefault":true}]'\n"""
+
+
+@pytest.mark.parametrize("by", ["bootctl", "loader.conf"])
+def test_a_default_that_is_started_as_a_program_is_told_before_anything_is_changed(
+    tmp_path: Path, by: str
+) -> None:
+    machine = systemd_boot(tmp_path)
+    put(
+        machine,
+        "/boot/efi/loader/entries/arch.conf",
+        f"title Arch\nefi /vmlinuz-linux\noptions {ROOT} initrd=\\initramfs.img\n",
+    )
+    if by == "bootctl":
+        script(machine, "bootctl", DEFAULTS % "arch.conf")
+    else:
+        put(machine, "/boot/efi/loader/loader.conf", "default arch.conf\n")
+    with pytest.raises(EmupmemError, match=r"arch\.conf, which starts a kernel by “efi”") as caught:
+        obstacles.refuse_machine(machine)
+    assert "bootctl set-default" in caught.value.hint
+
+
+@pytest.mark.parametrize("other", ["windows.conf", "auto-windows", "fedora.conf"])
+def test_a_default_of_another_system_is_told(tmp_path: Path, other: str) -> None:
+    machine = systemd_boot(tmp_path)
+    put(machine, "/boot/efi/loader/entries/windows.conf", "title Windows\nefi /EFI/Microsoft/x.efi\n")
+    put(machine, "/boot/efi/loader/entries/fedora.conf", "title F\nlinux /v\noptions root=UUID=9\n")
+    assert obstacles.refuse_machine(machine) == ()
+    script(machine, "bootctl", DEFAULTS % other)
+    (told,) = obstacles.refuse_machine(machine)
+    assert told == f"the next start is {other}, which is not changed: choose this system in the boot menu"
+    script(machine, "bootctl", DEFAULTS % f"{ID}-{RELEASE}+2-1.conf")
+    assert obstacles.refuse_machine(machine) == ()
+
+
+def test_the_end_of_an_entry_s_name_is_in_any_case(tmp_path: Path) -> None:
+    machine = systemd_boot(tmp_path)
+    folder = machine.root / "boot/efi/loader/entries"
+    (folder / f"{ID}-{RELEASE}.conf").rename(folder / f"{ID}-{RELEASE}.CONF")
+    script(machine, "bootctl", DEFAULTS % f"{ID}-{RELEASE}.conf")
+    assert obstacles.refuse_machine(machine) == ()
+    apply(machine)
+    assert "memmap=1G!4G" in machine.text(f"/boot/efi/loader/entries/{ID}-{RELEASE}.CONF")
+
+
 def test_a_tree_of_opensuse_names_its_own_command(tmp_path: Path) -> None:
     machine = opensuse(tmp_path)
     (machine.root / "usr/bin").mkdir(parents=True)

@@ -143,7 +143,7 @@ def _default_of_tree(machine: Host) -> str:
 
 def stem_of(name: str) -> str:
     """What a loader calls an entry: boot counting puts +LEFT-DONE behind the name of its file."""
-    return re.sub(r"\+\d+(?:-\d+)?\Z", "", name.rpartition("/")[2].removesuffix(".conf"))
+    return re.sub(r"(?:\+\d+(?:-\d+)?)?(?:\.(?i:conf))?\Z", "", name.rpartition("/")[2])
 
 
 def _root_words(text: str) -> list[str]:

@@ -28,7 +28,7 @@ def entry_files(machine: Host, folders: Sequence[str] = BOOT_FOLDERS) -> list[st
     found: dict[str, str] = {}
     for folder in folders:
         for name in machine.names(f"{folder}/loader/entries"):
-            if name.endswith(".conf") and name != TRIAL_ENTRY:
+            if name.lower().endswith(".conf") and name != TRIAL_ENTRY:
                 file = f"{folder}/loader/entries/{name}"
                 found.setdefault(machine.real(file), file)
     return list(found.values())
