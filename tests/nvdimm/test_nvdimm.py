@@ -553,6 +553,20 @@ def test_create_fails_in_ndctls_words(machine: FakeMachine, monkeypatch: pytest.
     )
 
 
+def test_json_says_changed_where_something_was_made_before_it_failed(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.setattr(nvdimm_create, "wait_for", lambda ready, seconds: ready())
+    put(machine, "/fails", "failed to create namespace: Invalid argument\n")
+    assert run("create", "--json").json["changed"] is False
+    (machine.root / "fails").unlink()
+    buses(machine, region("region0", space("namespace0.0"), dimms=("nmem0",)), file="then")
+    put(machine, "/made", json.dumps({"dev": "namespace0.0"}))
+    done = run("create", "--json")
+    assert "was made, but has no device" in done.err
+    assert (done.status, done.json["changed"]) == (1, True)
+
+
 # Destroy --------------------------------------------------------------------------------------------
 
 
