@@ -64,6 +64,8 @@ else:
     else:
         there["max_available_extent"] += int((BUS / name / "size").read_text())
 STATE.write_text(json.dumps(buses))
+if given("-n") == "half":
+    sys.exit("half way")
 """
 
 
@@ -164,3 +166,5 @@ def test_nothing_is_lost_without_force(fleet: Fleet) -> None:
         "create-namespace -f -e namespace1.0 -m devdax",
         "destroy-namespace -f namespace0.0",
     ]
+    half = played(fleet, name="half", size="64M")
+    assert (half["_kind"], half["changed"]) == ("failed", True), half

@@ -61,14 +61,12 @@ class Emupmem:
         if not isinstance(result, dict):
             self.module.fail_json(msg=_without_json(status, err), status=status, stdout=out, stderr=err)
         if status not in expected:
-            self.module.fail_json(
-                msg=result.get("error") or _last_words(err), status=status, emupmem=result, stderr=err
-            )
+            self.fail(result.get("error") or _last_words(err), result, status=status, stderr=err)
         return status, result
 
-    def fail(self, message, result):
+    def fail(self, message, result, **more):
         """End the module with what emupmem printed beside the message."""
-        self.module.fail_json(msg=message, emupmem=result)
+        self.module.fail_json(msg=message, changed=result.get("changed") is True, emupmem=result, **more)
 
 
 def _is_ours(path):
