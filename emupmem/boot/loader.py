@@ -17,7 +17,7 @@ from emupmem.boot.bls import text
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import PLACEHOLDER, Owner, Refused, RefusedRemoval
 from emupmem.editor import text as editor_text
-from emupmem.kernel.cmdline import WITHOUT_KMEM, parse_command_line
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import Command, CommandLine, EmupmemError, FileEdit
 from emupmem.record import record
 from emupmem.system.host import Host
@@ -40,9 +40,6 @@ PROGRAMS = (
     "transactional-update",
 )
 """What the loaders here look for, or run."""
-
-OUR_WORDS = ("nokaslr", WITHOUT_KMEM)
-"""Words beside memmap= that apply adds where they are asked for, or needed."""
 
 Check = Callable[[Host], tuple[str, ...]]
 """Raises EmupmemError for what apply must not touch, gives warnings for what could not be told."""

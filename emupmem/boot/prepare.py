@@ -17,13 +17,14 @@ from emupmem.boot import detect
 from emupmem.boot import trial as boot_trial
 from emupmem.boot.change import Change
 from emupmem.boot.grub.defaults import refuse_half_written, refuse_mangled, reserved_twice
-from emupmem.boot.loader import OUR_WORDS, Loader, Options, Owned, Standing, Steps, Wanted
+from emupmem.boot.loader import Loader, Options, Owned, Standing, Steps, Wanted
 from emupmem.boot.transaction import WORDS_RECORD, is_unfinished
 from emupmem.device import boot_unit, devdax
 from emupmem.device.blocks import mounts
 from emupmem.device.installed import unit_program
 from emupmem.device.unit import NO_CHANGE, BootDevice, BootMount, UnitChange, read_unit
 from emupmem.kernel.cmdline import (
+    OUR_WORDS,
     WITHOUT_KMEM,
     format_memmap,
     items_meant,

@@ -15,9 +15,9 @@ from emupmem.boot.bls import text
 from emupmem.boot.bls.sources import sources_or_entries
 from emupmem.boot.entry import BootEntry
 from emupmem.boot.foreign import BOOTC, Refused
-from emupmem.boot.loader import OUR_WORDS, Loader, Standing, Steps, Trial, Wanted
+from emupmem.boot.loader import Loader, Standing, Steps, Trial, Wanted
 from emupmem.editor.quoting import items_of_word
-from emupmem.kernel.cmdline import parse_command_line
+from emupmem.kernel.cmdline import OUR_WORDS, parse_command_line
 from emupmem.model import Command, EmupmemError
 from emupmem.system.host import Host
 

@@ -19,10 +19,10 @@ from emupmem.boot.bls.files import entry_files
 from emupmem.boot.bls.sources import sdboot_manage_dropins
 from emupmem.boot.foreign import SDBOOT_MANAGE_CONFIG, SDBOOT_MANAGE_DROPINS
 from emupmem.boot.grub import defaults as grub_defaults
-from emupmem.boot.loader import OUR_WORDS, Loader, Standing, Steps, Wanted
+from emupmem.boot.loader import Loader, Standing, Steps, Wanted
 from emupmem.boot.systemd_boot import SystemdBoot
 from emupmem.editor.text import MARK, checked_text
-from emupmem.kernel.cmdline import parse_command_line
+from emupmem.kernel.cmdline import OUR_WORDS, parse_command_line
 from emupmem.model import UNCHANGED, Command, EmupmemError, FileEdit
 from emupmem.system.host import Host
 

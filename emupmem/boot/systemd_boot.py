@@ -134,8 +134,8 @@ class SystemdBoot(Loader):
     def _starts_another(self, machine: Host) -> tuple[str, ...]:
         """A warning where what boots by itself is none of the entries that are changed."""
         told, ours = _told(machine), {bls_menu.id_of(n).lower() for n in self._ours(machine)}
-        if not told or not ours or told.lower() in ours:  # without root there may be none
-            return ()
+        if not told or not ours or told.lower() in ours or told.lower().endswith(".efi"):
+            return ()  # without root there may be none; an image is another loader's affair
         return (f"the next start is {told}, which is not changed: choose this system in the boot menu",)
 
     def refuse_trial(self, machine: Host) -> None:

@@ -7,6 +7,7 @@ what boots is whole: as it was, as it will be, or a whole copy of it lies beside
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -61,9 +62,11 @@ def _carry_out_unit(machine: Machine, change: Change) -> str:
     except EmupmemError as exc:
         if change.unit.after is None:
             return f"{exc.message}: it does nothing without a reservation"
-        raise EmupmemError(
+        failure = EmupmemError(
             exc.message, "the reservation itself is in force; the same command again finishes it"
-        ) from exc
+        )
+        failure.changed = change.boot_needed
+        raise failure from exc
     return ""
 
 
@@ -119,6 +122,8 @@ def _mend(machine: Machine, by: Loader) -> None:
     """Let the whole copies of what a killed run tore take their place; what it had only made goes."""
     for name in by.torn(machine):
         if backups.is_aside(machine, name):
+            with contextlib.suppress(EmupmemError):  # where there is no room, the whole copy counts more
+                backups.back_up(machine, name, stamp(), machine.read(name) or b"", ".torn")
             backups.put_back(machine, name)
         else:
             files.delete_file(machine, name)
@@ -364,6 +369,7 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
         _drop_copies(machine, by, steps)
     if isinstance(exc, EmupmemError):
         exc.state = state + kept
+        exc.changed = bool(failed)
 
 
 def _programs_wrote(machine: Host, change: Change, former: _Former) -> bool:

@@ -29,6 +29,7 @@ def ask_and_carry_out(session: Session, prepared: Change, warnings: Sequence[str
         "memmap": prepared.tries or prepared.memmap,
         "would_change": prepared.needed,
         "diff": prepared.diff,
+        "warnings": list(warnings),
     }
     if prepared.unit.after is not None or prepared.unit.before is not None:
         result["mounts"] = _mounts(prepared)
@@ -49,11 +50,15 @@ def ask_and_carry_out(session: Session, prepared: Change, warnings: Sequence[str
         # Now, when it can still be read: afterwards there may be nobody to read it.
         for line in _way_back(machine, prepared):
             tell(line)
+    reboot = bool(prepared.trial) or _needs_reboot(machine, booted, prepared)
+    result["reboot_required"] = reboot and session.check
     if session.only_shows:
         session.finish(Exit.NOT_AS_PLANNED if session.check else Exit.OK)
     session.confirm("Apply?")
     outcome = transaction.carry_out_change(machine, prepared)
-    reboot = bool(prepared.trial) or _needs_reboot(machine, booted, prepared)
+    if outcome.problem:
+        say(f"! {outcome.problem}")
+        result["warnings"].append(outcome.problem)
     result |= {"changed": True, "backup": outcome.backup, "reboot_required": reboot}
     if not session.as_json:
         _tell(machine, prepared, outcome, reboot)
@@ -161,8 +166,6 @@ def _tell(machine: Machine, prepared: Change, outcome: Outcome, reboot: bool) ->
         does = [f"mounts {mounts}"] if mounts else []
         does += [f"sets up {', '.join(_set_up(prepared))}"] if _set_up(prepared) else []
         tell(f"✓ {FILE} " + (f"written: {' and '.join(does)} at every boot" if does else "removed"))
-    if outcome.problem:
-        say(f"! {outcome.problem}")
     if reboot:
         tell("Reboot, then:  sudo emupmem verify")
         for line in _way_back(machine, prepared):
@@ -202,4 +205,5 @@ def change_result() -> dict[str, Any]:
         "diff": "",
         "backup": "",
         "reboot_required": False,
+        "warnings": [],
     }

@@ -47,6 +47,9 @@ WITHOUT_KMEM = "modprobe.blacklist=kmem"
 """Keeps udev from loading kmem, to which the kernel gives soft reserved memory since Linux 6.3. `modprobe kmem` by
 name still loads it (modprobe(8), -b)."""
 
+OUR_WORDS = ("nokaslr", WITHOUT_KMEM)
+"""Words beside memmap= that apply adds where they are asked for, or needed."""
+
 OPERATORS = {"@": Kind.RAM, "#": Kind.ACPI_DATA, "$": Kind.RESERVED, "!": Kind.PRAM}
 
 

@@ -17,7 +17,7 @@ from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, EmupmemError, Request
 from emupmem.system import backups
 from tests.boot import test_loader
-from tests.fake import build, put
+from tests.fake import RELEASE, build, put
 
 ENTRY, CMDLINE = "boot/efi/loader/entries/zz.conf", "etc/kernel/cmdline"
 NO_FILE = "a plain file belongs there: move what is in its place away"
@@ -74,12 +74,39 @@ def test_what_somebody_took_away_since_is_not_torn(tmp_path: Path) -> None:
         ((3,), True),
         ((2, 3), True),
         ((1,), True),
+        ((1, 2, 3), True),
         ((4,), True),
         (range(6), True),
     ):
         text = "\n".join(x for n, x in enumerate(lines) if n not in gone)
         put(machine, name, text)
         assert bls_files.entry_text(machine, name) == ("\n".join(lines) if torn else text), gone
+        put(machine, name, text.replace("options ro", "options ro memmap=1G!4G nokaslr"))
+        assert (bls_files.entry_text(machine, name) == "\n".join(lines)) is torn, gone
+        if 4 not in gone:  # another root, or a word more: somebody wrote it anew
+            for other in ("options rw", "options ro quiet"):
+                anew = text.replace("options ro", other)
+                put(machine, name, anew)
+                assert bls_files.entry_text(machine, name) == anew
+    # the kernel lies there, and the initrd that is named no more does not
+    put(machine, "/boot/efi/v", "")
+    put(machine, name, "\n".join(x for n, x in enumerate(lines) if n != 3))
+    assert "/i.img" not in bls_files.entry_text(machine, name)
+    put(machine, "/boot/efi/i.img", "")
+    assert "/i.img" in bls_files.entry_text(machine, name)
+
+
+def test_a_root_that_moved_stays_and_what_is_put_back_is_kept(tmp_path: Path) -> None:
+    machine = test_loader.systemd_boot(tmp_path)
+    name = f"/boot/efi/loader/entries/{test_loader.ID}-{RELEASE}.conf"
+    old = machine.text(name).replace(test_loader.ROOT, "root=UUID=OLD ro\noptions    quiet")
+    put(machine, name, old)
+    put(machine, "/proc/cmdline", "root=UUID=NEW ro quiet")
+    backups.set_aside(machine, name)
+    new = old.replace("root=UUID=OLD ro\noptions    quiet", "root=UUID=NEW ro quiet mitigations=off")
+    put(machine, name, new)
+    assert test_loader.remove(machine) is None or machine.text(name) == new
+    assert machine.text(name) == new
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,9 @@ def test_apply_shows_writes_and_tells_what_to_do(run: Run, here: FakeMachine) ->
 
 def test_apply_json(run: Run, here: FakeMachine) -> None:
     found = run("apply", "--size", "1G", "--yes", "--json").json
-    assert set(found) == {"changed", "would_change", "memmap", "diff", "backup", "reboot_required"}
+    assert set(found) == {
+        *("changed", "would_change", "memmap", "diff", "backup", "reboot_required", "warnings")
+    }
     assert found["changed"] is True
     assert found["memmap"] == "memmap=1G!4G"
     assert found["diff"].startswith("--- /etc/default/grub\n")

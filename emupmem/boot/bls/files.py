@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from emupmem.boot.bls import text as bls_text
+from emupmem.kernel.cmdline import OUR_WORDS, parse_command_line
 from emupmem.model import MIB, EmupmemError, FileEdit
 from emupmem.system import backups
 from emupmem.system.host import Host
@@ -43,9 +44,7 @@ def trial_file(machine: Host) -> str:
 def entry_text(machine: Host, name: str) -> str:
     """An entry; of one that a program tore when it was killed, the copy that lies beside it.
 
-    Torn is what lacks the last lines of a key without which nothing starts: sdboot-manage adds those of the initrd
-    later. What somebody took away since then (microcode, the first one) is no such line. Raises EmupmemError for what
-    cannot be an entry.
+    What was written anew since then is no torn one, see `_is_torn`. Raises EmupmemError for what cannot be an entry.
     """
     text, data = machine.text(name), backups.read_aside(machine, name)
     if len(text) > LONGEST_ENTRY:
@@ -53,15 +52,33 @@ def entry_text(machine: Host, name: str) -> str:
     if data is None:
         return text
     aside = data.decode("utf-8", "surrogateescape")
-    return (
-        aside if any(_is_begun(text, aside, key) for key in ("linux", "efi", "initrd", "options")) else text
-    )
+    return aside if _is_torn(machine, name, text, aside) else text
 
 
-def _is_begun(text: str, whole: str, key: str) -> bool:
-    """Whether an entry has only the first lines of a key that another one has; ours may be other `options`."""
-    here, there = ([v for k, v in bls_text.fields(t) if k == key] for t in (text, whole))
-    return len(here) < len(there) and (key == "options" or there[: len(here)] == here)
+def _is_torn(machine: Host, name: str, text: str, whole: str) -> bool:
+    """Whether an entry is the beginning of another one: sdboot-manage adds the lines of the initrd later.
+
+    It lacks the last lines of a key without which nothing starts, and its options, but for ours, begin like those of
+    the whole one. What a person took away since then mostly was another line, or is there no more.
+    """
+    here, there = (_options_of_others(t) for t in (text, whole))
+    if there[: len(here)] != here:
+        return False
+    folder = name.rpartition("/loader/entries/")[0]
+    for key in ("linux", "efi", "initrd", "options"):
+        begun, all_ = ([v for k, v in bls_text.fields(t) if k == key] for t in (text, whole))
+        lacking = all_[len(begun) :]
+        if not lacking or (key != "options" and all_[: len(begun)] != begun):
+            continue
+        seen = machine.exists(f"{folder}{bls_text.value(whole, 'linux')}")
+        if not (key == "initrd" and seen and not all(machine.exists(f"{folder}{v}") for v in lacking)):
+            return True
+    return False
+
+
+def _options_of_others(text: str) -> list[str]:
+    words = bls_text.foreign_words(parse_command_line(bls_text.options(text)))
+    return [w for w in words if w not in OUR_WORDS]
 
 
 def edit_of(machine: Host, name: str, text: str) -> FileEdit:

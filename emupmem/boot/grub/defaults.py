@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 from emupmem.boot.grub import dropin, menu
 from emupmem.boot.grub.environment import GRUB_DEFAULT, GRUB_DROPINS
-from emupmem.boot.loader import OUR_WORDS
 from emupmem.editor import defaults, edits, quoting, shell
 from emupmem.editor import text as editor_text
 from emupmem.editor.shell import Judge
-from emupmem.kernel.cmdline import RESERVATION, half_written, mangled, parse_command_line
+from emupmem.kernel.cmdline import OUR_WORDS, RESERVATION, half_written, mangled, parse_command_line
 from emupmem.model import UNCHANGED, CommandLine, EmupmemError, FileEdit
 from emupmem.planner.survey import GRUB_MKCONFIGS
 from emupmem.system.backups import BACKUPS
