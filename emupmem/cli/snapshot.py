@@ -15,7 +15,7 @@ from emupmem.cli.options import Json, Yes
 from emupmem.cli.output import Exit, say, tell
 from emupmem.cli.session import Session
 from emupmem.cli.stdio import is_quiet
-from emupmem.device import image
+from emupmem.device import image, keep
 from emupmem.system.lock import interrupts
 from emupmem.units import human
 
@@ -38,6 +38,7 @@ def save(
         session.changing()
         with _progress() as progress:
             done = image.save_image(session.machine, file, source, progress)
+        keep.saved_by_hand(session.machine, done.file, done.device)
         _tell_snapshot(session, f"{done.device} saved to {done.file}", done)
 
 

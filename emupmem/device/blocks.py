@@ -15,6 +15,9 @@ from emupmem.system.machine import Machine
 from emupmem.system.programs import Completed
 from emupmem.system.sysfs import Region
 
+FILE_SYSTEMS = ("ext4", "xfs")
+"""Those that mount makes, the first where none is asked for."""
+
 UNSIGNED = "data without a signature"
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from emupmem.device import keep as device_keep
 from emupmem.device import unit
-from emupmem.device.blocks import devices, mounts
+from emupmem.device.blocks import FILE_SYSTEMS, devices, mounts
 from emupmem.device.decide import (
-    FILE_SYSTEMS,
     MountRequest,
     MountSteps,
     check_dir,
@@ -152,7 +151,7 @@ def mount_at_boot(machine: Host, steps: MountSteps, request: MountRequest) -> un
             "at every boot only whole devices are mounted",
         )
     items = parse_command_line(machine.peek("/proc/cmdline")).pmem
-    before = _recorded(machine, item.start, item.size, steps.dir)
+    before = _recorded(machine, item.start, item.size)
     wish = MountWish(
         steps.dir,
         steps.fs,
@@ -167,11 +166,11 @@ def mount_at_boot(machine: Host, steps: MountSteps, request: MountRequest) -> un
     )
 
 
-def _recorded(machine: Host, start: int, size: int, folder: str) -> unit.BootMount | None:
-    """What the unit mounts of this range at this folder."""
+def _recorded(machine: Host, start: int, size: int) -> unit.BootMount | None:
+    """How the unit mounts this range, at whatever folder."""
     text = _text(machine)
     there = unit.read_unit(text) if text is not None else ()
-    return next((m for m in there if (m.start, m.size, m.dir) == (start, size, folder)), None)
+    return next((m for m in there if (m.start, m.size) == (start, size)), None)
 
 
 def _configured(machine: Host) -> list[tuple[int, int]]:

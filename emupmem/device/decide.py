@@ -6,14 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from emupmem.device.blocks import UNSIGNED, Mounted, Pmem
+from emupmem.device.blocks import FILE_SYSTEMS, UNSIGNED, Mounted, Pmem
 from emupmem.device.proof import SeenMount
 from emupmem.model import GIB, MIB, Check, Command, EmupmemError
 from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.units import human
 
-FILE_SYSTEMS = ("ext4", "xfs")
 XFS_LEAST = 300 * MIB
 EXT4_LEAST = 16 * MIB
 MKFS_SECONDS = 120

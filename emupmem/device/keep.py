@@ -3,8 +3,9 @@
 
 RAM forgets at every power cycle, so the content of a device that shall be kept lives in an image (see
 `image`) on a disk. The unit saves it when it is stopped and brings it back before it mounts. A device
-whose image could not be brought back is never saved over that image: a note under /run tells which
-devices hold what belongs to their image in this boot.
+whose image could not be brought back is never saved over that image, and no other image is saved over that
+somebody put in its place: a note under /run tells which devices hold what belongs to their image in this boot,
+and which image that was.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from emupmem.device.blocks import Pmem, devices, mount_of, mounts, signature
 from emupmem.device.unit import UNSAVED, BootMount
 from emupmem.model import Command, EmupmemError
 from emupmem.system import files, processes
+from emupmem.system.backups import stamp
 from emupmem.system.files import refuse_kernel_folder
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
@@ -24,6 +26,7 @@ from emupmem.units import human
 
 NOTES = "/run/emupmem"
 VOLATILE = ("tmpfs", "ramfs", "devtmpfs", "overlay")
+NO_IMAGE = "none"
 UMOUNT_SECONDS = 60
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -74,17 +77,46 @@ def check_image(machine: Host, file: str, size: int, folder: str) -> None:
 
 def note(wanted: BootMount) -> str:
     """Where it is noted that the device holds what belongs to its image."""
-    return f"{NOTES}/kept.{wanted.range.replace('!', '-')}"
+    return _note_of(wanted.range)
+
+
+def _note_of(range_: str) -> str:
+    return f"{NOTES}/kept.{range_.replace('!', '-')}"
 
 
 def belongs(machine: Host, wanted: BootMount) -> bool:
     """Whether the content of the device belongs to its image in this boot."""
-    return machine.peek(note(wanted)) == wanted.keep
+    return _noted(machine, note(wanted))[0] == wanted.keep
+
+
+def _noted(machine: Host, name: str) -> tuple[str, str]:
+    """What a note names, and which image that was then (`NO_IMAGE`: none was there)."""
+    keep, between, which = machine.peek(name).rpartition("\n")
+    return (keep, which) if between else (which, "")  # a version before this one wrote the name only
+
+
+def _which(machine: Host, file: str) -> str:
+    """What tells an image from another one that somebody put in its place."""
+    size = machine.file_size(file)
+    return NO_IMAGE if size is None else f"{size} {machine.modified(file)}"
+
+
+def _write_note(machine: Machine, name: str, file: str) -> None:
+    files.install_file(machine, name, f"{file}\n{_which(machine, file)}\n")
+
+
+def saved_by_hand(machine: Machine, file: str, dev: str) -> None:
+    """An image of a device was written: where it is the one that is kept of it, that is the one to replace."""
+    device = next((d for d in devices(machine) if d.dev == dev and d.item is not None), None)
+    if device is not None and device.item is not None:
+        name = _note_of(device.item.text)
+        if _noted(machine, name)[0] == file:
+            _write_note(machine, name, file)
 
 
 def remember(machine: Machine, wanted: BootMount) -> None:
     """From now on the content of the device belongs to its image: it is saved at shutdown."""
-    files.install_file(machine, note(wanted), wanted.keep)
+    _write_note(machine, note(wanted), wanted.keep)
     with contextlib.suppress(EmupmemError):  # without room for that the content is there all the same
         files.install_file(machine, unsaved(wanted), machine.peek(BOOT_ID) + "\n")
 
@@ -163,11 +195,21 @@ def _save(machine: Machine, wanted: BootMount) -> str:
         return f"{wanted.dir} is not saved: {device.dev} is blank, and {wanted.keep} stays as it was"
     from emupmem.device import image
 
+    held = f" (still mounted at {where}, frozen while it was saved)" if where else ""
+    if _noted(machine, note(wanted))[1] not in (now := _which(machine, wanted.keep), "") and now != NO_IMAGE:
+        # Two contents: neither is thrown away, and the next start brings back what lies there.
+        beside = f"{wanted.keep}.{stamp()}"
+        image.save_image(machine, beside, where or device.dev)
+        machine.run(Command(("sync", "-f", beside), "have the image on the disk"))
+        return (
+            f"{device.dev} saved to {beside}{held}, since {wanted.keep} is another image than at the start: that "
+            "stays, and is brought back at the next one"
+        )
     done = image.save_image(machine, wanted.keep, where or device.dev)
+    _write_note(machine, note(wanted), wanted.keep)
     machine.run(Command(("sync", "-f", wanted.keep), "have the image on the disk"))
     with contextlib.suppress(EmupmemError):  # the image is newer than the note then, and that counts
         files.delete_file(machine, unsaved(wanted))
-    held = f" (still mounted at {where}, frozen while it was saved)" if where else ""
     return (
         f"{device.dev} saved to {wanted.keep}{held} · {human(done.allocated)} on disk, {done.seconds:.1f} s"
     )

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 from emupmem.device import dax, installed, keep, unit
-from emupmem.device.blocks import Mounted, Pmem, devices, mounts, signature
+from emupmem.device.blocks import FILE_SYSTEMS, Mounted, Pmem, devices, mounts, signature
 from emupmem.device.nature import ASYNCHRONOUS, VOLATILE, nature
 from emupmem.model import Check, EmupmemError
 from emupmem.record import record
 from emupmem.system.host import Host
 from emupmem.system.machine import Machine
+
+NOT_BACK = "what it holds was not brought back from its image in this boot, which is never saved over"
 
 
 def explained(name: str, broken: str) -> Check:
@@ -33,6 +36,13 @@ def look_at_mounts(machine: Host, wanted: Sequence[unit.BootMount]) -> tuple[See
         one = see_mount(machine, device, mount.dir, mount.fs, all_mounts, True)
         missed = machine.peek(keep.missed_note(mount)) if mount.keep else ""
         unsaved = broken if mount.keep else ""
+        if (
+            mount.keep
+            and one.at == mount.dir
+            and isinstance(machine, Machine)
+            and not keep.belongs(machine, mount)
+        ):
+            unsaved = NOT_BACK
         seen.append(dataclasses.replace(one, keep=mount.keep, missed=missed, unsaved=unsaved))
     asked = {s.device for s in seen}
     for device in ours:
@@ -123,7 +133,8 @@ def left_over(mount: SeenMount) -> Check:
 
 
 def _again(mount: SeenMount, force: str = "") -> str:
-    return f"sudo emupmem mount {mount.device} {mount.dir}{force}"
+    fs = f" --fs {mount.wanted}" if mount.wanted not in ("", FILE_SYSTEMS[0]) else ""
+    return f"sudo emupmem mount {mount.device} {shlex.quote(mount.dir)}{fs}{force}"
 
 
 def _filesystem(mount: SeenMount) -> Check:
@@ -136,9 +147,10 @@ def _filesystem(mount: SeenMount) -> Check:
     if not mount.fs:
         return Check("filesystem", "fail", wanted, f"{mount.device} is blank", _why_not(mount))
     if mount.wanted and mount.fs != mount.wanted:
-        return Check(
-            "filesystem", "fail", wanted, f"{mount.device} holds {mount.fs}", _again(mount, " --force")
-        )
+        hint = f"{_again(mount, ' --force')} makes {wanted} (and destroys what is there)"
+        if mount.at:
+            hint = f"sudo emupmem umount {mount.at} first; {hint}"
+        return Check("filesystem", "fail", wanted, f"{mount.device} holds {mount.fs}", hint)
     return Check("filesystem", "ok", wanted, f"{mount.fs} on {mount.device}")
 
 
@@ -165,7 +177,9 @@ def _mounted(mount: SeenMount) -> Check:
     fate = f"saved to {mount.keep} at an orderly shutdown only" if mount.keep else mount.fate
     if mount.unsaved:
         found = f"the next shutdown will not save {mount.dir}: {mount.unsaved}"
-        hint = f"{installed.REPAIR}; sudo emupmem save FILE {mount.dir} saves it now"
+        anew = f"with {mount.keep} moved away, {_again(mount)} --at-boot --keep {shlex.quote(mount.keep)} begins anew"
+        repair = anew if mount.unsaved == NOT_BACK else installed.REPAIR
+        hint = f"{repair}; sudo emupmem save FILE {shlex.quote(mount.dir)} saves it now"
         return Check("mounted", "fail", expected, found, hint)
     told = f"; {mount.missed}" if mount.missed else ""
     return Check("mounted", "ok", expected, f"{mount.dir} with {option}{boot} · {fate}{told}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from emupmem.device import image as device_image
-from emupmem.device import keep, unit
+from emupmem.device import keep, proof, unit
 from emupmem.device.unit import BootMount
 from emupmem.model import GIB, MIB, EmupmemError
 from emupmem.system import files, processes
@@ -509,3 +509,69 @@ def test_the_archive_says_the_same_of_the_unit(run: Run, kept: PmemMachine, tmp_
         ]
         assert [f["status"] for f in here] == [status]
         assert here == there
+
+
+def unmounted(machine: PmemMachine) -> None:
+    put(machine, "/proc/self/mountinfo", "30 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
+    holds(machine, "TYPE=ext4\\n")
+
+
+def test_verify_says_that_the_next_shutdown_does_not_save_what_was_not_brought_back(
+    run: Run, kept: PmemMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebooted(run, kept)
+    run("mount", "--at-boot", "--keep", FILE)
+    assert "saved to /keep/pmem0.img" in run("verify").out
+    next_boot(kept, 2)
+    image(kept)
+
+    def damaged(*words: object) -> None:
+        raise EmupmemError("its checksum differs")
+
+    monkeypatch.setattr(device_image, "restore_image", damaged)
+    assert boot(run).status == 1
+    assert run("mount", "/dev/pmem0", "/mnt/pmem0").status == 0
+    done = run("verify")
+    assert done.status == 3
+    assert f"the next shutdown will not save /mnt/pmem0: {proof.NOT_BACK}" in done.out
+    hint = "sudo emupmem mount /dev/pmem0 /mnt/pmem0 --at-boot --keep /keep/pmem0.img"
+    assert f"with /keep/pmem0.img moved away, {hint} begins anew" in done.out
+    (kept.root / FILE.lstrip("/")).unlink()  # as the hint says
+    assert run(*hint.split()[2:]).status == 0
+    assert "will not save" not in run("verify").out
+
+
+def test_another_folder_does_not_end_the_keeping(run: Run, kept: PmemMachine) -> None:
+    run("mount", "/dev/pmem0", "/mnt/a", "--at-boot", "--keep", FILE, "--mode", "0700")
+    unmounted(kept)
+    assert run("mount", "/dev/pmem0", "/mnt/b", "--at-boot").status == 0
+    (there,) = unit.read_unit(unit_text(kept))
+    assert (there.dir, there.mode, there.keep) == ("/mnt/b", "0700", FILE)
+    assert "ExecStop" in unit_text(kept)
+
+
+@pytest.mark.parametrize("before", ["none", "an older one"])
+def test_an_image_that_was_put_there_since_is_not_saved_over(
+    run: Run, kept: PmemMachine, before: str
+) -> None:
+    """As on a disk that is mounted by hand after the start: neither content is thrown away."""
+    if before != "none":
+        os.utime(image(kept), (1_700_000_000, 1_700_000_000))
+    assert boot(run).status == 0
+    os.utime(image(kept), (1_600_000_000, 1_600_000_000))
+    mounted(kept, "pmem0", "/mnt/pmem0")
+    done = boot(run, "boot-save")
+    assert done.status == 0
+    assert "since /keep/pmem0.img is another image than at the start: that stays" in done.out
+    (saved,) = (c for c in calls(kept) if c.startswith("save "))
+    assert saved.split()[1].startswith(f"{FILE}.20")
+
+
+def test_an_image_that_was_saved_by_hand_meanwhile_is_ours(run: Run, kept: PmemMachine) -> None:
+    assert boot(run).status == 0
+    mounted(kept, "pmem0", "/mnt/pmem0")
+    os.utime(image(kept), (1_600_000_000, 1_600_000_000))  # what the stand-in for saving does not do
+    assert run("save", FILE, "/mnt/pmem0").status == 0
+    assert "another image" not in boot(run, "boot-save").out
+    (kept.root / FILE.lstrip("/")).unlink()
+    assert "saved to /keep/pmem0.img" in boot(run, "boot-save").out, "where none is left, one is made"

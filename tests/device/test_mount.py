@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
@@ -896,3 +897,16 @@ def test_kernel_versions() -> None:
 def test_blkid_words() -> None:
     assert parse_blkid(Completed(0, b"DEVNAME=/dev/x\nTYPE=xfs\nUSAGE=filesystem\n", b"")) == "xfs"
     assert parse_blkid(Completed(2, b"", b"")) == ""
+
+
+def test_the_hint_for_another_file_system_makes_the_right_one(run: Run, here: PmemMachine) -> None:
+    rebooted(run, here)
+    holds(here, "TYPE=ext4\\n")
+    run("apply", "--size", "1G", "--mount", "/mnt/my disk", "--fs", "xfs", "--yes")
+    hint = "sudo emupmem mount /dev/pmem0 '/mnt/my disk' --fs xfs --force"
+    assert f"{hint} makes xfs (and destroys what is there)" in run("verify").out
+    assert "✓ filesystem   xfs" in run(*shlex.split(hint)[2:]).out
+    assert any(c.startswith("mkfs.xfs") for c in calls(here))
+    put(here, "/proc/self/mountinfo", "")
+    mounted(here, "pmem0", "/srv/db", fs="ext4")
+    assert "sudo emupmem umount /srv/db first; " in run("verify").out
