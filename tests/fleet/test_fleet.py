@@ -46,16 +46,24 @@ def reservation(**options: Any) -> list[dict[str, Any]]:
 def test_there_and_back(fleet: Fleet) -> None:
     before = fleet.hosts["big"].snapshot()
     shown = fleet.play(reservation(size="2G"), "--check", "--diff").of("it")
-    assert shown["big"]["changed"] is True, shown
+    assert (shown["big"]["changed"], shown["big"]["reboot_required"]) == (True, True), shown
     assert "+GRUB_CMDLINE_LINUX" in shown["big"]["diff"]["prepared"]
     assert shown["small"]["_kind"] == "failed"
     assert "the largest" in shown["small"]["msg"]
     assert fleet.hosts["big"].snapshot() == before
 
+    large = fleet.play(reservation(size="16G", min_free="1G"), "--check").of("it")["big"]
+    assert large["warnings"] == ["less than a quarter of the RAM stays for the system"]
+    for words in ((), ("--check",)):
+        tried = fleet.play(reservation(size="2G", trial=True, mount=["/mnt/p"]), *words).of("it")["big"]
+        assert "--mount is permanent" in tried["msg"], "checked as it would be done"
     done = fleet.play(reservation(size="2G")).of("it")["big"]
     assert (done["changed"], done["memmap"], done["reboot_required"]) == (True, "memmap=2G!4G", True)
     assert fleet.play(reservation(size="2G"), "--check").of("it")["big"]["changed"] is False
     assert fleet.play(reservation(size="2G", trial=True)).of("it")["big"]["changed"] is False
+
+    kept = fleet.play(reservation(size="2G", mount=["/mnt/p"], keep=["/var/lib/p.img"])).of("it")["big"]
+    assert "/var/lib is on overlay" in kept["msg"], "the option comes to the program"
 
     seen = fleet.play([{"name": "it", "emupmem.emupmem.verify": {}}]).of("it")
     assert seen["big"]["msg"].startswith("booted: ")

@@ -62,6 +62,12 @@ options:
   mode:
     description: The permissions of what is mounted, such as V('0770').
     type: str
+  keep:
+    description:
+      - For each folder of O(mount) a file where its content is saved at an orderly shutdown, and brought back from.
+      - A reservation that is given anew without it ends the saving; a warning says so.
+    type: list
+    elements: path
   trial:
     description:
       - Make a boot entry that the next start takes, and only that; if the host hangs, any reset starts the old one.
@@ -140,6 +146,8 @@ def _words(options, check):
     words += ["--nokaslr"] if options["nokaslr"] else []
     for folder in options["mount"]:
         words += ["--mount", folder]
+    for file in options["keep"] or []:
+        words += ["--keep", file]
     for name in ("fs", "owner", "mode"):
         words += [f"--{name}", options[name]] if options[name] else []
     return words
@@ -150,9 +158,9 @@ def _apply(program, options, check):
         return program.ask(_words(options, check), (OK, NOT_AS_ASKED) if check else (OK,))[1]
     # What is permanent as asked needs no trial.
     result = program.ask(_words(options, True), (OK, NOT_AS_ASKED))[1]
-    if check or not result.get("would_change", True):
+    if not result.get("would_change", True):
         return result
-    return program.ask([*_words(options, False), "--trial"])[1]
+    return program.ask([*_words(options, check), "--trial"], (OK, NOT_AS_ASKED) if check else (OK,))[1]
 
 
 def _end_trial(program, command, check):
@@ -184,6 +192,7 @@ def main():
             fs=dict(type="str", choices=["ext4", "xfs"]),
             owner=dict(type="str"),
             mode=dict(type="str"),
+            keep=dict(type="list", elements="path", no_log=False),
             trial=dict(type="bool", default=False),
         ),
         required_if=[("state", "present", ("size",))],
@@ -198,6 +207,8 @@ def main():
     else:
         result = _end_trial(program, "confirm" if state == "confirmed" else "abandon", check)
     need(result, "would_change", module)
+    for warning in result.pop("warnings", ()):
+        module.warn(warning)
     diff = {"diff": {"prepared": result.pop("diff")}} if module._diff and result["diff"] else {}
     result.pop("diff", None)
     result["changed"] = result["would_change"] if check else result["changed"]
