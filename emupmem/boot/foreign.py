@@ -28,7 +28,11 @@ LIMINE_CONFIGS = tuple(
 )
 REFIND_CONFIGS = (
     "/boot/refind_linux.conf",
-    *(f"{esp}/EFI/refind/refind.conf" for esp in ("/boot", "/efi", "/boot/efi")),
+    *(
+        f"{esp}/EFI/{name}/refind.conf"
+        for name in ("refind", "BOOT")
+        for esp in ("/boot", "/efi", "/boot/efi")
+    ),
 )
 EXTLINUX_CONFIGS = ("/boot/extlinux/extlinux.conf", "/boot/syslinux/syslinux.cfg", "/boot/extlinux.conf")
 

@@ -23,8 +23,7 @@ from emupmem.system.host import Host
 
 OPTIONS, *_CONFIGS = REFIND_CONFIGS
 _LINE = re.compile(r'(?P<head>[ \t]*"(?P<title>[^"\n]*)"[ \t]+")(?P<options>[^"\n]*)(?P<tail>"[ \t\r]*)')
-_STANZA = re.compile(r"^[ \t]*menuentry\b[^\n]*\{(.*?)^[ \t]*\}", re.MULTILINE | re.DOTALL)
-_INCLUDE = re.compile(r"^[ \t]*include[ \t]+[\"']?([^\"'\n]*?)[\"']?[ \t\r]*$", re.MULTILINE)
+_INCLUDE = re.compile(r"^[ \t]*include[ \t]+[\"']?([^\"'\n]*?)[\"']?[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
 
 
 def is_for_options(machine: Host) -> bool:
@@ -45,12 +44,27 @@ def _texts(machine: Host) -> list[str]:
 
 def _starts_linux(text: str) -> bool:
     """Whether a stanza that is not disabled has options or an initial disk: a Linux."""
-    bodies = (found[1] for found in _STANZA.finditer(text))
-    return any(
-        re.search(r"^[ \t]*(options|initrd)\b", b, re.MULTILINE)
-        and not re.search(r"^[ \t]*disabled\b", b, re.MULTILINE)
-        for b in bodies
-    )
+    return any({"options", "initrd"} & words and "disabled" not in words for words in _stanzas(text))
+
+
+def _stanzas(text: str) -> list[set[str]]:
+    """The first words of the lines of each stanza, in lower case as rEFInd compares them; submenus are not read."""
+    found: list[set[str]] = []
+    depth = 0
+    for line in text.lower().split("\n"):
+        first, *rest = line.split() or [""]
+        if first.startswith("#"):
+            continue
+        if first == "menuentry" and rest and not depth:
+            found.append(set())
+            depth = 1
+        elif first == "submenuentry" and depth:
+            depth += 1
+        elif first == "}":
+            depth = max(0, depth - 1)
+        elif depth == 1:
+            found[-1].add(first)
+    return found
 
 
 class Refind(Loader):
@@ -84,6 +98,16 @@ class Refind(Loader):
 
     def refuse(self, machine: Host) -> None:
         self.steps(machine, Wanted())
+
+    def _check(self, machine: Host) -> tuple[str, ...]:
+        warnings = super()._check(machine)
+        own = own_line(machine)
+        entries = (_entry(machine, n, x, "", own) for n, x in enumerate(_lines(machine), 1))
+        first = next((e for e in entries if e is not None), None)
+        if first is None or first.ours or not own.words:
+            return warnings
+        told = f"rEFInd starts “{first.titles[0]}”, the first line of {OPTIONS}, which is another system's"
+        return (*warnings, f"{told} and is not changed: choose this one in its menu")
 
     def steps(self, machine: Host, wanted: Wanted) -> Steps:
         ours = {e.line for e in self.standing(machine).entries if e.ours}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -156,9 +157,13 @@ def _changed(texts: Texts, wanted: Wanted) -> dict[str, str]:
     lines = []
     for name in _BOTH:
         wish = parse_command_line(bls_text.reworked(now[name], (), wanted.add, wanted.drop)).words
-        there = parse_command_line(left[name]).words
+        there = Counter(parse_command_line(left[name]).words)
         words = [f"memmap={','.join(wanted.items)}"] if wanted.items else []
-        words += [w for w in wish if w not in there]
+        for word in wish:  # what a person added to our line stays, also a word that is there twice
+            if there[word]:
+                there[word] -= 1
+            else:
+                words.append(word)
         lines += [f'{name}="${name} {" ".join(words)}"'] if words else []
     others = any(_ASSIGNMENT.search(t) for n, t in bare.items() if n not in (SDBOOT_MANAGE_CONFIG, _DROPIN))
     place = _DROPIN if others else SDBOOT_MANAGE_CONFIG

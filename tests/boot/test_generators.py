@@ -453,3 +453,15 @@ def test_all_commands_speak_of_sdboot_manage(
     assert "sdboot-manage gen" in done.out + done.err
     assert f"memmap=1G!4G in {SETTINGS}" in run("verify", "--wait", "0").out
     assert run("remove", "--yes").status == 0
+
+
+def test_words_that_a_person_repeats_in_our_line_stay(tmp_path: Path) -> None:
+    machine = cachyos(tmp_path)
+    apply(machine)
+    file = "/etc/sdboot-manage.conf"
+    more = "console=tty0 console=ttyS0 console=tty0 quiet"
+    put(machine, file, machine.text(file).replace('memmap=1G!4G"', f'memmap=1G!4G {more}"'))
+    machine.output("sdboot-manage", "gen")
+    remove(machine)
+    assert "memmap" not in machine.text(file)
+    assert machine.text(file).count(more) == 2

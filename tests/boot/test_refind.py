@@ -96,11 +96,37 @@ def included(machine: FakeMachine) -> None:
     put(machine, "/boot/efi/EFI/refind/themes/mine/theme.conf", text)
 
 
+def behind_a_submenu(machine: FakeMachine) -> None:
+    text = f"""menuentry "Mine" {{
+  loader /vmlinuz
+  submenuentry "single" {{
+    add_options "single"
+    disabled
+  }}
+  initrd /initrd
+  options "{ROOT}"
+}}
+"""
+    put(machine, "/boot/efi/EFI/refind/refind.conf", text)
+
+
+def in_capitals(machine: FakeMachine) -> None:
+    text = f'MenuEntry "Mine" {{\n  Loader /vmlinuz\n  Options "{ROOT}"\n}}\n'
+    put(machine, "/boot/efi/EFI/refind/refind.conf", text)
+
+
+def in_the_default_folder(machine: FakeMachine) -> None:
+    text = f'menuentry "Mine" {{\n  loader /vmlinuz\n  options "{ROOT}"\n}}\n'
+    put(machine, "/boot/efi/EFI/BOOT/refind.conf", text)
+
+
 def nameless(machine: FakeMachine) -> None:
     (machine.root / f"sys/firmware/efi/efivars/LoaderInfo-{EFI_NAME}").unlink()
 
 
-@pytest.mark.parametrize("spoil", [stanza, included, nameless])
+@pytest.mark.parametrize(
+    "spoil", [stanza, included, behind_a_submenu, in_capitals, in_the_default_folder, nameless]
+)
 def test_where_the_words_may_come_from_elsewhere_it_is_left_alone(
     spoil: Callable[[FakeMachine], None], tmp_path: Path
 ) -> None:
@@ -121,6 +147,15 @@ def test_other_lines_are_refused(line: str, tmp_path: Path) -> None:
         ):
             do(machine)
     assert tree(machine) == before
+
+
+def test_a_first_line_of_another_system_is_told(tmp_path: Path) -> None:
+    machine = refind(tmp_path)
+    assert obstacles.refuse_machine(machine) == ()
+    put(machine, OPTIONS, f'"New" "{ROOT} rootflags=subvol=@new"\n{TEXT}')
+    (told,) = obstacles.refuse_machine(machine)
+    assert "rEFInd starts “New”, the first line of /boot/refind_linux.conf" in told
+    assert "choose this one in its menu" in told
 
 
 def test_a_file_for_another_system_is_refused(tmp_path: Path) -> None:
