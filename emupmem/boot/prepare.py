@@ -70,16 +70,27 @@ def change_of(
     unfinished = is_unfinished(machine, by, steps) if machine.live else bool(by.torn(machine))
     steps = replace(steps, unfinished=True) if unfinished else steps
     steps = replace(steps, remembered=_remembered(machine, now, steps.wanted))
-    warnings = (*notes, *(made.warnings if made else ()), *now.notes, *steps.notes)
+    added = [w for w in steps.wanted.add if w in _of_others(now) and w not in added_words(machine)]
+    told = [f"an entry has {w} already: remove leaves it in all entries" for w in added]
+    warnings = (*told, *notes, *(made.warnings if made else ()), *now.notes, *steps.notes)
     return Change(by, now, steps, made, tuple(dict.fromkeys(warnings)))
 
 
 def _remembered(machine: Host, now: Standing, wanted: Wanted) -> tuple[str, ...] | None:
     """The words that are of applies afterwards, not those that somebody else had put there; None where that stays."""
-    recorded, there = added_words(machine), now.line.words if now.line is not None else ()
+    recorded, there = (
+        added_words(machine),
+        {*(now.line.words if now.line is not None else ()), *_of_others(now)},
+    )
     ours = [*(w for w in recorded if w not in wanted.drop), *(w for w in wanted.add if w not in there)]
     after = tuple(w for w in OUR_WORDS if w in ours)
     return after if after != recorded else None
+
+
+def _of_others(now: Standing) -> list[str]:
+    """Words of ours that an entry has before: they go into all of them, and so remove leaves them in all."""
+    line = now.line.words if now.line is not None else ()
+    return [w for w in OUR_WORDS if w not in line and any(e.ours and w in e.words for e in now.entries)]
 
 
 @_asks_once

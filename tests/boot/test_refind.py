@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from emupmem.boot import detect, obstacles, prepare
-from emupmem.boot.loader import Owned
+from emupmem.boot.loader import Options, Owned
 from emupmem.boot.refind import OPTIONS, Refind
+from emupmem.boot.transaction import carry_out_change
 from emupmem.doctor import look
-from emupmem.model import EmupmemError
+from emupmem.model import GIB, EmupmemError, Request
 from emupmem.report import collected, gather
 from tests import fake
 from tests.boot import test_loader
 from tests.boot.test_generators import changed, tree
-from tests.boot.test_loader import EFI_NAME, ROOT, apply, efi, is_changed_by, remove, without_grub
+from tests.boot.test_loader import EFI_NAME, ROOT, apply, efi, is_changed_by, remove, survey_of, without_grub
 from tests.cli.runner import Run
 from tests.cli.test_cli import log as log  # the fixture
 from tests.fake import RELEASE, FakeMachine, put
@@ -147,6 +148,17 @@ def test_other_lines_are_refused(line: str, tmp_path: Path) -> None:
         ):
             do(machine)
     assert tree(machine) == before
+
+
+def test_a_nokaslr_that_a_person_wrote_into_one_line_stays(tmp_path: Path) -> None:
+    text = f'"Boot" "{ROOT}"\n"kgdb" "{ROOT} nokaslr kgdboc=ttyS0"\n'
+    machine = refind(tmp_path, text)
+    wanted = prepare.prepare_apply(machine, survey_of(machine), Request(GIB), Options(nokaslr=True))
+    assert "an entry has nokaslr already: remove leaves it in all entries" in wanted.warnings
+    carry_out_change(machine, wanted)
+    assert machine.text(OPTIONS).count("nokaslr") == 2
+    remove(machine)
+    assert machine.text(OPTIONS) == text.replace(f'"{ROOT}"', f'"{ROOT} nokaslr"')
 
 
 def test_a_first_line_of_another_system_is_told(tmp_path: Path) -> None:
