@@ -111,7 +111,8 @@ def saved_by_hand(machine: Machine, file: str, dev: str) -> None:
     if device is not None and device.item is not None:
         name = _note_of(device.item.text)
         if _noted(machine, name)[0] == file:
-            _write_note(machine, name, file)
+            with contextlib.suppress(EmupmemError):  # it is saved; the next save goes beside it then
+                _write_note(machine, name, file)
 
 
 def remember(machine: Machine, wanted: BootMount) -> None:
@@ -206,7 +207,8 @@ def _save(machine: Machine, wanted: BootMount) -> str:
             "stays, and is brought back at the next one"
         )
     done = image.save_image(machine, wanted.keep, where or device.dev)
-    _write_note(machine, note(wanted), wanted.keep)
+    with contextlib.suppress(EmupmemError):
+        _write_note(machine, note(wanted), wanted.keep)
     machine.run(Command(("sync", "-f", wanted.keep), "have the image on the disk"))
     with contextlib.suppress(EmupmemError):  # the image is newer than the note then, and that counts
         files.delete_file(machine, unsaved(wanted))
