@@ -405,6 +405,7 @@ def cachyos(root: Path, config: str = CACHY_CONFIG, fallback: bool = False) -> F
     put(machine, "/proc/cmdline", "initrd=\\x root=UUID=0 rw zswap.enabled=0 nowatchdog quiet splash\n")
     for name, release in (("linux-cachyos", RELEASE), ("linux-lts", "6.6.1-1-lts")):
         put(machine, f"/boot/vmlinuz-{name}", kernel.image(release))
+        put(machine, f"/boot/initramfs-{name}.img", "")
         if fallback:
             put(machine, f"/initramfs-{name}-fallback.img", "")
     put(machine, "/boot/loader/loader.conf", "timeout 3\ndefault linux-cachyos.conf\n")
