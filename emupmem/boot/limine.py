@@ -25,7 +25,7 @@ from emupmem.boot.limine_text import (
     with_own_lines,
 )
 from emupmem.boot.loader import Loader, Standing, Steps, Wanted
-from emupmem.kernel.cmdline import parse_command_line
+from emupmem.kernel.cmdline import OUR_WORDS, parse_command_line
 from emupmem.model import UNCHANGED, CommandLine, EmupmemError, FileEdit
 from emupmem.system.host import Host
 
@@ -133,11 +133,14 @@ class Limine(Loader):
             return FileEdit(LIMINE_DEFAULTS, data, data)
         ours = [f"memmap={','.join(wanted.items)}", *wanted.add] if wanted.items else []
         gone, former = (*ours, *wanted.drop), own_words(before)
+        bare = with_own_lines(before, {}, wanted.drop, ours=False)
+        base = settings(list({**layers, LIMINE_DEFAULTS: bare}.values()))
         words = {}
         for key in (DEFAULT, *(k for k in now if k != DEFAULT)):
             had = bls_text.raw_words(former.get(key, ""))
             kept = [w for w in had if w not in gone and not w.startswith("memmap=")]
-            words[key] = " ".join([*ours[:1], *kept, *ours[1:]])
+            there = parse_command_line(base.get(key, "")).words
+            words[key] = " ".join([*ours[:1], *kept, *(w for w in ours[1:] if w not in there)])
         after = with_own_lines(before, words, wanted.drop, ours=bool(ours))
         made = settings(list({**layers, LIMINE_DEFAULTS: after}.values()))
         wrong = next(
@@ -149,8 +152,13 @@ class Limine(Loader):
                 "remove that first: grep -r memmap= /etc/limine-entry-tool.d /usr/share/limine-entry-tool.d",
                 state=UNCHANGED,
             )
-        for key in now:
-            bls_text.prove_words(now[key], made.get(key, ""), wanted.items, wanted.add, wanted.drop)
+        for key, value in now.items():
+            if _of_others(value) != _of_others(made.get(key, "")):
+                raise EmupmemError(
+                    f"KERNEL_CMDLINE[{key}] cannot be changed without changing other words of it",
+                    f"take memmap= out of {LIMINE_DEFAULTS} by hand, then sudo limine-mkinitcpio",
+                    state=UNCHANGED,
+                )
         return FileEdit(LIMINE_DEFAULTS, data, after.encode("utf-8", "surrogateescape") if after else None)
 
     def _ask(self, machine: Host, kernel: str, wanted: Wanted) -> None:
@@ -165,6 +173,11 @@ class Limine(Loader):
         missing = next((w for w in wanted.add if w not in line.words), "")
         if wrong or missing or not any(w.startswith("root=") for w in line.words):
             raise EmupmemError(f"{TOOL} reads other words for {kernel}: {joined(line.words)}")
+
+
+def _of_others(line: str) -> list[str]:
+    """The words that are surely not ours."""
+    return sorted(w for w in bls_text.foreign_words(parse_command_line(line)) if w not in OUR_WORDS)
 
 
 def _config(machine: Host) -> str:

@@ -69,18 +69,21 @@ def change_of(
     """The change that these steps make, finished first where a killed run left something."""
     unfinished = is_unfinished(machine, by, steps) if machine.live else bool(by.torn(machine))
     steps = replace(steps, unfinished=True) if unfinished else steps
-    steps = replace(steps, remembered=_remembered(machine, now, steps.wanted))
-    added = [w for w in steps.wanted.add if w in _of_others(now) and w not in added_words(machine)]
+    others = () if unfinished else _of_others(now)  # a run that was killed may have put them there
+    steps = replace(steps, remembered=_remembered(machine, now, steps.wanted, others))
+    added = [w for w in steps.wanted.add if w in others and w not in added_words(machine)]
     told = [f"an entry has {w} already: remove leaves it in all entries" for w in added]
     warnings = (*told, *notes, *(made.warnings if made else ()), *now.notes, *steps.notes)
     return Change(by, now, steps, made, tuple(dict.fromkeys(warnings)))
 
 
-def _remembered(machine: Host, now: Standing, wanted: Wanted) -> tuple[str, ...] | None:
+def _remembered(
+    machine: Host, now: Standing, wanted: Wanted, others: Sequence[str]
+) -> tuple[str, ...] | None:
     """The words that are of applies afterwards, not those that somebody else had put there; None where that stays."""
     recorded, there = (
         added_words(machine),
-        {*(now.line.words if now.line is not None else ()), *_of_others(now)},
+        {*(now.line.words if now.line is not None else ()), *others},
     )
     ours = [*(w for w in recorded if w not in wanted.drop), *(w for w in wanted.add if w not in there)]
     after = tuple(w for w in OUR_WORDS if w in ours)

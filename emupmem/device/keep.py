@@ -117,7 +117,8 @@ def saved_by_hand(machine: Machine, file: str, dev: str) -> None:
 
 def remember(machine: Machine, wanted: BootMount) -> None:
     """From now on the content of the device belongs to its image: it is saved at shutdown."""
-    _write_note(machine, note(wanted), wanted.keep)
+    if not belongs(machine, wanted):  # else the note tells which image was there when it began
+        _write_note(machine, note(wanted), wanted.keep)
     with contextlib.suppress(EmupmemError):  # without room for that the content is there all the same
         files.install_file(machine, unsaved(wanted), machine.peek(BOOT_ID) + "\n")
 
@@ -204,7 +205,7 @@ def _save(machine: Machine, wanted: BootMount) -> str:
         machine.run(Command(("sync", "-f", beside), "have the image on the disk"))
         return (
             f"{device.dev} saved to {beside}{held}, since {wanted.keep} is another image than at the start: that "
-            "stays, and is brought back at the next one"
+            "stays, and is brought back at the next boot"
         )
     done = image.save_image(machine, wanted.keep, where or device.dev)
     with contextlib.suppress(EmupmemError):

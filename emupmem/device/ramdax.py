@@ -312,7 +312,9 @@ def refuse_size_between(region: str, size: int, step: int, most: int) -> None:
         up = min(-(-size // step) * step or step, most)
         raise EmupmemError(
             f"{tight(size)} is not a multiple of {human(step)}, in which {region} is divided",
-            f"--size {tight(up)} is the next",
+            f"--size {tight(up)} is the next"
+            if up
+            else f"the least is {tight(step)}, for which there is no room",
         )
 
 

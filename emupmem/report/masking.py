@@ -35,9 +35,10 @@ _PLACE = r"(?:\[[^\]\s]*\]|[^\s:\[]*)"
 """An address of `ip=`: one of IPv6 stands in brackets."""
 
 _QUOTE = r"""(?:\\?["'])?"""
-_VALUE = r"""(?:(?<=")[^"\n]+?(?=\\?")|(?<=')[^'\n]+?(?=\\?')|[^\s"']+)"""
+_QUOTED = r"""(?!\\?["'])(?:(?<=")[^"\n]+?(?=\\?")|(?<=')[^'\n]+?(?=\\?')"""
+_VALUE = rf"""{_QUOTED}|[^\s"']+)"""
 """A value behind `_QUOTE`: to the closing quote if there is one, else a word. JSON escapes a quote."""
-_LABEL = r"""(?:(?<=")[^"\n]+?(?=\\?")|(?<=')[^'\n]+?(?=\\?')|(?:[^\s"',\\]|\\x[0-9a-f]{2}|\\[0-7]{3})+)"""
+_LABEL = rf"""{_QUOTED}|(?:[^\s"',\\]|\\x[0-9a-f]{{2}}|\\[0-7]{{3}})+)"""
 """The same, of words in which udev and fstab write a blank as `\\x20` and `\\040`."""
 _NAMED = (
     r"(?!CONFIG_)(?:[\w.-]{0,40}(?:passw(?:or)?d|passphrase|secret|token|psk)[\w-]{0,20}"
@@ -57,7 +58,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("key", rf"""((?:^|(?<=[\s"']))systemd\.set_credential(?:_binary)?={_QUOTE})({_VALUE})"""),
     ("address", r"""((?:^|(?<=[\s"']))[\w.-]{1,40}=(?:[\w;,=-]{0,80}[;,=])?[\w+-]{2,20}://)([^\s"']+)"""),
     ("password", r"""(\w://)([^\s/@"']+:[^\s/@"']+)(?=@)"""),
-    ("network", rf"""(?i)(\bssid\b["']?[\s:=]{{1,3}}{_QUOTE})({_LABEL})"""),
+    ("network", rf"""(?i)(\bssid\b["']?[\s:=]{{1,3}}{_QUOTE})({_QUOTED}|[^\s"',]+))"""),
     ("label", rf"""(\bLABEL={_QUOTE})({_LABEL})"""),
     ("label", r"""(\bdevice label )(\S+)(?= devid)"""),
     ("label", rf"""(\bby-(?:label|partlabel)/)({_LABEL})"""),

@@ -209,6 +209,23 @@ def test_what_a_person_added_to_our_line_stays(line: str, left: str, tmp_path: P
     assert "mitigations=off" in machine.text(SETTINGS)
 
 
+@pytest.mark.parametrize("key", ["default", "linux-lts"])
+def test_a_nokaslr_of_the_settings_stays(key: str, tmp_path: Path) -> None:
+    settings = f'{TEXT}KERNEL_CMDLINE[{key}]+="{WORDS} nokaslr"\n'
+    machine = limine(tmp_path / "a", settings)
+    apply(machine, nokaslr=True)
+    assert "memmap=1G!4G" in machine.text(SETTINGS)
+    remove(machine)  # told by apply: where it was in one entry before, it stays in all
+    left = 'KERNEL_CMDLINE[default]+=" nokaslr"\n' if key != "default" else ""
+    assert machine.text(SETTINGS) == settings + left
+    machine = limine(tmp_path / "b")
+    apply(machine, nokaslr=True)
+    more = 'KERNEL_CMDLINE[default]+=" nokaslr"\nBOOT_ORDER'
+    put(machine, SETTINGS, machine.text(SETTINGS).replace("BOOT_ORDER", more))
+    remove(machine)
+    assert machine.text(SETTINGS) == TEXT.replace("BOOT_ORDER", more)
+
+
 @pytest.mark.parametrize(
     ("failure", "problem"),
     [

@@ -151,9 +151,8 @@ def _root_words(text: str) -> list[str]:
     words = parse_command_line(text).words
     root = [w for w in words if w.startswith("root=")][-1:]
     given = dict(f.partition("=")[::2] for f in _root_flags(text))
-    flags = [
-        f"{k}={v.strip('/')}" for k, v in sorted(given.items()) if k in ("subvol", "subvolid") or "/" in v
-    ]
+    named = next((k for k in ("subvol", "subvolid") if k in given), "")  # the kernel's: either may come alone
+    flags = [f"{k}={v.strip('/')}" for k, v in sorted(given.items()) if k == named or "/" in v]
     # casper and live: a rescue system that shares the partition
     boot = [w for w in words if w.startswith("boot=")][-1:]
     return [*root, *flags, *boot]

@@ -58,17 +58,16 @@ def entry_text(machine: Host, name: str) -> str:
 def _is_torn(machine: Host, name: str, text: str, whole: str) -> bool:
     """Whether an entry is the beginning of another one: sdboot-manage adds the lines of the initrd later.
 
-    It lacks the last lines of a key without which nothing starts, and its options, but for ours, begin like those of
-    the whole one. What a person took away since then mostly was another line, or is there no more.
+    It lacks all lines of a key without which nothing starts, or the last ones, and then its options, but for ours,
+    begin like those of the whole one. What a person took away since then mostly was another line, or is there no more.
     """
     here, there = (_options_of_others(t) for t in (text, whole))
-    if there[: len(here)] != here:
-        return False
+    begins = there[: len(here)] == here
     folder = name.rpartition("/loader/entries/")[0]
     for key in ("linux", "efi", "initrd", "options"):
         begun, all_ = ([v for k, v in bls_text.fields(t) if k == key] for t in (text, whole))
         lacking = all_[len(begun) :]
-        if not lacking or (key != "options" and all_[: len(begun)] != begun):
+        if not lacking or (begun and not begins) or (key != "options" and all_[: len(begun)] != begun):
             continue
         seen = machine.exists(f"{folder}{bls_text.value(whole, 'linux')}")
         if not (key == "initrd" and seen and not all(machine.exists(f"{folder}{v}") for v in lacking)):
