@@ -186,16 +186,11 @@ def _check_request(situation: Situation, request: Request) -> None:
         raise EmupmemError(
             f"this machine adds memory in blocks of {human(step)}", f"give multiples of {tight(step)}"
         )
-    nodes = nodes_with_ram(situation)
-    if request.numa_node is not None and request.numa_node not in nodes:
+    told = {n.node for n in situation.nodes}
+    if request.numa_node is not None and request.numa_node not in told:
+        nodes = nodes_with_ram(situation)
         known = f"nodes with memory: {', '.join(map(str, nodes))}" if nodes else "no nodes are known"
-        told = any(n.node == request.numa_node for n in situation.nodes)
-        what = (
-            f"NUMA node {request.numa_node} has no memory"
-            if told
-            else f"there is no NUMA node {request.numa_node}"
-        )
-        raise EmupmemError(what, known)
+        raise EmupmemError(f"there is no NUMA node {request.numa_node}", known)
 
 
 def _check_command_line(situation: Situation, request: Request) -> None:

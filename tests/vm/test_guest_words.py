@@ -123,7 +123,7 @@ def test_disks_and_processors_of_the_guest() -> None:
         (("-nodefaults", "-m"), "-m has no value"),
         (("-m", "G"), "-m G has no size that QEMU reads"),
         (("-m", ",slots=2"), "-m ,slots=2 has no size that QEMU reads"),
-        (("--m", "size="), "--m size= has no size that QEMU reads"),
+        (("--m", "size="), "-m size= has no size that QEMU reads"),
         (("-machine", ""), "-machine has no value"),
         (("-m", "1G", "-readconfig", ""), "-readconfig has no value"),
         (("-m", "slots=2,maxmem=4G"), ""),

@@ -64,7 +64,7 @@ def _is_torn(machine: Host, name: str, text: str, whole: str) -> bool:
     here, there = (_options_of_others(t) for t in (text, whole))
     begins = there[: len(here)] == here
     folder = name.rpartition("/loader/entries/")[0]
-    for key in ("linux", "efi", "initrd", "options"):
+    for key in ("title", "linux", "efi", "initrd", "options"):
         begun, all_ = ([v for k, v in bls_text.fields(t) if k == key] for t in (text, whole))
         lacking = all_[len(begun) :]
         if not lacking or (begun and not begins) or (key != "options" and all_[: len(begun)] != begun):
