@@ -159,7 +159,7 @@ def _decide(
             "--replace puts the new one in its place, --add keeps both",
         )
     if options.nokaslr:
-        situation = replace(situation, command_line=replace(planned, nokaslr=True))
+        situation = _with_line(situation, replace(planned, nokaslr=True))
     made = plan(situation, request)
     items = (*kept, *_items(made.memmap))
     if options.add:
