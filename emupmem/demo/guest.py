@@ -15,14 +15,26 @@ from emupmem.demo import recipe
 from emupmem.model import EmupmemError
 from emupmem.record import record
 from emupmem.system.machine import Machine
+from emupmem.vm.backend import PROGRAM, qemu_program, qemu_version
 
 # QEMU 7.2 emulates cmpxchg16b wrongly with several threads; the other features only cost time when emulated.
-FEATURES = "max,-cx16,-la57,-smap,-avx,-avx2,-aes,-pclmulqdq,-svm,-erms"
-EMULATED = ("-accel", "tcg,thread=single,tb-size=96", "-cpu", FEATURES)
-WITH_KVM = ("-accel", "kvm", "-cpu", "host")
+FEATURES = "max,-cx16,-la57,-smap,-avx,-avx2,-aes,-pclmulqdq"
+SLOW_COPIES_BEFORE = (8, 0)
+"""QEMU 7.2 makes "fast" copies (erms) byte by byte. Without them Linux 6.1 hangs in QEMU 8.2, 10.0 and 11.1."""
+WITH_KVM = ("-accel", "kvm", "-cpu", "host", "-smp", "1")
 MARK = re.compile(r"\x1e(?:start|end (\d+))\n")
 LAST = 20
 """Lines of the console that are told where the guest is lost."""
+
+
+def emulated(version: tuple[int, int], svm: bool = False) -> tuple[str, ...]:
+    """QEMU's arguments for one CPU that it emulates; with `svm` KVM can be used in the guest.
+
+    `version` is QEMU's own, (7, 2).
+    """
+    less = [] if svm else ["-svm"]
+    less += ["-erms"] if version < SLOW_COPIES_BEFORE else []
+    return ("-accel", "tcg,thread=single,tb-size=96", "-cpu", ",".join([FEATURES, *less]), "-smp", "1")
 
 
 @record
@@ -63,9 +75,10 @@ class DemoGuest:
             return status
 
     def _argv(self, from_outside: tuple[Path, Path] | None) -> list[str]:
-        argv = [_program("qemu-system-x86_64"), "-name", "emupmem-demo", "-nodefaults"]
-        argv += ["-display", "none", "-vga", "std"]
-        argv += [*(WITH_KVM if self.kvm else EMULATED), "-smp", "1", "-machine", "pc", "-no-reboot"]
+        qemu = qemu_program(Machine(), PROGRAM)
+        argv = [qemu, "-name", "emupmem-demo", "-nodefaults", "-display", "none", "-vga", "std"]
+        argv += WITH_KVM if self.kvm else emulated(qemu_version(Machine(), qemu))
+        argv += ["-machine", "pc", "-no-reboot"]
         argv += ["-m", recipe.MEMORY, "-device", "virtio-rng-pci"]
         # Not reserved: the guest touches a few hundred MiB of them.
         argv += ["-object", f"memory-backend-ram,id=ram,size={recipe.MEMORY},reserve=off"]

@@ -18,24 +18,19 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from emupmem.demo.guest import EMULATED
+from emupmem.demo.guest import emulated
+from emupmem.system.machine import Machine as Host
+from emupmem.vm.backend import PROGRAM, qemu_program, qemu_version
 from tests import PROJECT
 from tests.vm import progress, warm
 
 Content = Path | bytes | str
 Live = Callable[[str], None]
-
-# One CPU and no cmpxchg16b: QEMU 7.2's TCG corrupts flags around that instruction, and one boot
-# in ten then dies in the kernel's slab allocator.  /dev/kvm may exist and hang: it is not used.
-# The other features only cost time when they are emulated: a page table level, wide registers, modules
-# (kvm, crypto) that every boot would load and test, and "fast" copies that are made byte by byte.
-# Its memory for translated code (MiB) is small, so that it is emptied now and then: a page that holds the code of
-# an earlier boot is written to a hundred times slower, and a warm restart takes ten times as long.
-ACCELERATION = (*EMULATED, "-smp", "1")
 
 # Code and variables of OVMF, newest naming first.
 FIRMWARE_FILES = (
@@ -126,6 +121,7 @@ class Machine:
     `memory` is QEMU's -m value ("6G", "2G,slots=2,maxmem=4G"); more than the host has is fine.
     `nodes` splits it into NUMA nodes of these sizes ("4G", "4G").  `qemu_args` are appended as
     they are.  `source` is the project whose `emupmem` package the guest can import (None: none).
+    With `svm` a guest in this guest can have KVM: AMD's virtualisation, emulated as well.
     """
 
     def __init__(
@@ -136,12 +132,14 @@ class Machine:
         nodes: Sequence[str] = (),
         qemu_args: Sequence[str] = (),
         source: Path | None = PROJECT,
+        svm: bool = False,
     ) -> None:
         self.image = image
         self.memory = memory
         self.nodes = tuple(nodes)
         self.qemu_args = tuple(qemu_args)
         self.source = source
+        self.svm = svm
         self.directory = Path(tempfile.mkdtemp(prefix="emupmem-vm-"))
         self.overlay = self.directory / "overlay.qcow2"
         self.variables = self.directory / "vars.fd"
@@ -226,7 +224,7 @@ class Machine:
             ]
             if len(scripts) == 1:
                 drives.append("-no-reboot")
-            argv = [*qemu(self.memory, self.nodes), *drives, *self.qemu_args]
+            argv = [*qemu(self.memory, self.nodes, self.svm), *drives, *self.qemu_args]
             guest = progress.Boot(f"{self.image.suite} {self.image.firmware}")
             results = converse(argv, token, len(scripts), timeout, power_cut, live, guest=guest, last=last)
             out = fetch(disk)
@@ -333,14 +331,28 @@ def firmware_args(firmware: str, variables: Path) -> list[str]:
     ]
 
 
-def qemu(memory: str, nodes: Sequence[str] = ()) -> list[str]:
+@cache
+def acceleration(svm: bool = False) -> tuple[str, ...]:
+    """QEMU's arguments for its processor.
+
+    One CPU and no cmpxchg16b: QEMU 7.2's TCG corrupts flags around that instruction, and one boot
+    in ten then dies in the kernel's slab allocator.  /dev/kvm may exist and hang: it is not used.
+    The other features only cost time when they are emulated: a page table level, wide registers, modules
+    (kvm, crypto) that every boot would load and test, and "fast" copies that are made byte by byte.
+    Its memory for translated code (MiB) is small, so that it is emptied now and then: a page that holds the code of
+    an earlier boot is written to a hundred times slower, and a warm restart takes ten times as long.
+    """
+    return emulated(qemu_version(Host(), qemu_program(Host(), PROGRAM)), svm)
+
+
+def qemu(memory: str, nodes: Sequence[str] = (), svm: bool = False) -> list[str]:
     """Return QEMU's command line without disks: memory, CPU, no network.
 
     There is a graphics card, though nobody looks at it: without one GRUB hangs under SeaBIOS.
     """
     sizes = list(nodes) or [memory.split(",")[0]]
-    argv = ["qemu-system-x86_64", "-name", "emupmem", "-nodefaults", "-display", "none", "-vga", "std"]
-    argv += [*ACCELERATION, "-machine", "pc", "-m", memory, "-device", "virtio-rng-pci"]
+    argv = [PROGRAM, "-name", "emupmem", "-nodefaults", "-display", "none", "-vga", "std"]
+    argv += [*acceleration(svm), "-machine", "pc", "-m", memory, "-device", "virtio-rng-pci"]
     for number, size in enumerate(sizes):
         # Not reserved: a guest of 20 GiB touches a few hundred MiB of them.
         argv += ["-object", f"memory-backend-ram,id=ram{number},size={size},reserve=off"]

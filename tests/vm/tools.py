@@ -27,6 +27,22 @@ KDUMP = (
         *(f"**/lib{name}.so.*" for name in ("magic", "dw", "elf", "lzo2", "bz2", "xen*")),
     ),
 )
+QEMU = (
+    ("qemu-system-x86",),
+    (
+        *("usr/bin/qemu-system-x86_64", "usr/lib64/ld-linux-x86-64.so.2"),
+        f"{LIBRARIES}/lib*.so.*",
+        *("usr/share/qemu/*.rom", "usr/share/qemu/*.bin", "usr/share/seabios/*.bin"),
+    ),
+)
+
+
+def qemu_of(suite: str) -> list[str]:
+    """The words that start a suite's QEMU on this host, with its own libraries and firmware. See `tools`."""
+    folder = tools(suite, *QEMU)
+    loader = [str(folder / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(folder / LIBRARIES)]
+    firmware = [word for name in ("qemu", "seabios") for word in ("-L", str(folder / "usr/share" / name))]
+    return [*loader, str(folder / "usr/bin/qemu-system-x86_64"), *firmware]
 
 
 def tools(suite: str, packages: Sequence[str], files: Sequence[str]) -> Path:
