@@ -267,14 +267,18 @@ def bytecode(image: Image, source: Path | None, made: Path) -> dict[str, Content
     """
     if source is None or not (source / "emupmem").is_dir():
         return {}
-    if made.is_dir():
-        return {"pyc": made}
+    if not made.is_dir():
+        run_python(image, COMPILE, str(source), str(made))
+    return {"pyc": made}
+
+
+def run_python(image: Image, code: str, *words: str) -> None:
+    """Run code here in the guest's own Python. Raises RuntimeError with its last words."""
     library = str(image.python / "lib")
     loader = [f"{library}/ld-linux-x86-64.so.2", "--library-path", library, str(image.python / "python3")]
     names = {"PYTHONHOME": str(image.python), "PATH": "/nonexistent", "LC_ALL": "C.UTF-8"}
     given = [f"{name}={value}" for name, value in names.items()]
-    run(["env", "-i", *given, *loader, "-S", "-B", "-c", COMPILE, str(source), str(made)])
-    return {"pyc": made}
+    run(["env", "-i", *given, *loader, "-S", "-B", "-c", code, *words])
 
 
 def make_job_disk(disk: Path, token: str, scripts: Sequence[str], files: Mapping[str, Content]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests import PROJECT
 from tests.vm import image
-from tests.vm.machine import run
+from tests.vm.machine import Content, Image, run, run_python
 
 TESTS = "tests/cli tests/test_shape.py tests/test_structure.py"
 SOURCES = ("emupmem", ".packaging", "pyproject.toml", "README.md", "tests/cli", "tests/fake.py")
@@ -95,6 +95,30 @@ def newer(made: Path, folder: Path) -> Path:
     target = folder / "emupmem-newer.deb"
     run(["dpkg-deb", "--root-owner-group", "-b", str(tree), str(target)])
     return target
+
+
+# As py3compile wants it, which leaves alone what is there already.
+COMPILE = """
+import importlib.util, pathlib, py_compile, sys
+tree, target, there = map(pathlib.Path, sys.argv[1:])
+for file in tree.rglob("*.py"):
+    name = file.relative_to(tree)
+    made = target / pathlib.Path(importlib.util.cache_from_source(name))
+    mode = py_compile.PycInvalidationMode.TIMESTAMP
+    py_compile.compile(str(file), str(made), str(there / name), True, invalidation_mode=mode)
+"""
+PLACE = "usr/lib/python3/dist-packages/emupmem"
+
+
+def compiled(made: Path, by: Image, folder: Path) -> dict[str, Content]:
+    """The job files `compiled/…`, to be copied to `PLACE`: what the guest would compile when the package is set up.
+
+    Its own Python has compiled it here; an emulated processor needs half a minute for that.
+    """
+    tree, target = folder / "unpacked", folder / "compiled"
+    run(["dpkg-deb", "-x", str(made), str(tree)])
+    run_python(by, COMPILE, str(tree / PLACE), str(target), f"/{PLACE}")
+    return {f"compiled/{file.relative_to(target)}": file for file in target.rglob("*.pyc")}
 
 
 if __name__ == "__main__":
