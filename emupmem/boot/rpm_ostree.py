@@ -26,8 +26,8 @@ STATUS = ("rpm-ostree", "status", "--json")
 PIN_HELP = ("ostree", "admin", "pin", "--help")
 
 MARK = "emupmem.trial="
-"""Begins the word that tells a trial, and whether the deployment before it was pinned for it. The kernel and init pass
-over it."""
+"""Begins the word that tells a trial: whether the deployment before it was pinned for it, and which words beside
+memmap= are the trial's (`emupmem.trial=pinned,nokaslr`). The kernel and init pass over it."""
 PINNED, KEPT = f"{MARK}pinned", f"{MARK}kept"
 
 
@@ -41,7 +41,7 @@ class RpmOstree(Loader):
     def standing(self, machine: Host) -> Standing:
         line, mark = _without_mark(self._arguments(machine))
         tried = parse_command_line(line).words if mark else ()
-        words = parse_command_line(text.reworked(line, (), (), OUR_WORDS) if mark else line).words
+        words = parse_command_line(text.reworked(line, (), (), _ours(mark)) if mark else line).words
         entry = BootEntry(("next deployment",), ("",), (0,), "", words, 1, False, True)
         items = tuple(i.text for i in entry.command_line.reservations)
         kernel = machine.peek("/proc/sys/kernel/osrelease")
@@ -64,7 +64,7 @@ class RpmOstree(Loader):
     def steps(self, machine: Host, wanted: Wanted) -> Steps:
         old, mark = _without_mark(self._arguments(machine))
         items, extra, drop = wanted.items, wanted.add, wanted.drop
-        drop = (*drop, *(w for w in OUR_WORDS if mark and w not in extra))
+        drop = (*drop, *(w for w in _ours(mark) if w not in extra))
         new = text.reworked(old, items, extra, drop)
         text.prove_words(old, new, items, extra, drop)
         gone, added = _difference(text.raw_words(old), text.raw_words(new))
@@ -72,7 +72,7 @@ class RpmOstree(Loader):
         commands = (_kargs(gone, added, "make a deployment with the new arguments"),) if gone or added else ()
         undo = (_kargs(added, gone, "take that back"),) if commands else ()
         # First: of a run that is killed then, the mark is left, and the next one does both.
-        if mark == PINNED:
+        if _pins(mark):
             commands, undo = (_unpin(machine), *commands), (*undo, _pin(_before_trial(machine)))
         return Steps(wanted, commands=commands, undo=undo)
 
@@ -84,18 +84,21 @@ class RpmOstree(Loader):
     def trial(self, machine: Host) -> Trial | None:
         try:
             now = self.standing(machine)
+            ours = _ours(_without_mark(self._arguments(machine))[1])
         except EmupmemError:
             return None
-        words = [w for w in now.trial if w in OUR_WORDS or items_of_word(w)]
+        words = [w for w in now.trial if w in ours or items_of_word(w)]
         return Trial("/run/ostree-booted", tuple(words), now.chosen, True) if words else None
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         if now.chosen:
             mark = _without_mark(self._arguments(machine))[1]
-            cut_off = mark == PINNED and _before_trial(machine) == "booted" and not _is_pinned(machine)
+            cut_off = _pins(mark) and _before_trial(machine) == "booted" and not _is_pinned(machine)
             return Steps(wanted, commands=(_pin("booted"),) if cut_off else ())
         pins = _is_pinning_known(machine) and not _is_pinned(machine)
-        add = [*wanted.trial, PINNED if pins else KEPT]
+        there = now.default.words if now.default is not None else ()
+        add = [w for w in wanted.trial if w not in there]
+        add.append(",".join([PINNED if pins else KEPT, *(w for w in OUR_WORDS if w in add)]))
         pin = (_pin("booted"),) if pins else ()  # behind the mark: so no pin is left that nobody takes away
         note = "rpm-ostree has no choice for one start: a start that hangs comes again, until you choose the "
         note += "deployment before it in the boot menu"
@@ -133,8 +136,17 @@ class RpmOstree(Loader):
 def _without_mark(line: str) -> tuple[str, str]:
     """The arguments without the word that tells a trial, and that word (empty where there is none)."""
     words = text.raw_words(line)
-    mark = next((w for w in words if w in (PINNED, KEPT)), "")
+    mark = next((w for w in words if w.partition(",")[0] in (PINNED, KEPT)), "")
     return (text.reworked(line, tuple(_items(line)), (), (mark,)) if mark else line), mark
+
+
+def _pins(mark: str) -> bool:
+    return mark.partition(",")[0] == PINNED
+
+
+def _ours(mark: str) -> tuple[str, ...]:
+    """The words beside memmap= that a trial brought, by its mark; others of the same name are a person's."""
+    return tuple(w for w in OUR_WORDS if w in mark.split(",")[1:])
 
 
 def _in_order_of(before: Standing, after: Standing, wanted: Wanted) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from emupmem.boot import prepare, trial
+from emupmem.boot.change import Change
 from emupmem.boot.loader import Options
 from emupmem.boot.transaction import carry_out_change
 from emupmem.model import GIB, EmupmemError, Request
@@ -53,7 +55,7 @@ def starts(machine: FakeMachine) -> None:
 def test_a_trial_pins_what_runs_and_says_that_nothing_is_forgotten(machine: FakeMachine) -> None:
     before = kargs(machine)
     said = begin(machine, nokaslr=True)
-    assert kargs(machine) == sorted([*before, "memmap=1G!4G", "nokaslr", MARK])
+    assert kargs(machine) == sorted([*before, "memmap=1G!4G", "nokaslr", f"{MARK},nokaslr"])
     assert pins(machine) == "booted"
     assert any("until you choose the deployment before it in the boot menu" in w for w in said)
     seen = trial.state(machine)
@@ -85,6 +87,29 @@ def test_a_trial_that_runs_is_confirmed_or_abandoned(machine: FakeMachine) -> No
     carry_out_change(machine, prepare.prepare_abandon(machine))
     assert kargs(machine) == before
     assert pins(machine) == ""
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+@pytest.mark.parametrize("end", [prepare.prepare_confirm, prepare.prepare_abandon])
+def test_a_word_of_a_person_stays(
+    machine: FakeMachine, when: str, end: Callable[[FakeMachine], Change]
+) -> None:
+    """A trial does not bring what is there already, and does not take away what it has not brought."""
+    if when == "before":
+        put(machine, "/kargs", f"{machine.peek('/kargs').strip()} nokaslr\n")
+    begin(machine, nokaslr=when == "before")
+    if when == "during":
+        put(machine, "/kargs", f"{machine.peek('/kargs').strip()} nokaslr\n")
+    seen = trial.state(machine)
+    assert seen is not None
+    assert seen.words == ("memmap=1G!4G",)
+    assert kargs(machine).count("nokaslr") == 1
+    starts(machine)
+    carry_out_change(machine, end(machine))
+    assert kargs(machine).count("nokaslr") == 1
+    assert [w for w in kargs(machine) if "emupmem" in w] == []
+    remove(machine)
+    assert kargs(machine).count("nokaslr") == 1
 
 
 def test_remove_takes_a_trial_away(machine: FakeMachine) -> None:
