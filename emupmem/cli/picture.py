@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from emupmem.cli.render import legend_of, what_is_left
 from emupmem.model import LOW_LIMIT, Kind, Plan
-from emupmem.planner.places import union_of
+from emupmem.planner.places import gone
 from emupmem.units import plain, tight
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _spans(situation: Situation, plan: Plan | None, end: int) -> Iterator[tuple[
         at = max(at, entry.end)
         if entry.start < end:
             yield ("usable" if entry.kind is Kind.RAM else "firmware"), entry.start, min(entry.end, end)
-    for first, last in union_of((x.start, x.end) for x in situation.losses):
+    for first, last in gone(situation):
         if first < end:
             yield "lost", first, min(last, end)
     for one in plan.reservations if plan else ():

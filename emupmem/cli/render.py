@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from emupmem.cli.terminal import Part, Printer
 from emupmem.model import GIB, LOW_LIMIT, Check, DeviceKind, FirmwareMap, Kind, Offer, Plan, Rejected
 from emupmem.planner.kernel_map import kernel_map
-from emupmem.planner.places import takers, union_of
+from emupmem.planner.places import gone, subtract, takers
 from emupmem.units import human, plain, span_text, tight
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def suggestion(
 ) -> None:
     """The map, each usable range with the most it could give, and the plan."""
     firmware = situation.firmware
-    out.print(f"{title(firmware)} · from {plain(source)}")
+    out.print(f"{title(situation)} · from {plain(source)}")
     out.print()
     if firmware.ram:
         for line in bar(situation, plan, min(out.width, WIDEST) - 4):
@@ -61,9 +61,10 @@ def suggestion(
             out.print(("  ! ", "yellow"), plain(warning), hang=4)
 
 
-def title(firmware: FirmwareMap) -> str:
+def title(situation: Situation) -> str:
     """What the picture shows."""
-    return f"Memory · {_gib(firmware.ram_bytes)} usable"
+    ram = ((e.start, e.end, 0, None) for e in situation.firmware.entries if e.kind is Kind.RAM)
+    return f"Memory · {_gib(sum(p[1] - p[0] for p in subtract(ram, gone(situation))))} usable"
 
 
 _PLANNED = {
@@ -126,7 +127,7 @@ def _rows(
 def bar(situation: Situation, plan: Plan | None, width: int) -> list[list[Part]]:
     """The map up to the end of RAM as one line of cells, with a scale above and a legend below."""
     firmware = situation.firmware
-    lost = union_of((x.start, x.end) for x in situation.losses)
+    lost = gone(situation)
     end = max(s.end for s in firmware.ram)
     width = max(width, 20)
     kinds = [_cell(firmware, lost, plan, i * end // width, (i + 1) * end // width) for i in range(width)]

@@ -171,7 +171,7 @@ def suggest(
 def _write_picture(file: str, situation: Situation, made: Plan | None) -> None:
     from emupmem.cli import picture  # --svg only
 
-    title = render.title(situation.firmware)
+    title = render.title(situation)
     new_file(file, picture.svg(situation, made, title).encode(), force=True)
 
 

@@ -41,6 +41,12 @@ def disagreements(situation: Situation) -> tuple[tuple[str, tuple[Span, ...]], .
     return tuple(found)
 
 
+def gone(situation: Situation) -> list[tuple[int, int]]:
+    """What the map calls RAM and the kernel does not have: by its own lines, or by another source (see above)."""
+    denied = [(s.start, s.end) for _, spans in disagreements(situation) for s in spans]
+    return union_of([*((x.start, x.end) for x in situation.losses), *denied])
+
+
 def taken_by(line: CommandLine | None, ram: int, hugepages: int = 0) -> int:
     """Bytes of RAM that `crashkernel=` and huge pages (at least `hugepages`) will take of `ram` bytes."""
     if line is None:

@@ -39,6 +39,7 @@ from emupmem.planner.places import (
     field_of,
     fill_places,
     find_places,
+    gone,
     high_places,
     memory_limits,
     room_in,
@@ -239,9 +240,9 @@ class _Budget:
 
 
 def _budget(situation: Situation) -> _Budget:
-    """What mem=, memmap= items, crashkernel= and huge pages take of the RAM that the kernel did not lose."""
+    """What mem=, memmap= items, crashkernel= and huge pages take of the RAM that the kernel has at all."""
     entries = ((e.start, e.end, 0, None) for e in situation.firmware.entries if e.kind is Kind.RAM)
-    ram = list(subtract(entries, union_of((x.start, x.end) for x in situation.losses)))
+    ram = list(subtract(entries, gone(situation)))
     total = sum(p[1] - p[0] for p in ram)
     line = situation.command_line
     if line is None:

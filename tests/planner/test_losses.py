@@ -30,6 +30,18 @@ BIOS-e820: [mem 0x0000000000100000-0x00000000bfffffff]  System RAM
 BIOS-e820: [gap 0x00000000c0000000-0x00000000ffffffff]
 BIOS-e820: [mem 0x0000000100000000-0x000000053fffffff]  System RAM
 """
+TRIMMED = (
+    OLD
+    + """WARNING: BIOS bug: CPU MTRRs don't cover all of memory, losing 3072MB of RAM.
+update e820 for mtrr
+modified physical RAM map:
+ modified: 0000000000000000 - 000000000009f800 (usable)
+ modified: 0000000000100000 - 00000000bf800000 (usable)
+ modified: 0000000100000000 - 0000000180000000 (usable)
+ modified: 0000000180000000 - 0000000240000000 (reserved)
+"""
+)
+"""As a console has it: the lines `e820: update` are of a level that it does not show."""
 HARMLESS = (
     "e820: update [mem 0x00000000-0x00000fff] usable ==> reserved",
     "e820: remove [mem 0x000a0000-0x000fffff] usable",
@@ -307,3 +319,21 @@ def test_the_picture_shows_what_was_lost(run: Run) -> None:
     assert picture.rstrip().endswith("×")
     assert "× lost: the kernel took it away" in done.out
     assert "×" not in run("suggest", "--size", "1G", "--from", "-", stdin=LOG.encode()).out
+
+
+def test_ram_that_another_source_denies_does_not_stay(tmp_path: Path, run: Run) -> None:
+    """What is kept free for the system is RAM that the kernel has: 2.99 GiB below 4 GiB and 2 GiB above."""
+    found = of_log(io.BytesIO(TRIMMED.encode()), "log")
+    made = plan(found.situation, Request(GIB))
+    assert 3.9 * GIB < made.ram_left < 4 * GIB
+    with pytest.raises(NoPlan) as caught:
+        plan(found.situation, Request(GIB, min_free=4 * GIB))
+    assert 0 < caught.value.largest < GIB
+    proposed = plan(found.situation, Request(None))
+    assert (proposed.memmap, proposed.ram_left > 2 * GIB) == ("memmap=2G!4G", True)
+    log = tmp_path / "log"
+    log.write_text(TRIMMED)
+    done = run("suggest", "--size", "1G", "--from", str(log), "--svg", str(tmp_path / "svg"))
+    assert done.out.startswith("Memory · 4.9 GiB usable"), done
+    assert "× lost: the kernel took it away" in done.out
+    assert 'class="lost"' in (tmp_path / "svg").read_text()
