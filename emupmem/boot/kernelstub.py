@@ -29,7 +29,7 @@ from emupmem.system.host import Host
 _SHOW = ("kernelstub", "--print-config", "--log-file", "/dev/null")
 """Prints what it reads, and ends before it writes anything."""
 
-_SHOWN = re.compile(r"^\s*Kernel Boot Options:\.*(.*)$", re.MULTILINE)
+_SHOWN = re.compile(r"^[ \t]*Kernel Boot Options:\.*(.*)$", re.MULTILINE)
 _KEY = re.compile(r'"kernel_options"\s*:\s*')
 
 

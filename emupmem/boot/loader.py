@@ -362,6 +362,14 @@ class Loader(ABC):
             raise EmupmemError(f"the boot entries are not as planned: {wrong}")
         return sum(1 for e in after.entries if e.ours and e.command_line.reservations)
 
+    def kept_state(self, machine: Host) -> tuple[str, ...]:
+        """What its programs keep and no file tells, for `undo_to`; empty where files are all. Raises EmupmemError."""
+        return ()
+
+    def undo_to(self, machine: Host, state: tuple[str, ...]) -> tuple[Command, ...]:
+        """What makes it that state again, none where it is. Raises EmupmemError where that cannot be told."""
+        return ()
+
     def prove_undone(self, machine: Host, before: Standing) -> None:  # noqa: B027 (most put files back, which is sure)
         """Raise EmupmemError where what undid a change did not make all as it was."""
 

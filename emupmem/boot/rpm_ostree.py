@@ -39,15 +39,15 @@ class RpmOstree(Loader):
     forgets = False
 
     def standing(self, machine: Host) -> Standing:
-        line, mark = _without_mark(self._arguments(machine))
-        tried = parse_command_line(line).words if mark else ()
-        words = parse_command_line(text.reworked(line, (), (), _ours(mark)) if mark else line).words
+        line, marks = _without_mark(self._arguments(machine))
+        tried = parse_command_line(line).words if marks else ()
+        words = parse_command_line(text.reworked(line, (), (), _ours(marks)) if marks else line).words
         entry = BootEntry(("next deployment",), ("",), (0,), "", words, 1, False, True)
         items = tuple(i.text for i in entry.command_line.reservations)
         kernel = machine.peek("/proc/sys/kernel/osrelease")
         entry = replace(entry, version=kernel)
         name = "rpm-ostree kargs"
-        return Standing(items, name, name, (entry,), entry, tried, bool(mark))
+        return Standing(items, name, name, (entry,), entry, tried, bool(marks))
 
     def _arguments(self, machine: Host) -> str:
         done = machine.output(*KARGS, timeout=60)
@@ -62,19 +62,30 @@ class RpmOstree(Loader):
         return sources_or_entries(machine)
 
     def steps(self, machine: Host, wanted: Wanted) -> Steps:
-        old, mark = _without_mark(self._arguments(machine))
+        old, marks = _without_mark(self._arguments(machine))
         items, extra, drop = wanted.items, wanted.add, wanted.drop
-        drop = (*drop, *(w for w in _ours(mark) if w not in extra))
+        drop = (*drop, *(w for w in _ours(marks) if w not in extra))
         new = text.reworked(old, items, extra, drop)
         text.prove_words(old, new, items, extra, drop)
         gone, added = _difference(text.raw_words(old), text.raw_words(new))
-        gone += [mark] if mark else []  # at once with the words: alone they would be a reservation for good
+        gone += marks  # at once with the words: alone they would be a reservation for good
         commands = (_kargs(gone, added, "make a deployment with the new arguments"),) if gone or added else ()
-        undo = (_kargs(added, gone, "take that back"),) if commands else ()
         # First: of a run that is killed then, the mark is left, and the next one does both.
-        if _pins(mark):
-            commands, undo = (_unpin(machine), *commands), (*undo, _pin(_before_trial(machine)))
-        return Steps(wanted, commands=commands, undo=undo)
+        if _pins(marks):
+            commands = (_pin(_before_trial(machine), False), *commands)
+        return Steps(wanted, commands=commands)
+
+    def kept_state(self, machine: Host) -> tuple[str, ...]:
+        return self._arguments(machine), *_pinned(machine)
+
+    def undo_to(self, machine: Host, state: tuple[str, ...]) -> tuple[Command, ...]:
+        line, *pinned = state
+        gone, added = _difference(text.raw_words(self._arguments(machine)), text.raw_words(line))
+        undo = [_kargs(gone, added, "take that back")] if gone or added else []
+        now = _pinned(machine)
+        undo += [_pin(name, True) for name in pinned if name not in now]
+        undo += [_pin(name, False) for name in now if name not in pinned]
+        return tuple(undo)
 
     # A trial -------------------------------------------------------------------------------------------------
 
@@ -92,14 +103,16 @@ class RpmOstree(Loader):
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         if now.chosen:
-            mark = _without_mark(self._arguments(machine))[1]
-            cut_off = _pins(mark) and _before_trial(machine) == "booted" and not _is_pinned(machine)
-            return Steps(wanted, commands=(_pin("booted"),) if cut_off else ())
+            marks = _without_mark(self._arguments(machine))[1]
+            cut_off = _pins(marks) and _before_trial(machine) == "booted" and not _is_pinned(machine)
+            return Steps(wanted, commands=(_pin("booted", True),) if cut_off else ())
         pins = _is_pinning_known(machine) and not _is_pinned(machine)
         there = now.default.words if now.default is not None else ()
         add = [w for w in wanted.trial if w not in there]
         add.append(",".join([PINNED if pins else KEPT, *(w for w in OUR_WORDS if w in add)]))
-        pin = (_pin("booted"),) if pins else ()  # behind the mark: so no pin is left that nobody takes away
+        pin = (
+            (_pin("booted", True),) if pins else ()
+        )  # behind the mark: so no pin is left that nobody takes away
         note = "rpm-ostree has no choice for one start: a start that hangs comes again, until you choose the "
         note += "deployment before it in the boot menu"
         if not pins and not _is_pinned(machine):
@@ -107,7 +120,6 @@ class RpmOstree(Loader):
         return Steps(
             wanted,
             commands=(_kargs([], add, "make a deployment with the new arguments"), *pin),
-            undo=(_kargs(add, [], "take that back"), *((_unpin(machine),) if pins else ())),
             notes=(note,),
         )
 
@@ -133,20 +145,19 @@ class RpmOstree(Loader):
         self._arguments(machine)
 
 
-def _without_mark(line: str) -> tuple[str, str]:
-    """The arguments without the word that tells a trial, and that word (empty where there is none)."""
-    words = text.raw_words(line)
-    mark = next((w for w in words if w.partition(",")[0] in (PINNED, KEPT)), "")
-    return (text.reworked(line, tuple(_items(line)), (), (mark,)) if mark else line), mark
+def _without_mark(line: str) -> tuple[str, list[str]]:
+    """The arguments without the words that tell a trial, and these words: one, if nobody has written another."""
+    marks = [w for w in text.raw_words(line) if w.partition(",")[0] in (PINNED, KEPT)]
+    return (text.reworked(line, tuple(_items(line)), (), tuple(marks)) if marks else line), marks
 
 
-def _pins(mark: str) -> bool:
-    return mark.partition(",")[0] == PINNED
+def _pins(marks: Sequence[str]) -> bool:
+    return any(m.partition(",")[0] == PINNED for m in marks)
 
 
-def _ours(mark: str) -> tuple[str, ...]:
+def _ours(marks: Sequence[str]) -> tuple[str, ...]:
     """The words beside memmap= that a trial brought, by its mark; others of the same name are a person's."""
-    return tuple(w for w in OUR_WORDS if w in mark.split(",")[1:])
+    return tuple(w for w in OUR_WORDS if any(w in m.split(",")[1:] for m in marks))
 
 
 def _in_order_of(before: Standing, after: Standing, wanted: Wanted) -> tuple[str, ...]:
@@ -168,12 +179,18 @@ def _is_pinning_known(machine: Host) -> bool:
 
 def _is_pinned(machine: Host) -> bool:
     """Whether the deployment that runs is pinned already."""
+    return "booted" in _pinned(machine)
+
+
+def _pinned(machine: Host) -> tuple[str, ...]:
+    """Which of `booted` and `rollback`, the one behind it, are pinned; none where that is not told."""
     done = machine.output(*STATUS, timeout=60)
     try:
         found = json.loads(done.stdout)["deployments"] if done is not None and not done.status else []
-        return any(d.get("booted") and d.get("pinned") for d in found)
+        at = next((n for n, d in enumerate(found) if d.get("booted")), len(found))
+        return tuple(n for n, d in zip(("booted", "rollback"), found[at:], strict=False) if d.get("pinned"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return ()
 
 
 def _before_trial(machine: Host) -> str:
@@ -181,12 +198,10 @@ def _before_trial(machine: Host) -> str:
     return "rollback" if MARK in machine.peek("/proc/cmdline") else "booted"
 
 
-def _pin(deployment: str) -> Command:
-    return Command(("ostree", "admin", "pin", deployment), "keep the deployment before the trial")
-
-
-def _unpin(machine: Host) -> Command:
-    argv = ("ostree", "admin", "pin", "--unpin", _before_trial(machine))
+def _pin(deployment: str, wanted: bool) -> Command:
+    if wanted:
+        return Command(("ostree", "admin", "pin", deployment), "keep the deployment before the trial")
+    argv = ("ostree", "admin", "pin", "--unpin", deployment)
     return Command(argv, "let updates drop the deployment before it again")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from emupmem.boot.bls import sources
 from emupmem.boot.change import Change, Outcome, Tell
 from emupmem.boot.loader import Loader, Steps
+from emupmem.boot.program_state import put_state_back
 from emupmem.device import boot_unit
 from emupmem.device.unit import FILE as UNIT_FILE
 from emupmem.editor import edits
@@ -75,14 +76,15 @@ def _carry_out_boot(machine: Machine, change: Change, tell: Tell, stop: Interrup
     by, steps = change.by, change.steps
     _mend(machine, by)
     _refuse_changed(machine, steps.edits)
-    if steps.undo and not steps.owned and by.standing(machine) != change.before:
+    state = by.kept_state(machine) if machine.live else ()
+    if (steps.undo or state) and not steps.owned and by.standing(machine) != change.before:
         raise _changed(change.before.menu)  # it has no files to watch
     for step in steps.commands if machine.live else ():
         if machine.find(step.argv[0]) is None:
             raise EmupmemError(f"{step.argv[0]} is not installed", state=UNCHANGED)
     backups.remove_leftovers(machine, _litter(machine, by, steps))
     tell("locked")
-    former = _former(machine, by, steps)
+    former = _former(machine, by, steps, state)
     backup = _back_up(machine, steps, former)
     tell("backup")
     stop.check()
@@ -147,7 +149,8 @@ class _Former:
     """What a change may have to put back: contents, links and where they lead, and what was not there.
 
     `kept` are the files that are set aside, `names` those in the folders that programs write to, `missing` the
-    folders that are not there, the deepest one first; `choice` is what was chosen for the next start only.
+    folders that are not there, the deepest one first; `choice` is what was chosen for the next start only, `state`
+    what programs keep and no file tells.
     """
 
     moment: str
@@ -157,9 +160,10 @@ class _Former:
     names: dict[str, frozenset[str]]
     missing: tuple[str, ...]
     choice: str
+    state: tuple[str, ...]
 
 
-def _former(machine: Host, by: Loader, steps: Steps) -> _Former:
+def _former(machine: Host, by: Loader, steps: Steps, state: tuple[str, ...]) -> _Former:
     edited = [e.name for e in steps.edits if e.before != e.after or e.name in steps.rewritten]
     touched = [*steps.menus, *edited, *steps.owned]
     names = dict.fromkeys([*touched, WORDS_RECORD])
@@ -171,7 +175,7 @@ def _former(machine: Host, by: Loader, steps: Steps) -> _Former:
     missing = sorted((f for f in above if not machine.exists(f)), key=len, reverse=True)
     kept = tuple(n for n in dict.fromkeys(touched) if contents[n] is not None)
     choice = by.choice(machine) if machine.live else ""
-    return _Former(stamp(), contents, kept, links, there, tuple(missing), choice)
+    return _Former(stamp(), contents, kept, links, there, tuple(missing), choice, state)
 
 
 def _back_up(machine: Machine, steps: Steps, former: _Former) -> str:
@@ -348,6 +352,7 @@ def _roll_back(machine: Machine, change: Change, former: _Former, exc: BaseExcep
         attempt(partial(_run, machine, step, Interrupts()), again if steps.owned else failed)
     if wrote and not again:
         attempt(partial(by.prove_undone, machine, change.before))
+    attempt(partial(put_state_back, machine, by, former.state, partial(_run, machine, stop=Interrupts())))
     for name in (*steps.menus, *steps.owned, *steps.rewritten, WORDS_RECORD):
         attempt(partial(_put_back, machine, former, name))
     if change.before.chosen:

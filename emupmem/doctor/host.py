@@ -245,7 +245,7 @@ def kdump_tools_line(settings: str, booted: Sequence[str] = ()) -> str:
 
     `booted` are the words of the running kernel.
     """
-    found = dict(re.findall(r"^\s*(KDUMP_CMDLINE\w*)=(.*)", settings, re.MULTILINE))
+    found = dict(re.findall(r"^[ \t]*(KDUMP_CMDLINE\w*)=(.*)", settings, re.MULTILINE))
     words = found.get("KDUMP_CMDLINE_APPEND", "").strip("\"' \t").split() or KDUMP_TOOLS_APPENDS.split()
     if _DRIVER in _blocked(words):
         return ""

@@ -302,7 +302,7 @@ def records(text: str, tag: str) -> list[Record]:
     """Name and value of each field, one dict for each module, set or goal (`tag` in XML)."""
     if re.search(rf"<{tag}\b", text):
         return [_xml(body) for body in re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", text, re.DOTALL)]
-    if re.search(r"^\s*---\w+=.*---\s*$", text, re.MULTILINE):
+    if re.search(r"^[ \t]*---\w+=.*---[ \t\r]*$", text, re.MULTILINE):
         return list(_blocks(text.splitlines()))
     return _table(text.splitlines())
 

@@ -64,7 +64,7 @@ class Completed:
     def errors(self) -> str:
         """The lines that begin with `Error:` (ndctl: they come before its last words), else its last words."""
         text = (self.stderr + b"\n" + self.stdout).decode("utf-8", "replace")
-        found = re.findall(r"^\s*Error: (.+)$", text, re.MULTILINE)
+        found = re.findall(r"^[ \t]*Error: (.+)$", text, re.MULTILINE)
         return (
             "; ".join(dict.fromkeys(f.strip() for f in found)) or self.last_words or f"status {self.status}"
         )

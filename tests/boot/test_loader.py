@@ -209,8 +209,8 @@ if sys.argv[0].endswith("/ostree"):
         os.remove(pins)
     sys.exit()
 if sys.argv[1] == "status":
-    pinned = "true" if "booted" in read(pins) else "false"
-    print('{"deployments": [{"booted": true, "pinned": %s}]}' % pinned)
+    pinned = ["true" if name in read(pins) else "false" for name in ("booted", "rollback")]
+    print('{"deployments": [{"booted": true, "pinned": %s}, {"booted": false, "pinned": %s}]}' % tuple(pinned))
     sys.exit()
 if len(sys.argv) == 2:
     print(HEAD + " ".join(words))

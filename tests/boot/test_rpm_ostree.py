@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emupmem.boot import prepare, trial
+from emupmem.boot import kernelstub, prepare, trial
 from emupmem.boot.change import Change
 from emupmem.boot.loader import Options
 from emupmem.boot.transaction import carry_out_change
@@ -164,3 +164,73 @@ def test_suggest_asks_it_once(machine: FakeMachine, monkeypatch: pytest.MonkeyPa
         done = run("suggest", "--size", "1G")
         assert done.status == 0, done
         assert machine.peek("/asked").splitlines() == ["kargs"] * times
+
+
+BUSY = 'sys.exit("error: Transaction in progress: upgrade")\n'
+
+
+def fails_at(machine: FakeMachine, option: str) -> None:
+    """Let rpm-ostree do nothing where it is called with this option."""
+    begin_ = "words = read(file).split()\n"
+    assert begin_ in RPM_OSTREE
+    busy = f"if any(a.startswith({option!r}) for a in sys.argv):\n    {BUSY}"
+    program(machine, "rpm-ostree", RPM_OSTREE.replace(begin_, begin_ + busy), HEAD="")
+
+
+@pytest.mark.parametrize("end", [prepare.prepare_abandon, prepare.prepare_confirm, prepare.prepare_remove])
+@pytest.mark.parametrize("booted", [False, True])
+def test_where_it_fails_the_deployment_before_stays_pinned(
+    machine: FakeMachine, booted: bool, end: Callable[[FakeMachine], Change]
+) -> None:
+    """An update that is at work hinders rpm-ostree, and would drop what is not pinned."""
+    begin(machine)
+    if booted:
+        starts(machine)
+    if end is prepare.prepare_confirm and not booted:
+        return
+    before, kept = kargs(machine), pins(machine)
+    fails_at(machine, "--delete")
+    with pytest.raises(EmupmemError, match="Transaction in progress") as caught:
+        carry_out_change(machine, end(machine))
+    assert caught.value.hint == "the old configuration is back, nothing is changed"
+    assert (kargs(machine), pins(machine)) == (before, kept)
+    assert kept
+
+
+def test_what_cannot_be_read_is_not_said_to_be_back(machine: FakeMachine) -> None:
+    reads = "if len(sys.argv) == 2:\n"
+    assert reads in RPM_OSTREE
+    late = f'{reads}    if "1G!4G" in read(file):\n        sys.exit("error: Timeout was reached")\n'
+    program(machine, "rpm-ostree", RPM_OSTREE.replace(reads, late), HEAD="")
+    with pytest.raises(EmupmemError, match="Timeout was reached") as caught:
+        apply(machine)
+    assert "memmap=1G!4G" in kargs(machine)
+    assert "not all could be put back: rpm-ostree kargs failed with status 1" in caught.value.hint
+    assert "Before you reboot: look at rpm-ostree kargs" in caught.value.hint
+    assert caught.value.changed
+
+
+def test_what_is_not_undone_is_not_said_to_be_back(machine: FakeMachine) -> None:
+    begin_ = "words = read(file).split()\n"
+    text = RPM_OSTREE.replace(
+        begin_, f'{begin_}if any("--delete" in a for a in sys.argv):\n    sys.exit()\n'
+    ).replace('if os.path.exists(ROOT + "/fail")', "if True")
+    program(machine, "rpm-ostree", text, HEAD="")
+    with pytest.raises(EmupmemError, match="while staging") as caught:
+        apply(machine)
+    assert "memmap=1G!4G" in kargs(machine)
+    hint = "not all could be put back: rpm-ostree kargs --delete=memmap=1G!4G is still to be done"
+    assert hint in caught.value.hint
+
+
+def test_a_mark_that_stands_twice_goes_twice(machine: FakeMachine) -> None:
+    before = kargs(machine)
+    begin(machine)
+    put(machine, "/kargs", f"{machine.peek('/kargs').strip()} {MARK}\n")
+    carry_out_change(machine, prepare.prepare_abandon(machine))
+    assert (kargs(machine), pins(machine)) == (before, "")
+
+
+def test_kernelstub_may_print_many_blank_lines() -> None:
+    """A pattern that crosses lines took the square of their number."""
+    assert kernelstub._SHOWN.search("\n" * 300_000) is None

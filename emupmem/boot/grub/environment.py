@@ -167,6 +167,6 @@ def grub_reads_bls(machine: Host) -> bool:
     except EmupmemError:
         menu = ""
     asked = re.search(
-        r"^\s*(?:export\s+)?GRUB_ENABLE_BLSCFG=[\"']?true", machine.peek(GRUB_DEFAULT), re.MULTILINE
+        r"^[ \t]*(?:export[ \t]+)?GRUB_ENABLE_BLSCFG=[\"']?true", machine.peek(GRUB_DEFAULT), re.MULTILINE
     )
     return grub_menu.uses_bls(menu) or asked is not None
