@@ -25,6 +25,9 @@ KARGS = ("rpm-ostree", "kargs")
 STATUS = ("rpm-ostree", "status", "--json")
 PIN_HELP = ("ostree", "admin", "pin", "--help")
 
+STAGED, LOADER_ENTRIES = "/run/ostree/staged-deployment", "/boot/loader"
+"""A new deployment is staged in memory, its entry is written when the machine goes down (ostree-sysroot-deploy.c)."""
+
 MARK = "emupmem.trial="
 """Begins the word that tells a trial: whether the deployment before it was pinned for it, and which words beside
 memmap= are the trial's (`emupmem.trial=pinned,nokaslr`). The kernel and init pass over it."""
@@ -99,7 +102,8 @@ class RpmOstree(Loader):
         except EmupmemError:
             return None
         words = [w for w in now.trial if w in ours or items_of_word(w)]
-        return Trial("/run/ostree-booted", tuple(words), now.chosen, True) if words else None
+        file = STAGED if machine.exists(STAGED) else LOADER_ENTRIES
+        return Trial(file, tuple(words), now.chosen, True) if words else None
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         if now.chosen:

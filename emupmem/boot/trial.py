@@ -35,7 +35,8 @@ class State:
 
     `chosen` says that the next start is the trial, `running` that this boot is, `started_since`
     that the machine was started after the trial was made; `why` is what a failed one left behind, or why it
-    will not come. `kexec` says that nothing of it is on the disk.
+    will not come. `kexec` says that nothing of it is on the disk, `again` that the loader does not forget it: each
+    start is the trial, until it is confirmed or abandoned.
     """
 
     words: tuple[str, ...]
@@ -45,6 +46,7 @@ class State:
     started_since: bool
     why: str = ""
     kexec: bool = False
+    again: bool = False
 
     @property
     def stage(self) -> str:
@@ -123,7 +125,8 @@ def state(machine: Host) -> State | None:
     if mark is not None and line.words[mark + 1 :]:
         variable = line.words[mark].removeprefix(KEXEC_MARK)
         return State(line.words[mark + 1 :], variable, False, True, True, kexec=True)
-    made = detect.of(machine).trial(machine)
+    by = detect.of(machine)
+    made = by.trial(machine)
     if made is None:
         return None
     words, variable, coming = made.words, made.variable, made.chosen
@@ -135,8 +138,10 @@ def state(machine: Host) -> State | None:
     if coming and not made.starts:
         gone = "its entry is not in the menu any more (was its kernel removed?)"
         return State(words, variable, False, running, False, gone)
-    why = _last_words(machine, written or 0) if since and not running and not coming else ""
-    return State(words, variable, coming, running, since, why)
+    again = coming and not by.forgets
+    over = since and not running and (again or not coming)
+    why = _last_words(machine, written or 0) if over else ""
+    return State(words, variable, coming, running, since, why, again=again)
 
 
 def _last_words(machine: Host, since: float) -> str:

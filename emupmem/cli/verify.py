@@ -54,7 +54,7 @@ def verify(
 def _show_verdict(verdict: Any) -> None:
     render.print_ladder(Printer(), verdict.checks)
     if verdict.nothing_reserved:
-        tell("Nothing is reserved.")
+        tell(f"{verdict.nothing.capitalize()}.")
     elif verdict.pending:
         tell("Reboot pending.")
     unseen = [c.name for c in verdict.checks if c.status == "skipped" and not c.explained_by]

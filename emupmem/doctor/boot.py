@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from emupmem.boot import detect
 from emupmem.boot import efi as boot_efi
@@ -203,7 +203,7 @@ def grubenv_finding(name: str, why: str, fix: str, once: str) -> Finding:
 
 def look_at_room(eye: Eye) -> Finding:
     places: list[tuple[str, int, bool]] = []
-    for folder in ("/boot", "/", BACKUPS.rpartition("/")[0]):
+    for folder in ("/boot", "/", BACKUPS.rpartition("/")[0], *_own_file_system(eye)):
         there = folder
         while there != "/" and not eye.machine.exists(there):
             there = there.rpartition("/")[0] or "/"
@@ -211,6 +211,19 @@ def look_at_room(eye: Eye) -> Finding:
         places.append((folder, eye.machine.room(there), place is not None and "ro" in place.options))
     menu = len(readable_menu(eye.machine).encode("utf-8", "surrogateescape"))
     return room(places, MENU_COPIES * menu + MIB)
+
+
+def _own_file_system(eye: Eye) -> Iterator[str]:
+    """Where the boot entries lie, if that is no part of / or /boot: the EFI partition."""
+    if eye.by_grub or not eye.machine.live:  # what was collected tells only of the others
+        return
+    try:
+        menu = eye.loader.standing(eye.machine).menu
+    except EmupmemError:
+        return
+    place = mount_of(eye.mounts, eye.machine.real(menu)) if menu.startswith("/") else None
+    if place is not None and place.dir not in ("/", "/boot"):
+        yield place.dir
 
 
 def room(places: Sequence[tuple[str, int, bool]], needed: int) -> Finding:

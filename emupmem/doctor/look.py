@@ -197,7 +197,7 @@ def ladder_finding(verdict: Verdict) -> Finding:
     unseen = [c.name for c in verdict.checks if c.status == "skipped"]
     more = f" (not seen: {', '.join(unseen)})" if unseen else ""
     if verdict.nothing_reserved:
-        return Finding("ladder", "ok", f"nothing is reserved{more}")
+        return Finding("ladder", "ok", f"{verdict.nothing}{more}")
     devices = ", ".join(d.dev for d in verdict.devices)
     what = f"{devices} · emulated, volatile" if devices else "no device was seen"
     tried = next((c for c in verdict.checks if c.name == "trial"), None)

@@ -87,16 +87,22 @@ def _trial(seen: SeenTrial) -> Check:
     if seen.running:
         back = "a restart goes back" if seen.kexec else "sudo emupmem abandon cancels it"
         found = f"this boot is the trial of {words}; nothing is permanent"
-        if seen.chosen:
+        if seen.again:
+            found += "; the next start is this trial as well, until it is confirmed or abandoned"
+        elif seen.chosen:
             found += "; the next start is chosen to be one as well (GRUB did not clear that, or apply was run again)"
         return Check("trial", "ok", words, found, f"sudo emupmem confirm makes it permanent; {back}")
-    if seen.chosen:
+    if seen.chosen and not seen.why:
         return Check("trial", "pending", words, f"the next start tries {words}", "reboot")
-    again = "sudo emupmem abandon takes the entry away; apply --trial tries again"
+    hint = "sudo emupmem abandon takes the entry away; apply --trial tries again"
     if seen.started_since:
-        return Check("trial", "fail", words, f"the machine came back without {words}: {seen.why}", again)
+        found = f"the machine came back without {words}: {seen.why}"
+        if seen.again:
+            found += "; the next start tries it once more"
+            hint = "sudo emupmem abandon first: it makes a deployment without it"
+        return Check("trial", "fail", words, found, hint)
     why = seen.why or "it is no longer chosen for the next start"
-    return Check("trial", "fail", words, f"the trial of {words} will not come: {why}", again)
+    return Check("trial", "fail", words, f"the trial of {words} will not come: {why}", hint)
 
 
 def _words(items: Iterable[str]) -> str:

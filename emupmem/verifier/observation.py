@@ -70,6 +70,7 @@ class SeenTrial:
     started_since: bool
     why: str = ""
     kexec: bool = False
+    again: bool = False
 
 
 @record
@@ -131,3 +132,10 @@ class Verdict:
         return (
             self.ok and not self.devices and not any(c.name in ("device", "dax-device") for c in self.checks)
         )
+
+    @property
+    def nothing(self) -> str:
+        """What `nothing_reserved` says, as far as it was seen."""
+        if any(c.name == "configured" and c.status == "skipped" for c in self.checks):
+            return "nothing is reserved in this boot; what the next start reserves could not be seen"
+        return "nothing is reserved"

@@ -118,7 +118,8 @@ def _trial(machine: Host) -> SeenTrial | None:
     found = trial.state(machine)
     if found is None:
         return None
-    return SeenTrial(found.words, found.chosen, found.running, found.started_since, found.why, found.kexec)
+    how = (found.chosen, found.running, found.started_since, found.why, found.kexec, found.again)
+    return SeenTrial(found.words, *how)
 
 
 def _mounts(machine: Host, wait: float) -> tuple[SeenMount, ...]:

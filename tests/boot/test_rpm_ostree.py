@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from emupmem.boot import kernelstub, prepare, trial
 from emupmem.boot.change import Change
 from emupmem.boot.loader import Options
 from emupmem.boot.transaction import carry_out_change
-from emupmem.model import GIB, EmupmemError, Request
+from emupmem.model import GIB, Check, EmupmemError, Request
 from emupmem.verifier import ladder, observe
 from tests import fake
 from tests.boot.test_loader import ROOT, RPM_OSTREE, apply, ostree, program, remove, survey_of
@@ -233,4 +234,29 @@ def test_a_mark_that_stands_twice_goes_twice(machine: FakeMachine) -> None:
 
 def test_kernelstub_may_print_many_blank_lines() -> None:
     """A pattern that crosses lines took the square of their number."""
-    assert kernelstub._SHOWN.search("\n" * 300_000) is None
+    assert kernelstub._SHOWN.search("\n" * 300_000 + "x Kernel Boot Options:...quiet") is None
+
+
+def test_a_trial_that_did_not_come_is_over_and_would_come_again(machine: FakeMachine) -> None:
+    """The person chose the deployment before it in the menu: "reboot" would lead into the hang once more."""
+
+    def judged() -> Check:
+        return next(c for c in ladder.verdict_of(observe.observe(machine, 0)).checks if c.name == "trial")
+
+    put(machine, "/boot/loader/entries/a.conf", "")
+    begin(machine)
+    put(machine, "/proc/stat", "btime 1000\n")
+    put(machine, "/run/ostree/staged-deployment", "")  # until the machine goes down
+    assert (judged().status, judged().hint) == ("pending", "reboot")
+    (machine.root / "run/ostree/staged-deployment").unlink()
+    os.utime(machine.root / "boot/loader", (2000, 2000))
+    put(machine, "/proc/stat", "btime 2010\n")
+    seen = trial.state(machine)
+    assert seen is not None
+    assert (seen.stage, seen.chosen, seen.again) == ("over", True, True)
+    assert judged().status == "fail"
+    assert judged().found.startswith("the machine came back without memmap=1G!4G: ")
+    assert judged().found.endswith("; the next start tries it once more")
+    assert "sudo emupmem abandon first" in judged().hint
+    starts(machine)
+    assert "the next start is this trial as well, until it is confirmed or abandoned" in judged().found

@@ -484,6 +484,17 @@ def test_verify_of_nothing_is_as_planned_unless_required(run: Run, here: FakeMac
     assert run("verify", "--require").status == 3
 
 
+def test_verify_does_not_say_of_the_next_start_what_it_has_not_seen(run: Run, here: FakeMachine) -> None:
+    (here.root / "etc/default/grub").unlink()
+    (here.root / "etc/default/grub").mkdir()
+    done = run("verify")
+    assert done.status == 0
+    seen = "Nothing is reserved in this boot; what the next start reserves could not be seen.\n"
+    assert done.out.endswith(seen), done
+    assert "not seen: configured" in done.err
+    assert seen.rstrip(".\n").lower() in " ".join(run("doctor").out.lower().split())
+
+
 def test_verify_before_the_reboot_is_pending(run: Run, here: FakeMachine) -> None:
     run("apply", "--size", "1G", "--yes")
     done = run("verify", "--json")

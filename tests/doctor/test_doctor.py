@@ -39,7 +39,8 @@ from emupmem.model import (
 from emupmem.planner import survey
 from emupmem.planner.situation import Situation
 from emupmem.verifier.observation import Verdict
-from tests.boot import test_trial
+from tests import fake
+from tests.boot import test_loader, test_trial
 from tests.cli.runner import Run
 from tests.cli.test_cli import reboot
 from tests.fake import LOG, RELEASE, FakeMachine, put, script
@@ -596,6 +597,21 @@ def test_what_apply_refuses_is_a_stop(
     assert done.json["ok"] is False
     if finding != "room":  # this folder can be written to
         assert run("apply", "--size", "1G", "--yes").status == 1, "and apply does refuse"
+
+
+def test_the_efi_partition_is_looked_at_where_the_entries_lie_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = test_loader.systemd_boot(tmp_path)
+    fake.running(monkeypatch.setattr, machine)
+    for state, status, words in (("rw", "ok", "/boot/efi "), ("ro", "stop", "mounted read-only: /boot/efi")):
+        mounts = "30 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        put(
+            machine,
+            "/proc/self/mountinfo",
+            f"{mounts}31 30 8:2 / /boot/efi {state} - vfat /dev/sda2 {state}\n",
+        )
+        is_(by_name(look.findings_of(machine))["room"], status, words)
 
 
 def test_another_processor_stops(here: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ set -eu
 packages="python3-venv python3-dev gcc libc6-dev libaugeas-dev libxml2-dev pkg-config"
 [ "${1:-}" = build ] ||
     packages="$packages qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring ovmf
-              e2fsprogs dosfstools fdisk util-linux busybox-static kmod xz-utils zstd
+              e2fsprogs dosfstools fdisk util-linux mount busybox-static kmod xz-utils zstd
               cpio libvirt0 libxml2-utils mandoc zsh fish openssh-client"
 
 # Where there are no Debian packages: what the build needs is looked for itself.
