@@ -38,8 +38,11 @@ def suggestion(
     out.print(f"{title(firmware)} · from {plain(source)}")
     out.print()
     if firmware.ram:
-        for line in bar(situation, plan, min(out.width, WIDEST) - 4):
-            out.print("  ", *line, whole=True)
+        scale, kinds = bar(situation, plan, min(out.width, WIDEST) - 4)
+        out.print("  ", scale, whole=True)
+        out.print("  ", *((CELLS[kind], STYLES[kind]) for kind in kinds), whole=True)
+        for row in legend(kinds, plan, out.width - 2):
+            out.print("  ", *row, hang=4)
         out.print()
     rows = _rows(offers, rejected, plan)
     width = max((len(r[0]) for r in rows), default=5)
@@ -123,20 +126,31 @@ def _rows(
     return rows
 
 
-def bar(situation: Situation, plan: Plan | None, width: int) -> list[list[Part]]:
-    """The map up to the end of RAM as one line of cells, with a scale above and a legend below."""
+def bar(situation: Situation, plan: Plan | None, width: int) -> tuple[str, list[str]]:
+    """The map up to the end of RAM as one line of cells: the scale above it, and what kind fills each cell."""
     firmware = situation.firmware
     lost = union_of((x.start, x.end) for x in situation.losses)
     end = max(s.end for s in firmware.ram)
     width = max(width, 20)
     kinds = [_cell(firmware, lost, plan, i * end // width, (i + 1) * end // width) for i in range(width)]
-    line: list[Part] = [(CELLS[kind], STYLES[kind]) for kind in kinds]
-    legend: list[Part] = []
+    return _scale(firmware, plan, end, width), kinds
+
+
+def legend(kinds: Iterable[str], plan: Plan | None, width: int) -> list[list[Part]]:
+    """What the cells of these kinds mean, in as many rows as they need: an entry wider than that has its own."""
+    there = set(kinds)
+    rows: list[list[Part]] = []
+    used = width
     for kind, name in legend_of(plan).items():
-        if kind in kinds:
-            gap = "   " if legend else ""
-            legend += [gap, (f"{CELLS[kind]} ", STYLES[kind]), name]
-    return [[_scale(firmware, plan, end, width)], line, legend]
+        if kind in there:
+            entry: list[Part] = [(f"{CELLS[kind]} ", STYLES[kind]), name]
+            used += 3 + 2 + len(name)
+            if used <= width:
+                rows[-1] += ["   ", *entry]
+            else:
+                rows.append(entry)
+                used = 2 + len(name)
+    return rows
 
 
 def _cell(

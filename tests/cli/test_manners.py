@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from emupmem.cli import given, progress
+from emupmem.cli import given, progress, render
 from emupmem.cli.terminal import Printer, fitted, has_colours, width_of
-from emupmem.model import Command
+from emupmem.model import GIB, Command, DeviceKind, FirmwareMap, Kind, Loss, MapEntry, Request
+from emupmem.planner.plan import plan
+from emupmem.planner.situation import Situation
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
 from emupmem.system.waiting import watched_by
@@ -237,6 +239,69 @@ def test_lines_fit_the_terminal(columns: int, log: str) -> None:
             assert len(line) <= columns or line.startswith("Next:") or log in line, line
             widest = max(widest, len(line))
     assert widest > columns * 0.9, "the width is used"
+
+
+@pytest.mark.parametrize(
+    ("width", "kind", "wanted"),
+    [
+        (
+            40,
+            DeviceKind.PMEM,
+            [
+                "  ▒ usable   ░ firmware",
+                "  × lost: the kernel took it away",
+                "  · not memory",
+                "  █ planned: persistent, volatile",
+            ],
+        ),
+        (
+            40,
+            DeviceKind.DEVDAX,
+            [
+                "  ▒ usable   ░ firmware",
+                "  × lost: the kernel took it away",
+                "  · not memory",
+                "  █ planned: persistent as a DAX device,",
+                "    volatile",
+            ],
+        ),
+        (
+            80,
+            DeviceKind.PMEM,
+            [
+                "  ▒ usable   ░ firmware   × lost: the kernel took it away   · not memory",
+                "  █ planned: persistent, volatile",
+            ],
+        ),
+        (
+            106,
+            DeviceKind.PMEM,
+            [
+                "  ▒ usable   ░ firmware   × lost: the kernel took it away   · not memory   "
+                "█ planned: persistent, volatile"
+            ],
+        ),
+    ],
+)
+def test_the_legend_is_broken_between_its_entries(
+    width: int, kind: DeviceKind, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    firmware = FirmwareMap(
+        (
+            MapEntry(0, 4 * GIB, Kind.RAM),
+            MapEntry(5 * GIB, 6 * GIB, Kind.RESERVED),
+            MapEntry(6 * GIB, 30 * GIB, Kind.RAM),
+        )
+    )
+    lost = Situation(firmware, losses=(Loss(20 * GIB, 30 * GIB, "the kernel"),))
+    made = plan(lost, Request(4 * GIB, kind=kind))
+    stream = Terminal()
+    render.suggestion(Printer(stream), lost, "a log", [], [], made)
+    lines = stream.getvalue().splitlines()
+    assert [len(line) for line in lines[2:4]] == [width - 2] * 2
+    assert lines[4 : lines.index("", 4)] == wanted
 
 
 @pytest.mark.slow
