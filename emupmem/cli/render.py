@@ -197,6 +197,7 @@ def diff(out: Printer, text: str) -> None:
 
 def print_ladder(out: Printer, checks: Iterable[Check]) -> None:
     """One line a rung, and below a broken one the thing to do."""
+    margin = out.margin(14, 2)
     for check in checks:
         mark, style = MARKS[check.status]
         found = check.found
@@ -209,7 +210,7 @@ def print_ladder(out: Printer, checks: Iterable[Check]) -> None:
             hang=15,
         )
         if check.hint and check.status != "ok":
-            out.print(f"{'':14} → {plain(check.hint)}", hang=17)
+            out.print(f"{'':{margin}} → {plain(check.hint)}", hang=margin + 3)
 
 
 FINDINGS = {
@@ -224,10 +225,11 @@ FINDINGS = {
 def findings(out: Printer, found: Sequence[Finding]) -> None:
     """One line for each finding of the doctor, and below it the one thing to do."""
     width = max((len(f.name) for f in found), default=0)
+    margin = out.margin(width + 8, 2)
     for one in found:
         mark, style = FINDINGS[one.status]
         out.print(
             (f"{mark} {one.status:4}", style), f" {one.name:{width}}  ", plain(one.evidence), hang=width + 9
         )
         if one.fix:
-            out.print(f"{'':{width + 8}} → {plain(one.fix)}", hang=width + 11)
+            out.print(f"{'':{margin}} → {plain(one.fix)}", hang=margin + 3)
