@@ -177,6 +177,17 @@ def test_odd_widths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert width_of(io.StringIO()) == wide
 
 
+@pytest.mark.parametrize(
+    ("columns", "widest"), [("40", 40), ("46", 46), ("51", 51), ("80", 78), ("200", 120)]
+)
+def test_help_is_as_narrow_as_the_terminal(
+    run: Run, columns: str, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = run("--help").out.splitlines()
+    assert widest * 0.8 < max(len(line) for line in lines) <= widest
+
+
 # --quiet --------------------------------------------------------------------------------------------------------
 
 
