@@ -17,6 +17,7 @@ from emupmem.cli import stdio, wording
 from emupmem.cli.given import check_only_given
 from emupmem.cli.options import EPILOG
 from emupmem.cli.output import Exit, UsageError, say, usage
+from emupmem.cli.terminal import width_of
 from emupmem.cli.typed import command_of
 from emupmem.model import EmupmemError
 from emupmem.record import record
@@ -228,6 +229,9 @@ def _status() -> int:
 
 def program_for(words: Sequence[str]) -> typer.Typer:
     """The program with the one command that was typed; else all of them listed, for --help or a wrong name."""
+    wide = width_of(sys.stdout)
+    # By itself click makes no --help narrower than 50 columns.
+    narrow = {"terminal_width": wide - 2} if wide < 52 else {}
     made = typer.Typer(
         name="emupmem",
         help=HELP,
@@ -236,7 +240,7 @@ def program_for(words: Sequence[str]) -> typer.Typer:
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, **narrow},
     )
     made.callback()(_options)
     typed = next((w for w in words if not w.startswith("-")), "")

@@ -2,7 +2,8 @@
 """The manual: `emupmem help`, and the page emupmem(8) for man.
 
 One source: `manual.md` beside the package, with the commands and options put in from the program itself. Only what
-that file uses of Markdown is known here: headings, paragraphs, lists, tables, fenced blocks, `code`, **bold**, *word*.
+that file uses of Markdown is known here: headings, paragraphs, lists, tables, fenced and indented blocks, `code`,
+**bold**, *word*.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pydoc
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Annotated, Any
 
@@ -90,7 +91,7 @@ def _blocks(markdown: str) -> Iterator[tuple[str, str]]:
     inside: list[str] | None = None
     held: list[str] = []
     kind = ""
-    for line in [*markdown.split("\n"), ""]:
+    for line in [*_fenced(markdown.split("\n")), ""]:
         if line.startswith("```"):
             if inside is not None:
                 yield "code", "\n".join(inside)
@@ -112,6 +113,25 @@ def _blocks(markdown: str) -> Iterator[tuple[str, str]]:
                     yield "row", line
             elif line:
                 held, kind = [line], "text"
+
+
+def _fenced(lines: Iterable[str]) -> Iterator[str]:
+    """The lines, with fences around what is a block because it is indented by four blanks after an empty line."""
+    before, fenced, indented = "", False, False
+    for line in lines:
+        begins = not fenced and not indented and not before.strip() and line.startswith(_INDENT)
+        ends = indented and not line.startswith(_INDENT)
+        if begins or ends:
+            yield "```"
+        indented = (indented or begins) and not ends
+        fenced ^= line.startswith("```")
+        yield line.removeprefix(_INDENT) if indented else line
+        before = line
+    if indented:
+        yield "```"
+
+
+_INDENT = "    "
 
 
 def man_page(markdown: str) -> str:
@@ -215,9 +235,21 @@ def plain_text(markdown: str) -> str:
 
 
 def _wrapped(text: str, first: str, then: str = "") -> str:
-    return textwrap.fill(
-        text, 79, initial_indent=first, subsequent_indent=then or first, break_on_hyphens=False
-    )
+    """Words in lines; what is longer than a line, such as the keys of a JSON object, may be broken after a comma."""
+    lines, empty = [first], True
+    for word in text.split():
+        longer = len(word) > _COLUMNS - len(then or first)
+        for number, part in enumerate(re.split(r"(?<=,)(?=\S)", word) if longer else [word]):
+            gap = "" if empty or number else " "
+            if not empty and len(lines[-1] + gap + part) > _COLUMNS:
+                lines.append(then or first)
+                gap = ""
+            lines[-1] += gap + part
+            empty = False
+    return "\n".join(lines)
+
+
+_COLUMNS = 79
 
 
 if __name__ == "__main__":

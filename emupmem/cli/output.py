@@ -86,13 +86,13 @@ def _show(text: str, out: Printer) -> None:
     for line in plain(text).split("\n"):
         bare = line.lstrip(" ")
         lead = len(line) - len(bare)
-        first = next((len(m) for m in ("emupmem: ", *_MARKS) if bare.startswith(m)), 0)
-        out.print(line, hang=lead + first, whole=bare.startswith(_COMMANDS))
+        first = next((len(m) for m in _MARKS if bare.startswith(m)), 0)
+        out.print(
+            line, hang=lead + first, whole=bare.startswith("then: ")
+        )  # any program: nothing tells where it ends
 
 
-_MARKS = ("✓ ", "! ", "· ", "→ ")
-_COMMANDS = ("sudo ", "Next:  ", "then: ")
-"""How lines begin that are copied: they are not broken."""
+_MARKS = ("emupmem: ", "Next:  ", "✓ ", "! ", "· ", "→ ")
 
 
 def print_product(text: str) -> None:

@@ -6,7 +6,8 @@ Nothing in it is told by a colour alone: what is planned has its words beside it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from emupmem.cli.render import legend_of, what_is_left
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 WIDTH, MARGIN, TOP, HEIGHT = 820, 24, 84, 46
 """In pixels: the picture and its margin; where the bar begins, and how high it is."""
+
+ROW, LETTERS = 22, 90
+"""From one line of text to the next, in pixels; how many letters there is room for in one."""
 
 SMALLEST = 400
 """What is less than this part of the whole is drawn, but cannot be seen: nothing tells of it."""
@@ -48,7 +52,10 @@ def _lines(situation: Situation, plan: Plan | None, title: str) -> Iterator[str]
     spans = list(_spans(situation, plan, end))
     large = [s for s in spans if s[2] - s[1] >= end // SMALLEST]
     words, names = list(_words(plan)), legend_of(plan)
-    height = TOP + HEIGHT + 92 + 22 * len(words)
+    rows = _legend({kind: name for kind, name in names.items() if any(kind == s[0] for s in large)})
+    told_at = TOP + HEIGHT + 86 + ROW * max(len(rows) - 1, 0)
+    lines = [line for sentence in words for line in _fitting(sentence)]
+    height = told_at + 6 + ROW * len(lines)
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
         f'height="{height}" role="img" aria-labelledby="title what">'
@@ -68,9 +75,10 @@ def _lines(situation: Situation, plan: Plan | None, title: str) -> Iterator[str]
         yield _box(kind, _x(first, end), TOP, max(_x(last, end) - _x(first, end), 1), HEIGHT)
     yield f'<rect class="frame" x="{MARGIN}" y="{TOP}" width="{WIDTH - 2 * MARGIN}" height="{HEIGHT}"/>'
     yield from _scale(plan, end)
-    yield from _legend({kind: name for kind, name in names.items() if any(kind == s[0] for s in large)})
-    for number, line in enumerate(words):
-        yield _text(MARGIN, TOP + HEIGHT + 86 + 22 * number, line, "")
+    for number, row in enumerate(rows):
+        yield from _legend_row(row, TOP + HEIGHT + 26 + ROW * number)
+    for number, line in enumerate(lines):
+        yield _text(MARGIN, told_at + ROW * number, line, "")
     yield "</svg>"
 
 
@@ -94,6 +102,10 @@ def _words(plan: Plan | None) -> Iterator[str]:
     if plan is not None:
         yield plan.memmap
         yield what_is_left(plan)
+
+
+def _fitting(sentence: str) -> list[str]:
+    return wrap(sentence, LETTERS, break_long_words=False, break_on_hyphens=False)
 
 
 def _x(address: int, end: int) -> float:
@@ -126,12 +138,29 @@ def _scale(plan: Plan | None, end: int) -> Iterator[str]:
             yield _text(x, TOP - 12, name, "small", anchor)
 
 
-def _legend(names: Mapping[str, str]) -> Iterator[str]:
-    x = float(MARGIN)
+def _legend(names: Mapping[str, str]) -> list[list[tuple[str, str]]]:
+    """(kind, name) of all that is drawn, in as many rows as have room for them."""
+    rows: list[list[tuple[str, str]]] = []
+    x = float(WIDTH)
     for kind, name in names.items():
-        yield _box(kind, x, TOP + HEIGHT + 26, 14, 14)
-        yield _text(x + 22, TOP + HEIGHT + 38, name, "small")
-        x += 22 + 7.4 * len(name) + 28
+        if x + _entry_width(name) > WIDTH - MARGIN:
+            rows.append([])
+            x = MARGIN
+        rows[-1].append((kind, name))
+        x += _entry_width(name) + 28
+    return rows
+
+
+def _entry_width(name: str) -> float:
+    return 22 + 7.4 * len(name)
+
+
+def _legend_row(row: Sequence[tuple[str, str]], y: float) -> Iterator[str]:
+    x = float(MARGIN)
+    for kind, name in row:
+        yield _box(kind, x, y, 14, 14)
+        yield _text(x + 22, y + 12, name, "small")
+        x += _entry_width(name) + 28
 
 
 def _escaped(text: str) -> str:

@@ -38,8 +38,11 @@ def suggestion(
     out.print(f"{title(situation)} · from {plain(source)}")
     out.print()
     if firmware.ram:
-        for line in bar(situation, plan, min(out.width, WIDEST) - 4):
-            out.print("  ", *line, whole=True)
+        scale, kinds = bar(situation, plan, min(out.width, WIDEST) - 4)
+        out.print("  ", scale, whole=True)
+        out.print("  ", *((CELLS[kind], STYLES[kind]) for kind in kinds), whole=True)
+        for row in legend(kinds, plan, out.width - 2):
+            out.print("  ", *row, hang=4)
         out.print()
     rows = _rows(offers, rejected, plan)
     width = max((len(r[0]) for r in rows), default=5)
@@ -124,20 +127,31 @@ def _rows(
     return rows
 
 
-def bar(situation: Situation, plan: Plan | None, width: int) -> list[list[Part]]:
-    """The map up to the end of RAM as one line of cells, with a scale above and a legend below."""
+def bar(situation: Situation, plan: Plan | None, width: int) -> tuple[str, list[str]]:
+    """The map up to the end of RAM as one line of cells: the scale above it, and what kind fills each cell."""
     firmware = situation.firmware
     lost = gone(situation)
     end = max(s.end for s in firmware.ram)
     width = max(width, 20)
     kinds = [_cell(firmware, lost, plan, i * end // width, (i + 1) * end // width) for i in range(width)]
-    line: list[Part] = [(CELLS[kind], STYLES[kind]) for kind in kinds]
-    legend: list[Part] = []
+    return _scale(firmware, plan, end, width), kinds
+
+
+def legend(kinds: Iterable[str], plan: Plan | None, width: int) -> list[list[Part]]:
+    """What the cells of these kinds mean, in as many rows as they need: an entry wider than that has its own."""
+    there = set(kinds)
+    rows: list[list[Part]] = []
+    used = width
     for kind, name in legend_of(plan).items():
-        if kind in kinds:
-            gap = "   " if legend else ""
-            legend += [gap, (f"{CELLS[kind]} ", STYLES[kind]), name]
-    return [[_scale(firmware, plan, end, width)], line, legend]
+        if kind in there:
+            entry: list[Part] = [(f"{CELLS[kind]} ", STYLES[kind]), name]
+            used += 3 + 2 + len(name)
+            if used <= width:
+                rows[-1] += ["   ", *entry]
+            else:
+                rows.append(entry)
+                used = 2 + len(name)
+    return rows
 
 
 def _cell(
@@ -184,6 +198,7 @@ def diff(out: Printer, text: str) -> None:
 
 def print_ladder(out: Printer, checks: Iterable[Check]) -> None:
     """One line a rung, and below a broken one the thing to do."""
+    margin = out.margin(14, 2)
     for check in checks:
         mark, style = MARKS[check.status]
         found = check.found
@@ -196,7 +211,7 @@ def print_ladder(out: Printer, checks: Iterable[Check]) -> None:
             hang=15,
         )
         if check.hint and check.status != "ok":
-            out.print(f"{'':14} → {plain(check.hint)}", hang=17)
+            out.print(f"{'':{margin}} → {plain(check.hint)}", hang=margin + 3)
 
 
 FINDINGS = {
@@ -211,10 +226,11 @@ FINDINGS = {
 def findings(out: Printer, found: Sequence[Finding]) -> None:
     """One line for each finding of the doctor, and below it the one thing to do."""
     width = max((len(f.name) for f in found), default=0)
+    margin = out.margin(width + 8, 2)
     for one in found:
         mark, style = FINDINGS[one.status]
         out.print(
             (f"{mark} {one.status:4}", style), f" {one.name:{width}}  ", plain(one.evidence), hang=width + 9
         )
         if one.fix:
-            out.print(f"{'':{width + 8}} → {plain(one.fix)}", hang=width + 11)
+            out.print(f"{'':{margin}} → {plain(one.fix)}", hang=margin + 3)

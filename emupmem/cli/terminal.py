@@ -8,6 +8,7 @@ longer to import than most commands run.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TextIO
@@ -50,22 +51,30 @@ def width_of(stream: TextIO) -> int:
 def fitted(text: str, width: int, hang: int = 0) -> Iterator[tuple[int, int]]:
     """Where to break a line: the (start, end) of each piece, all but the first to be indented by `hang`.
 
-    Breaks are between words only: a path or a command-line word that is too long stays whole.
+    Breaks are between words only, and not inside a command to copy: a path or a command that is too long stays whole.
     """
-    start, room = 0, width
-    while len(text) - start > room:
-        blank = text.rfind(" ", start + 1, start + room + 1)
-        if blank < 0 or not text[start:blank].strip():  # only the indentation before it: the word is too long
-            words = len(text[start:]) - len(text[start:].lstrip(" "))
-            blank = text.find(" ", start + words)
-        if blank < 0:
+    length = len(text) if len(text) <= width else len(text.rstrip(" "))
+    start, room, gaps = 0, width, _gaps(text, hang) if length > width else []
+    while length - start > room:
+        ahead = [gap for gap in gaps if gap[0] > start]
+        if not ahead:
             break
-        yield start, blank
-        start = blank + len(text[blank:]) - len(text[blank:].lstrip(" "))
-        room = max(width - hang, 1)
-        if start == len(text):
-            return
-    yield start, len(text)
+        end, after = max((gap for gap in ahead if gap[0] <= start + room), default=ahead[0])
+        yield start, end
+        start, room = after, max(width - hang, 1)
+    yield start, length
+
+
+def _gaps(text: str, hang: int) -> list[tuple[int, int]]:
+    """The (start, end) of the blanks where a line may end: not its indentation, nor where a break gains nothing."""
+    from emupmem.cli.copied import commands_in  # compiles its patterns: only where a line is too long
+
+    kept = list(commands_in(text))
+    return [
+        gap.span()
+        for gap in re.finditer(r"(?<=[^ ]) +(?=[^ ])", text)
+        if gap.end() > hang and not any(first < gap.start() < last for first, last in kept)
+    ]
 
 
 _LEAST = 20
@@ -93,6 +102,10 @@ class Printer:
         for number, (start, end) in enumerate(pieces):
             indent = " " * hang if number else ""
             self.stream.write(f"{indent}{self._painted(pairs, start, end)}\n")
+
+    def margin(self, wanted: int, least: int) -> int:
+        """Where what hangs on a mark of three columns is to begin: further left where it would not fit otherwise."""
+        return least if self.breaks and wanted + 3 + _LEAST > self.width else wanted
 
     def _painted(self, pairs: list[tuple[str, str]], start: int, end: int) -> str:
         """What lies between two places of the text, with its colours."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import pty
@@ -10,13 +11,18 @@ import re
 import select
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from emupmem.cli import given, progress
+from emupmem.cli import given, progress, render
+from emupmem.cli.copied import OWN, commands_in
+from emupmem.cli.main import COMMANDS as COMMANDS_HERE
 from emupmem.cli.terminal import Printer, fitted, has_colours, width_of
-from emupmem.model import Command
+from emupmem.model import GIB, Command, DeviceKind, FirmwareMap, Kind, Loss, MapEntry, Request
+from emupmem.planner.plan import plan
+from emupmem.planner.situation import Situation
 from emupmem.system.lock import wait_for
 from emupmem.system.machine import Machine
 from emupmem.system.waiting import watched_by
@@ -52,6 +58,83 @@ class Terminal(io.StringIO):
 )
 def test_lines_are_broken_between_words(text: str, width: int, hang: int, lines: list[str]) -> None:
     assert [text[a:b] for a, b in fitted(text, width, hang)] == lines
+
+
+SENTENCES = (
+    "give the whole log, not through grep or head: ⟦sudo dmesg > FILE⟧, or ⟦journalctl -k -b -o cat > FILE⟧",
+    "give a saved log (⟦sudo dmesg > FILE⟧) or an archive of ⟦emupmem collect⟧",
+    "(a log does not show whether that kernel has the driver: run ⟦emupmem doctor⟧ there)",
+    "⟦sudo dmesg | grep -iE 'hmem|dax'⟧ shows why the range was cut",
+    "⟦sudo emupmem verify⟧ shows why; ⟦journalctl -b -u emupmem.service⟧ tells why not",
+    "the kernel was placed inside the range: add nokaslr (⟦sudo emupmem apply --replace --nokaslr …⟧)",
+    "⟦sudo emupmem umount /mnt/pmem0⟧ first; then ⟦sudo emupmem mount /dev/pmem0 '/mnt/a b, or c' --force⟧",
+    "on this ⟦sudo emupmem remove⟧ gives the RAM back; ⟦sudo emupmem namespaces⟧ divides it (Linux 6.19 and later)",
+    "if it is a log: ⟦zcat log.gz | emupmem suggest --from -⟧",
+    "that entry: ⟦efibootmgr -v⟧ shows it, ⟦efibootmgr --create … --unicode 'ALL THE WORDS'⟧ makes a new one",
+    "name a file with some MiB of data: ⟦dd if=/dev/urandom of=FILE bs=1M count=64⟧ makes one",
+    "Reboot, then:  ⟦sudo emupmem verify⟧, and ⟦sudo emupmem confirm⟧ if all is well",
+    "Elsewhere:  ⟦emupmem suggest --from a.tar.gz⟧   or   ⟦emupmem doctor --from a.tar.gz⟧",
+    "If the machine does not come up: switch it off; then ⟦sudo emupmem remove⟧.",
+    "install python-augeas and libaugeas (Debian: ⟦apt install python3-augeas augeas-lenses⟧)",
+    "emupmem changes such machines only, which grubby would change as well; umount is for other mounts",
+)
+"""What errors, checks and findings say, with the commands in it marked."""
+
+
+def lines_of(text: str, width: int, lead: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+    Printer(stream).print(f"{lead}{text}", hang=len(lead))
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize("lead", ["", " " * 9, f"{'':14} → "])
+def test_no_break_is_inside_a_command(width: int, lead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for marked in SENTENCES:
+        commands = re.findall("⟦(.*?)⟧", marked)
+        lines = lines_of(re.sub("[⟦⟧]", "", marked), width, lead, monkeypatch)
+        for command in commands:
+            assert any(command in line for line in lines), lines
+        for line in lines:
+            alone = line.removeprefix(lead).strip("( ").startswith(tuple(commands)) if commands else False
+            assert len(line) <= width or alone, lines
+            assert line.strip() != "→", lines
+
+
+def texts_of(node: ast.AST) -> Iterator[str]:
+    """All texts of a module, with X for what is put into them; the descriptions of functions are none."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        yield "".join(str(v.value) if isinstance(v, ast.Constant) else "/X" for v in node.values)
+    else:
+        for child in ast.iter_child_nodes(node):
+            told = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+            yield from () if told else texts_of(child)
+
+
+ENDING_WITH_S = {"args", "efivarfs", "kargs", "namespaces", "status", "wipefs", "zfs"}
+"""What is a part of a command although it looks like the verb that follows one."""
+
+
+def test_no_text_of_the_program_is_broken_inside_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = (PROJECT / "emupmem").rglob("*.py")
+    texts = {t for m in modules for t in texts_of(ast.parse(m.read_text())) if " " in t and "\n" not in t}
+    found = {t: [t[a:b] for a, b in commands_in(t)] for t in texts}
+    assert sum(map(len, found.values())) > 200
+    assert set(OWN.split("|")) == {name for name, place in COMMANDS_HERE.items() if not place.hidden}
+    for text, commands in found.items():
+        last = {w for c in commands for w in c.rstrip(".,;:)").split()[1:] if re.fullmatch("[a-z]+s", w)}
+        assert last <= ENDING_WITH_S, (
+            f"{last}: the sentence goes on there (_PROSE), or they belong to the command"
+        )
+        if re.search(rf"\b(sudo \S|emupmem (-|({OWN})\b))| > FILE", text):
+            assert commands, text
+        for width in (40, 60, 80, 100) if commands else ():
+            lines = lines_of(text, width, " " * 9, monkeypatch)
+            assert all(any(c in line for line in lines) for c in commands), lines
+            assert not [x for x in lines if re.search(r"\b(sudo|cat|dmesg)$|[|>]$|^ *[|>]", x)], lines
 
 
 def test_colours_go_on_behind_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +175,17 @@ def test_odd_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     for said, wide in (("0", 80), ("x", 80), ("20", 40), ("200", 200), ("9" * 9, 80), ("²", 80)):
         monkeypatch.setenv("COLUMNS", said)
         assert width_of(io.StringIO()) == wide
+
+
+@pytest.mark.parametrize(
+    ("columns", "widest"), [("40", 40), ("46", 46), ("51", 51), ("80", 78), ("200", 120)]
+)
+def test_help_is_as_narrow_as_the_terminal(
+    run: Run, columns: str, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = run("--help").out.splitlines()
+    assert widest * 0.8 < max(len(line) for line in lines) <= widest
 
 
 # --quiet --------------------------------------------------------------------------------------------------------
@@ -237,6 +331,69 @@ def test_lines_fit_the_terminal(columns: int, log: str) -> None:
             assert len(line) <= columns or line.startswith("Next:") or log in line, line
             widest = max(widest, len(line))
     assert widest > columns * 0.9, "the width is used"
+
+
+@pytest.mark.parametrize(
+    ("width", "kind", "wanted"),
+    [
+        (
+            40,
+            DeviceKind.PMEM,
+            [
+                "  ▒ usable   ░ firmware",
+                "  × lost: the kernel took it away",
+                "  · not memory",
+                "  █ planned: persistent, volatile",
+            ],
+        ),
+        (
+            40,
+            DeviceKind.DEVDAX,
+            [
+                "  ▒ usable   ░ firmware",
+                "  × lost: the kernel took it away",
+                "  · not memory",
+                "  █ planned: persistent as a DAX device,",
+                "    volatile",
+            ],
+        ),
+        (
+            80,
+            DeviceKind.PMEM,
+            [
+                "  ▒ usable   ░ firmware   × lost: the kernel took it away   · not memory",
+                "  █ planned: persistent, volatile",
+            ],
+        ),
+        (
+            106,
+            DeviceKind.PMEM,
+            [
+                "  ▒ usable   ░ firmware   × lost: the kernel took it away   · not memory   "
+                "█ planned: persistent, volatile"
+            ],
+        ),
+    ],
+)
+def test_the_legend_is_broken_between_its_entries(
+    width: int, kind: DeviceKind, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    firmware = FirmwareMap(
+        (
+            MapEntry(0, 4 * GIB, Kind.RAM),
+            MapEntry(5 * GIB, 6 * GIB, Kind.RESERVED),
+            MapEntry(6 * GIB, 30 * GIB, Kind.RAM),
+        )
+    )
+    lost = Situation(firmware, losses=(Loss(20 * GIB, 30 * GIB, "the kernel"),))
+    made = plan(lost, Request(4 * GIB, kind=kind))
+    stream = Terminal()
+    render.suggestion(Printer(stream), lost, "a log", [], [], made)
+    lines = stream.getvalue().splitlines()
+    assert [len(line) for line in lines[2:4]] == [width - 2] * 2
+    assert lines[4 : lines.index("", 4)] == wanted
 
 
 @pytest.mark.slow

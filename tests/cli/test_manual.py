@@ -73,6 +73,52 @@ def test_odd_text_is_shown_as_it_is(text: str) -> None:
     assert line.isascii()
 
 
+def blocks(markdown: str) -> list[str]:
+    """The lines of what is fenced, or indented by four blanks after an empty line."""
+    found, fenced, indented, before = [], False, False, ""
+    for line in markdown.split("\n"):
+        indented = not fenced and line.startswith("    ") and (indented or not before)
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or indented:
+            found.append(line.removeprefix("    ") if indented else line)
+        before = line
+    return found
+
+
+def test_each_command_of_a_block_has_a_line_of_its_own() -> None:
+    wanted = blocks(manual())
+    assert {"pmempool check /dev/dax0.0", "sudo emupmem verify"} <= {w.partition("  ")[0] for w in wanted}
+    shown = plain_text(manual()).splitlines()
+    assert [w for w in wanted if f"    {w}".rstrip() not in shown] == []
+    page = man_page(manual()).replace("\\-", "-").replace("\\(aq", "'").replace("\\(ti", "~").splitlines()
+    assert [w for w in wanted if w not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("one\n\n    a  # b\n    c\n\ntwo", "  one\n\n    a  # b\n    c\n\n  two"),
+        ("one\n\n    at the end", "  one\n\n    at the end"),
+        ("```\none\n\n    more\n```\ntwo", "    one\n    \n        more\n\n  two"),
+        ("- item\n    goes on\n- next", "  - item goes on\n  - next"),
+    ],
+)
+def test_what_is_indented_is_a_block(text: str, shown: str) -> None:
+    assert plain_text(f"# ONE\n\n{text}\n").partition("ONE\n")[2].lstrip("\n") == f"{shown}\n"
+
+
+def test_names_of_members_are_not_broken() -> None:
+    _, _, section = plain_text(manual()).partition("\nJSON\n")
+    names = re.findall(r'"\w+"', manual().partition("# JSON\n")[2].partition("\n# ")[0])
+    assert [n for n in names if n not in section] == []
+    wide = '`{"' + '","'.join(["member"] * 30) + '"}` and `/a/' + "long" * 30 + "` path"
+    lines = plain_text(f"# ONE\n\n- {wide}\n").splitlines()
+    broken = [line for line in lines if line.startswith("    ") and not re.search(r"^ +([\"/]|path$)", line)]
+    assert broken == []
+    assert max(len(line) for line in lines if "long" not in line) <= 79
+
+
 def test_help_prints_it(run: Run) -> None:
     done = run("help")
     assert (done.status, done.err) == (0, "")

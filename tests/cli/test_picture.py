@@ -55,6 +55,34 @@ def test_what_is_lost_is_shown_and_what_is_too_small_is_not_told() -> None:
     assert names["hole"] not in texts(root)
 
 
+ALL = Situation(
+    FirmwareMap((*MAP.entries, MapEntry(24 * GIB, 40 * GIB, Kind.RAM))),
+    losses=(Loss(30 * GIB, 40 * GIB, "the kernel"),),
+)
+"""Every kind of place is in it."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"), [(None, 1), (DeviceKind.PMEM, 2), (DeviceKind.DEVDAX, 2), (DeviceKind.MEMORY, 2)]
+)
+def test_all_of_it_lies_in_the_picture(kind: DeviceKind | None, rows: int) -> None:
+    made = None if kind is None else plan(ALL, Request(6 * GIB, count=2, kind=kind))
+    root = drawn(picture.svg(ALL, made, "Memory"))
+    right, bottom = picture.WIDTH - picture.MARGIN, float(root.get("height") or 0)
+    shown = [(t, float(t.get("x") or 0), float(t.get("y") or 0)) for t in root.iter(f"{SVG}text")]
+    for text, x, y in shown:
+        assert y < bottom - 6, text.text
+        letter = 7.23 if text.get("class") == "small" else 8.43
+        assert text.get("text-anchor") != "start" or x + letter * len(text.text or "") <= right, text.text
+    names = legend_of(made).values()
+    places = {y for text, _, y in shown if text.text in names}
+    assert len(places) == rows
+    words = [y for text, _, y in shown if not text.get("class")]
+    assert all(y > max(places) + 20 for y in words)
+    boxes = [r for r in root.iter(f"{SVG}rect") if r.get("width") == "14"]
+    assert {float(r.get("y") or 0) + 12 for r in boxes} == places
+
+
 def test_it_says_what_the_plan_makes() -> None:
     made = plan(Situation(MAP), Request(8 * GIB, kind=DeviceKind.DAX))
     assert "planned: a DAX device, volatile" in texts(drawn(picture.svg(Situation(MAP), made, "Memory")))
