@@ -108,7 +108,8 @@ class NextStart:
 class Trial:
     """The entry of a trial boot: the file that makes it, the words it adds, where a confirm is to put them.
 
-    `chosen` says that the next start takes it, `starts` that it is in the menu and its kernel is there.
+    `chosen` says that the next start takes it, `starts` that it is in the menu and its kernel is there, `this_boot`
+    whether it was made in this boot (None: the time of the file tells).
     """
 
     file: str
@@ -116,6 +117,7 @@ class Trial:
     chosen: bool
     starts: bool
     variable: str = ""
+    this_boot: bool | None = None
 
 
 @record

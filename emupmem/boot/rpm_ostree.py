@@ -25,12 +25,12 @@ KARGS = ("rpm-ostree", "kargs")
 STATUS = ("rpm-ostree", "status", "--json")
 PIN_HELP = ("ostree", "admin", "pin", "--help")
 
-STAGED, LOADER_ENTRIES = "/run/ostree/staged-deployment", "/boot/loader"
-"""A new deployment is staged in memory, its entry is written when the machine goes down (ostree-sysroot-deploy.c)."""
-
+LOADER_ENTRIES = "/boot/loader"
 MARK = "emupmem.trial="
-"""Begins the word that tells a trial: whether the deployment before it was pinned for it, and which words beside
-memmap= are the trial's (`emupmem.trial=pinned,nokaslr`). The kernel and init pass over it."""
+"""Begins the word that tells a trial: whether the deployment before it was pinned for it, which words beside memmap=
+are the trial's, and in which boot it was made (`emupmem.trial=pinned,nokaslr,boot.1f2e3d4c`). The kernel and init pass
+over it."""
+BOOT = "boot."
 PINNED, KEPT = f"{MARK}pinned", f"{MARK}kept"
 
 
@@ -98,12 +98,13 @@ class RpmOstree(Loader):
     def trial(self, machine: Host) -> Trial | None:
         try:
             now = self.standing(machine)
-            ours = _ours(_without_mark(self._arguments(machine))[1])
+            marks = _without_mark(self._arguments(machine))[1]
         except EmupmemError:
             return None
-        words = [w for w in now.trial if w in ours or items_of_word(w)]
-        file = STAGED if machine.exists(STAGED) else LOADER_ENTRIES
-        return Trial(file, tuple(words), now.chosen, True) if words else None
+        words = [w for w in now.trial if w in _ours(marks) or items_of_word(w)]
+        boots = [w for m in marks for w in m.split(",")[1:] if w.startswith(BOOT)]
+        here = _boot_of(machine) in boots if boots else None
+        return Trial(LOADER_ENTRIES, tuple(words), now.chosen, True, this_boot=here) if words else None
 
     def trial_steps(self, machine: Host, now: Standing, wanted: Wanted) -> Steps:
         if now.chosen:
@@ -113,7 +114,12 @@ class RpmOstree(Loader):
         pins = _is_pinning_known(machine) and not _is_pinned(machine)
         there = now.default.words if now.default is not None else ()
         add = [w for w in wanted.trial if w not in there]
-        add.append(",".join([PINNED if pins else KEPT, *(w for w in OUR_WORDS if w in add)]))
+        boot = _boot_of(machine)
+        add.append(
+            ",".join(
+                [PINNED if pins else KEPT, *(w for w in OUR_WORDS if w in add), *([boot] if boot else [])]
+            )
+        )
         pin = (
             (_pin("booted", True),) if pins else ()
         )  # behind the mark: so no pin is left that nobody takes away
@@ -175,6 +181,12 @@ def _items(line: str) -> list[str]:
     return [i.text for i in parse_command_line(line).reservations]
 
 
+def _boot_of(machine: Host) -> str:
+    """The word of a mark that names this boot, empty where it has no name."""
+    name = machine.peek("/proc/sys/kernel/random/boot_id")[:8]
+    return f"{BOOT}{name}" if name else ""
+
+
 def _is_pinning_known(machine: Host) -> bool:
     """Whether this ostree pins a deployment by what it is (`booted`), and not by its number alone."""
     done = machine.output(*PIN_HELP)
@@ -182,19 +194,27 @@ def _is_pinning_known(machine: Host) -> bool:
 
 
 def _is_pinned(machine: Host) -> bool:
-    """Whether the deployment that runs is pinned already."""
-    return "booted" in _pinned(machine)
+    """Whether the deployment that runs is pinned already; not, where that is not told."""
+    try:
+        return "booted" in _pinned(machine)
+    except EmupmemError:
+        return False
 
 
 def _pinned(machine: Host) -> tuple[str, ...]:
-    """Which of `booted` and `rollback`, the one behind it, are pinned; none where that is not told."""
+    """Which of `booted` and `rollback`, the one behind it, are pinned. Raises EmupmemError where that is not told."""
     done = machine.output(*STATUS, timeout=60)
     try:
-        found = json.loads(done.stdout)["deployments"] if done is not None and not done.status else []
+        if done is None or done.status:
+            raise ValueError(done.last_words if done is not None else "")
+        found = json.loads(done.stdout)["deployments"]
         at = next((n for n, d in enumerate(found) if d.get("booted")), len(found))
         return tuple(n for n, d in zip(("booted", "rollback"), found[at:], strict=False) if d.get("pinned"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ()
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise EmupmemError(
+            f"{' '.join(STATUS)} does not tell which deployments are pinned: {exc}",
+            "try again when rpm-ostree status answers",
+        ) from exc
 
 
 def _before_trial(machine: Host) -> str:

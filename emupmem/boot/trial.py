@@ -133,6 +133,8 @@ def state(machine: Host) -> State | None:
     booted = re.search(r"^btime (\d+)", machine.peek("/proc/stat"), re.MULTILINE)
     written = machine.modified(made.file)
     since = booted is not None and written is not None and int(booted[1]) > written
+    if made.this_boot is not None:
+        since = not made.this_boot
     wanted = [i.text for i in parse_command_line(words[0]).reservations]
     running = [i.text for i in line.reservations] == wanted
     if coming and not made.starts:

@@ -229,9 +229,10 @@ def _status() -> int:
 
 def program_for(words: Sequence[str]) -> typer.Typer:
     """The program with the one command that was typed; else all of them listed, for --help or a wrong name."""
+    typed = next((w for w in words if not w.startswith("-")), "")
     wide = width_of(sys.stdout)
-    # By itself click makes no --help narrower than 50 columns.
-    narrow = {"terminal_width": wide - 2} if wide < 52 else {}
+    # By itself click makes no --help narrower than 50 columns. Options would get a column that cuts words.
+    narrow = {"terminal_width": wide - 2} if wide < 52 and not typed else {}
     made = typer.Typer(
         name="emupmem",
         help=HELP,
@@ -243,7 +244,6 @@ def program_for(words: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, **narrow},
     )
     made.callback()(_options)
-    typed = next((w for w in words if not w.startswith("-")), "")
     if typed in COMMANDS:
         COMMANDS[typed].add_to(made, typed)
         return made

@@ -41,7 +41,7 @@ def suggestion(
         scale, kinds = bar(situation, plan, min(out.width, WIDEST) - 4)
         out.print("  ", scale, whole=True)
         out.print("  ", *((CELLS[kind], STYLES[kind]) for kind in kinds), whole=True)
-        for row in legend(kinds, plan, out.width - 2):
+        for row in legend(kinds, plan, out.width - 2 if out.breaks else None):
             out.print("  ", *row, hang=4)
         out.print()
     rows = _rows(offers, rejected, plan)
@@ -137,20 +137,24 @@ def bar(situation: Situation, plan: Plan | None, width: int) -> tuple[str, list[
     return _scale(firmware, plan, end, width), kinds
 
 
-def legend(kinds: Iterable[str], plan: Plan | None, width: int) -> list[list[Part]]:
-    """What the cells of these kinds mean, in as many rows as they need: an entry wider than that has its own."""
+def legend(kinds: Iterable[str], plan: Plan | None, width: int | None) -> list[list[Part]]:
+    """What the cells of these kinds mean, in as many rows as they need: an entry wider than that has its own.
+
+    Without a width it is one row.
+    """
     there = set(kinds)
-    rows: list[list[Part]] = []
-    used = width
+    rows: list[list[Part]] = [[]]
+    used = 0
     for kind, name in legend_of(plan).items():
-        if kind in there:
-            entry: list[Part] = [(f"{CELLS[kind]} ", STYLES[kind]), name]
-            used += 3 + 2 + len(name)
-            if used <= width:
-                rows[-1] += ["   ", *entry]
-            else:
-                rows.append(entry)
-                used = 2 + len(name)
+        if kind not in there:
+            continue
+        needed = 2 + len(name)
+        if rows[-1] and width is not None and used + 3 + needed > width:
+            rows.append([])
+            used = 0
+        gap = "   " if rows[-1] else ""
+        rows[-1] += [gap, (f"{CELLS[kind]} ", STYLES[kind]), name]
+        used += len(gap) + needed
     return rows
 
 

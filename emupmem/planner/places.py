@@ -42,9 +42,13 @@ def disagreements(situation: Situation) -> tuple[tuple[str, tuple[Span, ...]], .
 
 
 def gone(situation: Situation) -> list[tuple[int, int]]:
-    """What the map calls RAM and the kernel does not have: by its own lines, or by another source (see above)."""
-    denied = [(s.start, s.end) for _, spans in disagreements(situation) for s in spans]
-    return union_of([*((x.start, x.end) for x in situation.losses), *denied])
+    """What the map calls RAM and the kernel does not have: by its own lines, or by another source (see above).
+
+    What words of this boot took away is not meant: the next one has its own.
+    """
+    denied = ((s.start, s.end, 0, None) for _, spans in disagreements(situation) for s in spans)
+    others = subtract(sorted(denied), union_of((s.start, s.end) for s in situation.asked))
+    return union_of([*((x.start, x.end) for x in situation.losses), *((p[0], p[1]) for p in others)])
 
 
 def taken_by(line: CommandLine | None, ram: int, hugepages: int = 0) -> int:

@@ -44,7 +44,8 @@ class Situation:
     reservations that stay included. `hugepages` are the bytes of huge pages that the machine has
     now, however it got them (sysctl): the next boot will have as many. `efi` and `kernel` are None
     where unknown. `block` is the size of a memory block in bytes, 0 where unknown. `distances` are those
-    of the nodes that the running kernel has, none where only a log is known.
+    of the nodes that the running kernel has, none where only a log is known. `asked` is what words of this boot take
+    away, which the next one need not have.
     """
 
     firmware: FirmwareMap
@@ -57,6 +58,7 @@ class Situation:
     losses: tuple[Loss, ...] = ()
     block: int = 0
     distances: tuple[NodeDistances, ...] = ()
+    asked: tuple[Span, ...] = ()
 
     def steps(self, kind: DeviceKind) -> tuple[int, ...]:
         """The steps of alignment for a kind, best first: kmem adds whole blocks only (dax_kmem_range of kmem.c)."""

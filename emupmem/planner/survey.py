@@ -23,7 +23,7 @@ from emupmem.model import (
 from emupmem.parser.bootlog import Source, kernel_release, parse_boot_log
 from emupmem.parser.sources import parse_iomem, parse_sysfs_memmap
 from emupmem.planner.kernels import BEFORE_3_5, KERNEL_NEEDED, kernel_problem
-from emupmem.planner.places import disagreements, high_losses, subtract, union_of
+from emupmem.planner.places import disagreements, high_losses, memory_limits, subtract, union_of
 from emupmem.planner.situation import Situation
 from emupmem.record import record
 from emupmem.system.host import Host
@@ -141,6 +141,7 @@ def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = 
         tuple(loss for _, log in logs for loss in _losses(log, booted)),
         read_block_size(machine),
         read_node_distances(machine),
+        _asked(booted),
     )
     notes = [*broken, *(why for _, why in unseen if machine.is_root)]
     notes += [
@@ -154,6 +155,13 @@ def of_machine(machine: Host, source: str = "auto", boots: CommandLine | None = 
     refused = refused or _refusal_here(machine, booted)
     all_notes = (*notes, *_veto_notes(situation))
     return Survey(situation, shown, all_notes, refused, reserved=_reserved(next_line))
+
+
+def _asked(booted: CommandLine) -> tuple[Span, ...]:
+    """What words of this boot took out of the RAM."""
+    limits = [Span(limit, 1 << 64) for limit in memory_limits(booted)[:1]]
+    items = [Span(i.start, i.start + i.size) for i in booted.items if i.op in "$#" and i.size]
+    return (*limits, *items, *booted.fake_mem)
 
 
 def _logs(machine: Host, source: str) -> list[tuple[str, BootLog]]:

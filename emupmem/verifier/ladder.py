@@ -98,8 +98,9 @@ def _trial(seen: SeenTrial) -> Check:
     if seen.started_since:
         found = f"the machine came back without {words}: {seen.why}"
         if seen.again:
-            found += "; the next start tries it once more"
-            hint = "sudo emupmem abandon first: it makes a deployment without it"
+            hint = (
+                "the next start tries it once more: sudo emupmem abandon first makes a deployment without it"
+            )
         return Check("trial", "fail", words, found, hint)
     why = seen.why or "it is no longer chosen for the next start"
     return Check("trial", "fail", words, f"the trial of {words} will not come: {why}", hint)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -243,20 +242,35 @@ def test_a_trial_that_did_not_come_is_over_and_would_come_again(machine: FakeMac
     def judged() -> Check:
         return next(c for c in ladder.verdict_of(observe.observe(machine, 0)).checks if c.name == "trial")
 
-    put(machine, "/boot/loader/entries/a.conf", "")
+    put(machine, "/proc/sys/kernel/random/boot_id", "11112222-3333-4444-5555-666677778888\n")
     begin(machine)
-    put(machine, "/proc/stat", "btime 1000\n")
-    put(machine, "/run/ostree/staged-deployment", "")  # until the machine goes down
+    assert f"{MARK},boot.11112222" in kargs(machine)
     assert (judged().status, judged().hint) == ("pending", "reboot")
-    (machine.root / "run/ostree/staged-deployment").unlink()
-    os.utime(machine.root / "boot/loader", (2000, 2000))
-    put(machine, "/proc/stat", "btime 2010\n")
+    put(machine, "/proc/sys/kernel/random/boot_id", "99992222-3333-4444-5555-666677778888\n")
+    put(machine, "/run/ostree/staged-deployment", "")  # an update has made another of it
     seen = trial.state(machine)
     assert seen is not None
     assert (seen.stage, seen.chosen, seen.again) == ("over", True, True)
     assert judged().status == "fail"
     assert judged().found.startswith("the machine came back without memmap=1G!4G: ")
-    assert judged().found.endswith("; the next start tries it once more")
-    assert "sudo emupmem abandon first" in judged().hint
+    assert judged().hint.startswith("the next start tries it once more: sudo emupmem abandon first")
     starts(machine)
     assert "the next start is this trial as well, until it is confirmed or abandoned" in judged().found
+
+
+@pytest.mark.parametrize("what", ["apply", "abandon"])
+def test_pins_that_are_not_told_are_not_taken_away(machine: FakeMachine, what: str) -> None:
+    """Its daemon is busy once: what was pinned is not known, and that is not "nothing"."""
+    if what == "abandon":
+        begin(machine)
+    put(machine, "/pins", "booted")
+    before = kargs(machine)
+    status = 'if sys.argv[1] == "status":\n'
+    assert status in RPM_OSTREE
+    once = f'{status}    if not os.path.exists(ROOT + "/asked"):\n        write(ROOT + "/asked", "")\n        {BUSY}'
+    text = RPM_OSTREE.replace(status, once)
+    program(machine, "rpm-ostree", text, HEAD="")
+    with pytest.raises(EmupmemError, match="does not tell which deployments are pinned") as caught:
+        apply(machine) if what == "apply" else carry_out_change(machine, prepare.prepare_abandon(machine))
+    assert "rpm-ostree status" in caught.value.hint
+    assert (kargs(machine), pins(machine)) == (before, "booted")

@@ -184,6 +184,7 @@ def test_help_is_as_narrow_as_the_terminal(
     run: Run, columns: str, widest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
+    assert "GRUB_CMDLINE_LINUX" in run("apply", "--help").out, "the options have room for their words"
     lines = run("--help").out.splitlines()
     assert widest * 0.8 < max(len(line) for line in lines) <= widest
 
@@ -394,6 +395,11 @@ def test_the_legend_is_broken_between_its_entries(
     lines = stream.getvalue().splitlines()
     assert [len(line) for line in lines[2:4]] == [width - 2] * 2
     assert lines[4 : lines.index("", 4)] == wanted
+    pipe = io.StringIO()
+    render.suggestion(Printer(pipe), lost, "a log", [], [], made)
+    whole = [line for line in pipe.getvalue().splitlines() if "not memory" in line]
+    assert len(whole) == 1, "elsewhere every line stays whole"
+    assert "planned: " in whole[0]
 
 
 @pytest.mark.slow

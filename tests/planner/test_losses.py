@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from emupmem.kernel.cmdline import parse_command_line
 from emupmem.model import GIB, MIB, Request
 from emupmem.parser.bootlog import parse_boot_log
+from emupmem.planner.places import gone
 from emupmem.planner.plan import offers, plan
 from emupmem.planner.situation import NoPlan
 from emupmem.planner.survey import NoMap, Survey, of_log, of_machine
@@ -337,3 +339,14 @@ def test_ram_that_another_source_denies_does_not_stay(tmp_path: Path, run: Run) 
     assert done.out.startswith("Memory · 4.9 GiB usable"), done
     assert "× lost: the kernel took it away" in done.out
     assert 'class="lost"' in (tmp_path / "svg").read_text()
+
+
+def test_what_words_of_this_boot_took_is_there_for_the_next_one(tmp_path: Path) -> None:
+    machine = build(tmp_path)
+    put(machine, "/proc/iomem", "00001000-0009fbff : System RAM\n00100000-bfffffff : System RAM\n")
+    put(machine, "/proc/cmdline", "ro mem=3G\n")
+    now = of_machine(machine).situation
+    later = of_machine(machine, boots=parse_command_line("ro")).situation
+    assert (gone(now), gone(later)) == ([], [])
+    put(machine, "/proc/cmdline", "ro\n")
+    assert gone(of_machine(machine).situation) == [(4 * GIB, 0x540000000)]
