@@ -213,7 +213,7 @@ def _pinned(machine: Host) -> tuple[str, ...]:
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise EmupmemError(
             f"{' '.join(STATUS)} does not tell which deployments are pinned: {exc}",
-            "try again when rpm-ostree status answers",
+            "try again when its daemon answers",
         ) from exc
 
 
