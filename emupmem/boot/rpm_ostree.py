@@ -42,7 +42,9 @@ class RpmOstree(Loader):
     forgets = False
 
     def standing(self, machine: Host) -> Standing:
-        line, marks = _without_mark(self._arguments(machine))
+        return self._standing_of(machine, *_without_mark(self._arguments(machine)))
+
+    def _standing_of(self, machine: Host, line: str, marks: Sequence[str]) -> Standing:
         tried = parse_command_line(line).words if marks else ()
         words = parse_command_line(text.reworked(line, (), (), _ours(marks)) if marks else line).words
         entry = BootEntry(("next deployment",), ("",), (0,), "", words, 1, False, True)
@@ -97,12 +99,12 @@ class RpmOstree(Loader):
 
     def trial(self, machine: Host) -> Trial | None:
         try:
-            now = self.standing(machine)
-            marks = _without_mark(self._arguments(machine))[1]
+            line, marks = _without_mark(self._arguments(machine))
+            now = self._standing_of(machine, line, marks)
         except EmupmemError:
             return None
         words = [w for w in now.trial if w in _ours(marks) or items_of_word(w)]
-        boots = [w for m in marks for w in m.split(",")[1:] if w.startswith(BOOT)]
+        boots = [w for w in _said(marks) if w.startswith(BOOT)]
         here = _boot_of(machine) in boots if boots else None
         return Trial(LOADER_ENTRIES, tuple(words), now.chosen, True, this_boot=here) if words else None
 
@@ -114,15 +116,10 @@ class RpmOstree(Loader):
         pins = _is_pinning_known(machine) and not _is_pinned(machine)
         there = now.default.words if now.default is not None else ()
         add = [w for w in wanted.trial if w not in there]
-        boot = _boot_of(machine)
-        add.append(
-            ",".join(
-                [PINNED if pins else KEPT, *(w for w in OUR_WORDS if w in add), *([boot] if boot else [])]
-            )
-        )
-        pin = (
-            (_pin("booted", True),) if pins else ()
-        )  # behind the mark: so no pin is left that nobody takes away
+        said = [*(w for w in OUR_WORDS if w in add), _boot_of(machine)]
+        add.append(",".join([PINNED if pins else KEPT, *filter(None, said)]))
+        # Behind the mark: so no pin is left that nobody takes away.
+        pin = (_pin("booted", True),) if pins else ()
         note = "rpm-ostree has no choice for one start: a start that hangs comes again, until you choose the "
         note += "deployment before it in the boot menu"
         if not pins and not _is_pinned(machine):
@@ -167,7 +164,12 @@ def _pins(marks: Sequence[str]) -> bool:
 
 def _ours(marks: Sequence[str]) -> tuple[str, ...]:
     """The words beside memmap= that a trial brought, by its mark; others of the same name are a person's."""
-    return tuple(w for w in OUR_WORDS if any(w in m.split(",")[1:] for m in marks))
+    return tuple(w for w in OUR_WORDS if w in _said(marks))
+
+
+def _said(marks: Sequence[str]) -> list[str]:
+    """What marks say beside whether there is a pin."""
+    return [word for mark in marks for word in mark.split(",")[1:]]
 
 
 def _in_order_of(before: Standing, after: Standing, wanted: Wanted) -> tuple[str, ...]:
